@@ -1,0 +1,1 @@
+"""What is true: pure decisions and events, no I/O, no clock."""

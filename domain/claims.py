@@ -1,0 +1,36 @@
+"""Digests of the names that may be taken only once."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import blake2b
+
+
+def _digest(kind: bytes, *parts: str) -> bytes:
+    return blake2b("\0".join(parts).encode(), digest_size=16, person=kind).digest()
+
+
+@lru_cache(maxsize=16)  # asked for twice in a row: to look it up, and to take it
+def request_claim(organization_id: str, request_id: str) -> bytes:
+    """A request id is taken for ever within its organization."""
+    return _digest(b"request", organization_id, request_id)
+
+
+def reference_claim(organization_id: str, reference: str) -> bytes:
+    """A top-up's reference is taken for ever within its organization."""
+    return _digest(b"reference", organization_id, reference)
+
+
+def fingerprint_claim(fingerprint: bytes) -> bytes:
+    """A secret stands for one key only, for ever."""
+    return _digest(b"fingerprint", fingerprint.hex())
+
+
+def idempotency_claim(root_key_id: str, idempotency_key: str) -> bytes:
+    """An `Idempotency-Key` is taken for 24 hours per root key."""
+    return _digest(b"idempotency", root_key_id, idempotency_key)
+
+
+def command_claim(command_id: str) -> bytes:
+    """A forwarded command is carried out once, however often it is sent."""
+    return _digest(b"command", command_id)

@@ -1,0 +1,1 @@
+"""Decisions: a command and the state in, events or a refusal out."""

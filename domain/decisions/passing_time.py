@@ -1,0 +1,62 @@
+"""What time brings about by itself is recorded before a decision that rests on it."""
+
+from __future__ import annotations
+
+from domain import events as e
+from domain.decisions.reservations import expire_reservation
+from domain.desk import Desk
+from domain.state import Books, Due
+
+
+def is_open(books: Books, due: Due) -> bool:
+    """Is an entry of the agenda still to be recorded, once its time has come?"""
+    _, kind, subject, generation = due
+    if kind == "reservation_expires":
+        reservation = books.reservations.find(subject)
+        return reservation is not None and reservation.status == "open"
+    key = books.keys.find(subject)
+    if key is None or key.revoked_at is not None:
+        return False
+    if kind == "key_expires":
+        return not key.expiry_recorded
+    return any(one.generation == generation and not one.retired for one in key.secrets)
+
+
+def record_due(desk: Desk, due: Due) -> None:
+    """Record an expiry, if it is still one: what was postponed or settled meanwhile is not."""
+    when, kind, subject, generation = due
+    # It was taken off the agenda when its time had come: a clock that stepped back since undoes nothing.
+    desk.now = max(desk.now, when)
+    if kind == "key_expires":
+        _key_expires(desk, subject)
+    elif kind == "secret_ends":
+        _secret_ends(desk, subject, generation)
+    elif kind == "reservation_expires":
+        reservation = desk.draft.reservations.find(subject)
+        if reservation is not None and reservation.status == "open" and reservation.expires_at <= desk.now:
+            expire_reservation(desk, reservation)
+
+
+def _key_expires(desk: Desk, key_id: str) -> None:
+    key = desk.draft.keys.find(key_id)
+    if key is None or key.expires_at is None or key.expires_at > desk.now:
+        return
+    if not key.expiry_recorded and key.revoked_at is None:
+        desk.record(e.KeyExpired(at=desk.now, organization_id=key.organization_id, key_id=key.id))
+
+
+def _secret_ends(desk: Desk, key_id: str, generation: int) -> None:
+    key = desk.draft.keys.find(key_id)
+    if key is None or key.revoked_at is not None:
+        return
+    for secret in key.secrets:
+        ended = secret.ends_at is not None and secret.ends_at <= desk.now
+        if secret.generation == generation and ended and not secret.retired:
+            desk.record(
+                e.SecretRetired(
+                    at=desk.now,
+                    organization_id=key.organization_id,
+                    key_id=key.id,
+                    generation=generation,
+                )
+            )

@@ -1,0 +1,146 @@
+"""The desk on which one group of commands is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from domain import ids
+from domain.commands import Asking
+from domain.events import Event, Private, stream_of
+from domain.evolve import evolve
+from domain.facts import FactsBook
+from domain.instants import Instant
+from domain.keys import Key, Secret
+from domain.state import Draft
+from keyledger_edge import KeyFacts, RateLimit, RateState
+
+
+class Limiter(Protocol):
+    """Counts uses against rate limits."""
+
+    def take(
+        self, key_id: str, limits: tuple[RateLimit, ...], provider: str | None
+    ) -> tuple[bool, list[RateState]]:
+        """Count one use: (allowed, where the limits stand)."""
+        ...
+
+    def give_back(self, key_id: str, limits: tuple[RateLimit, ...], provider: str | None) -> None:
+        """Undo one `take`."""
+        ...
+
+
+class Claimed(NamedTuple):
+    """A claim that this group makes."""
+
+    digest: bytes
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a claim
+    expires_at: Instant | None
+    answer: bytes | None
+
+
+class Placed(NamedTuple):
+    """An event of this group, with the place it will have."""
+
+    stream: str
+    version: int
+    event: Event
+
+
+SYSTEM_ASKING = Asking(actor="system")
+
+
+class Desk:
+    """A draft, the time, and what the group has decided so far.
+
+    Recording an event applies it to the draft at once, so that the next command of the
+    group is decided on what this one left.
+    """
+
+    def __init__(
+        self,
+        draft: Draft,
+        *,
+        now: Instant,
+        facts: FactsBook,
+        limiter: Limiter,
+        entropy: Callable[[], int],
+        partition: int = 0,
+    ) -> None:
+        self.draft = draft
+        self.now = max(now, draft.at)
+        self.partition = partition
+        self.asking = SYSTEM_ASKING
+        self.placed: list[Placed] = []
+        self.claims: list[Claimed] = []
+        self.taken: dict[bytes, int] = {}
+        """Claims of this group: digest to index of the event."""
+        self.limiter = limiter
+        self._facts = facts
+        self._entropy = entropy
+        self._rate_takes: list[tuple[str, tuple[RateLimit, ...], str | None]] = []
+
+    # -- recording
+
+    @property
+    def next_position(self) -> int:
+        """Where the next event will stand."""
+        return self.draft.head + 1
+
+    def record(self, event: Event) -> int:
+        """The event happens: it is applied to the draft, and will be appended. Its position."""
+        position = self.draft.head + 1
+        stream = stream_of(event)
+        versions = self.draft.versions
+        version = (versions.find(stream) or 0) + 1
+        versions[stream] = version
+        evolve(self.draft, event, position)
+        self.placed.append(Placed(stream, version, event))
+        return position
+
+    def claim(self, digest: bytes, *, expires_at: Instant | None = None, answer: bytes | None = None) -> None:
+        """Take a name for the event recorded last (or, before any, for the next)."""
+        index = max(0, len(self.placed) - 1)
+        self.claims.append(Claimed(digest, index, expires_at, answer))
+        self.taken[digest] = index
+
+    def private(self, **fields: object) -> Private:
+        """Personal fields, with where they came from."""
+        return Private(origin=self.asking.origin, **fields)  # type: ignore[arg-type]
+
+    # -- ids
+
+    def new_id(self, kind: str) -> str:
+        """A fresh random id."""
+        return ids.new_id(kind, self.now, self._entropy())
+
+    def placed_id(self, kind: str) -> str:
+        """The id of what the next event brings about; it holds the event's place."""
+        return ids.placed_id(kind, self.now, partition=self.partition, position=self.next_position)
+
+    # -- reading
+
+    def facts_of(self, key: Key, secret: Secret | None) -> KeyFacts:
+        """What a verdict needs to know of a key, as of this moment in the group."""
+        if self.draft.settings_changed:
+            return self._facts.build(self.draft, key, secret)
+        return self._facts.of(key, secret)
+
+    # -- rate limits
+
+    def take_rate(self, facts: KeyFacts, provider: str | None) -> tuple[bool, list[RateState]]:
+        """Count one use; undone when the group is."""
+        allowed, states = self.limiter.take(facts.key_id, facts.rate_limits, provider)
+        if allowed and states:
+            self._rate_takes.append((facts.key_id, facts.rate_limits, provider))
+        return allowed, states
+
+    def give_back_rate(self) -> None:
+        """The use that was counted last is refused after all: it consumes nothing."""
+        self.limiter.give_back(*self._rate_takes.pop())
+
+    def undo(self) -> None:
+        """The group will not be: give back what it took outside of the draft."""
+        for take in self._rate_takes:
+            self.limiter.give_back(*take)
+        self._rate_takes.clear()

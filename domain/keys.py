@@ -1,0 +1,77 @@
+"""A key: the lasting identity that outlives its secrets."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from domain.events import Quota
+from domain.instants import Instant
+from keyledger_edge import RateLimit, Scopes
+
+Status = Literal["active", "disabled", "revoked", "expired"]
+
+
+class Secret(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One generation of a key's secret, by its fingerprint."""
+
+    key_id: str
+    fingerprint: bytes
+    generation: int
+    hint: str
+    ends_at: Instant | None = None
+    """From then on it is `rotated`; None for the newest."""
+    retired: bool = False
+    """Is its end on record?"""
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """The present state of one key, folded from its events."""
+
+    id: str
+    keyspace_id: str
+    organization_id: str | None
+    name: str
+    kind: Literal["solo", "client", "platform"] = "solo"
+    owner_id: str | None = None
+    environment: str | None = None
+    plan_id: str | None = None
+    scopes: Scopes = Scopes()
+    quotas: tuple[Quota, ...] = ()
+    rate_limits: tuple[RateLimit, ...] = ()
+    allowed_ips: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    bound_keyspace_id: str | None = None
+    expires_at: Instant | None = None
+    expiry_recorded: bool = False
+    disabled: bool = False
+    deleted: bool = False
+    revoked_at: Instant | None = None
+    rotated_at: Instant | None = None
+    created_at: Instant
+    created_by: str
+    imported: bool = False
+    secrets: tuple[Secret, ...]
+    """Oldest first; the last is the newest generation."""
+    version: int = 1
+    position: int = 0
+
+    @property
+    def newest(self) -> Secret:
+        """The secret of the present generation."""
+        return self.secrets[-1]
+
+    @property
+    def generation(self) -> int:
+        """How many secrets the key has had."""
+        return self.secrets[-1].generation
+
+    def status(self, now: Instant) -> Status:
+        """What the key is at `now`: computed from time, never from a timer."""
+        if self.revoked_at is not None:
+            return "revoked"
+        if self.expires_at is not None and now >= self.expires_at:
+            return "expired"
+        return "disabled" if self.disabled else "active"

@@ -1,0 +1,122 @@
+"""A keyspace: the keys of one gateway, their shape and their manners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from domain.instants import Instant
+from keyledger_edge import AcceptedFormat, SecretFormat, SecretShape
+
+ROOT_PREFIX = "kl_root_"
+ROOT_KEYSPACE_ID = "ks_00000000000000000000000000"
+"""The built-in keyspace of root keys: the same in every ledger."""
+
+MINIMUM_BITS = 128
+"""Randomness of a secret: with less, a plain SHA-256 would not be enough (ASVS 5.0, 6.5.2)."""
+
+DIMENSIONS = ("permission", "project", "model", "tenant")
+
+
+class Keyspace(msgspec.Struct, frozen=True, kw_only=True):
+    """The present state of one keyspace."""
+
+    id: str
+    name: str
+    preset: str | None
+    prefix: str
+    secret_format: SecretFormat
+    accepted_formats: tuple[AcceptedFormat, ...] = ()
+    credential_locations: tuple[str, ...] = ()
+    tenant_locations: dict[str, str] = {}
+    denial_status: dict[str, int] = {}
+    require_balance: bool = False
+    required_dimensions: tuple[str, ...] = ()
+    builtin: bool = False
+    created_at: Instant = 0
+    version: int = 1
+    position: int = 0
+
+    @property
+    def shape(self) -> SecretShape:
+        """What its secrets look like."""
+        return shape_of(self)
+
+
+_SHAPES_KEPT = 10_000
+_SHAPES: dict[int, tuple[Keyspace, SecretShape]] = {}
+
+
+def shape_of(keyspace: Keyspace) -> SecretShape:
+    """The shape, compiled once per state of a keyspace."""
+    known = _SHAPES.get(id(keyspace))
+    if known is not None and known[0] is keyspace:
+        return known[1]
+    shape = SecretShape(
+        prefix=keyspace.prefix,
+        format=keyspace.secret_format,
+        accepted=keyspace.accepted_formats,
+    )
+    if len(_SHAPES) > _SHAPES_KEPT:
+        _SHAPES.clear()
+    _SHAPES[id(keyspace)] = (keyspace, shape)
+    return shape
+
+
+def prefixes_overlap(one: str, other: str) -> bool:
+    """Could a secret of one be taken for a secret of the other?"""
+    return one.startswith(other) or other.startswith(one)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "prefix": "kl_live_",
+        "secret_format": SecretFormat(alphabet="base62", length=30, checksum="crc32"),
+        "credential_locations": ("header:Authorization:Bearer", "header:X-API-Key"),
+    },
+    "leanmcp": {
+        "prefix": "leanmcp_",
+        "secret_format": SecretFormat(alphabet="hex", length=64),
+        "credential_locations": ("header:Authorization:Bearer",),
+        "require_balance": True,
+    },
+    "mindproxy": {
+        "prefix": "sk-",
+        "secret_format": SecretFormat(alphabet="base62", length=48),
+        "credential_locations": (
+            "header:Authorization:Bearer",
+            "header:x-api-key",
+            "query:key",
+        ),
+        "denial_status": {"api_key_quota_exceeded": 402, "billing_shortfall": 402},
+        "require_balance": True,
+    },
+    "leapter": {
+        "prefix": "lpt_",
+        "secret_format": SecretFormat(alphabet="base62", length=40),
+        "credential_locations": ("header:X-API-Key",),
+        "denial_status": {"project_denied": 403},
+        "required_dimensions": ("project",),
+    },
+    "leadmagic": {
+        "prefix": "lm_",
+        "secret_format": SecretFormat(alphabet="base62", length=30, checksum="crc32"),
+        "credential_locations": ("header:x-leadmagic-key",),
+        "denial_status": {
+            "billing_shortfall": 403,
+            "api_key_quota_exceeded": 403,
+            "project_quota_exceeded": 403,
+            "organization_quota_exceeded": 403,
+        },
+        "require_balance": True,
+    },
+    "allmcp": {
+        "prefix": "allmcp_",
+        "secret_format": SecretFormat(alphabet="base62", length=32),
+        "credential_locations": ("header:X-API-Key", "header:Authorization:Bearer"),
+        "denial_status": {"tenant_denied": 403},
+        "tenant_locations": {"org_id": "query:org_id", "user_id": "query:user_id"},
+    },
+}
+"""The presets that ship, by name."""

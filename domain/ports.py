@@ -1,0 +1,197 @@
+"""What the ledger needs of the world: a log, a place for its state rows, a clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+from domain.instants import Instant
+
+
+class NewEvent(NamedTuple):
+    """One event, encoded, on its way into the log."""
+
+    stream: str
+    version: int
+    type: str
+    """The name on disk, such as `key.revoked`; never a Python path."""
+    data: bytes
+
+
+class RecordedEvent(NamedTuple):
+    """One event as the log holds it."""
+
+    position: int
+    """The event's number in its partition: 1, 2, 3 ... without holes."""
+    stream: str
+    version: int
+    type: str
+    data: bytes
+
+
+class NewClaim(NamedTuple):
+    """A name that may be taken once: a request id, a reference, a fingerprint, a command id."""
+
+    digest: bytes
+    """16 bytes, see `domain.claims`."""
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a claim
+    """Which event of the group the claim points to (0-based)."""
+    expires_at: Instant | None = None
+    """None: for ever. Else the log may forget the claim after this instant."""
+    answer: bytes | None = None
+    """What to answer a replay with, where the event alone cannot say."""
+
+
+class TakenClaim(NamedTuple):
+    """A claim that the log holds."""
+
+    position: int
+    answer: bytes | None
+
+
+class NewDataKey(NamedTuple):
+    """A key that encrypts the personal fields of one subject, made with its first event."""
+
+    subject: str
+    """An organization's id, or `platform`."""
+    material: bytes
+
+
+class Group(NamedTuple):
+    """All that one commit writes: it is in the log as a whole, or not at all."""
+
+    group_id: bytes
+    """16 random bytes, claimed with the group: an unknown outcome is looked up by them."""
+    expected_head: int
+    events: Sequence[NewEvent]
+    claims: Sequence[NewClaim] = ()
+    data_keys: Sequence[NewDataKey] = ()
+
+
+class HeadMovedError(Exception):
+    """Another writer appended first: catch up and decide again. Nothing was written."""
+
+
+class ClaimTakenError(Exception):
+    """A claim of the group is taken already. Nothing was written."""
+
+
+class NotOwnerError(Exception):
+    """This process does not (or no longer) hold the partition. Nothing was written."""
+
+
+class OutcomeUnknownError(Exception):
+    """The connection was lost while committing: the group may or may not be in the log."""
+
+
+class LogUnavailableError(Exception):
+    """The log cannot be reached, and nothing was written."""
+
+
+class Log(Protocol):
+    """One partition's ordered, append-only log. Only its owner appends; anyone reads."""
+
+    partition: int
+
+    async def acquire(self) -> bool:
+        """Become the partition's owner, if nobody else is. True when held (asking twice is fine)."""
+        ...
+
+    async def confirm(self) -> bool:
+        """Is the partition still held? Asked on the lock's own connection."""
+        ...
+
+    async def release(self) -> None:
+        """Stop being the owner."""
+        ...
+
+    async def head(self) -> int:
+        """The position of the last event; 0 for an empty log."""
+        ...
+
+    async def append(self, group: Group) -> int:
+        """Write the group at positions expected_head+1 ..; the new head, once durable.
+
+        Raises HeadMovedError, ClaimTakenError, NotOwnerError, LogUnavailableError (in
+        all four nothing was written), or OutcomeUnknownError.
+        """
+        ...
+
+    async def committed(self, group_id: bytes) -> bool:
+        """Is this group in the log? Only conclusive while the partition is held anew."""
+        ...
+
+    async def claims(self, digests: Sequence[bytes]) -> dict[bytes, TakenClaim]:
+        """Those of the claims that are taken and not expired."""
+        ...
+
+    async def read(self, after: int, limit: int) -> list[RecordedEvent]:
+        """Up to `limit` events behind position `after`, in order."""
+        ...
+
+    async def read_at(self, positions: Sequence[int]) -> list[RecordedEvent]:
+        """The events at these positions (those that exist), in order of position."""
+        ...
+
+    async def read_stream(self, stream: str) -> list[RecordedEvent]:
+        """All events of one stream, in order."""
+        ...
+
+    async def data_keys(self, subjects: Sequence[str] | None = None) -> dict[str, bytes]:
+        """Data keys by subject: all, or those of some subjects that have one."""
+        ...
+
+
+class StateRow(NamedTuple):
+    """One subject's state, as of the checkpoint that it was saved with."""
+
+    subject: str
+    """Kind and id, such as `wallet/org_...`."""
+    data: bytes
+    resident: bool = True
+    """False: not loaded at start, but by id when it is asked for (a settled reservation)."""
+
+
+class CheckpointMovedError(Exception):
+    """Another process saved meanwhile: what changed since its checkpoint is not what we know."""
+
+
+class StateRows(Protocol):
+    """Where the owner keeps its state, so that a start need not replay the whole log.
+
+    Never a source of truth: dropping all rows costs time at the next start, nothing else.
+    """
+
+    async def save(
+        self, through: int, rows: Sequence[StateRow], removed: Sequence[str], *, behind: int
+    ) -> None:
+        """Write rows and checkpoint together; afterwards all rows are as of `through`.
+
+        `behind` is the checkpoint since which these rows changed. Raises CheckpointMovedError
+        when the checkpoint is another: an owner of old would mix its rows with its successor's.
+        """
+        ...
+
+    async def through(self) -> int:
+        """The checkpoint; 0 when there is none."""
+        ...
+
+    def load(self) -> AsyncIterator[list[StateRow]]:
+        """All resident rows, in batches, as of one checkpoint: saves meanwhile do not show."""
+        ...
+
+    async def find(self, subjects: Sequence[str]) -> list[StateRow]:
+        """These rows, resident or not."""
+        ...
+
+    async def clear(self) -> None:
+        """Forget all rows and the checkpoint."""
+        ...
+
+
+class Clock(Protocol):
+    """The time of day."""
+
+    def now(self) -> Instant:
+        """Now, in microseconds since the Unix epoch, UTC."""
+        ...

@@ -1,0 +1,137 @@
+"""The public stream: one message per event, in the order of the log, each carrying its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from domain.cloud_events import cloud_event, to_json
+from domain.events import Event, public_name
+
+MESSAGE_ID: Final = "Nats-Msg-Id"
+LOG_ID: Final = "Keyledger-Log"
+_NOTHING: Final = "_"
+_MARK: Final = "mark"
+
+
+class Place(NamedTuple):
+    """Up to where a stream holds a log: what its last message says of itself."""
+
+    log_id: str
+    epoch: int
+    partition: int
+    number: int
+
+
+class Message(NamedTuple):
+    """One message, ready to be published."""
+
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class StreamEnd(NamedTuple):
+    """Where a stream ends."""
+
+    sequence: int
+    """Of the last message that was ever stored."""
+    headers: dict[str, str] | None
+    """Of the last message that is still there; None when there is none."""
+    stored_at: float | None = None
+    """When that message was stored (Unix seconds)."""
+
+
+def prefix_of(partition: int) -> str:
+    """What the subjects of a partition's stream begin with."""
+    return "keyledger" if partition == 0 else f"keyledger.p{partition}"
+
+
+def subjects_of(partition: int) -> tuple[str, str]:
+    """The subjects that a partition's stream holds: events, and the relay's own marks."""
+    return f"{prefix_of(partition)}.events.>", f"{prefix_of(partition)}.relay"
+
+
+def event_message(event: Event, place: Place, *, source: str, most_bytes: int) -> Message:
+    """The event as it is published: without personal fields, and so without data keys."""
+    shown = cloud_event(event, partition=place.partition, number=place.number, source=source, personal=False)
+    body = to_json(shown)
+    if len(body) > most_bytes:
+        # It must not stop the others: whoever needs it reads it from the feed.
+        body = to_json(msgspec.structs.replace(shown, data=None))
+    organization_id = event.organization_id or _NOTHING
+    key_id = getattr(event, "key_id", _NOTHING)
+    subject = f"{prefix_of(place.partition)}.events.{organization_id}.{key_id}.{public_name(event)}"
+    return Message(subject, _headers(place), body)
+
+
+def mark_message(place: Place, sequence: int) -> Message:
+    """Repeats a place behind `sequence`, lest the message that carries it grow too old to be kept."""
+    headers = _headers(place)
+    headers[MESSAGE_ID] += f".{_MARK}{sequence}"
+    return Message(subjects_of(place.partition)[1], headers, b"")
+
+
+def place_in(headers: dict[str, str] | None) -> Place | None:
+    """The place that a message carries; None when it is not one of a relay's."""
+    if headers is None or MESSAGE_ID not in headers or LOG_ID not in headers:
+        return None
+    numbers = headers[MESSAGE_ID].split(".")[:3]
+    if len(numbers) < len(Place._fields) - 1 or not all(n.isascii() and n.isdigit() for n in numbers):
+        return None
+    return Place(headers[LOG_ID], *map(int, numbers))
+
+
+def _headers(place: Place) -> dict[str, str]:
+    return {MESSAGE_ID: f"{place.epoch}.{place.partition}.{place.number}", LOG_ID: place.log_id}
+
+
+# -- the port -------------------------------------------------------------------------------------
+
+
+class StreamUnavailableError(Exception):
+    """The stream cannot be reached, or no longer answers. What was sent may or may not be stored."""
+
+
+class StreamConflictError(Exception):
+    """Another message was stored where this one belonged: somebody else publishes too."""
+
+
+class StreamRefusedError(Exception):
+    """The stream is there and must not be published to; its sentence says what to do."""
+
+
+class PublicStream(Protocol):
+    """A connection to the stream. It is used until it raises; then a new one is opened."""
+
+    most_bytes: int
+    """What one message may hold."""
+    most_age_seconds: float
+    """How long messages are kept; 0 for ever (until the stream is full)."""
+    acknowledged: int
+    """The sequence up to which everything sent on this connection is stored."""
+
+    async def end(self) -> StreamEnd:
+        """Where the stream ends now."""
+        ...
+
+    async def send(self, messages: Sequence[Message], *, behind: int) -> None:
+        """Have them stored right behind sequence `behind`, in this order, without a hole.
+
+        Returns before they are stored, once few enough are on their way.
+        """
+        ...
+
+    async def settle(self) -> None:
+        """Wait until everything sent is stored."""
+        ...
+
+    def check(self) -> None:
+        """Raise if the connection is lost, or was silent for too long."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it, within a second, even when the server hangs."""
+        ...
