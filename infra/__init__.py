@@ -1,0 +1,1 @@
+"""How we reach the world: one package for each thing out there."""

@@ -1,0 +1,1 @@
+"""Honest fakes of the ports, for tests and simulations."""

@@ -1,0 +1,188 @@
+"""The log in memory: an honest fake, held to the same contract tests as PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+from uuid import uuid4
+
+from domain.instants import Instant
+from domain.ports import (
+    ClaimTakenError,
+    Clock,
+    Group,
+    HeadMovedError,
+    LogUnavailableError,
+    NewClaim,
+    NotOwnerError,
+    OutcomeUnknownError,
+    RecordedEvent,
+    TakenClaim,
+)
+from infra.clock import SystemClock
+from infra.owners import LogIdentity, Owner
+
+MOST_EVENTS = 10_000
+"""What one group may hold; a bus stays far below."""
+
+
+class MemoryStorage:
+    """What several logs share, as several processes share a database."""
+
+    def __init__(self) -> None:
+        self.events: list[RecordedEvent] = []
+        self.versions: set[tuple[str, int]] = set()
+        self.claims: dict[bytes, tuple[TakenClaim, Instant | None]] = {}
+        self.groups: set[bytes] = set()
+        self.data_keys: dict[str, bytes] = {}
+        self.owner: MemoryLog | None = None
+        self.announced: Owner | None = None
+        self.identity = LogIdentity(str(uuid4()), epoch=1)
+        self.up = True
+
+
+class MemoryLog:
+    """One session on a storage. Tests may cut it off, and lose its acknowledgements."""
+
+    def __init__(
+        self, storage: MemoryStorage | None = None, *, partition: int = 0, clock: Clock | None = None
+    ) -> None:
+        self.partition = partition
+        self.storage = MemoryStorage() if storage is None else storage
+        self._clock = SystemClock() if clock is None else clock
+        self._next_acknowledgement: Literal["arrives", "lost_after_commit", "lost_before_commit"] = "arrives"
+
+    def lose_next_acknowledgement(self, *, committed: bool) -> None:
+        """The connection breaks while the next group is being committed."""
+        self._next_acknowledgement = "lost_after_commit" if committed else "lost_before_commit"
+
+    def cut_off(self) -> None:
+        """The session ends without a word, and its lock with it."""
+        if self.storage.owner is self:
+            self.storage.owner = None
+
+    async def acquire(self) -> bool:
+        """Become the owner, if nobody else is."""
+        self._reach()
+        if self.storage.owner is None:
+            self.storage.owner = self
+        return self.storage.owner is self
+
+    async def confirm(self) -> bool:
+        """Is this session still the owner?"""
+        return self.storage.up and self.storage.owner is self
+
+    async def release(self) -> None:
+        """Stop being the owner."""
+        self.cut_off()
+
+    async def announce(self, address: str, incarnation: str) -> None:
+        """Say where the owner answers; only the owner can."""
+        if self.storage.owner is not self:
+            raise NotOwnerError
+        self.storage.announced = Owner(address, incarnation, os.getpid())
+
+    async def owner(self) -> Owner | None:
+        """Who announced itself last; it may be gone since."""
+        return self.storage.announced
+
+    async def identity(self) -> LogIdentity:
+        """Which log this is, and its epoch."""
+        return self.storage.identity
+
+    async def close(self) -> None:
+        """End the session."""
+        self.cut_off()
+
+    async def head(self) -> int:
+        """The last position."""
+        self._reach()
+        return len(self.storage.events)
+
+    async def append(self, group: Group) -> int:
+        """Write all of the group, or nothing."""
+        if len(group.events) > MOST_EVENTS:
+            raise ValueError(f"a group has at most {MOST_EVENTS} events, not {len(group.events)}")
+        if self.storage.owner is not self:
+            raise NotOwnerError
+        self._reach()
+        self._refuse(group)
+        outcome, self._next_acknowledgement = self._next_acknowledgement, "arrives"
+        if outcome == "lost_before_commit":
+            self.cut_off()
+            raise OutcomeUnknownError
+        self._write(group)
+        if outcome == "lost_after_commit":
+            self.cut_off()
+            raise OutcomeUnknownError
+        return len(self.storage.events)
+
+    async def committed(self, group_id: bytes) -> bool:
+        """Is this group in the log?"""
+        self._reach()
+        return group_id in self.storage.groups
+
+    async def claims(self, digests: Sequence[bytes]) -> dict[bytes, TakenClaim]:
+        """Those that are taken and not expired."""
+        self._reach()
+        return {digest: self.storage.claims[digest][0] for digest in digests if self._is_taken(digest)}
+
+    async def read(self, after: int, limit: int) -> list[RecordedEvent]:
+        """Events behind a position."""
+        self._reach()
+        return self.storage.events[after : after + limit]
+
+    async def read_at(self, positions: Sequence[int]) -> list[RecordedEvent]:
+        """Events at positions, in order."""
+        self._reach()
+        there = range(1, len(self.storage.events) + 1)
+        return [self.storage.events[position - 1] for position in sorted(set(positions)) if position in there]
+
+    async def read_stream(self, stream: str) -> list[RecordedEvent]:
+        """One stream, in order."""
+        self._reach()
+        found = [event for event in self.storage.events if event.stream == stream]
+        return sorted(found, key=lambda event: event.version)
+
+    async def data_keys(self, subjects: Sequence[str] | None = None) -> dict[str, bytes]:
+        """All data keys, or those of some subjects."""
+        self._reach()
+        stored = self.storage.data_keys
+        return {subject: stored[subject] for subject in stored if subjects is None or subject in subjects}
+
+    def _reach(self) -> None:
+        if not self.storage.up:
+            self.cut_off()
+            raise LogUnavailableError
+
+    def _is_taken(self, digest: bytes) -> bool:
+        if digest not in self.storage.claims:
+            return False
+        expires_at = self.storage.claims[digest][1]
+        return expires_at is None or expires_at > self._clock.now()
+
+    def _refuse(self, group: Group) -> None:
+        if group.expected_head != len(self.storage.events):
+            raise HeadMovedError
+        streams = [(event.stream, event.version) for event in group.events]
+        if len(set(streams)) < len(streams) or not self.storage.versions.isdisjoint(streams):
+            raise ValueError("a stream has this version already")
+        digests = [claim.digest for claim in group.claims]
+        if group.group_id in self.storage.groups or len(set(digests)) < len(digests):
+            raise ClaimTakenError
+        if any(self._is_taken(digest) for digest in digests):
+            raise ClaimTakenError
+
+    def _write(self, group: Group) -> None:
+        head = group.expected_head
+        storage = self.storage
+        storage.events += [RecordedEvent(head + n, *event) for n, event in enumerate(group.events, start=1)]
+        storage.versions.update((event.stream, event.version) for event in group.events)
+        storage.claims.update({claim.digest: _taken(head, claim) for claim in group.claims})
+        storage.groups.add(group.group_id)
+        storage.data_keys.update({key.subject: key.material for key in group.data_keys})
+
+
+def _taken(head: int, claim: NewClaim) -> tuple[TakenClaim, Instant | None]:
+    return TakenClaim(head + 1 + claim.index, claim.answer), claim.expires_at

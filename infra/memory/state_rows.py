@@ -1,0 +1,44 @@
+"""State rows in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from domain.ports import CheckpointMovedError, StateRow
+
+
+class MemoryStateRows:
+    """A dict and a checkpoint."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, StateRow] = {}
+        self._through = 0
+
+    async def save(
+        self, through: int, rows: Sequence[StateRow], removed: Sequence[str], *, behind: int
+    ) -> None:
+        """Write rows and checkpoint together, if the checkpoint is the one expected."""
+        if behind != self._through:
+            raise CheckpointMovedError(f"The checkpoint is {self._through}, not {behind}.")
+        for subject in removed:
+            self._rows.pop(subject, None)
+        self._rows.update({row.subject: row for row in rows})
+        self._through = through
+
+    async def through(self) -> int:
+        """The checkpoint."""
+        return self._through
+
+    async def load(self) -> AsyncIterator[list[StateRow]]:
+        """All resident rows, in one batch."""
+        if resident := [row for row in self._rows.values() if row.resident]:
+            yield resident
+
+    async def find(self, subjects: Sequence[str]) -> list[StateRow]:
+        """These rows, resident or not."""
+        return [self._rows[subject] for subject in subjects if subject in self._rows]
+
+    async def clear(self) -> None:
+        """Forget everything."""
+        self._rows.clear()
+        self._through = 0

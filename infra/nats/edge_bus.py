@@ -1,0 +1,94 @@
+"""The ledger's end of the bus to the edges: requests in, grants and changes out.
+
+Everything that travels here may be lost or arrive twice; the fence's rules live with that. What
+must not happen is that an old message waits in a buffer and leaves late, so a lost connection
+drops what was unsent and starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error
+
+from infra.nats.connection import NatsUnreachableError, abandon, connect_once
+from keyledger_edge import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT
+
+log = structlog.get_logger()
+
+_PAUSE_SECONDS: Final = 0.2
+_MOST_PENDING_BYTES: Final = 4 * 1024 * 1024
+_MOST_QUEUED: Final = 10_000
+
+Handle = Callable[[bytes], tuple[str, bytes] | None]
+"""Takes what an edge says; answers with the edge's id and its grant, if it gets one."""
+
+
+class EdgeBus:
+    """Connected whenever NATS is there. `handle` is asked for every message of an edge."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._queue: deque[tuple[str, bytes]] = deque(maxlen=_MOST_QUEUED)
+        self._woken = asyncio.Event()
+        self.handle: Handle = lambda _data: None
+        self.connected = False
+
+    def publish_change(self, data: bytes) -> None:
+        """Tell all edges of a change. May be lost: a hole stops an edge until a grant fills it."""
+        if self.connected:
+            self._put(CHANGES_SUBJECT, data)
+
+    def _put(self, subject: str, data: bytes) -> None:
+        self._queue.append((subject, data))
+        self._woken.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until told to stop, through any number of lost connections."""
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                await self._serve_once(stopping)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(stopping), _PAUSE_SECONDS)
+        finally:
+            stopping.cancel()
+
+    async def _serve_once(self, stopping: asyncio.Task[bool]) -> None:
+        try:
+            client = await connect_once(self._url, "keyledger edges", most_pending_bytes=_MOST_PENDING_BYTES)
+        except NatsUnreachableError:
+            return
+        try:
+            await client.subscribe(LEASE_SUBJECT, cb=self._hear)
+            self._queue.clear()
+            self.connected = True
+            await self._send_while_connected(client, stopping)
+        except (Error, OSError) as error:
+            log.warning("edges.bus_lost", error=type(error).__name__)
+        finally:
+            self.connected = False
+            await abandon(client)
+
+    async def _hear(self, message: Msg) -> None:
+        answered = self.handle(message.data)
+        if answered is not None:
+            edge_id, grant = answered
+            self._put(f"{GRANT_SUBJECT}.{edge_id}", grant)
+
+    async def _send_while_connected(self, client: Client, stopping: asyncio.Task[bool]) -> None:
+        while client.is_connected and not stopping.done():
+            while self._queue:
+                subject, data = self._queue.popleft()
+                await client.publish(subject, data)
+            self._woken.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_SECONDS):
+                    await self._woken.wait()

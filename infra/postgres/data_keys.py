@@ -1,0 +1,94 @@
+"""Keys that encrypt personal fields: one per organization, so that one can be forgotten alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+
+from domain.ports import NewDataKey
+
+_KEY_BYTES: Final = 32
+_WRAPPED_BYTES: Final = 40
+_NONCE_BYTES: Final = 12
+
+
+class MasterKeyError(Exception):
+    """The data keys cannot be unwrapped."""
+
+
+class DataKeys:
+    """The data keys of this process, by subject: an organization's id, or `platform`.
+
+    With a master key (32 bytes) they are stored wrapped (AES key wrap, RFC 3394), else as they
+    are: then whoever reads the table `data_keys` reads the personal fields too. Keys stored
+    before there was a master key stay readable.
+    """
+
+    def __init__(self, master_key: bytes | None = None) -> None:
+        if master_key is not None and len(master_key) != _KEY_BYTES:
+            raise MasterKeyError("The master key must have 32 bytes.")
+        self._master_key = master_key
+        self._ciphers: dict[str, AESGCM] = {}
+        self._new: list[NewDataKey] = []
+
+    def learn(self, stored: Mapping[str, bytes]) -> None:
+        """Take data keys as the log stores them."""
+        for subject, material in stored.items():
+            if subject not in self._ciphers:
+                self._ciphers[subject] = AESGCM(self._unwrapped(material))
+
+    def take_new(self) -> tuple[NewDataKey, ...]:
+        """The keys that were made since the last call: they belong into the same group."""
+        new, self._new = tuple(self._new), []
+        return new
+
+    def forget(self, subjects: Iterable[str]) -> None:
+        """Unlearn: their group was not written, or the keys were deleted."""
+        gone = frozenset(subjects)
+        for subject in gone:
+            self._ciphers.pop(subject, None)
+        self._new = [key for key in self._new if key.subject not in gone]
+
+    def knows(self, subject: str) -> bool:
+        """Can this process read what is encrypted for the subject?"""
+        return subject in self._ciphers
+
+    def encrypt(self, subject: str, plaintext: bytes, context: str) -> bytes:
+        """Nonce and ciphertext, bound to its context; the subject's key is made if it has none."""
+        cipher = self._ciphers.get(subject) or self._make(subject)
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + cipher.encrypt(nonce, plaintext, context.encode())
+
+    def decrypt(self, subject: str, ciphertext: bytes, context: str) -> bytes | None:
+        """The plaintext, or None where the subject has no key (any more)."""
+        cipher = self._ciphers.get(subject)
+        if cipher is None:
+            return None
+        try:
+            return cipher.decrypt(ciphertext[:_NONCE_BYTES], ciphertext[_NONCE_BYTES:], context.encode())
+        except InvalidTag:
+            raise MasterKeyError(f"The personal fields of {context} do not fit their data key.") from None
+
+    def _make(self, subject: str) -> AESGCM:
+        material = os.urandom(_KEY_BYTES)
+        self._new.append(NewDataKey(subject, self._wrapped(material)))
+        cipher = self._ciphers[subject] = AESGCM(material)
+        return cipher
+
+    def _wrapped(self, material: bytes) -> bytes:
+        return material if self._master_key is None else aes_key_wrap(self._master_key, material)
+
+    def _unwrapped(self, material: bytes) -> bytes:
+        if len(material) != _WRAPPED_BYTES:
+            return material
+        if self._master_key is None:
+            raise MasterKeyError("The data keys are wrapped, and no master key is set.")
+        try:
+            return aes_key_unwrap(self._master_key, material)
+        except InvalidUnwrap:
+            raise MasterKeyError("The data keys are wrapped with another master key.") from None

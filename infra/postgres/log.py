@@ -1,0 +1,294 @@
+"""The log in PostgreSQL: one writer session per partition holds its lock, others read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg import Connection, Cursor
+from psycopg.types.numeric import Int8
+
+from domain.instants import Instant, to_datetime
+from domain.ports import (
+    Clock,
+    Group,
+    LogUnavailableError,
+    NotOwnerError,
+    OutcomeUnknownError,
+    RecordedEvent,
+    TakenClaim,
+)
+from infra.clock import SystemClock
+from infra.owners import LogIdentity, Owner
+from infra.postgres.appending import append_group
+from infra.postgres.arrays import BigintArray, TextArray, UuidArray, register_packed_arrays
+from infra.postgres.connections import ADVISORY_CLASS, connect, ledger_conninfo, refuse_unsafe_settings
+from infra.postgres.hints import HintSender
+from infra.postgres.sessions import Sessions
+
+_END_SILENT_OWNER: Final = """
+    SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND classid = %s AND objid = %s
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND state = 'idle' AND state_change < clock_timestamp() - make_interval(secs => %s)
+"""
+
+T = TypeVar("T")
+_Connection = Connection[tuple[Any, ...]]
+
+_COLUMNS: Final = "notification_id, originator_id, originator_version, topic, state"
+_HOLDS_LOCK: Final = """
+    SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND classid = %s AND objid = %s)
+"""
+_ANNOUNCE: Final = """
+    INSERT INTO ledger.owners AS o (partition, address, incarnation, pid) VALUES (%s, %s, %s, %s)
+    ON CONFLICT (partition) DO UPDATE SET address = excluded.address,
+        incarnation = excluded.incarnation, pid = excluded.pid, since = now()
+"""
+
+
+class PostgresLog:
+    """One partition of the log.
+
+    `hints`: tell listeners in other processes of each commit, from a side connection.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        *,
+        partition: int = 0,
+        clock: Clock | None = None,
+        readers: int = 3,
+        hints: bool = True,
+    ) -> None:
+        self.partition = partition
+        self._conninfo = conninfo
+        self._clock = SystemClock() if clock is None else clock
+        self._writer: _Connection | None = None
+        self._owned = False
+        # One thread, because the lock belongs to one connection and appends have one order.
+        self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ledger p{partition} writer")
+        self._readers = Sessions(conninfo, f"keyledger p{partition} reader", most=readers)
+        self._hints = HintSender(conninfo, partition) if hints else None
+        select = f"SELECT {_COLUMNS} FROM ledger.events_p{partition} WHERE"
+        self._select_after = f"{select} notification_id > %s ORDER BY notification_id LIMIT %s".encode()
+        self._select_at = f"{select} notification_id = ANY(%s) ORDER BY notification_id".encode()
+        self._select_stream = f"{select} originator_id = %s ORDER BY originator_version".encode()
+        self._select_head = (
+            f"SELECT coalesce(max(notification_id), 0) FROM ledger.events_p{partition}".encode()
+        )
+        self._select_claims = (
+            f"SELECT uuid_send(digest), position, answer FROM ledger.claims_p{partition}"
+            " WHERE digest = ANY(%s) AND (expires_at IS NULL OR expires_at > %s)"
+        ).encode()
+        self._select_group = f"SELECT FROM ledger.groups_p{partition} WHERE group_id = %s".encode()
+
+    # -- owning ---------------------------------------------------------------------------------
+
+    async def acquire(self) -> bool:
+        """Become the owner, if nobody else is; connects anew when the connection was lost."""
+        return await self._write(self._acquire)
+
+    async def confirm(self) -> bool:
+        """Does the writer's own session still hold the lock?"""
+        return await self._write(self._confirm)
+
+    async def release(self) -> None:
+        """Stop being the owner: the session ends, and its lock with it."""
+        await self._write(self._drop_writer)
+
+    async def announce(self, address: str, incarnation: str) -> None:
+        """Say where the owner answers; only the owner can."""
+        await self._write(lambda: self._announce(address, incarnation))
+
+    async def owner(self) -> Owner | None:
+        """Who announced itself last; it may be gone since."""
+        select = b"SELECT address, incarnation, pid FROM ledger.owners WHERE partition = %s"
+        rows = await self._readers.run(lambda c: c.execute(select, (self.partition,)).fetchall())
+        return Owner(*rows[0]) if rows else None
+
+    async def identity(self) -> LogIdentity:
+        """Which log this is, and its epoch."""
+        select = b"SELECT log_id::text, epoch FROM ledger.identity"
+        rows = await self._readers.run(lambda c: c.execute(select).fetchall())
+        return LogIdentity(*rows[0])
+
+    async def end_silent_owner(self, silent_seconds: float) -> None:
+        """End the lock's session if its process has said nothing for so long.
+
+        An owner confirms its lock several times a second. One that is frozen (SIGSTOP, a machine
+        that sleeps) still has a living connection, and would hold the partition for ever.
+        """
+        await asyncio.to_thread(self._end_silent_owner, silent_seconds)
+
+    async def close(self) -> None:
+        """End all sessions."""
+        await self.release()
+        self._writing.shutdown(wait=False)
+        await self._readers.close()
+        if self._hints is not None:
+            await self._hints.close()
+
+    # -- writing --------------------------------------------------------------------------------
+
+    async def append(self, group: Group) -> int:
+        """Write the group; the new head, once durable."""
+        head = await self._write(lambda: self._append(group))
+        if self._hints is not None:
+            self._hints.send(head)
+        return head
+
+    async def committed(self, group_id: bytes) -> bool:
+        """Is this group in the log? Only conclusive while the partition is held anew."""
+        return bool(await self._rows(self._select_group, (UUID(bytes=group_id),)))
+
+    async def prune(self, *, groups_before: Instant, claims_before: Instant, most: int = 10_000) -> int:
+        """Forget old groups and claims that expired before; how many, up to `most` of each.
+
+        Not near the present: the outcome of a group that was lost is looked up in its row.
+        """
+        select = f"SELECT ledger.prune_p{self.partition}(%s, %s, %s)".encode()
+        before = to_datetime(groups_before), to_datetime(claims_before)
+        return int((await self._rows(select, (*before, most)))[0][0])
+
+    # -- reading --------------------------------------------------------------------------------
+
+    async def head(self) -> int:
+        """The position of the last event."""
+        return int((await self._rows(self._select_head, ()))[0][0])
+
+    async def claims(self, digests: Sequence[bytes]) -> dict[bytes, TakenClaim]:
+        """Those of the claims that are taken and not expired."""
+        if not digests:
+            return {}
+        now = to_datetime(self._clock.now())
+        rows = await self._rows(self._select_claims, (UuidArray(digests), now))
+        return {digest: TakenClaim(position, answer) for digest, position, answer in rows}
+
+    async def read(self, after: int, limit: int) -> list[RecordedEvent]:
+        """Up to `limit` events behind position `after`, in order."""
+        return await self._events(self._select_after, (Int8(after), Int8(limit)))
+
+    async def read_at(self, positions: Sequence[int]) -> list[RecordedEvent]:
+        """The events at these positions, in order."""
+        return await self._events(self._select_at, (BigintArray(positions),))
+
+    async def read_stream(self, stream: str) -> list[RecordedEvent]:
+        """All events of one stream, in order."""
+        return await self._events(self._select_stream, (stream,))
+
+    async def data_keys(self, subjects: Sequence[str] | None = None) -> dict[str, bytes]:
+        """All data keys, or those of some subjects."""
+        select = b"SELECT subject, material FROM ledger.data_keys"
+        if subjects is None:
+            return dict(await self._rows(select, ()))
+        return dict(await self._rows(select + b" WHERE subject = ANY(%s)", (TextArray(subjects),)))
+
+    async def _events(self, select: bytes, parameters: tuple[Any, ...]) -> list[RecordedEvent]:
+        def work(connection: _Connection) -> list[RecordedEvent]:
+            cursor = Cursor(connection, row_factory=_recorded_event)
+            return cursor.execute(select, parameters, prepare=True, binary=True).fetchall()
+
+        return await self._readers.run(work)
+
+    async def _rows(self, select: bytes, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return await self._readers.run(
+            lambda connection: connection.execute(select, parameters, prepare=True, binary=True).fetchall()
+        )
+
+    # -- on the writer's thread -----------------------------------------------------------------
+
+    async def _write(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writing, work)
+
+    def _acquire(self) -> bool:
+        if self._confirm():
+            return True
+        try:
+            self._writer = self._connect_writer()
+            row = self._writer.execute(
+                "SELECT pg_try_advisory_lock(%s, %s)", (ADVISORY_CLASS, self.partition)
+            ).fetchone()
+        except psycopg.Error as error:
+            self._drop_writer()
+            raise LogUnavailableError(f"PostgreSQL: {error}") from error
+        self._owned = bool(row and row[0])
+        return self._owned
+
+    def _connect_writer(self) -> _Connection:
+        if self._writer is not None and not self._writer.closed:
+            return self._writer
+        connection = connect(self._conninfo, f"keyledger p{self.partition} writer")
+        try:
+            refuse_unsafe_settings(connection)
+            register_packed_arrays(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _confirm(self) -> bool:
+        if not self._owned or self._writer is None:
+            return False
+        try:
+            row = self._writer.execute(_HOLDS_LOCK, (ADVISORY_CLASS, self.partition), prepare=True).fetchone()
+        except psycopg.Error:
+            self._drop_writer()
+            return False
+        self._owned = bool(row and row[0])
+        return self._owned
+
+    def _drop_writer(self) -> None:
+        self._owned = False
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        with contextlib.suppress(psycopg.Error):
+            # Closing frees it as well, but only once the server has noticed.
+            writer.execute("SELECT pg_advisory_unlock_all()")
+        writer.close()
+
+    def _append(self, group: Group) -> int:
+        if not self._owned or self._writer is None:
+            raise NotOwnerError("this process does not hold the partition")
+        if self._writer.closed:
+            self._drop_writer()
+            raise LogUnavailableError("the writer's connection is closed; nothing was sent")
+        try:
+            return append_group(self._writer, self.partition, group, self._clock.now())
+        except (NotOwnerError, OutcomeUnknownError):
+            self._drop_writer()
+            raise
+
+    def _end_silent_owner(self, silent_seconds: float) -> None:
+        try:
+            # As who we logged in, not as the service's role: only the same user may end a session.
+            with psycopg.connect(
+                ledger_conninfo(self._conninfo, f"keyledger p{self.partition} watch"), autocommit=True
+            ) as connection:
+                connection.execute(_END_SILENT_OWNER, (ADVISORY_CLASS, self.partition, silent_seconds))
+        except psycopg.errors.InsufficientPrivilege:
+            return  # another user's session: its keepalives must do
+        except psycopg.Error as error:
+            raise LogUnavailableError(f"PostgreSQL: {error}") from error
+
+    def _announce(self, address: str, incarnation: str) -> None:
+        if not self._owned or self._writer is None:
+            raise NotOwnerError("this process does not hold the partition")
+        try:
+            self._writer.execute(_ANNOUNCE, (self.partition, address, incarnation, os.getpid()))
+        except psycopg.Error as error:
+            raise LogUnavailableError(f"PostgreSQL: {error}") from error
+
+
+def _recorded_event(_: Any) -> Callable[[Sequence[Any]], RecordedEvent]:
+    return RecordedEvent._make

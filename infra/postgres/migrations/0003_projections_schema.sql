@@ -1,0 +1,3 @@
+-- Everything derived lives apart from the log: dropping this schema loses nothing.
+
+CREATE SCHEMA projections;

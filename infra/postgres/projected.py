@@ -1,0 +1,103 @@
+"""How far the projections are: told to those who wait to read what they wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final, Self
+
+import psycopg
+from psycopg import AsyncConnection
+
+from infra.postgres.connections import ledger_conninfo
+from infra.postgres.projection_schema import LIVE, projected_channel
+
+_POLL_SECONDS: Final = 0.05
+_RECONNECT_SECONDS: Final = 0.1
+
+
+class Projected:
+    """Hears of the projector's checkpoint. Wakes within milliseconds, and after a poll at worst.
+
+    Use as `async with Projected(conninfo) as projected: await projected.wait_for(position, 2.0)`.
+    """
+
+    def __init__(self, conninfo: str, partition: int = 0) -> None:
+        self._conninfo = conninfo
+        self._partition = partition
+        self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
+        self._listening: asyncio.Task[None] | None = None
+        self._exists = False
+        self.position = 0
+        """The checkpoint as it was heard of last."""
+
+    async def __aenter__(self) -> Self:
+        self._listening = asyncio.create_task(self._listen(), name="projected")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop listening; who waits is told that the time is over."""
+        if self._listening is not None:
+            self._listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._listening
+
+    async def wait_for(self, position: int, timeout: float = 2.0) -> bool:
+        """Do the projections show this position, at the latest when the time is over?"""
+        if self.position >= position:
+            return True
+        reached = asyncio.get_running_loop().create_future()
+        waiting = (position, reached)
+        self._waiting.add(waiting)
+        try:
+            async with asyncio.timeout(timeout):
+                await reached
+        except TimeoutError:
+            return self.position >= position
+        finally:
+            self._waiting.discard(waiting)
+        return True
+
+    def _hear(self, position: int) -> None:
+        # It goes back, too: a crash of the server takes the last commits of the projector with it.
+        self.position = position
+        for wanted, reached in tuple(self._waiting):
+            if wanted <= position and not reached.done():
+                reached.set_result(None)
+
+    async def _listen(self) -> None:
+        while True:
+            with contextlib.suppress(psycopg.Error, OSError):
+                await self._listen_on_a_connection()
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _listen_on_a_connection(self) -> None:
+        conninfo = ledger_conninfo(self._conninfo, f"keyledger p{self._partition} projected")
+        async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
+            await connection.execute(f'LISTEN "{projected_channel(self._partition)}"'.encode())
+            while True:
+                self._hear(await self._poll(connection))
+                async for notice in connection.notifies(timeout=_POLL_SECONDS):
+                    self._hear(int(notice.payload))
+
+    async def _poll(self, connection: AsyncConnection[Any]) -> int:
+        # Asked first: a missing table would be an error in PostgreSQL's log at every poll.
+        if not self._exists:
+            exists = await self._value(connection, f"SELECT to_regclass('{LIVE}.checkpoints') IS NOT NULL")
+            self._exists = bool(exists)
+        if not self._exists:
+            return 0  # the projector has not made it yet
+        try:
+            position = await self._value(connection, f"SELECT min(position) FROM {LIVE}.checkpoints")
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            self._exists = False
+            return 0
+        return int(position or 0)
+
+    @staticmethod
+    async def _value(connection: AsyncConnection[Any], select: str) -> Any:  # whatever is selected
+        row = await (await connection.execute(select.encode())).fetchone()
+        return row[0] if row else None

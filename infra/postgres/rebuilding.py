@@ -1,0 +1,262 @@
+"""Rebuild the projections beside the live ones: to replace them, or to see whether they are true."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from psycopg import Connection
+
+from domain.events import Event
+from domain.projecting import Projection, Table
+from infra.postgres.mapper import EventMapper
+from infra.postgres.projecting_log import RunReader
+from infra.postgres.projection_schema import (
+    LIVE,
+    OLD,
+    REBUILD,
+    REBUILDING_CLASS,
+    ProjectionTables,
+    connect_for_projections,
+)
+
+BATCH: Final = 10_000
+MOST_SHOWN: Final = 20
+"""Differences that are shown per table; all are counted."""
+_CATCH_UP: Final = 5_000
+"""A rebuild that is this near stops the live projections, does the rest, and takes their place."""
+_DROP_PATIENCE: Final = "200ms"
+
+_ConnectionOf = Connection[tuple[Any, ...]]
+OnProgress = Callable[[int, int], None]
+"""Told of the position that a rebuild has reached, and of the one that it is after."""
+
+
+class RebuildRunningError(Exception):
+    """Another rebuild (or check) is under way."""
+
+    def __init__(self) -> None:
+        super().__init__("Another rebuild of the projections is running.")
+
+
+class Difference(NamedTuple):
+    """A row that the live projections have otherwise than the log says."""
+
+    table: str
+    key: dict[str, Any]
+    live: dict[str, Any] | None
+    """None: the row is missing."""
+    rebuilt: dict[str, Any] | None
+    """None: there should be no such row."""
+
+
+class TableCheck(NamedTuple):
+    """What a comparison of one table found."""
+
+    table: str
+    rows: int
+    """In the rebuilt table."""
+    different: int
+    differences: list[Difference]
+    """The first of them, by key."""
+
+
+class Check(NamedTuple):
+    """What a comparison of all projections found."""
+
+    position: int
+    tables: list[TableCheck]
+
+    @property
+    def clean(self) -> bool:
+        """Are the projections what the log says?"""
+        return not any(table.different for table in self.tables)
+
+
+def rebuild(
+    conninfo: str,
+    projections: Sequence[Projection],
+    mapper: EventMapper[Event],
+    *,
+    partition: int = 0,
+    on_progress: OnProgress | None = None,
+) -> int:
+    """Derive everything anew and swap it in; the position reached. The live ones go on meanwhile."""
+    with _rebuilding(conninfo, projections, mapper, partition, on_progress) as new:
+        new.build()
+        connection = new.tables.connection
+        connection.execute(f"ANALYZE {_names(REBUILD, projections)}".encode())
+        new.build()
+        with connection.transaction():
+            # The projector waits from here on, for at most a few thousand events.
+            new.build_to(_freeze_live(connection))
+            _swap(connection)
+        _drop_old(connection)
+        return new.position
+
+
+def check(
+    conninfo: str,
+    projections: Sequence[Projection],
+    mapper: EventMapper[Event],
+    *,
+    partition: int = 0,
+    on_progress: OnProgress | None = None,
+) -> Check:
+    """Derive everything anew up to where the live projections are, compare, and throw it away."""
+    with _rebuilding(conninfo, projections, mapper, partition, on_progress) as new:
+        new.build_to(_live_position(new.tables.connection))
+        connection = new.tables.connection
+        connection.execute(f"ANALYZE {_names(REBUILD, projections)}".encode())
+        with connection.transaction():
+            # One snapshot of the live rows and their checkpoint, while they move on.
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            connection.execute("SET LOCAL work_mem = '64MB'")
+            position = _live_position(connection)
+            new.build_to(position)
+            tables = [_compare(connection, table) for p in projections for table in p.tables]
+        return Check(position, tables)
+
+
+class _Build:
+    """New tables, as far as they have been filled."""
+
+    def __init__(self, tables: ProjectionTables, run: RunReader, on_progress: OnProgress | None) -> None:
+        self.tables = tables
+        self.position = 0
+        self._run = run
+        self._on_progress = on_progress
+
+    def build(self) -> None:
+        """Apply all that is in the log, each batch in a transaction of its own, until the end is near."""
+        while batch := self._run.read(self.position, BATCH):
+            self._apply(batch)
+            if len(batch) < _CATCH_UP:
+                return
+
+    def build_to(self, position: int) -> None:
+        """Apply what is missing up to exactly this position."""
+        while self.position < position:
+            batch = self._run.read(self.position, min(BATCH, position - self.position))
+            assert batch, "the live projections are never ahead of the log"
+            self._apply(batch)
+
+    def _apply(self, batch: list[tuple[int, Event]]) -> None:
+        last = batch[-1][0]
+        with self.tables.connection.transaction():
+            self.tables.write(self.tables.take(batch), self.position, last)
+        self.position = last
+        if self._on_progress is not None:
+            self._on_progress(self.position, len(batch))
+
+
+@contextmanager
+def _rebuilding(
+    conninfo: str,
+    projections: Sequence[Projection],
+    mapper: EventMapper[Event],
+    partition: int,
+    on_progress: OnProgress | None,
+) -> Generator[_Build]:
+    """Fresh tables in the second schema, for one rebuild at a time; whatever is left of them goes."""
+    with (
+        contextlib.closing(connect_for_projections(conninfo, "keyledger rebuild")) as connection,
+        contextlib.closing(connect_for_projections(conninfo, "keyledger rebuild's reader")) as reader,
+    ):
+        row = connection.execute(
+            "SELECT pg_try_advisory_lock(%s, %s)", (REBUILDING_CLASS, partition)
+        ).fetchone()
+        if not row or not row[0]:
+            raise RebuildRunningError
+        tables = ProjectionTables(connection, REBUILD, projections)
+        tables.forget()
+        tables.drop()
+        tables.create()
+        try:
+            yield _Build(tables, RunReader(reader, partition, mapper), on_progress)
+        finally:
+            tables.forget()
+            if not connection.closed:
+                tables.drop()
+                # Closing frees it as well, but only once the server has noticed.
+                connection.execute("SELECT pg_advisory_unlock_all()")
+
+
+def _live_position(connection: _ConnectionOf) -> int:
+    row = connection.execute(f"SELECT coalesce(min(position), 0) FROM {LIVE}.checkpoints".encode()).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _freeze_live(connection: _ConnectionOf) -> int:
+    """Hold the projector off, and say how far it is: the new tables must not be behind it."""
+    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (f"{LIVE}.checkpoints",)).fetchone()
+    if not row or not row[0]:
+        return 0
+    connection.execute(f"LOCK TABLE {LIVE}.checkpoints IN ACCESS EXCLUSIVE MODE".encode())
+    return _live_position(connection)
+
+
+def _swap(connection: _ConnectionOf) -> None:
+    connection.execute(f"DROP SCHEMA IF EXISTS {OLD} CASCADE".encode())
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {LIVE}".encode())
+    connection.execute(f"ALTER SCHEMA {LIVE} RENAME TO {OLD}".encode())
+    connection.execute(f"ALTER SCHEMA {REBUILD} RENAME TO {LIVE}".encode())
+
+
+def _drop_old(connection: _ConnectionOf) -> None:
+    """Queries that still read the old tables finish first; nobody waits behind us for them."""
+    connection.execute(f"SET lock_timeout = '{_DROP_PATIENCE}'".encode())
+    for _ in range(50):
+        with contextlib.suppress(psycopg.errors.LockNotAvailable):
+            connection.execute(f"DROP SCHEMA IF EXISTS {OLD} CASCADE".encode())
+            return
+    # The next rebuild drops it.
+
+
+def _names(schema: str, projections: Sequence[Projection]) -> str:
+    return ", ".join(f"{schema}.{table.name}" for projection in projections for table in projection.tables)
+
+
+# -- comparing ------------------------------------------------------------------------------------
+
+
+def _compare(connection: _ConnectionOf, table: Table) -> TableCheck:
+    keys = ", ".join(table.key)
+    same_key = " AND ".join(f"l.{column} = r.{column}" for column in table.key)
+    # Whole rows are compared, nulls included; a row that only one side has is distinct from nothing.
+    different = f"""
+        FROM {LIVE}.{table.name} AS l FULL JOIN {REBUILD}.{table.name} AS r ON {same_key}
+        WHERE l IS DISTINCT FROM r
+    """
+    counted = connection.execute(
+        f"SELECT (SELECT count(*) FROM {REBUILD}.{table.name}), (SELECT count(*) {different})".encode()
+    ).fetchone()
+    assert counted is not None, "a count is a row"
+    rows, count = counted
+    shown = []
+    if count:
+        order = ", ".join(f"coalesce(l.{column}, r.{column})" for column in table.key)
+        select = f"SELECT to_jsonb(l), to_jsonb(r) {different} ORDER BY {order} LIMIT {MOST_SHOWN}"
+        found = connection.execute(select.encode()).fetchall()
+        shown = [_difference(table, keys.split(", "), live, rebuilt) for live, rebuilt in found]
+    return TableCheck(table.name, rows, count, shown)
+
+
+def _difference(
+    table: Table, keys: Sequence[str], live: dict[str, Any] | None, rebuilt: dict[str, Any] | None
+) -> Difference:
+    """Only the fields that differ, where both have the row."""
+    either = live or rebuilt or {}
+    key = {column: either[column] for column in keys}
+    if live is None or rebuilt is None:
+        return Difference(table.name, key, live, rebuilt)
+    changed = [column for column in rebuilt if live.get(column) != rebuilt[column]]
+    return Difference(
+        table.name,
+        key,
+        {column: live.get(column) for column in changed},
+        {column: rebuilt[column] for column in changed},
+    )

@@ -1,0 +1,47 @@
+-- What the service may do. Run after every migration and again when the role appears later:
+-- roles belong to the whole server, so creating it may be somebody else's task.
+
+DO $do$
+DECLARE
+    writable text;
+BEGIN
+    BEGIN
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'keyledger_service') THEN
+            CREATE ROLE keyledger_service NOLOGIN;
+        END IF;
+        IF NOT pg_has_role(current_user, 'keyledger_service', 'MEMBER') THEN
+            GRANT keyledger_service TO CURRENT_USER;
+        END IF;
+    EXCEPTION
+        -- Another database's migration did it just now (internal_error: "tuple concurrently
+        -- updated"), or we may not create roles.
+        WHEN duplicate_object OR unique_violation OR internal_error OR insufficient_privilege THEN NULL;
+    END;
+
+    REVOKE ALL ON SCHEMA ledger FROM PUBLIC;
+    REVOKE ALL ON ALL ROUTINES IN SCHEMA ledger FROM PUBLIC;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'keyledger_service') THEN
+        RETURN;
+    END IF;
+
+    GRANT USAGE ON SCHEMA ledger TO keyledger_service;
+    GRANT SELECT ON ALL TABLES IN SCHEMA ledger TO keyledger_service;
+    GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger TO keyledger_service;
+    FOR writable IN
+        SELECT tablename FROM pg_tables WHERE schemaname = 'ledger'
+            AND (tablename IN ('owners', 'directory', 'checkpoints') OR tablename LIKE 'state\_rows\_p%')
+    LOOP
+        EXECUTE format('GRANT INSERT, UPDATE, DELETE ON ledger.%I TO keyledger_service', writable);
+    END LOOP;
+
+    -- A rebuild makes a second schema beside the live one and swaps them: it needs to own both.
+    EXECUTE format('GRANT CREATE ON DATABASE %I TO keyledger_service', current_database());
+    IF to_regnamespace('projections') IS NULL THEN
+        RETURN;
+    ELSIF pg_has_role(current_user, 'keyledger_service', 'MEMBER') THEN
+        ALTER SCHEMA projections OWNER TO keyledger_service;
+    ELSE
+        GRANT USAGE, CREATE ON SCHEMA projections TO keyledger_service;
+    END IF;
+END
+$do$;

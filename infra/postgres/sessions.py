@@ -1,0 +1,69 @@
+"""Threads with a connection each: psycopg is synchronous where it is fastest."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection
+
+from domain.ports import LogUnavailableError
+from infra.postgres.arrays import register_packed_arrays
+from infra.postgres.connections import connect
+
+T = TypeVar("T")
+Work = Callable[[Connection[tuple[Any, ...]]], T]
+
+
+class Sessions:
+    """A few threads that run work on connections of their own, reconnecting when one was lost.
+
+    For work that may be done twice: it is tried again once, on a new connection.
+    """
+
+    def __init__(self, conninfo: str, application_name: str, *, most: int) -> None:
+        self._conninfo = conninfo
+        self._application_name = application_name
+        self._threads = ThreadPoolExecutor(max_workers=most, thread_name_prefix=application_name)
+        self._local = threading.local()
+        self._open: list[Connection[tuple[Any, ...]]] = []
+
+    async def run(self, work: Work[T]) -> T:
+        """Run it on one of the threads; LogUnavailableError when PostgreSQL can't be reached."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
+
+    async def close(self) -> None:
+        """Let work that has begun finish, and close all connections."""
+        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        for connection in self._open:
+            connection.close()
+
+    def _run(self, work: Work[T]) -> T:
+        try:
+            connection = self._connection()
+            try:
+                return work(connection)
+            except psycopg.OperationalError:
+                if not connection.closed:
+                    raise
+            # The server was restarted since the last use: a new connection may do.
+            return work(self._connection())
+        except psycopg.Error as error:
+            raise LogUnavailableError(f"PostgreSQL: {error}") from error
+
+    def _connection(self) -> Connection[tuple[Any, ...]]:
+        connection: Connection[tuple[Any, ...]] | None = getattr(self._local, "connection", None)
+        if connection is None or connection.closed:
+            if connection is not None:
+                # Both, for connecting may fail: then there is nothing to remove the next time.
+                self._open.remove(connection)
+                self._local.connection = None
+            connection = connect(self._conninfo, self._application_name)
+            register_packed_arrays(connection)
+            self._open.append(connection)
+            self._local.connection = connection
+        return connection
