@@ -1,0 +1,126 @@
+"""The edge's end of NATS: its requests out, its grants and all changes in. Only this uses nats-py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error
+
+from keyledger_edge._messages import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT, ConnectAnswer
+
+_CONNECT_SECONDS: Final = 2
+_CLOSE_SECONDS: Final = 0.5
+_MAX_UNSENT: Final = 64 * 1024
+
+
+class BusUnreachableError(Exception):
+    """No NATS server answers."""
+
+
+class EdgeBus:
+    """One connection to NATS. Once lost it stays lost: a new one hides nothing that was missed."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @classmethod
+    async def connect(
+        cls, terms: ConnectAnswer, on_grant: Callable[[bytes], None], on_changes: Callable[[bytes], None]
+    ) -> EdgeBus:
+        """Connect and listen; BusUnreachableError when nobody answers."""
+
+        async def ignore(_error: Exception) -> None:
+            """Errors reach us as exceptions and as missing grants; nats-py would log them."""
+
+        async def hear_grant(message: Msg) -> None:
+            on_grant(message.data)
+
+        async def hear_changes(message: Msg) -> None:
+            on_changes(message.data)
+
+        try:
+            # nats-py's own reconnecting sends late what it had buffered, and hangs on a frozen server.
+            client = await nats.connect(
+                terms.nats_urls,
+                name=terms.edge_id,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                connect_timeout=_CONNECT_SECONDS,
+                ping_interval=terms.ping_ms / 1000,
+                max_outstanding_pings=2,
+                pending_size=_MAX_UNSENT,
+                error_cb=ignore,
+                **_credentials(terms),
+            )
+        except (TimeoutError, OSError, Error) as error:
+            raise BusUnreachableError(type(error).__name__) from None
+        bus = cls(client)
+        try:
+            await client.subscribe(f"{GRANT_SUBJECT}.{terms.edge_id}", cb=hear_grant)
+            await client.subscribe(CHANGES_SUBJECT, cb=hear_changes)
+            await client.flush(_CONNECT_SECONDS)
+        except (OSError, Error) as error:
+            await bus.close()
+            raise BusUnreachableError(type(error).__name__) from None
+        return bus
+
+    @property
+    def is_connected(self) -> bool:
+        """Does the connection still stand, as far as anybody knows?"""
+        return bool(self._client.is_connected)
+
+    async def say(self, data: bytes) -> None:
+        """Send a request or an acknowledgement. It may be lost."""
+        with contextlib.suppress(OSError, Error):
+            await self._client.publish(LEASE_SUBJECT, data)
+
+    async def close(self) -> None:
+        """Close it; a server that hangs is not waited for."""
+        # nats-py can neither drop unsent data nor end its tasks when closing fails half-way, so this
+        # reaches into it; everything is taken before `close`, which forgets some of it.
+        client = self._client
+        transport, tasks = client._transport, _tasks_of(client)  # noqa: SLF001
+        closing = asyncio.ensure_future(client.close())
+        await asyncio.wait({closing}, timeout=_CLOSE_SECONDS)
+        writer = getattr(transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        for task in (closing, *tasks):
+            task.cancel()
+        await asyncio.wait({closing, *tasks}, timeout=_CLOSE_SECONDS)
+        for task in (closing, *tasks):
+            if task.done() and not task.cancelled():
+                task.exception()  # seen: asyncio would log it
+
+
+def _tasks_of(client: Client) -> list[asyncio.Task[Any]]:
+    tasks = [
+        client._reading_task,  # noqa: SLF001
+        client._ping_interval_task,  # noqa: SLF001
+        client._flusher_task,  # noqa: SLF001
+        *(one._wait_for_msgs_task for one in client._subs.values()),  # noqa: SLF001
+    ]
+    return [task for task in tasks if task is not None]
+
+
+def _credentials(terms: ConnectAnswer) -> dict[str, Any]:
+    if terms.nats_jwt is not None and terms.nats_seed is not None:
+        jwt, seed = terms.nats_jwt.encode(), terms.nats_seed
+        return {"user_jwt_cb": lambda: jwt, "signature_cb": lambda nonce: _signed(nonce, seed)}
+    if terms.nats_user is not None:
+        return {"user": terms.nats_user, "password": terms.nats_password}
+    return {}
+
+
+def _signed(nonce: str, seed: str) -> bytes:
+    import base64  # noqa: PLC0415 - only where NATS checks signatures
+
+    import nkeys  # noqa: PLC0415 - the same
+
+    return base64.b64encode(nkeys.from_seed(seed.encode()).sign(nonce.encode()))

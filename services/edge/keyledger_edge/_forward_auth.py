@@ -1,0 +1,413 @@
+"""Forward-auth: read a proxied request as a use of a key, and say the verdict in HTTP.
+
+Pure functions over headers and URLs, the same for the ledger and for the sidecar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+
+from keyledger_edge import _codes as codes
+from keyledger_edge._facts import NO_USE, Tenant, Use
+from keyledger_edge._judge import ip_allowed
+from keyledger_edge._messages import KeyspaceView
+from keyledger_edge._rate_limits import RateState
+from keyledger_edge._verdicts import Verdict
+from keyledger_edge.errors import AmbiguousCredentialsError, BadRequestError
+
+Headers = Iterable[tuple[bytes, bytes]]
+"""As ASGI has them: names in lower case."""
+
+AnswerHeaders = list[tuple[bytes, bytes]]
+
+_MAX_COST: Final = 2**63 - 1
+_UNIX: Final = "unix"
+_UNAUTHORIZED: Final = 401
+_NGINX_UNDERSTANDS: Final = frozenset({200, 401, 403})
+
+
+class ForwardedUse(NamedTuple):
+    """What a proxied request asks: may this secret do this, and at what cost?"""
+
+    secret: str | None
+    """None: no secret was shown."""
+    use: Use
+    cost_micros: int | None
+    request_id: str | None
+
+
+class HttpAnswer(NamedTuple):
+    """A whole HTTP answer."""
+
+    status: int
+    headers: AnswerHeaders
+    body: bytes
+
+
+def read_headers(headers: Headers) -> dict[str, list[str]]:
+    """Header values by lower-case name, in order."""
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1").strip())
+    return found
+
+
+def read_use(
+    headers: Headers,
+    query: bytes | str,
+    keyspace: KeyspaceView,
+    *,
+    path: str = "",
+    peer: str | None = None,
+    trusted_proxies: tuple[str, ...] = (),
+) -> ForwardedUse:
+    """Read a forwarded request. `query` is the query string of the forward-auth request itself.
+
+    `path` is what stands behind `/v1/forward-auth/`: Envoy puts the original path and query
+    there, so the headers that other proxies name the original URI in are not believed then.
+    Raises BadRequestError (400) for what cannot be read, AmbiguousCredentialsError among them.
+    """
+    named = read_headers(headers)
+    original = None if path else _original_uri(named)
+    parameters = _parameters(query if original is None else _query_of(original))
+    return ForwardedUse(
+        find_secret(named, parameters, keyspace),
+        _use(named, parameters, keyspace, _client_ip(named, peer, trusted_proxies)),
+        _cost(_first(named, "x-keyledger-cost-micros")),
+        _first(named, "x-keyledger-request-id"),
+    )
+
+
+def read_direct_use(
+    headers: Headers,
+    query: bytes | str,
+    keyspace: KeyspaceView,
+    *,
+    peer: str | None = None,
+    trusted_proxies: tuple[str, ...] = (),
+) -> ForwardedUse:
+    """Read a request that came to us itself: nothing that its client says of its use or cost counts.
+
+    What stays the client's to say is its secret, its tenant and its request id.
+    """
+    named = read_headers(headers)
+    parameters = _parameters(query)
+    tenant = _tenant(named, parameters, keyspace.tenant_locations)
+    use = Use(tenant=tenant, ip=_client_ip(named, peer, trusted_proxies))
+    return ForwardedUse(
+        find_secret(named, parameters, keyspace),
+        NO_USE if use == NO_USE else use,
+        None,
+        _first(named, "x-keyledger-request-id"),
+    )
+
+
+def find_secret(
+    headers: Mapping[str, Sequence[str]],
+    parameters: Mapping[str, Sequence[str]],
+    keyspace: KeyspaceView,
+) -> str | None:
+    """The one secret that the request shows where the keyspace allows it, or None.
+
+    Values that have the keyspace's shape win over those that have not (a JWT beside a key
+    is no candidate); two different ones are refused.
+    """
+    shown = [
+        value
+        for location in keyspace.credential_locations
+        for value in _values_at(location, headers, parameters)
+    ]
+    candidates = {value for value in shown if keyspace.shape.looks_right(value)}
+    if len(candidates) > 1:
+        raise AmbiguousCredentialsError
+    return candidates.pop() if candidates else shown[0] if shown else None
+
+
+def _values_at(
+    location: str,
+    headers: Mapping[str, Sequence[str]],
+    parameters: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """Non-empty values at `header:<name>`, `header:<name>:<scheme>` or `query:<name>`."""
+    place, _, name = location.partition(":")
+    if place == "query":
+        return [value for value in parameters.get(name, ()) if value]
+    name, _, scheme = name.partition(":")
+    values = headers.get(name.lower(), ())
+    if scheme:
+        values = [_without_scheme(value, scheme) for value in values]
+    return [value for value in values if value]
+
+
+def _without_scheme(value: str, scheme: str) -> str:
+    said, _, rest = value.partition(" ")
+    return rest.strip() if said.lower() == scheme.lower() else ""
+
+
+def _original_uri(headers: Mapping[str, Sequence[str]]) -> str | None:
+    """As nginx says it (`X-Original-URI`) or Traefik (`X-Forwarded-Uri`); whoever says both may lie."""
+    said = {*headers.get("x-original-uri", ()), *headers.get("x-forwarded-uri", ())} - {""}
+    if len(said) > 1:
+        raise BadRequestError("The request names two different original URIs.", field="X-Original-URI")
+    return said.pop() if said else None
+
+
+def _parameters(query: bytes | str) -> dict[str, list[str]]:
+    if isinstance(query, bytes):
+        query = query.decode("latin-1")
+    found: dict[str, list[str]] = {}
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=1000)
+    except ValueError:
+        raise BadRequestError("The query has too many fields.", field="query") from None
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _query_of(uri: str) -> str:
+    try:
+        return urlsplit(uri).query
+    except ValueError:
+        raise BadRequestError("The original URI cannot be read.", field="X-Original-URI") from None
+
+
+def _first(headers: Mapping[str, Sequence[str]], name: str) -> str | None:
+    values = headers.get(name)
+    return (values[0] or None) if values else None
+
+
+def _use(
+    headers: Mapping[str, Sequence[str]],
+    parameters: Mapping[str, Sequence[str]],
+    keyspace: KeyspaceView,
+    ip: str | None,
+) -> Use:
+    permissions = ",".join(headers.get("x-keyledger-permission", ()))
+    use = Use(
+        permissions=tuple(one.strip() for one in permissions.split(",") if one.strip()),
+        project_id=_first(headers, "x-keyledger-project"),
+        model=_first(headers, "x-keyledger-model"),
+        provider=_first(headers, "x-keyledger-provider"),
+        tenant=_tenant(headers, parameters, keyspace.tenant_locations),
+        ip=ip,
+    )
+    return NO_USE if use == NO_USE else use
+
+
+def _tenant(
+    headers: Mapping[str, Sequence[str]],
+    parameters: Mapping[str, Sequence[str]],
+    locations: Mapping[str, str],
+) -> Tenant | None:
+    found = {
+        part: _one_value(part, _values_at(location, headers, parameters))
+        for part, location in locations.items()
+    }
+    org_id, user_id = found.get("org_id"), found.get("user_id")
+    return Tenant(org_id=org_id, user_id=user_id) if org_id or user_id else None
+
+
+def _one_value(part: str, values: list[str]) -> str | None:
+    if len(set(values)) > 1:
+        raise BadRequestError(f"The request names two different tenants ({part}).", field=part)
+    return values[0] if values else None
+
+
+def _cost(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text[:20]) > _MAX_COST:
+        raise BadRequestError("The cost is not a whole number of micros.", field="X-Keyledger-Cost-Micros")
+    return int(text[:20])
+
+
+def _client_ip(
+    headers: Mapping[str, Sequence[str]], peer: str | None, trusted: tuple[str, ...]
+) -> str | None:
+    """The nearest address that is not one of our proxies; forwarded ones count only from those."""
+    if not _is_trusted(peer, trusted):
+        return peer
+    hops = [hop.strip() for hop in ",".join(headers.get("x-forwarded-for", ())).split(",") if hop.strip()]
+    if not hops:
+        return _first(headers, "x-real-ip") or peer
+    for hop in reversed(hops):
+        address = _address(hop)
+        if address is None:
+            return None
+        if not _is_trusted(str(address), trusted):
+            return str(address)
+    return str(_address(hops[0]))
+
+
+def _is_trusted(peer: str | None, trusted: tuple[str, ...]) -> bool:
+    """A peer on a unix socket has no address; it is trusted when `unix` is listed."""
+    if not peer:
+        return _UNIX in trusted
+    networks = tuple(one for one in trusted if one != _UNIX)
+    return bool(networks) and ip_allowed(networks, peer)
+
+
+def _address(hop: str) -> IPv4Address | IPv6Address | None:
+    """An address with or without a port, as proxies write it."""
+    if hop.startswith("["):
+        hop = hop[1:].partition("]")[0]
+    elif hop.count(":") == 1:
+        hop = hop.partition(":")[0]
+    try:
+        return ip_address(hop)
+    except ValueError:
+        return None
+
+
+def status_of(code: str, keyspace: KeyspaceView | None) -> int:
+    """A code's status, as the keyspace's clients know it. An unknown code means no."""
+    own = keyspace.denial_status.get(code) if keyspace is not None and code != codes.VALID else None
+    return own or codes.STATUS_OF_CODE.get(code, 403)
+
+
+def answer_verdict(
+    verdict: Verdict,
+    keyspace: KeyspaceView | None,
+    *,
+    proxy: str | None = None,
+    request_id: str | None = None,
+) -> HttpAnswer:
+    """Say a verdict to a proxy."""
+    status = status_of(verdict.code, keyspace)
+    headers = [*_identity_headers(verdict), *rate_limit_headers(verdict.rate_limits)]
+    if verdict.valid:
+        return _for_proxy(HttpAnswer(status, headers, b""), proxy)
+    if verdict.code == codes.RATE_LIMITED:
+        headers.append((b"retry-after", b"%d" % retry_after(verdict.rate_limits)))
+    if verdict.code == codes.LEDGER_UNREACHABLE:
+        headers.append((b"retry-after", b"1"))
+    if status == _UNAUTHORIZED:
+        headers.append((b"www-authenticate", _challenge(verdict.code)))
+    detail = _DETAILS.get(verdict.code)
+    return _for_proxy(_problem(status, verdict.code, detail, headers, request_id=request_id), proxy)
+
+
+def answer_error(
+    error: BadRequestError, *, proxy: str | None = None, request_id: str | None = None
+) -> HttpAnswer:
+    """Say that a request could not be read."""
+    errors = [{"field": error.field, "message": str(error)}] if error.field else None
+    return _for_proxy(_problem(400, error.code, str(error), [], request_id=request_id, errors=errors), proxy)
+
+
+def answer_problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    proxy: str | None = None,
+    request_id: str | None = None,
+    errors: list[dict[str, str]] | None = None,
+) -> HttpAnswer:
+    """Any other refusal, such as `proxy_unauthenticated`."""
+    headers = [(b"www-authenticate", b'Bearer realm="keyledger"')] if status == _UNAUTHORIZED else []
+    return _for_proxy(_problem(status, code, detail, headers, request_id=request_id, errors=errors), proxy)
+
+
+def retry_after(states: Sequence[RateState]) -> int:
+    """Seconds until a use is worth another try."""
+    return max((one.reset_seconds for one in states if one.remaining <= 0), default=1) or 1
+
+
+def rate_limit_headers(states: Sequence[RateState]) -> AnswerHeaders:
+    """`RateLimit-Policy` and `RateLimit`, as the IETF draft writes them."""
+    if not states:
+        return []
+    policies = ", ".join(f"{_quoted(one.name)};q={one.limit};w={one.window_seconds}" for one in states)
+    standing = ", ".join(f"{_quoted(one.name)};r={one.remaining};t={one.reset_seconds}" for one in states)
+    return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", standing.encode())]
+
+
+def _quoted(name: str) -> str:
+    """A structured field's string: printable ASCII, quotes and backslashes escaped."""
+    safe = "".join(one if " " <= one <= "~" else "?" for one in name)
+    return '"' + safe.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _identity_headers(verdict: Verdict) -> AnswerHeaders:
+    headers = [(b"x-keyledger-code", verdict.code.encode())]
+    if verdict.key_id:
+        headers.append((b"x-keyledger-key-id", verdict.key_id.encode()))
+    if verdict.organization_id:
+        headers.append((b"x-keyledger-organization-id", verdict.organization_id.encode()))
+    if verdict.plan_id:
+        headers.append((b"x-keyledger-plan-id", verdict.plan_id.encode()))
+    return headers
+
+
+def _challenge(code: str) -> bytes:
+    if code == codes.MISSING:
+        return b'Bearer realm="keyledger"'
+    return b'Bearer realm="keyledger", error="invalid_token"'
+
+
+def _for_proxy(answer: HttpAnswer, proxy: str | None) -> HttpAnswer:
+    """For nginx, which turns any status but 2xx, 401 and 403 into a 500: 403, and the real one beside."""
+    if proxy != "nginx":
+        return answer
+    headers = [*answer.headers, (b"x-keyledger-status", b"%d" % answer.status)]
+    status = answer.status if answer.status in _NGINX_UNDERSTANDS else 403
+    return HttpAnswer(status, headers, answer.body)
+
+
+def _problem(
+    status: int,
+    code: str,
+    detail: str | None,
+    headers: AnswerHeaders,
+    *,
+    request_id: str | None,
+    errors: list[dict[str, str]] | None = None,
+) -> HttpAnswer:
+    title = code.replace("_", " ").capitalize()
+    problem: dict[str, object] = {
+        "type": f"urn:keyledger:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail or title,
+        "code": code,
+    }
+    if request_id is not None:
+        problem["request_id"] = request_id
+    if errors:
+        problem["errors"] = errors
+    body = msgspec.json.encode(problem)
+    return HttpAnswer(
+        status,
+        [*headers, (b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")],
+        body,
+    )
+
+
+_DETAILS: Final[dict[str, str]] = {
+    codes.LEDGER_UNREACHABLE: "The ledger cannot be reached, so nobody can tell whether the key is good.",
+    codes.MISSING: "No key was shown.",
+    codes.MALFORMED: "This is not a key of this service: it was cut off or mistyped.",
+    codes.NOT_FOUND: "There is no such key.",
+    codes.REVOKED: "The key was revoked.",
+    codes.EXPIRED: "The key has expired.",
+    codes.ROTATED: "The key was rotated; use its new secret.",
+    codes.DISABLED: "The key is disabled.",
+    codes.ORGANIZATION_SUSPENDED: "The organization is suspended.",
+    codes.IP_DENIED: "The key cannot be used from this address.",
+    codes.PERMISSION_DENIED: "The key lacks the permission.",
+    codes.PROJECT_DENIED: "The key cannot be used for this project.",
+    codes.MODEL_DENIED: "The key cannot be used for this model.",
+    codes.TENANT_DENIED: "The key cannot be used for this tenant.",
+    codes.RATE_LIMITED: "Too many requests.",
+    codes.API_KEY_QUOTA_EXCEEDED: "The key's quota is used up.",
+    codes.PROJECT_QUOTA_EXCEEDED: "The project's quota is used up.",
+    codes.ORGANIZATION_QUOTA_EXCEEDED: "The organization's quota is used up.",
+    codes.BILLING_SHORTFALL: "The organization's wallet does not cover this use.",
+}

@@ -1,0 +1,127 @@
+"""May this key do this now? Pure: facts, a use and a time in, a code out."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from keyledger_edge import _codes as codes
+from keyledger_edge._facts import NO_USE, Allowed, KeyFacts, Tenant, Use
+
+
+def judge(facts: KeyFacts, use: Use, now: int) -> str:  # noqa: C901, PLR0911, PLR0912 - one line per reason
+    """Say whether the key may be used so at `now` (microseconds, UTC). First reason wins.
+
+    Rate limits, quotas and the wallet come after this; they have state of their own.
+    """
+    # All in one function: calls are most of what a check costs.
+    if facts.revoked:
+        return codes.REVOKED
+    if facts.expires_at is not None and now >= facts.expires_at:
+        return codes.EXPIRED
+    if facts.secret_ends_at is not None and now >= facts.secret_ends_at:
+        return codes.ROTATED
+    if facts.disabled:
+        return codes.DISABLED
+    if facts.organization_suspended:
+        return codes.ORGANIZATION_SUSPENDED
+    if facts.allowed_ips and not ip_allowed(facts.allowed_ips, use.ip):
+        return codes.IP_DENIED
+    required = facts.required_dimensions
+    if use is NO_USE and not required and facts.kind == "solo":
+        return codes.VALID
+    scopes = facts.scopes
+    if not use.permissions:
+        if required and "permission" in required:
+            return codes.PERMISSION_DENIED
+    elif scopes.permissions != "*" and not _all_in(use.permissions, scopes.permissions):
+        return codes.PERMISSION_DENIED
+    if use.project_id is None:
+        if required and "project" in required:
+            return codes.PROJECT_DENIED
+    elif use.project_id not in facts.projects or not _allows(scopes.projects, use.project_id):
+        return codes.PROJECT_DENIED
+    if use.model is None:
+        if required and "model" in required:
+            return codes.MODEL_DENIED
+    elif not (_allows(scopes.models, use.model) and _allows(facts.plan_models, use.model)):
+        return codes.MODEL_DENIED
+    if use.tenant is None and facts.kind == "solo":
+        return codes.TENANT_DENIED if required and "tenant" in required else codes.VALID
+    return codes.VALID if _tenant_allowed(facts, use.tenant) else codes.TENANT_DENIED
+
+
+def _all_in(asked: tuple[str, ...], allowed: Allowed) -> bool:
+    return all(one in allowed for one in asked)
+
+
+def _allows(allowed: Allowed, one: str) -> bool:
+    return allowed == "*" or one in allowed
+
+
+def state_of(facts: KeyFacts, now: int) -> str | None:
+    """Why the key cannot be used at all at `now`, whatever for; None when it can."""
+    if facts.revoked:
+        return codes.REVOKED
+    if facts.expires_at is not None and now >= facts.expires_at:
+        return codes.EXPIRED
+    if facts.secret_ends_at is not None and now >= facts.secret_ends_at:
+        return codes.ROTATED
+    if facts.disabled:
+        return codes.DISABLED
+    if facts.organization_suspended:
+        return codes.ORGANIZATION_SUSPENDED
+    return None
+
+
+def is_easy(facts: KeyFacts) -> bool:
+    """Is a use that names nothing valid, whenever it comes?"""
+    return (
+        state_of(facts, 0) is None
+        and facts.expires_at is None
+        and facts.secret_ends_at is None
+        and not facts.allowed_ips
+        and not facts.required_dimensions
+        and not facts.require_balance
+        and not facts.rate_limits
+        and facts.kind == "solo"
+    )
+
+
+def _tenant_allowed(facts: KeyFacts, tenant: Tenant | None) -> bool:
+    org_id = tenant.org_id if tenant else None
+    user_id = tenant.user_id if tenant else None
+    if facts.kind == "platform" and (org_id is None or user_id is None):
+        return False
+    if facts.kind == "client" and user_id is None:
+        return False
+    if org_id is None and user_id is None:
+        return "tenant" not in facts.required_dimensions
+    return _tenant_listed(facts.scopes.tenants, org_id, user_id)
+
+
+def _tenant_listed(allowed: Allowed, org_id: str | None, user_id: str | None) -> bool:
+    """A list may name companies (`acme`), users of a company (`acme/ada`), or plain users."""
+    if allowed == "*":
+        return True
+    if org_id is None:
+        return user_id in allowed
+    return org_id in allowed or f"{org_id}/{user_id}" in allowed
+
+
+def ip_allowed(networks: tuple[str, ...], ip: str | None) -> bool:
+    """Is the address inside one of the networks? No address, or none that parses, is not."""
+    if ip is None:
+        return False
+    try:
+        address = ip_address(ip)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    candidate = mapped or address
+    return any(candidate in network for network in _parsed(networks))
+
+
+@lru_cache(maxsize=4096)
+def _parsed(networks: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(one, strict=False) for one in networks)

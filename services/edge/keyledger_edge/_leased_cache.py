@@ -1,0 +1,382 @@
+"""An edge's memory and its lease: everything about the fence that happens on the edge's side.
+
+No I/O here: bytes come in and go out, and the clock is given, so that a simulation can run it.
+The rules by number are those of docs/fence.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from keyledger_edge._facts import KeyFacts
+from keyledger_edge._memory import Entry, Memory
+from keyledger_edge._messages import (
+    Change,
+    ChangeMessage,
+    FillAnswer,
+    Grant,
+    LeaseRequest,
+    next_chain,
+    open_grant,
+    read_changes,
+    seal_request,
+)
+from keyledger_edge._tombstones import Tombstones
+from keyledger_edge._verdicts import Verdict
+
+_MAX_OUTSTANDING: Final = 64
+_NO_CHAIN: Final = bytes(16)
+_HURRY_NS: Final = 20_000_000
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """The memory cannot tell: ask the ledger."""
+
+
+UNKNOWN: Final = Unknown()
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """Who this edge is to the ledger, in this incarnation."""
+
+    edge_id: str
+    incarnation: bytes
+    key: bytes
+    """Seals this incarnation's requests and grants."""
+    partition: int = 0
+    serve_stale_ms: int = 0
+    version: str = ""
+
+
+class Counters:
+    """How the memory is doing, since the start."""
+
+    __slots__ = (
+        "changes", "fills", "grants", "grants_refused", "holes", "lapsed", "misses", "resets", "stale_fills",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self.fills = 0
+        self.grants = 0
+        self.grants_refused = 0
+        self.holes = 0
+        self.lapsed = 0
+        self.misses = 0
+        self.resets = 0
+        self.stale_fills = 0
+
+
+class Lease:
+    """Until when memory may be relied on, and the verdicts that then need no second look.
+
+    A verifier reads these fields itself: a call costs as much as a tenth of a whole check.
+    """
+
+    __slots__ = ("clock", "ends", "hits", "welcomes")
+
+    def __init__(self, clock_ns: Callable[[], int], welcomes: dict[bytes, Verdict]) -> None:
+        self.clock = clock_ns
+        self.ends = 0
+        self.welcomes = welcomes
+        """On uses that name nothing: valid whatever the time is, until a change or the lease's end."""
+        self.hits = 0
+
+
+class LeasedCache:
+    """Answers from memory while its lease runs, and knows what it may still believe."""
+
+    def __init__(
+        self,
+        clock_ns: Callable[[], int],
+        *,
+        capacity: int = 1_000_000,
+        negative_capacity: int = 65_536,
+        tombstone_capacity: int = 65_536,
+    ) -> None:
+        self._clock = clock_ns
+        self._memory = Memory(capacity, negative_capacity)
+        self._hot = self._memory.hot
+        self._tombstones = Tombstones(tombstone_capacity)
+        self._member: Membership | None = None
+        self.lease = Lease(clock_ns, self._memory.welcomes)
+        self._utc_offset = 0
+        self._number = 0
+        self._sent: dict[int, int] = {}
+        self._epoch = -1
+        self._lineage = b""
+        self._vouched = 0
+        self._position = 0
+        self._chain = _NO_CHAIN
+        self._stale_from = 0
+        self.at = 0
+        """The ledger's time of day at the last look-up, microseconds."""
+        self._hits = 0
+        self.keyspace_changes = 0
+        """Grows when what is known of keyspaces may be out of date."""
+        self.counters = Counters()
+
+    # -- asked on every verification ------------------------------------------------------
+
+    def facts_of(self, digest: bytes) -> KeyFacts | Unknown | None:
+        """What is known of a secret: its facts, None for no such secret, or UNKNOWN."""
+        # Rule 2: the clock is read here, after the request arrived.
+        now = self._clock()
+        if now >= self.lease.ends:
+            self.counters.lapsed += 1
+            return UNKNOWN
+        self.at = now // 1000 + self._utc_offset
+        facts = self._hot.get(digest)
+        if facts is not None:
+            self._hits += 1
+            return facts
+        return self._remembered(digest)
+
+    def _remembered(self, digest: bytes) -> KeyFacts | Unknown | None:
+        entry = self._memory.entry(digest)
+        if entry is None:
+            if self._memory.is_absent(digest):
+                self._hits += 1
+                return None
+            self.counters.misses += 1
+            return UNKNOWN
+        if entry.as_of >= self._tombstones.last_wide:
+            self._hits += 1
+            return self._memory.unpack(digest, entry)
+        return self._checked(digest, entry)
+
+    def _checked(self, digest: bytes, entry: Entry) -> KeyFacts | Unknown:
+        """An entry from before the last wide change: did that touch it?"""
+        facts = self._memory.unpack(digest, entry)
+        if self._tombstones.outdates(facts, entry.as_of):
+            self._memory.drop(digest)
+            self.counters.misses += 1
+            return UNKNOWN
+        # Nothing it rests on changed up to where the ledger itself vouches that we know all.
+        # (Not up to what we only heard: a forged message would then keep an entry alive.)
+        entry.as_of = max(entry.as_of, self._vouched)
+        self._hits += 1
+        return facts
+
+    @property
+    def has_lease(self) -> bool:
+        """May the memory be relied on now?"""
+        return self._clock() < self.lease.ends
+
+    @property
+    def lease_left_ns(self) -> int:
+        """How long the lease still runs; negative since it ended."""
+        return self.lease.ends - self._clock()
+
+    @property
+    def hits(self) -> int:
+        """How often memory knew the answer."""
+        return self._hits + self.lease.hits
+
+    @property
+    def is_stale(self) -> bool:
+        """Does it answer only because its owner chose `serve_stale`?"""
+        return self._stale_from <= self._clock() < self.lease.ends
+
+    @property
+    def position(self) -> int:
+        """Up to where the edge believes to know all changes."""
+        return self._position
+
+    @property
+    def epoch(self) -> int:
+        """The log's epoch; -1 before the first grant."""
+        return self._epoch
+
+    @property
+    def incarnation(self) -> bytes | None:
+        """This process's life, as the ledger knows it."""
+        return self._member.incarnation if self._member else None
+
+    def now_utc(self) -> int:
+        """The ledger's time of day, advanced on our clock; microseconds."""
+        return self._clock() // 1000 + self._utc_offset
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    # -- life ------------------------------------------------------------------------------
+
+    def join(self, member: Membership) -> None:
+        """Begin a new incarnation: no lease, nothing remembered, nothing asked."""
+        self.leave()
+        self._member = member
+        self._memory.partition = member.partition
+
+    def leave(self) -> None:
+        """Give everything up: after a fork, a restore of the machine, or at the end."""
+        self._member = None
+        self.lease.ends = self._stale_from = 0
+        self._number = 0
+        self._sent.clear()
+        self._forget(0, -1)
+
+    def _forget(self, position: int, epoch: int) -> None:
+        self._memory.clear()
+        self._tombstones.start_from(position)
+        self._epoch = epoch
+        self._vouched = self._position = position
+        self._chain = _NO_CHAIN
+        self._lineage = b""
+
+    # -- the lease ------------------------------------------------------------------------
+
+    def request(self) -> bytes | None:
+        """Ask for a lease, now. Send it at once: the lease counts from here (rule 1)."""
+        if self._member is None:
+            return None
+        self._number += 1
+        if len(self._sent) >= _MAX_OUTSTANDING:
+            del self._sent[next(iter(self._sent))]
+        self._sent[self._number] = self._clock()
+        return self._sealed(self._number)
+
+    def acknowledgement(self) -> bytes | None:
+        """Say what was applied, asking for nothing."""
+        return self._sealed(0) if self._member is not None else None
+
+    def _sealed(self, number: int) -> bytes:
+        member = self._member
+        assert member is not None, "only a member speaks to the ledger"
+        return seal_request(
+            LeaseRequest(
+                member.edge_id,
+                member.incarnation,
+                number,
+                member.partition,
+                self._epoch,
+                self._vouched,
+                self._chain,
+                self._position,
+                member.serve_stale_ms,
+                member.version,
+            ),
+            member.key,
+        )
+
+    def granted(self, data: bytes) -> bool:
+        """Take a grant; False when it is forged, late, or not an answer to us."""
+        member = self._member
+        grant = open_grant(data, member.key) if member is not None else None
+        if (
+            grant is None
+            or member is None
+            or grant.incarnation != member.incarnation
+            or grant.partition != member.partition
+            or (sent := self._sent.pop(grant.number, None)) is None
+        ):
+            self.counters.grants_refused += 1
+            return False
+        # Grants count in the order they were asked for: an older one knows less.
+        for number in [one for one in self._sent if one < grant.number]:
+            del self._sent[number]
+        self._catch_up(grant)
+        self._extend(grant, sent)
+        self.counters.grants += 1
+        return True
+
+    def _catch_up(self, grant: Grant) -> None:
+        """Rule 3: changes first, then the lease."""
+        if grant.reset or grant.epoch != self._epoch:
+            if self._epoch >= 0:
+                self.counters.resets += 1
+                self.keyspace_changes += 1
+            self._forget(grant.head, grant.epoch)
+        elif not grant.confirmed:
+            self._tombstones.disbelieve_after(self._vouched, wide=grant.head)
+            self._memory.cool()
+        for change in grant.changes:
+            self._apply(change)
+        self._vouched = self._position = grant.head
+        self._chain = grant.chain
+        self._lineage = grant.lineage
+
+    def _extend(self, grant: Grant, sent: int) -> None:
+        """Rule 1: the lease counts from when we asked, not from when we were answered."""
+        member = self._member
+        assert member is not None, "granted to a member"
+        ends = sent + grant.lease_ns
+        if ends > self.lease.ends:
+            self.lease.ends = ends
+            self._stale_from = ends - min(grant.lease_ns, member.serve_stale_ms * 1_000_000)
+        # Rule 11. The ledger read its time after `sent`, so ours is never behind; and it never
+        # goes back behind a time that something was judged with.
+        self._utc_offset = max(grant.utc - sent // 1000, self.at - self._clock() // 1000)
+
+    # -- changes --------------------------------------------------------------------------
+
+    def changed(self, data: bytes) -> bytes | None:
+        """Take a change message; what to send in answer (an acknowledgement, or a request)."""
+        message = read_changes(data)
+        member = self._member
+        if message is None or member is None or message.partition != member.partition:
+            return None
+        if message.epoch == self._epoch and message.position <= self._position:
+            return None
+        if not self._follows(message):
+            # Rule 4: a hole, another ledger process or another epoch; only a grant can help.
+            self.counters.holes += 1
+            return self._hurried_request()
+        for change in message.changes:
+            self._apply(change)
+        self._position = message.position
+        self._chain = next_chain(self._chain, data)
+        # Rule 5: only now.
+        return self.acknowledgement()
+
+    def _hurried_request(self) -> bytes | None:
+        """A request out of turn, but no flood of them."""
+        last = self._sent.get(self._number)
+        if last is not None and self._clock() - last < _HURRY_NS:
+            return None
+        return self.request()
+
+    def _follows(self, message: ChangeMessage) -> bool:
+        return (
+            message.epoch == self._epoch
+            and message.lineage == self._lineage
+            and message.prev <= self._position
+        )
+
+    def _apply(self, change: Change) -> None:
+        """Take away what the change may have touched. Nothing that is heard can add (rule 10)."""
+        self.counters.changes += 1
+        for digest in change.fingerprints:
+            self._memory.drop(digest)
+        self._tombstones.add(change)
+        if change.kind == "keyspace":
+            self.keyspace_changes += 1
+        if change.kind != "key" or not change.fingerprints:
+            self._memory.cool()
+
+    # -- fills ----------------------------------------------------------------------------
+
+    def filled(self, digest: bytes, answer: FillAnswer) -> bool:
+        """Remember what the ledger said, unless it is older than what we heard since (rule 7)."""
+        if not self.believes(answer):
+            self.counters.stale_fills += 1
+            return False
+        self.counters.fills += 1
+        if answer.facts is not None:
+            assert answer.facts.as_of == answer.as_of, "facts say what their answer says"
+            self._memory.put(digest, answer.facts)
+        else:
+            self._memory.put_absent(digest, answer.as_of)
+        return True
+
+    def believes(self, answer: FillAnswer) -> bool:
+        """Is the answer at least as new as everything we know to have changed?"""
+        member = self._member
+        if member is None or answer.partition != member.partition or answer.epoch != self._epoch:
+            return False
+        if answer.facts is None:
+            return answer.as_of >= max(self._tombstones.last_key, self._tombstones.floor)
+        return not self._tombstones.outdates(answer.facts, answer.as_of)

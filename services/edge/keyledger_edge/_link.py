@@ -1,0 +1,246 @@
+"""An edge's link to its ledger: takes part, keeps the lease, and says how it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from keyledger_edge._leased_cache import LeasedCache, Membership
+from keyledger_edge._ledger_client import LedgerClient
+from keyledger_edge._messages import ConnectAnswer, ConnectRequest, KeyspaceView
+from keyledger_edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from keyledger_edge._bus import EdgeBus
+
+_PAUSE_SECONDS: Final = 0.05
+_MAX_PAUSE_SECONDS: Final = 1.0
+_LOST_AFTER_LEASES: Final = 2
+
+
+class EdgeLink:
+    """Keeps one cache leased. Everything here may fail; the lease then just runs out."""
+
+    def __init__(
+        self,
+        client: LedgerClient,
+        cache: LeasedCache,
+        *,
+        version: str,
+        keyspace_ids: tuple[str, ...] = (),
+        serve_stale_ms: int = 0,
+    ) -> None:
+        self.keyspaces: dict[str, KeyspaceView] = {}
+        self.client = client
+        self._cache = cache
+        self._version = version
+        self._keyspace_ids = keyspace_ids
+        self._serve_stale_ms = serve_stale_ms
+        self._terms: ConnectAnswer | None = None
+        self._incarnation = b""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._saying: set[asyncio.Task[None]] = set()
+        self._bus: EdgeBus | None = None
+        self._leased: asyncio.Event | None = None
+        self.on_keyspaces: Callable[[], None] = lambda: None
+        self.reconnects = 0
+        self.refusal: str | None = None
+        """Why the ledger has not taken us yet."""
+        _after_fork(self)
+
+    @property
+    def edge_id(self) -> str | None:
+        """What the ledger calls this edge."""
+        return self._terms.edge_id if self._terms else None
+
+    @property
+    def bus_connected(self) -> bool:
+        """Does a connection to NATS stand?"""
+        return self._bus is not None and self._bus.is_connected
+
+    # -- life ------------------------------------------------------------------------------
+
+    async def connect(self, *, wait_seconds: float) -> None:
+        """Take part; returns with a lease, or without one when there was none in time.
+
+        Raises LedgerUnreachableError and RefusedByLedgerError when the ledger does not take us.
+        """
+        if self._tasks:
+            return
+        leased = self._leased = asyncio.Event()
+        await self._join()
+        self._tasks = [asyncio.create_task(self._take_part(), name="keyledger-edge")]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_seconds):
+                await leased.wait()
+
+    def start(self) -> None:
+        """Take part as soon as the ledger takes us; until then nobody can be verified."""
+        if not self._tasks:
+            self._leased = asyncio.Event()
+            self._tasks = [asyncio.create_task(self._join_and_take_part(), name="keyledger-edge")]
+
+    async def _join_and_take_part(self) -> None:
+        pause = _PAUSE_SECONDS
+        while True:
+            try:
+                await self._join()
+            except EdgeError as error:
+                self.refusal = str(error)
+                await asyncio.sleep(pause)
+                pause = min(_MAX_PAUSE_SECONDS, pause * 2)
+            else:
+                self.refusal = None
+                return await self._take_part()
+
+    async def _take_part(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_leased())
+            tasks.create_task(self._keep_keyspaces())
+
+    async def close(self) -> None:
+        """Stop taking part; nothing is answered from memory afterwards."""
+        self._cache.leave()
+        for task in (*self._tasks, *self._saying):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._saying, return_exceptions=True)
+        self._tasks = []
+        if self._bus is not None:
+            await self._bus.close()
+            self._bus = None
+        await self.client.close()
+
+    def forget(self) -> None:
+        """After a fork: a new process knows nothing and has no lease (rule 2)."""
+        self._cache.leave()
+        self.client.forget()
+        self._tasks, self._saying = [], set()
+        self._bus = self._leased = None
+
+    async def _join(self) -> None:
+        self._incarnation = secrets.token_bytes(16)
+        self._accept(await self._introduce())
+
+    async def _introduce_again(self) -> None:
+        """The ledger may have come back with another NATS, other keyspaces, or another key for us."""
+        known, terms = self._terms, await self._introduce()
+        if known is not None and (known.edge_key, known.partition) == (terms.edge_key, terms.partition):
+            self._terms = terms
+        else:
+            self._accept(terms)
+
+    def _accept(self, terms: ConnectAnswer) -> None:
+        self._terms = terms
+        self._cache.join(
+            Membership(
+                edge_id=terms.edge_id,
+                incarnation=self._incarnation,
+                key=bytes.fromhex(terms.edge_key),
+                partition=terms.partition,
+                serve_stale_ms=self._serve_stale_ms,
+                version=self._version,
+            )
+        )
+
+    async def _introduce(self) -> ConnectAnswer:
+        terms = await self.client.connect(
+            ConnectRequest(
+                edge_id=self.edge_id,
+                incarnation=self._incarnation.hex(),
+                version=self._version,
+                keyspace_ids=self._keyspace_ids,
+            )
+        )
+        # In place: verifiers hold on to this dict.
+        self.keyspaces.update({one.keyspace_id: one for one in terms.keyspaces})
+        for gone in self.keyspaces.keys() - {one.keyspace_id for one in terms.keyspaces}:
+            del self.keyspaces[gone]
+        self.on_keyspaces()
+        return terms
+
+    # -- the lease ------------------------------------------------------------------------
+
+    async def _keep_leased(self) -> None:
+        pause = _PAUSE_SECONDS
+        while True:
+            began = asyncio.get_running_loop().time()
+            await self._serve_one_connection()
+            if asyncio.get_running_loop().time() - began > _MAX_PAUSE_SECONDS:
+                pause = _PAUSE_SECONDS
+            await asyncio.sleep(pause)
+            pause = min(_MAX_PAUSE_SECONDS, pause * 2)
+            self.reconnects += 1
+            with contextlib.suppress(EdgeError):
+                await self._introduce_again()
+
+    async def _serve_one_connection(self) -> None:
+        from keyledger_edge._bus import BusUnreachableError, EdgeBus  # noqa: PLC0415 - nats-py takes a while to import
+
+        assert self._terms is not None, "joined before"
+        try:
+            self._bus = await EdgeBus.connect(self._terms, self._hear_grant, self._hear_changes)
+        except BusUnreachableError:
+            return
+        try:
+            await self._ping_while_it_works(self._bus, self._terms)
+        finally:
+            bus, self._bus = self._bus, None
+            await bus.close()
+
+    async def _ping_while_it_works(self, bus: EdgeBus, terms: ConnectAnswer) -> None:
+        loop = asyncio.get_running_loop()
+        lost_after = _LOST_AFTER_LEASES * (terms.lease_ms + self._serve_stale_ms) / 1000
+        grants, heard = self._cache.counters.grants, loop.time()
+        while bus.is_connected:
+            data = self._cache.request()
+            if data is not None:
+                # A frozen server would hold us here for longer than a lease.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(lost_after):
+                        await bus.say(data)
+            await asyncio.sleep(terms.ping_ms / 1000)
+            if self._cache.counters.grants != grants:
+                grants, heard = self._cache.counters.grants, loop.time()
+            elif loop.time() - heard > lost_after:
+                return
+
+    def _hear_grant(self, data: bytes) -> None:
+        if self._cache.granted(data) and self._leased is not None:
+            self._leased.set()
+
+    def _hear_changes(self, data: bytes) -> None:
+        answer, bus = self._cache.changed(data), self._bus
+        if answer is not None and bus is not None:
+            task = asyncio.get_running_loop().create_task(bus.say(answer))
+            self._saying.add(task)
+            task.add_done_callback(self._saying.discard)
+
+    async def _keep_keyspaces(self) -> None:
+        """What requests look like may change; that is learnt a moment later, and no verdict waits for it."""
+        assert self._terms is not None, "joined before"
+        seen = self._cache.keyspace_changes
+        while True:
+            await asyncio.sleep(self._terms.ping_ms / 1000)
+            if self._cache.keyspace_changes != seen:
+                noticed = self._cache.keyspace_changes
+                with contextlib.suppress(EdgeError):
+                    await self._introduce_again()
+                    seen = noticed
+
+
+def _after_fork(link: EdgeLink) -> None:
+    """A forked child must not use its parent's lease, memory or sockets."""
+    if not hasattr(os, "register_at_fork"):
+        return
+    known: Callable[[], EdgeLink | None] = weakref.ref(link)
+
+    def forget() -> None:
+        if (child := known()) is not None:
+            child.forget()
+
+    os.register_at_fork(after_in_child=forget)

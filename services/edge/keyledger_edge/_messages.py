@@ -1,0 +1,248 @@
+"""What edge and ledger say to each other: bodies over HTTP, sealed bytes over NATS.
+
+Over NATS travel positions, ids and fingerprints; no name, owner, address or metadata ever does.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from hmac import compare_digest
+from typing import Any, Final, Literal
+
+import msgspec
+
+from keyledger_edge._facts import KeyFacts, Tenant
+from keyledger_edge._secrets import SecretShape
+
+LEASE_SUBJECT: Final = "keyledger.edge.lease"
+CHANGES_SUBJECT: Final = "keyledger.edge.changes"
+GRANT_SUBJECT: Final = "keyledger.edge.grant"
+"""Followed by `.<edge id>`: an edge hears its own grants only."""
+
+SEAL_LENGTH: Final = 16
+
+
+class KeyspaceView(msgspec.Struct, frozen=True, kw_only=True):
+    """What an edge must know of a keyspace to read requests and to answer them."""
+
+    keyspace_id: str
+    name: str = ""
+    shape: SecretShape
+    credential_locations: tuple[str, ...] = ("header:Authorization:Bearer", "header:X-API-Key")
+    tenant_locations: dict[str, str] = {}
+    """Where a use's tenant stands, such as `{"user_id": "query:user_id"}`."""
+    denial_status: dict[str, int] = {}
+    """Statuses that the keyspace's clients know, by verdict code."""
+    require_balance: bool = False
+    required_dimensions: tuple[str, ...] = ()
+
+
+class VerifyRequest(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/verify`: is this secret good for this use?"""
+
+    secret: str
+    keyspace_id: str | None = None
+    permissions: tuple[str, ...] = ()
+    project_id: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    tenant: Tenant | None = None
+    ip: str | None = None
+    cost_micros: int | None = None
+    reserve_micros: int | None = None
+    request_id: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class VerifyBatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/verify/batch`: answered in order, each on its own."""
+
+    items: list[VerifyRequest]
+
+
+class ConnectRequest(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/edges/connect`."""
+
+    edge_id: str | None = None
+    """The one it had before, if any; the ledger gives a new one otherwise."""
+    incarnation: str
+    """32 hex digits, new for every start and fork of a process."""
+    version: str = ""
+    keyspace_ids: tuple[str, ...] = ()
+    """The keyspaces it serves; none means all that its root key may see."""
+
+
+class ConnectAnswer(msgspec.Struct, kw_only=True):
+    """Everything an edge needs to take part."""
+
+    edge_id: str
+    edge_key: str
+    """64 hex digits: seals this incarnation's messages and grants."""
+    keyspaces: list[KeyspaceView]
+    lease_ms: int
+    ping_ms: int
+    drift: float
+    partition: int
+    epoch: int
+    nats_urls: list[str] = []
+    nats_user: str | None = None
+    nats_password: str | None = None
+    nats_jwt: str | None = None
+    nats_seed: str | None = None
+
+
+class FillRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/edges/fill`: what is known of this fingerprint?"""
+
+    fingerprint: str
+    """64 hex digits; the secret itself never leaves the edge."""
+    keyspace_id: str
+
+
+class FillAnswer(msgspec.Struct, kw_only=True):
+    """The owner's committed state of one secret, as of a position."""
+
+    facts: KeyFacts | None
+    as_of: int
+    """The facts' own `as_of` says the same."""
+    partition: int
+    epoch: int
+    utc: int
+    """The ledger's time of day, microseconds."""
+
+
+ChangeKind = Literal["key", "organization", "project", "plan", "keyspace"]
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Something that edges may remember has changed: what they know of it is void."""
+
+    position: int
+    kind: ChangeKind
+    id: str
+    fingerprints: tuple[bytes, ...] = ()
+    """Of a key: those of all its live secrets, old and new."""
+    narrowing: bool = True
+    """False: it only grants, so nobody waits for it."""
+
+
+class ChangeMessage(msgspec.Struct, frozen=True, array_like=True):
+    """What one commit changed, broadcast to all edges. It can only take away."""
+
+    partition: int
+    epoch: int
+    lineage: bytes
+    """The ledger process that speaks: its messages form one chain."""
+    prev: int
+    """The position of the message before."""
+    position: int
+    changes: tuple[Change, ...]
+
+
+class LeaseRequest(msgspec.Struct, frozen=True, array_like=True):
+    """An edge asks for a lease, or only acknowledges (`number` 0)."""
+
+    edge_id: str
+    incarnation: bytes
+    number: int
+    """Counts this incarnation's requests; the grant repeats it."""
+    partition: int
+    epoch: int
+    vouched: int
+    """The head of the last grant: up to there the edge knows everything."""
+    chain: bytes
+    """Stands for the change messages applied since: proves which, to who sent them."""
+    position: int
+    """Where the edge believes to be; for people."""
+    serve_stale_ms: int
+    version: str
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True):
+    """The ledger's answer: what changed, and how long the edge may rely on the rest."""
+
+    incarnation: bytes
+    number: int
+    partition: int
+    epoch: int
+    lineage: bytes
+    head: int
+    chain: bytes
+    confirmed: bool
+    """The request's chain was known: all that the edge heard since `vouched` was true."""
+    reset: bool
+    """The changes cannot be had any more: forget everything."""
+    changes: tuple[Change, ...]
+    lease_ns: int
+    """From the sending of the request, on the edge's clock."""
+    utc: int
+    """The ledger's time of day, microseconds."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_lease_requests = msgspec.msgpack.Decoder(LeaseRequest)
+_grants = msgspec.msgpack.Decoder(Grant)
+_change_messages = msgspec.msgpack.Decoder(ChangeMessage)
+
+
+def next_chain(chain: bytes, message: bytes) -> bytes:
+    """The chain after one more change message; nobody finds another message with the same one."""
+    return blake2b(message, digest_size=16, key=chain).digest()
+
+
+def _seal_of(payload: bytes, key: bytes) -> bytes:
+    return blake2b(payload, digest_size=SEAL_LENGTH, key=key).digest()
+
+
+def _unsealed(data: bytes, key: bytes) -> bytes | None:
+    payload = data[SEAL_LENGTH:]
+    return payload if compare_digest(data[:SEAL_LENGTH], _seal_of(payload, key)) else None
+
+
+def seal_request(request: LeaseRequest, key: bytes) -> bytes:
+    """The request with a seal that only this incarnation and the ledger can make."""
+    payload = _encoder.encode(request)
+    return _seal_of(payload, key) + payload
+
+
+def read_request(data: bytes) -> LeaseRequest | None:
+    """The request inside; its seal is still to be checked, with the key of its incarnation."""
+    try:
+        return _lease_requests.decode(data[SEAL_LENGTH:])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def request_is_sealed(data: bytes, key: bytes) -> bool:
+    """Did the holder of this key write the request?"""
+    return _unsealed(data, key) is not None
+
+
+def seal_grant(grant: Grant, key: bytes) -> bytes:
+    """The grant with a seal that only the ledger and this incarnation can make."""
+    payload = _encoder.encode(grant)
+    return _seal_of(payload, key) + payload
+
+
+def open_grant(data: bytes, key: bytes) -> Grant | None:
+    """The grant inside, or None when it is not the ledger's or not for this incarnation."""
+    payload = _unsealed(data, key)
+    if payload is None:
+        return None
+    try:
+        return _grants.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def write_changes(message: ChangeMessage) -> bytes:
+    """The message as it travels."""
+    return _encoder.encode(message)
+
+
+def read_changes(data: bytes) -> ChangeMessage | None:
+    """The message inside, or None when it is none."""
+    try:
+        return _change_messages.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None

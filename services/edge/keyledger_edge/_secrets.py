@@ -1,0 +1,145 @@
+"""The shape of a secret: one description that generates, recognises, redacts and documents it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from math import log2
+from typing import Final, Literal
+from zlib import crc32
+
+import msgspec
+
+BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+HEX: Final = "0123456789abcdef"
+ALPHABETS: Final = {"base62": BASE62, "hex": HEX}
+CHECKSUM_LENGTH: Final = 6
+MINIMUM_BITS: Final = 128
+
+_PAIRS: Final = [first + second for first in BASE62 for second in BASE62]
+_PAIR_COUNT: Final = len(_PAIRS)
+"""Two digits at a time: a flood of garbage is paid for here."""
+
+_CLASSES: Final = {"base62": "[0-9A-Za-z]", "hex": "[0-9a-f]"}
+
+
+def fingerprint(secret: str) -> bytes:
+    """The SHA-256 that stands for a secret everywhere inside: 32 bytes."""
+    return sha256(secret.encode()).digest()
+
+
+def hint(secret: str, prefix: str) -> str:
+    """What people may see of a secret: its prefix and its last four characters."""
+    return f"{prefix}...{secret[-4:]}"
+
+
+def checksum(payload: str) -> str:
+    """CRC32 of the payload as six base62 digits, left-padded (the scheme of GitHub's tokens)."""
+    high, low = divmod(crc32(payload.encode()), _PAIR_COUNT)
+    high, middle = divmod(high, _PAIR_COUNT)
+    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]
+
+
+class SecretFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the part of a secret behind its prefix is made."""
+
+    alphabet: Literal["base62", "hex"] = "base62"
+    length: int = 30
+    """Random characters, the checksum not counted."""
+    checksum: Literal["crc32"] | None = None
+
+    @property
+    def bits(self) -> float:
+        """The randomness in bits."""
+        return self.length * log2(len(ALPHABETS[self.alphabet]))
+
+
+class AcceptedFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A shape that imported secrets of a keyspace may have beside its own."""
+
+    prefix: str = ""
+    alphabet: Literal["base62", "hex"] = "base62"
+    min_length: int = 22
+    max_length: int = 256
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression for it."""
+        return f"{re.escape(self.prefix)}{_CLASSES[self.alphabet]}{{{self.min_length},{self.max_length}}}"
+
+
+class SecretShape(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """A keyspace's secrets: prefix, format, and the formats of what was imported."""
+
+    prefix: str
+    format: SecretFormat
+    accepted: tuple[AcceptedFormat, ...] = ()
+
+    def generate(self) -> str:
+        """Make a new secret from the operating system's randomness."""
+        alphabet = ALPHABETS[self.format.alphabet]
+        body = "".join(secrets.choice(alphabet) for _ in range(self.format.length))
+        return self.prefix + body + (checksum(body) if self.format.checksum else "")
+
+    @cached_property
+    def _own(self) -> re.Pattern[str]:
+        return re.compile(self._own_pattern, re.ASCII)
+
+    @property
+    def _own_pattern(self) -> str:
+        body = f"{_CLASSES[self.format.alphabet]}{{{self.format.length}}}"
+        tail = f"{_CLASSES['base62']}{{{CHECKSUM_LENGTH}}}" if self.format.checksum else ""
+        return re.escape(self.prefix) + body + tail
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        """Matches a whole secret of the keyspace's own or an accepted shape (use `fullmatch`)."""
+        patterns = [self._own_pattern, *(one.pattern for one in self.accepted)]
+        return re.compile("|".join(patterns), re.ASCII)
+
+    def looks_right(self, secret: str) -> bool:
+        """Prefix, alphabet and length fit; the checksum is not looked at (that costs more)."""
+        return self.regex.fullmatch(secret) is not None
+
+    def checksum_is_right(self, secret: str) -> bool:
+        """For a secret that looks right: was it typed whole and without a mistake?
+
+        A shape that was imported has no checksum of ours, so it always is.
+        """
+        if self.format.checksum is None:
+            return True
+        if self.accepted and (
+            self._own.fullmatch(secret) is None
+            or any(re.fullmatch(one.pattern, secret) for one in self.accepted)
+        ):
+            return True
+        body = secret[len(self.prefix) : -CHECKSUM_LENGTH]
+        return checksum(body) == secret[-CHECKSUM_LENGTH:]
+
+    def recognises(self, secret: str) -> bool:
+        """Could this be a secret of the keyspace? Decided without any look-up."""
+        return self.looks_right(secret) and self.checksum_is_right(secret)
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression that finds such secrets in text (for redaction)."""
+        return rf"(?<![0-9A-Za-z])(?:{self.regex.pattern})"
+
+    def describe(self) -> str:
+        """One line for people, such as `kl_live_ + 30 base62 + CRC32 as 6 base62`."""
+        tail = f" + CRC32 as {CHECKSUM_LENGTH} base62" if self.format.checksum else ""
+        return f"{self.prefix} + {self.format.length} {self.format.alphabet}{tail}"
+
+
+@lru_cache(maxsize=4096)
+def _redactor(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(patterns))
+
+
+def redact(text: str, shapes: tuple[SecretShape, ...]) -> str:
+    """The text with every secret of these shapes replaced by its prefix and `[redacted]`."""
+    for shape in shapes:
+        text = _redactor((shape.pattern,)).sub(f"{shape.prefix}[redacted]", text)
+    return text

@@ -1,0 +1,457 @@
+"""The verifier: is this secret good for this use? From memory where it may, else from the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from typing import Protocol, Self
+
+from keyledger_edge import _codes as codes
+from keyledger_edge._clock import boottime_ns
+from keyledger_edge._facts import NO_USE, KeyFacts, Use
+from keyledger_edge._http import HttpClient
+from keyledger_edge._judge import judge
+from keyledger_edge._leased_cache import Lease, LeasedCache, Unknown
+from keyledger_edge._ledger_client import LedgerClient
+from keyledger_edge._link import EdgeLink
+from keyledger_edge._messages import FillAnswer, KeyspaceView, VerifyRequest
+from keyledger_edge._rate_limits import RateLimiter
+from keyledger_edge._verdicts import MALFORMED, MISSING, NOT_FOUND, UNREACHABLE, Verdict, VerifyAnswer
+from keyledger_edge._version import VERSION
+from keyledger_edge.errors import LedgerUnreachableError, NotConnectedError, UnknownKeyspaceError
+
+_FLIGHTS_PER_USE = 3
+_VALID = codes.VALID
+
+
+class FactsSource(Protocol):
+    """Where a verifier's facts come from: an edge's leased memory, or the owner's committed state."""
+
+    at: int
+    """The time of day that belongs to the last answer, microseconds."""
+
+    def facts_of(self, digest: bytes, /) -> KeyFacts | Unknown | None:
+        """Facts, None for no such secret, or UNKNOWN when it cannot be told from here."""
+        ...
+
+
+class FillableSource(FactsSource, Protocol):
+    """A source that learns from what the ledger answered."""
+
+    @property
+    def has_lease(self) -> bool:
+        """May what it says be relied on now?"""
+        ...
+
+    def now_utc(self) -> int:
+        """The ledger's time of day, microseconds."""
+        ...
+
+    def believes(self, answer: FillAnswer, /) -> bool:
+        """Is the answer at least as new as all that is known to have changed?"""
+        ...
+
+    def filled(self, digest: bytes, answer: FillAnswer, /) -> bool:
+        """Remember the answer, if it is believed."""
+        ...
+
+
+class Ledger(Protocol):
+    """What a verifier asks of the ledger."""
+
+    async def fill(self, digest: bytes, keyspace_id: str) -> FillAnswer:
+        """The owner's committed state; LedgerUnreachableError when it does not answer."""
+        ...
+
+    async def verify(self, request: VerifyRequest) -> VerifyAnswer:
+        """The ledger's own verdict; LedgerUnreachableError when it does not answer."""
+        ...
+
+
+class _Flight:
+    """One look-up under way, and when it began in the order of arrivals."""
+
+    __slots__ = ("answer", "began")
+
+    def __init__(self, began: int, answer: asyncio.Task[FillAnswer | None]) -> None:
+        self.began = began
+        self.answer = answer
+
+
+class _Gate:
+    """What every use passes first, ready at hand."""
+
+    __slots__ = ("fullmatch", "keyspace", "keyspace_id")
+
+    def __init__(self, keyspace: KeyspaceView) -> None:
+        self.keyspace = keyspace
+        self.keyspace_id = keyspace.keyspace_id
+        self.fullmatch = keyspace.shape.regex.fullmatch
+
+
+class Verifier:
+    """Answers whether a secret is good for a use.
+
+    An edge is made with `Verifier.at(url, key)` and used between `connect` and `close`, or as an
+    async context manager. It belongs to one event loop; other threads use `verify_blocking`.
+    """
+
+    def __init__(
+        self,
+        source: FactsSource,
+        keyspaces: Mapping[str, KeyspaceView],
+        *,
+        limiter: RateLimiter,
+        ledger: Ledger | None = None,
+        memory: FillableSource | None = None,
+        partition: int = 0,
+    ) -> None:
+        self._facts_of: Callable[[bytes], KeyFacts | Unknown | None] = source.facts_of
+        self._cache = source if isinstance(source, LeasedCache) else None
+        # A source without a lease has no short cut: it ended at the beginning of time.
+        self._lease = self._cache.lease if self._cache is not None else Lease(boottime_ns, {})
+        self._source = source
+        self._keyspaces = keyspaces
+        self._limiter = limiter
+        self._ledger = ledger
+        self._memory = memory
+        self._partition = partition
+        self._gates: dict[str, _Gate] = {}
+        self._only_gate: _Gate | None = None
+        self._arrivals = 0
+        self._flights: dict[tuple[bytes, str], _Flight] = {}
+        self._link: EdgeLink | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # -- an edge's life ---------------------------------------------------------------------
+
+    @classmethod
+    def at(
+        cls,
+        url: str,
+        key: str,
+        *,
+        keyspace_ids: tuple[str, ...] = (),
+        serve_stale_ms: int = 0,
+        capacity: int = 1_000_000,
+        patience_seconds: float = 5.0,
+        tls: ssl.SSLContext | None = None,
+        name: str = "",
+    ) -> Verifier:
+        """An edge of the ledger at `url`, not connected yet; `key` is a root key with `edges:connect`.
+
+        `serve_stale_ms`: go on answering from memory for so long after the lease ended. A revoked
+        key may be accepted for that much longer; every fence waits for it.
+        """
+        cache = LeasedCache(boottime_ns, capacity=capacity)
+        client = LedgerClient(HttpClient(url, key, tls=tls), patience_seconds=patience_seconds)
+        version = f"keyledger-edge/{VERSION}" + (f" {name}" if name else "")
+        link = EdgeLink(
+            client, cache, version=version, keyspace_ids=keyspace_ids, serve_stale_ms=serve_stale_ms
+        )
+        limiter = RateLimiter(lambda: boottime_ns() / 1e9)
+        verifier = cls(cache, link.keyspaces, limiter=limiter, ledger=client, memory=cache)
+        verifier._link = link
+        link.on_keyspaces = verifier.forget_keyspaces
+        return verifier
+
+    async def connect(self, *, wait_seconds: float = 5.0) -> Self:
+        """Take part, and wait for the first lease for a while.
+
+        Without a lease it works, too: every use then asks the ledger.
+        """
+        if self._link is not None:
+            self._loop = asyncio.get_running_loop()
+            self._flights.clear()
+            await self._link.connect(wait_seconds=wait_seconds)
+        return self
+
+    def start(self) -> None:
+        """Take part as soon as the ledger can be reached; never fails, never waits.
+
+        Until then there are no keyspaces, and every use is `ledger_unreachable`.
+        """
+        if self._link is not None:
+            self._loop = asyncio.get_running_loop()
+            self._flights.clear()
+            self._link.start()
+
+    async def close(self) -> None:
+        """Stop taking part."""
+        if self._link is not None:
+            await self._link.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.connect()
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
+
+    @property
+    def ready(self) -> bool:
+        """Does it answer from memory now, so that it need not ask the ledger for every use?"""
+        return self._cache is None or self._cache.has_lease
+
+    @property
+    def problem(self) -> str | None:
+        """Why it does not take part yet, in a sentence; None when it does."""
+        return self._link.refusal if self._link is not None else None
+
+    @property
+    def keyspaces(self) -> Mapping[str, KeyspaceView]:
+        """The keyspaces that it serves, by id."""
+        return self._keyspaces
+
+    def metrics(self) -> dict[str, float]:
+        """How it is doing: gauges and counters by name."""
+        cache, link = self._cache, self._link
+        if cache is None or link is None:
+            return {}
+        counters, asked = cache.counters, cache.hits + cache.counters.misses + cache.counters.lapsed
+        return {
+            "lease_left_seconds": cache.lease_left_ns / 1e9 if cache.has_lease else 0.0,
+            "stale": float(cache.is_stale),
+            "staleness_seconds": max(0.0, -cache.lease_left_ns / 1e9) if cache.epoch >= 0 else 0.0,
+            "bus_connected": float(link.bus_connected),
+            "bus_reconnects_total": link.reconnects,
+            "position": cache.position,
+            "keys_cached": len(cache),
+            "lookups_total": asked,
+            "hits_total": cache.hits,
+            "hit_rate": cache.hits / asked if asked else 0.0,
+            "misses_total": counters.misses,
+            "without_lease_total": counters.lapsed,
+            "fills_total": counters.fills,
+            "stale_fills_total": counters.stale_fills,
+            "changes_total": counters.changes,
+            "holes_total": counters.holes,
+            "resets_total": counters.resets,
+            "grants_total": counters.grants,
+            "grants_refused_total": counters.grants_refused,
+        }
+
+    # -- verifying --------------------------------------------------------------------------
+
+    def verify_cached(self, secret: str, use: Use = NO_USE, keyspace_id: str | None = None) -> Verdict | None:
+        """The verdict, if it can be told at once from memory; None when the ledger must be asked."""
+        gate = self._gates.get(keyspace_id) if keyspace_id else self._only_gate
+        if gate is None:
+            if self._never_connected:
+                return UNREACHABLE
+            gate = self._gate(keyspace_id)
+        # Shape, then hash and look-up; the checksum costs more than both, so it waits for a miss.
+        if gate.fullmatch(secret) is None:
+            return MALFORMED if secret else MISSING
+        digest = sha256(secret.encode()).digest()
+        lease = self._lease
+        # The clock is read here, after the use arrived, and before anything is believed.
+        if lease.clock() < lease.ends and (welcome := lease.welcomes.get(digest)) is not None:
+            facts: KeyFacts = welcome.facts  # type: ignore[assignment]  # a welcome is somebody's
+            if facts.keyspace_id != gate.keyspace_id:
+                return NOT_FOUND
+            # Whoever is welcome is so at any time: only what the use names is left to judge.
+            if use is NO_USE or judge(facts, use, 0) is _VALID:
+                lease.hits += 1
+                return welcome
+        found = self._looked_up(digest, secret, gate.keyspace)
+        return self._judged(found, use, self._source.at) if isinstance(found, KeyFacts) else found
+
+    def find(self, secret: str, keyspace: KeyspaceView) -> KeyFacts | Verdict | None:
+        """The first half of a check: the secret's facts, the verdict without any, or None (ask the ledger).
+
+        For who knows more than a verifier, and has a say before `judge`: the ledger itself.
+        """
+        # What `verify_cached` says, too: a call less is a tenth of a whole check on an edge.
+        if keyspace.shape.regex.fullmatch(secret) is None:
+            return MALFORMED if secret else MISSING
+        return self._looked_up(sha256(secret.encode()).digest(), secret, keyspace)
+
+    def judge(self, facts: KeyFacts, use: Use, *, counts: bool = True) -> Verdict | None:
+        """The second half: may the key just found do this? None when only the ledger can tell.
+
+        A use that does not count (it did before) is held against no rate limit.
+        """
+        return self._judged(facts, use, self._source.at, counts=counts)
+
+    def _looked_up(self, digest: bytes, secret: str, keyspace: KeyspaceView) -> KeyFacts | Verdict | None:
+        found = self._facts_of(digest)
+        if isinstance(found, KeyFacts):
+            return found if found.keyspace_id == keyspace.keyspace_id else NOT_FOUND
+        if found is None and self._cache is not None:
+            return NOT_FOUND  # The ledger was asked about it once, so its checksum was right.
+        if not keyspace.shape.checksum_is_right(secret):
+            return MALFORMED
+        return NOT_FOUND if found is None else None
+
+    @property
+    def _never_connected(self) -> bool:
+        """Nobody has told us yet what a key looks like."""
+        return self._link is not None and not self._keyspaces
+
+    def _gate(self, keyspace_id: str | None) -> _Gate:
+        gate = _Gate(self.keyspace(keyspace_id))
+        if keyspace_id:
+            self._gates[keyspace_id] = gate
+        else:
+            self._only_gate = gate
+        return gate
+
+    def forget_keyspaces(self) -> None:
+        """What is known of keyspaces has changed."""
+        self._gates.clear()
+        self._only_gate = None
+
+    def _judged(self, facts: KeyFacts, use: Use, at: int, *, counts: bool = True) -> Verdict | None:
+        code = judge(facts, use, at)
+        if code is not _VALID:
+            return Verdict(code, facts, (), None, self._partition)
+        if facts.require_balance and self._ledger is not None:
+            return None  # Only the ledger knows the balance.
+        if not facts.rate_limits:
+            return Verdict(_VALID, facts, (), None, self._partition)
+        if not counts:
+            states = self._limiter.peek(facts.key_id, facts.rate_limits, use.provider)
+            return Verdict(_VALID, facts, tuple(states), None, self._partition)
+        allowed, states = self._limiter.take(facts.key_id, facts.rate_limits, use.provider)
+        code = _VALID if allowed else codes.RATE_LIMITED
+        return Verdict(code, facts, tuple(states), None, self._partition)
+
+    async def verify(
+        self,
+        secret: str,
+        use: Use = NO_USE,
+        *,
+        keyspace_id: str | None = None,
+        cost_micros: int | None = None,
+        reserve_micros: int | None = None,
+        request_id: str | None = None,
+    ) -> Verdict:
+        """The verdict. A use with a cost is charged by the ledger, once per `request_id`."""
+        if cost_micros is None and reserve_micros is None:
+            verdict = self.verify_cached(secret, use, keyspace_id)
+            return verdict if verdict is not None else await self._ask(secret, use, keyspace_id)
+        if self._never_connected:
+            return UNREACHABLE
+        keyspace = self.keyspace(keyspace_id)
+        if not keyspace.shape.recognises(secret):
+            return MALFORMED if secret else MISSING
+        request = _request(secret, use, keyspace)
+        request.cost_micros, request.reserve_micros = cost_micros, reserve_micros
+        request.request_id = request_id
+        return await self._ask_with_cost(request)
+
+    def verify_blocking(
+        self,
+        secret: str,
+        use: Use = NO_USE,
+        *,
+        keyspace_id: str | None = None,
+        cost_micros: int | None = None,
+        request_id: str | None = None,
+        timeout: float = 10.0,
+    ) -> Verdict:
+        """The same for another thread than that of the event loop that `connect` ran in."""
+        if self._loop is None:
+            raise NotConnectedError("Connect the verifier first, in an event loop.")
+        asking = self.verify(
+            secret, use, keyspace_id=keyspace_id, cost_micros=cost_micros, request_id=request_id
+        )
+        try:
+            return asyncio.run_coroutine_threadsafe(asking, self._loop).result(timeout)
+        except TimeoutError:
+            return UNREACHABLE
+
+    def keyspace(self, keyspace_id: str | None = None) -> KeyspaceView:
+        """What is known of a keyspace; the only one there is, if none is named."""
+        keyspace = self._keyspaces.get(keyspace_id) if keyspace_id else self._only_keyspace()
+        if keyspace is None:
+            raise UnknownKeyspaceError(keyspace_id)
+        return keyspace
+
+    def _only_keyspace(self) -> KeyspaceView | None:
+        if len(self._keyspaces) != 1:
+            return None
+        for keyspace in self._keyspaces.values():
+            return keyspace
+        return None
+
+    # -- asking the ledger ------------------------------------------------------------------
+
+    async def _ask(self, secret: str, use: Use, keyspace_id: str | None) -> Verdict:
+        if self._ledger is None or self._memory is None:
+            return UNREACHABLE
+        keyspace = self.keyspace(keyspace_id)
+        answer = await self._look_up(sha256(secret.encode()).digest(), keyspace.keyspace_id)
+        if answer is None:
+            return UNREACHABLE
+        if answer.facts is None or answer.facts.keyspace_id != keyspace.keyspace_id:
+            return NOT_FOUND
+        verdict = self._judged(answer.facts, use, self._time_for(answer))
+        if verdict is None:
+            return await self._ask_with_cost(_request(secret, use, keyspace))
+        return verdict
+
+    def _time_for(self, answer: FillAnswer) -> int:
+        memory = self._memory
+        return max(answer.utc, memory.now_utc()) if memory is not None and memory.has_lease else answer.utc
+
+    async def _look_up(self, digest: bytes, keyspace_id: str) -> FillAnswer | None:
+        """One look-up for many, but never one that began before this use arrived and may be stale."""
+        self._arrivals += 1
+        arrived = self._arrivals
+        for _ in range(_FLIGHTS_PER_USE):
+            flight = self._flights.get((digest, keyspace_id)) or self._take_off(digest, keyspace_id)
+            answer = await asyncio.shield(flight.answer)
+            if self._may_share(flight, arrived, answer):
+                return answer
+        return None
+
+    def _may_share(self, flight: _Flight, arrived: int, answer: FillAnswer | None) -> bool:
+        """Rule 8: the look-up began after the use arrived, or the lease and rule 7 vouch for it."""
+        if flight.began >= arrived:
+            return True
+        memory = self._memory
+        return answer is not None and memory is not None and memory.has_lease and memory.believes(answer)
+
+    def _take_off(self, digest: bytes, keyspace_id: str) -> _Flight:
+        name = (digest, keyspace_id)
+        task = asyncio.get_running_loop().create_task(self._fly(digest, keyspace_id))
+        flight = self._flights[name] = _Flight(self._arrivals, task)
+        return flight
+
+    async def _fly(self, digest: bytes, keyspace_id: str) -> FillAnswer | None:
+        ledger, memory = self._ledger, self._memory
+        assert ledger is not None, "only an edge asks"
+        assert memory is not None, "only an edge asks"
+        try:
+            answer = await ledger.fill(digest, keyspace_id)
+        except LedgerUnreachableError:
+            return None
+        finally:
+            self._flights.pop((digest, keyspace_id), None)
+        memory.filled(digest, answer)
+        return answer
+
+    async def _ask_with_cost(self, request: VerifyRequest) -> Verdict:
+        if self._ledger is None:
+            return UNREACHABLE
+        try:
+            answer = await self._ledger.verify(request)
+        except LedgerUnreachableError:
+            return UNREACHABLE
+        return Verdict(answer.code, None, answer.rate_states(), answer, self._partition)
+
+
+def _request(secret: str, use: Use, keyspace: KeyspaceView) -> VerifyRequest:
+    return VerifyRequest(
+        secret=secret,
+        keyspace_id=keyspace.keyspace_id,
+        permissions=use.permissions,
+        project_id=use.project_id,
+        model=use.model,
+        provider=use.provider,
+        tenant=use.tenant,
+        ip=use.ip,
+    )
