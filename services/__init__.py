@@ -1,0 +1,1 @@
+"""What runs: use cases, the HTTP API, the command line, the edge."""

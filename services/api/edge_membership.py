@@ -1,0 +1,168 @@
+"""How an edge takes part: it is told the terms once, and fills its memory on a miss."""
+
+from __future__ import annotations
+
+import binascii
+import secrets
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from litestar.handlers import HTTPRouteHandler
+
+from domain.decisions.access import find_keyspace
+from domain.ids import is_id, new_id
+from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
+from keyledger_edge import ConnectAnswer, ConnectRequest, FillAnswer, FillRequest, KeyspaceView
+from services.api.operations import Call, NoQuery, Reply, operation
+from services.api.problems import invalid
+from services.ledger.fence import LeaseTerms
+
+_INCARNATION_BYTES = 16
+_FINGERPRINT_BYTES = 32
+
+
+class EdgeAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """How edges reach NATS, and on which terms they may rely on what they hear."""
+
+    nats_url: str
+    """Several, separated by commas; user and password may stand in it, and are handed out apart."""
+    lease: LeaseTerms
+
+
+def edge_routes(access: EdgeAccess) -> tuple[HTTPRouteHandler, ...]:
+    """The two routes, on these terms."""
+    return _connect_route(access), fill_edge
+
+
+def _connect_route(access: EdgeAccess) -> HTTPRouteHandler:
+    @operation(
+        "POST",
+        "/v1/edges/connect",
+        tag="Edges",
+        summary="Take part as an edge",
+        description="The terms, the keyspaces, the key that seals leases, and how to reach NATS.",
+        permissions=("edges:connect",),
+        body=ConnectRequest,
+        answer=ConnectAnswer,
+        codes=("not_found",),
+        example={"incarnation": "9f86d081884c7d659a2feaa0c55ad015", "version": "0.1.0"},
+    )
+    async def connect_edge(call: Call[NoQuery, ConnectRequest]) -> Reply:
+        """Tell an edge what it needs."""
+        call.ledger.must_own()
+        asked = call.body
+        incarnation = _bytes("incarnation", asked.incarnation, _INCARNATION_BYTES)
+        edge_id = _edge_id(call, asked.edge_id)
+        urls, user, password = _credentials(access.nats_url)
+        answer = ConnectAnswer(
+            edge_id=edge_id,
+            edge_key=call.ledger.fences.edge_key(edge_id, incarnation).hex(),
+            keyspaces=[_view(one) for one in _keyspaces(call, asked.keyspace_ids)],
+            lease_ms=access.lease.lease_ms,
+            ping_ms=access.lease.ping_ms,
+            drift=access.lease.drift,
+            partition=call.partition,
+            epoch=call.ledger.fences.epoch,
+            nats_urls=urls,
+            nats_user=user,
+            nats_password=password,
+        )
+        return Reply(msgspec.json.encode(answer))
+
+    return connect_edge
+
+
+@operation(
+    "POST",
+    "/v1/edges/fill",
+    tag="Edges",
+    summary="What is known of a fingerprint",
+    description="The owner's committed state of one secret, for an edge's memory. Never the secret itself.",
+    permissions=("edges:connect",),
+    body=FillRequest,
+    answer=FillAnswer,
+    codes=("not_found",),
+    example={
+        "fingerprint": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "keyspace_id": "ks_01JD0000000000000000000000",
+    },
+)
+async def fill_edge(call: Call[NoQuery, FillRequest]) -> Reply:
+    """The facts of one secret, as of the ledger's head."""
+    call.ledger.must_own()
+    find_keyspace(call.desk, call.body.keyspace_id, field="keyspace_id")
+    digest = _bytes("fingerprint", call.body.fingerprint, _FINGERPRINT_BYTES)
+    head = call.ledger.fences.head
+    facts = call.ledger.facts.find(digest)
+    hidden = (
+        facts is None
+        or facts.keyspace_id == ROOT_KEYSPACE_ID
+        or call.asking.keyspace_id not in (None, facts.keyspace_id)
+        or call.asking.organization_id not in (None, facts.organization_id)
+    )
+    if facts is not None and not hidden:
+        facts = msgspec.structs.replace(facts, as_of=head)
+    answer = FillAnswer(
+        facts=None if hidden else facts,
+        as_of=head,
+        partition=call.partition,
+        epoch=call.ledger.fences.epoch,
+        utc=call.now,
+    )
+    return Reply(msgspec.json.encode(answer))
+
+
+def _edge_id(call: Call[Any, Any], given: str | None) -> str:
+    """The id it had before, or a new one."""
+    if given is None:
+        return new_id("edge", call.now, secrets.randbits(80))
+    if not is_id("edge", given):
+        raise invalid("edge_id", "the id that an earlier answer gave, or none")
+    return given
+
+
+def _keyspaces(call: Call[Any, Any], wanted: tuple[str, ...]) -> list[Keyspace]:
+    """Those asked for, or all that the caller's root key may see; never the root keys' own."""
+    if wanted:
+        return [find_keyspace(call.desk, one, field="keyspace_ids") for one in wanted]
+    bound = call.asking.keyspace_id
+    return [
+        keyspace
+        for keyspace in call.ledger.state.keyspaces.values()
+        if not keyspace.builtin and bound in (None, keyspace.id)
+    ]
+
+
+def _view(keyspace: Keyspace) -> KeyspaceView:
+    return KeyspaceView(
+        keyspace_id=keyspace.id,
+        name=keyspace.name,
+        shape=keyspace.shape,
+        credential_locations=keyspace.credential_locations,
+        tenant_locations=keyspace.tenant_locations,
+        denial_status=keyspace.denial_status,
+        require_balance=keyspace.require_balance,
+        required_dimensions=keyspace.required_dimensions,
+    )
+
+
+def _credentials(nats_url: str) -> tuple[list[str], str | None, str | None]:
+    """The addresses without credentials, and the credentials."""
+    urls: list[str] = []
+    user = password = None
+    for one in nats_url.split(","):
+        parts = urlsplit(one.strip())
+        user, password = parts.username or user, parts.password or password
+        urls.append(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
+    return urls, user, password
+
+
+def _bytes(field: str, text: str, length: int) -> bytes:
+    try:
+        given = binascii.unhexlify(text)
+    except (binascii.Error, ValueError):
+        given = b""
+    if len(given) != length:
+        raise invalid(field, f"{2 * length} hex digits")
+    return given

@@ -1,0 +1,47 @@
+"""Fences: can a change be ignored by any edge still?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from domain.errors import NotFoundError
+from domain.ids import parse_position
+from services.api.operations import Call, Query, Reply, operation
+from services.api.writing import fence_as_it_stands, fenced
+from services.ledger.fence import FenceResult
+
+
+class FenceQuery(Query, frozen=True, kw_only=True):
+    """Whether to wait."""
+
+    wait: bool = False
+    """Answer once the fence holds."""
+
+
+@operation(
+    "GET",
+    "/v1/fences/{position}",
+    tag="Edges",
+    summary="Has this change been fenced?",
+    description="`held` says that no edge accepts any more what the change at this position took away.",
+    permissions=("keys:read",),
+    query=FenceQuery,
+    answer=FenceResult,
+    codes=("not_found",),
+)
+async def get_fence(call: Call[FenceQuery, Any]) -> Reply:
+    """How a fence stands."""
+    # Only the owner knows of all that are open: to others every one would look long over.
+    call.ledger.must_own()
+    text = call.path["position"]
+    try:
+        partition, number = parse_position(text)
+    except ValueError:
+        partition, number = -1, 0
+    if partition != call.partition or not 0 < number <= call.ledger.state.head:
+        raise NotFoundError("position", text[:64])
+    fence = await fenced(call, number) if call.query.wait else None
+    return Reply(fence or fence_as_it_stands(call, number))
+
+
+ROUTES = [get_fence]

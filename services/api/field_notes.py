@@ -1,0 +1,76 @@
+"""What the docstrings under fields say, for the API description: one place for people and machines."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import msgspec
+from msgspec import inspect as shapes
+
+
+def annotate(components: dict[str, Any], kinds: Iterable[Any]) -> None:
+    """Put what is written under the fields of these types, and of those within, into their schemas."""
+    for struct in _structs_in(kinds):
+        schema = components.get(struct.__name__)
+        if schema is None or "properties" not in schema:
+            continue
+        for name, note in notes_of(struct).items():
+            field = schema["properties"].get(name)
+            if field is not None and "description" not in field:
+                field["description"] = note
+
+
+@cache
+def notes_of(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """A type's fields, by their names outside, with what is written under them."""
+    named = {field.name: field.encode_name for field in msgspec.structs.fields(struct)}
+    notes: dict[str, str] = {}
+    for kind in reversed(struct.__mro__):
+        if issubclass(kind, msgspec.Struct) and kind is not msgspec.Struct:
+            notes |= {named[name]: note for name, note in _written_in(kind) if name in named}
+    return notes
+
+
+def _written_in(kind: type) -> Iterator[tuple[str, str]]:
+    try:
+        source = textwrap.dedent(inspect.getsource(kind))
+    except (OSError, TypeError):  # built without its source: then there are no notes
+        return
+    body = ast.parse(source).body[0]
+    assert isinstance(body, ast.ClassDef), "the source of a class is a class"
+    for field, note in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(note, ast.Expr)
+            and isinstance(note.value, ast.Constant)
+            and isinstance(note.value.value, str)
+        ):
+            yield field.target.id, " ".join(note.value.value.split())
+
+
+def _structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:
+    seen: set[type[msgspec.Struct]] = set()
+    waiting: list[Any] = list(shapes.multi_type_info(list(kinds)))
+    while waiting:
+        shape = waiting.pop()
+        if isinstance(shape, shapes.StructType):
+            if shape.cls in seen:
+                continue
+            seen.add(shape.cls)
+            yield shape.cls
+        waiting += _within(shape)
+
+
+def _within(shape: Any) -> Iterator[Any]:
+    for name in ("fields", "item_types", "types"):
+        for one in getattr(shape, name, ()):
+            yield getattr(one, "type", one)
+    for name in ("item_type", "key_type", "value_type", "type"):
+        if isinstance(one := getattr(shape, name, None), shapes.Type):
+            yield one

@@ -1,0 +1,336 @@
+"""Whole requests, passed on to the process that owns the partition.
+
+Nothing is answered twice and nothing is guessed: a request that was certainly not carried out is sent
+again, one that may have been only where repeating it is harmless, and any other is answered
+`outcome_unknown`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from hashlib import sha256
+from typing import Any, Final, Protocol
+
+import aiohttp
+import structlog
+from multidict import CIMultiDict
+from yarl import URL
+
+from services.api.hot.answers import Answer, error_answer
+from services.api.hot.requests import HotRequest, Send
+from services.ledger.errors import CannotAnswerError, NotOwnerHereError, UnavailableError, UnknownOutcomeError
+
+log = structlog.get_logger()
+
+_FORWARDED: Final = "X-Keyledger-Forwarded"
+_NOT_OWNER: Final = b"x-keyledger-not-owner"
+_HOP_BY_HOP: Final = frozenset({
+    "connection", "content-length", "expect", "keep-alive", "proxy-authenticate", "proxy-authorization", "te",
+    "trailer", "transfer-encoding", "upgrade", "x-keyledger-forwarded", "x-request-id",
+})  # fmt: skip
+_NOT_SENT_ON: Final = _HOP_BY_HOP | {"date", "server"}
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAFE_PATHS: Final = (
+    "/v1/verify",
+    "/v1/forward-auth",
+    "/v1/charges",
+    "/v1/reservations",
+    "/v1/self",
+    "/v1/explain",
+    "/v1/edges",
+)
+"""Money carries a request id, so it moves once however often it is asked for; the rest only asks."""
+_SMALL: Final = 1_048_576
+_UNAVAILABLE: Final = 503
+_ADDRESS_SECONDS: Final = 0.25
+_SIGNATURE_SECONDS: Final = 60
+_PAUSE_SECONDS: Final = 0.05
+
+
+class _Sent(Enum):
+    """What became of a request that was passed on."""
+
+    ANSWERED = "answered"
+    NOT_CARRIED_OUT = "not carried out"
+    UNKNOWN = "unknown"
+
+
+class OwnerDirectory(Protocol):
+    """Where the partition's owner answers."""
+
+    async def owner_address(self) -> str | None:
+        """Such as `http://10.0.0.2:8700`; None while there is none."""
+        ...
+
+
+class Owning(Protocol):
+    """Does this process own the partition?"""
+
+    @property
+    def confirmed(self) -> bool:
+        """Is it certain?"""
+        ...
+
+
+Here = Callable[[HotRequest, Send], Awaitable[None]]
+
+
+class Forwarder:
+    """Passes requests on over connections that are kept alive.
+
+    `key` is a secret that all processes of one ledger share, and nobody else has: it proves that a
+    request's client address comes from one of them.
+    """
+
+    def __init__(
+        self,
+        directory: OwnerDirectory,
+        ledger: Owning,
+        *,
+        own_address: str,
+        key: Callable[[], bytes | None],
+        patience_seconds: float = 5.0,
+    ) -> None:
+        self._directory = directory
+        self._ledger = ledger
+        self._own_address = own_address.rstrip("/")
+        self._key = key
+        self._patience = patience_seconds
+        self._session: aiohttp.ClientSession | None = None
+        self._address: str | None = None
+        self._address_until = 0.0
+        self._looking: asyncio.Task[str | None] | None = None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # -- proof of where a request came from
+
+    def _signed(self, method: str, target: str, peer: str, at: int) -> str | None:
+        key = self._key()
+        if key is None:
+            return None
+        text = f"{at}\n{method}\n{target}\n{peer}"
+        return hmac.new(key, text.encode("utf-8", "surrogateescape"), sha256).hexdigest()
+
+    def admitted(self, request: HotRequest) -> str | None:
+        """The client's address as another process saw it (empty: a unix socket); None: do not believe it."""
+        at, _, rest = str(request.forwarded or b"", "latin-1").partition(";")
+        signature, _, peer = rest.partition(";")
+        if not (at.isascii() and at.isdigit()) or abs(time.time() - int(at[:12])) > _SIGNATURE_SECONDS:
+            return None
+        expected = self._signed(request.scope["method"], _target(request), peer, int(at))
+        return (
+            peer
+            if expected is not None and hmac.compare_digest(signature.encode(), expected.encode())
+            else None
+        )
+
+    # -- passing on
+
+    async def forward(self, request: HotRequest, send: Send, here: Here) -> None:
+        """Answer a request through the owner, or here once this process owns the partition.
+
+        Raises CannotAnswerError when neither is possible in time.
+        """
+        deadline = time.monotonic() + self._patience
+        why: CannotAnswerError = NotOwnerHereError("No ledger process owns the partition at the moment.")
+        while True:
+            if self._ledger.confirmed:
+                with contextlib.suppress(NotOwnerHereError):
+                    await here(request, send)
+                    return
+            try:
+                address = await self._owner()
+            except CannotAnswerError as error:
+                why, address = error, None
+            if address is not None and address != self._own_address:
+                sent = await self._pass_on(request, address, send)
+                if sent is _Sent.ANSWERED:
+                    return
+                if sent is _Sent.UNKNOWN and not may_repeat(request):
+                    raise UnknownOutcomeError(
+                        "The owner's answer was lost; look whether it was carried out before asking again."
+                    )
+                self._address_until = 0.0
+            if time.monotonic() >= deadline:
+                raise why
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _owner(self) -> str | None:
+        """The owner's address, asked for at most every quarter of a second."""
+        if time.monotonic() < self._address_until:
+            return self._address
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> str | None:
+        try:
+            address = await asyncio.wait_for(self._directory.owner_address(), 2.0)
+        except Exception as error:
+            if self._address is not None:
+                # The directory is down; the owner that was known may well answer still.
+                return self._address
+            raise UnavailableError("postgresql", "PostgreSQL cannot be reached.") from error
+        finally:
+            self._looking = None
+        self._address = None if address is None else address.rstrip("/")
+        self._address_until = time.monotonic() + _ADDRESS_SECONDS
+        return self._address
+
+    async def _pass_on(self, request: HotRequest, address: str, send: Send) -> _Sent:
+        asking = asyncio.create_task(self._ask(request, address))
+        try:
+            while not asking.done():
+                await asyncio.wait({asking}, timeout=2 * _ADDRESS_SECONDS)
+                if not asking.done() and await self._moved(address):
+                    # The owner hangs, and another has taken over meanwhile.
+                    return _Sent.UNKNOWN
+            response = asking.result()
+        except aiohttp.ClientConnectorError:
+            return _Sent.NOT_CARRIED_OUT
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return _Sent.UNKNOWN
+        finally:
+            if not asking.done():
+                asking.cancel()
+        async with response:
+            return await _hand_back(response, request, send)
+
+    async def _moved(self, address: str) -> bool:
+        if self._ledger.confirmed:
+            return True
+        try:
+            now = await self._owner()
+        except CannotAnswerError:
+            return False
+        return now is not None and now != address
+
+    async def _ask(self, request: HotRequest, address: str) -> aiohttp.ClientResponse:
+        target = _target(request)
+        method: str = request.scope["method"]
+        headers: CIMultiDict[str] = CIMultiDict()
+        for name, value in request.scope["headers"]:
+            text = str(name, "latin-1")
+            if text not in _HOP_BY_HOP:
+                headers.add(text, _text(value))
+        headers["X-Request-Id"] = request.request_id
+        client = request.scope.get("client")
+        peer = client[0] if client else ""
+        at = int(time.time())
+        signature = self._signed(method, target, peer, at)
+        if signature is not None:
+            headers[_FORWARDED] = f"{at};{signature};{peer}"
+        return await self._connections().request(
+            method,
+            URL(address + target, encoded=True),
+            headers=headers,
+            data=request.body or None,
+            allow_redirects=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        )
+
+    def _connections(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # The owner keeps idle connections for longer than we do, so it never closes one that
+            # we are about to use.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=20.0, ttl_dns_cache=10)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=1.0),
+            )
+            # aiohttp would repeat a DELETE on its own when a connection breaks; we decide that here.
+            self._session._retry_connection = False  # noqa: SLF001  # there is no public way
+        return self._session
+
+
+def may_repeat(request: HotRequest) -> bool:
+    """Is it harmless to carry this request out twice?"""
+    if request.scope["method"] in _SAFE_METHODS:
+        return True
+    path: str = request.scope["path"]
+    if path.startswith(_SAFE_PATHS):
+        return True
+    return request.header(b"idempotency-key") is not None
+
+
+def not_owner_answer(error: NotOwnerHereError, request_id: str) -> Answer:
+    """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
+    answer = error_answer(error, request_id)
+    return answer._replace(headers=[*answer.headers, (_NOT_OWNER, b"1")])
+
+
+async def _hand_back(response: aiohttp.ClientResponse, request: HotRequest, send: Send) -> _Sent:
+    if _NOT_OWNER.decode() in response.headers:
+        return _Sent.NOT_CARRIED_OUT
+    headers = [
+        (name.lower(), value)
+        for name, value in response.raw_headers
+        if str(name, "latin-1").lower() not in _NOT_SENT_ON
+    ]
+    headers.append((b"x-request-id", request.request_id.encode()))
+    start = {"type": "http.response.start", "status": response.status, "headers": headers}
+    length = response.content_length
+    bodiless = request.scope["method"] == "HEAD" or length is None or length > _SMALL
+    if bodiless:
+        if length is not None:
+            headers.append((b"content-length", b"%d" % length))
+        await send(start)
+        await _stream(response, request, send)
+        return _Sent.ANSWERED
+    try:
+        body = await response.read()
+    except (aiohttp.ClientError, OSError):
+        return _Sent.UNKNOWN
+    if response.status == _UNAVAILABLE and b'"code":"not_owner"' in body:
+        return _Sent.NOT_CARRIED_OUT
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
+    return _Sent.ANSWERED
+
+
+async def _stream(response: aiohttp.ClientResponse, request: HotRequest, send: Send) -> None:
+    """Pass on what comes, until it ends or the client hangs up. A break is passed on as a break."""
+    pumping = asyncio.create_task(_pump(response, send))
+    gone = asyncio.create_task(request.gone())
+    tasks: set[asyncio.Task[Any]] = {pumping, gone}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    if pumping.done() and not pumping.cancelled():
+        pumping.result()
+
+
+async def _pump(response: aiohttp.ClientResponse, send: Send) -> None:
+    async for chunk in response.content.iter_any():
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _target(request: HotRequest) -> str:
+    scope = request.scope
+    path = str(scope.get("raw_path") or scope["path"].encode(), "latin-1")
+    query: bytes = scope["query_string"]
+    return f"{path}?{str(query, 'latin-1')}" if query else path
+
+
+def _text(value: bytes) -> str:
+    """Aiohttp writes headers as UTF-8; other bytes survive only as Latin-1."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return str(value, "latin-1")

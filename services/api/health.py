@@ -1,0 +1,75 @@
+"""Is it alive, and can it serve? If not, what does it wait for?"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from services.api.operations import Api, Call, Reply, operation
+from services.api.views import Position, View
+
+
+class AliveView(View, frozen=True, kw_only=True):
+    """The process runs."""
+
+    status: Literal["alive"]
+
+
+class WaitingView(View, frozen=True, kw_only=True):
+    """Something that is waited for."""
+
+    dependency: str
+    detail: str
+
+
+class ReadyView(View, frozen=True, kw_only=True):
+    """Can it serve?"""
+
+    ready: bool
+    owner: bool
+    """Does this process decide, or does it pass requests on to the one that does?"""
+    position: Position
+    projected: Position
+    """How far lists and search are."""
+    waits_for: list[WaitingView]
+
+
+@operation("GET", "/healthz", tag="Operating", summary="Is it alive?", answer=AliveView)
+async def get_health(_: Call[Any, Any]) -> Reply:
+    """The process runs."""
+    return Reply(AliveView(status="alive"))
+
+
+@operation(
+    "GET",
+    "/readyz",
+    tag="Operating",
+    summary="Can it serve?",
+    description="503 while it cannot, with what it waits for.",
+    answer=ReadyView,
+)
+async def get_readiness(call: Call[Any, Any]) -> Reply:
+    """Can requests be answered here, or passed on?"""
+    waits_for = waiting(call.api)
+    ledger = call.ledger
+    view = ReadyView(
+        ready=not waits_for,
+        owner=ledger.owner,
+        position=call.place(ledger.state.head),
+        projected=call.place(call.reader.position),
+        waits_for=waits_for,
+    )
+    return Reply(view, 200 if view.ready else 503)
+
+
+def waiting(api: Api) -> list[WaitingView]:
+    """What this process waits for before it can serve."""
+    ledger = api.ledger
+    if not ledger.reachable:
+        return [WaitingView(dependency="postgresql", detail="PostgreSQL cannot be reached.")]
+    if not (ledger.confirmed or ledger.stands_by):
+        detail = "The log is being read, or another process gives the partition up."
+        return [WaitingView(dependency="partition", detail=detail)]
+    return []
+
+
+ROUTES = [get_health, get_readiness]

@@ -1,0 +1,256 @@
+"""The outer layer of the HTTP server: hot paths are answered here, the rest goes on to the router."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import Final
+
+import msgspec
+
+from services.api.auth import reads_on
+from services.api.forwarding import Forwarder, not_owner_answer
+from services.api.hot.answers import Answer
+from services.api.hot.callers import Callers
+from services.api.hot.charges import Charges
+from services.api.hot.checking import Checker
+from services.api.hot.counting import HotCounts
+from services.api.hot.explain import Explain
+from services.api.hot.forward_auth import PATH as FORWARD_AUTH
+from services.api.hot.forward_auth import ForwardAuth
+from services.api.hot.metering import Metering
+from services.api.hot.requests import (
+    MAX_BODY_BYTES,
+    ClientGoneError,
+    HotRequest,
+    Receive,
+    Scope,
+    Send,
+    new_request_id,
+)
+from services.api.hot.reservations import Reservations
+from services.api.hot.secret_watch import SecretWatch
+from services.api.hot.self_service import SelfService
+from services.api.hot.verify import Verify
+from services.api.problems import ProblemError
+from services.api.tracing import client_ip
+from services.ledger.errors import NotOwnerHereError
+from services.ledger.ledger import Ledger
+
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Handler = Callable[[HotRequest], Answer | Awaitable[Answer]]
+"""The body is read before. What need not wait is answered at once: that spares a coroutine."""
+OneHandler = Callable[[HotRequest, str], Awaitable[Answer]]
+Routed = tuple[str, Handler]
+
+_HERE: Final = ("/healthz", "/readyz", "/metrics", "/docs", "/schema", "/console")
+"""Answered by every process for itself, owner or not."""
+_LONG_TEXT: Final = 22
+
+
+class HotSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be set of the HTTP layer."""
+
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks (or `unix`) whose X-Forwarded-For is believed."""
+    max_body_bytes: int = MAX_BODY_BYTES
+
+
+class HotPath:
+    """An ASGI application in front of another: the hot paths, and forwarding to the partition's owner."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        management: ASGIApp,
+        forwarder: Forwarder | None = None,
+        settings: HotSettings | None = None,
+    ) -> None:
+        settings = settings or HotSettings()
+        self._ledger = ledger
+        self._management = management
+        self._forwarder = forwarder
+        self._settings = settings
+        self._watch = SecretWatch(ledger.state)
+        self.counts = HotCounts()
+        self.callers = Callers(ledger)
+        checker = Checker(ledger, self._watch)
+        metering = Metering(ledger, self._watch)
+        verify = Verify(ledger, self.callers, checker, metering)
+        charges = Charges(ledger, self.callers, metering)
+        reservations = Reservations(ledger, self.callers, metering)
+        own = SelfService(ledger, checker)
+        self._forward_auth = ForwardAuth(
+            ledger,
+            self.callers,
+            checker=checker,
+            verify=verify,
+            metering=metering,
+            trusted_proxies=settings.trusted_proxies,
+        )
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/v1/verify": ("POST", verify.one),
+            "/v1/verify/batch": ("POST", verify.batch),
+            "/v1/charges": ("POST", charges.one),
+            "/v1/charges/batch": ("POST", charges.batch),
+            "/v1/reservations": ("POST", reservations.make),
+            "/v1/self": ("GET", own.show),
+            "/v1/self/revoke": ("POST", own.revoke),
+            "/v1/explain": ("POST", Explain(ledger, self.callers, checker, metering).answer),
+        }
+        self._exact: dict[tuple[str, str], Routed] = {
+            (method, path): (path, handle) for path, (method, handle) in self._routes.items()
+        }
+        self._of_one: dict[tuple[str, str], tuple[str, OneHandler]] = {
+            ("charges", "refund"): ("POST", charges.refund),
+            ("reservations", ""): ("GET", reservations.show),
+            ("reservations", "capture"): ("POST", reservations.capture),
+            ("reservations", "release"): ("POST", reservations.release),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection event, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._management(scope, receive, send)
+            return
+        path: str = scope["path"]
+        routed = self._route(scope["method"], path)
+        if routed is None and path.startswith(_HERE):
+            await self._management(scope, receive, send)
+            return
+        started = perf_counter()
+        request = HotRequest(scope, receive, self._settings.max_body_bytes)
+        if request.forwarded is not None:
+            self._admit(request)
+        if len(request.request_id) >= _LONG_TEXT:
+            self._settle_request_id(request)
+        if not self._ledger.owner and not (routed is None and reads_on(self._ledger, scope["method"])):
+            await self._elsewhere(request, send)
+        elif routed is None:
+            await self._management(scope, receive, send)
+        else:
+            await self._serve(request, routed, send, started)
+
+    async def _serve(self, request: HotRequest, routed: Routed, send: Send, started: float) -> None:
+        route, handle = routed
+        trusted = self._settings.trusted_proxies
+        if trusted and route != FORWARD_AUTH:
+            request.peer = client_ip(request.scope, trusted)
+        try:
+            if request.scope["method"] == "POST" and route != FORWARD_AUTH:
+                message = await request.receive()
+                if not request.takes_all(message):
+                    await request.take(message)
+            told = handle(request)
+            answer = told if isinstance(told, Answer) else await told
+        except ClientGoneError:
+            return
+        except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
+            failed = await self._failed(error, request, send)
+            if failed is None:
+                return
+            answer = failed
+        status, headers, body, code = answer
+        self.counts.count(route, status, code, perf_counter() - started)
+        headers.append((b"x-request-id", request.request_id.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _failed(self, error: Exception, request: HotRequest, send: Send) -> Answer | None:
+        """An error as an answer; None when another process gives the answer."""
+        if not isinstance(error, NotOwnerHereError):
+            return self._watch.error_answer(error, request.request_id)
+        # Ownership was lost meanwhile, and nothing was written.
+        if self._forwarder is not None and request.forwarded is None:
+            await self._elsewhere(request, send)
+            return None
+        return not_owner_answer(error, request.request_id)
+
+    def _route(self, method: str, path: str) -> Routed | None:
+        """Which hot path this is; None for the router's."""
+        exact = self._exact.get((method, path))
+        if exact is not None:
+            return exact
+        found = self._routes.get(path)
+        if found is not None:
+            return path, _only(found[0])
+        if path.startswith(FORWARD_AUTH) and path[len(FORWARD_AUTH) : len(FORWARD_AUTH) + 1] in ("", "/"):
+            return FORWARD_AUTH, self._forward_auth.answer
+        parts = path.split("/")
+        if len(parts) not in (4, 5) or parts[1] != "v1":
+            return None
+        action = parts[4] if len(parts) == 5 else ""  # noqa: PLR2004  # "", v1, things, id, action
+        one = self._of_one.get((parts[2], action))
+        if one is None or not parts[3]:
+            return None
+        route = f"/v1/{parts[2]}/{{id}}{'/' + action if action else ''}"
+        return (route, _bound(one[1], parts[3])) if one[0] == method else (route, _only(one[0]))
+
+    def _settle_request_id(self, request: HotRequest) -> None:
+        if self._watch.holds(request.request_id):
+            request.request_id = new_request_id()
+
+    # -- answering elsewhere
+
+    def _admit(self, request: HotRequest) -> None:
+        """Believe what another process of this ledger says of the client; nobody else."""
+        client = None if self._forwarder is None else self._forwarder.admitted(request)
+        if client is None:
+            request.forwarded = None
+            return
+        request.scope["client"] = (client, 0) if client else None
+        request.peer = client or None
+
+    async def _elsewhere(self, request: HotRequest, send: Send) -> None:
+        """Another process owns the partition, or for a moment none: it answers, or we do once we own it."""
+        error = NotOwnerHereError("This process does not own the partition.")
+        if self._forwarder is None or request.forwarded is not None:
+            await _send(not_owner_answer(error, request.request_id), request.request_id, send)
+            return
+        try:
+            await request.read()
+            await self._forwarder.forward(request, send, self._here_after_all)
+        except ClientGoneError:
+            return
+        except Exception as failure:  # noqa: BLE001  # the outermost layer: every error becomes an answer
+            await _send(self._watch.error_answer(failure, request.request_id), request.request_id, send)
+
+    async def _here_after_all(self, request: HotRequest, send: Send) -> None:
+        """This process has become the owner. Raises NotOwnerHereError when it has just lost that again."""
+        routed = self._route(request.scope["method"], request.scope["path"])
+        if routed is None:
+            await self._management(request.scope, request.replay, send)
+            return
+        try:
+            told = routed[1](request)
+            answer = told if isinstance(told, Answer) else await told
+        except NotOwnerHereError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
+            answer = self._watch.error_answer(error, request.request_id)
+        await _send(answer, request.request_id, send)
+
+
+async def _send(answer: Answer, request_id: str, send: Send) -> None:
+    status, headers, body, _ = answer
+    headers.append((b"x-request-id", request_id.encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _bound(handle: OneHandler, thing: str) -> Handler:
+    async def handler(request: HotRequest) -> Answer:
+        return await handle(request, thing)
+
+    return handler
+
+
+def _only(method: str) -> Handler:
+    async def refuse(request: HotRequest) -> Answer:
+        raise ProblemError(
+            "method_not_allowed",
+            f"{request.scope['path'][:100]} takes {method}.",
+            headers={"Allow": method},
+        )
+
+    return refuse

@@ -1,0 +1,197 @@
+"""`POST /v1/charges`, `/v1/charges/batch` and `/v1/charges/{id}/refund`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from domain.commands import ChargeUsage, RefundCharge
+from domain.decisions.charging import UseOutcome
+from domain.decisions.wallets import RefundOutcome
+from domain.errors import InvalidError, NotFoundError
+from domain.events import UsageCharged
+from domain.ids import format_position, is_id
+from domain.keys import Key
+from domain.keyspaces import Keyspace
+from domain.quotas import QuotaState, Refusal, quota_states
+from keyledger_edge import STATUS_OF_CODE, VALID, RateState, Use
+from services.api.hot.answers import (
+    Answer,
+    Headers,
+    encode,
+    json_answer,
+    problem_answer,
+    raw_answer,
+)
+from services.api.hot.bodies import (
+    ChargeBody,
+    MeteringBody,
+    check_metadata,
+    read_charge,
+    read_charge_batch,
+    read_refund,
+    use_of,
+)
+from services.api.hot.callers import Caller, Callers
+from services.api.hot.metering import Metering, asked
+from services.api.hot.money_views import charge_view, quota_views, refund_view, refusal_view, wallet_view
+from services.api.hot.requests import HotRequest
+from services.api.problems import TABLE, problem_body
+from services.ledger.ledger import Ledger
+
+PERMISSION = "charges:write"
+_CREATED = 201
+_UNAUTHORIZED, _FORBIDDEN = 401, 403
+
+
+class Charges:
+    """Spends money, and gives it back."""
+
+    def __init__(self, ledger: Ledger, callers: Callers, metering: Metering) -> None:
+        self._ledger = ledger
+        self._callers = callers
+        self._metering = metering
+
+    async def one(self, request: HotRequest) -> Answer:
+        """One charge."""
+        caller = self._callers.authenticate(request.authorization, PERMISSION, request.peer)
+        body = read_charge(request.body)
+        return await self._charge(body, caller, request.request_id)
+
+    async def batch(self, request: HotRequest) -> Answer:
+        """Many charges, in order, each on its own."""
+        caller = self._callers.authenticate(request.authorization, PERMISSION, request.peer)
+        items = read_charge_batch(request.body)
+        results = await asyncio.gather(
+            *(self._item(one, index, caller, request.request_id) for index, one in enumerate(items))
+        )
+        position = format_position(self._ledger.partition, self._ledger.state.head)
+        return raw_answer(
+            200, b'{"results":[' + b",".join(results) + b'],"position":' + encode(position) + b"}"
+        )
+
+    async def _item(self, body: ChargeBody | Exception, index: int, caller: Caller, request_id: str) -> bytes:
+        """An item's answer, with the status that it would have had alone."""
+        name = f"{request_id}.{index}"
+        try:
+            if isinstance(body, Exception):
+                raise body  # noqa: TRY301  # it is answered as if it had been raised alone
+            answer = await self._charge(body, caller, name)
+        except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
+            return self._metering.watch.error_answer(error, name).body
+        return answer.body if answer.code != "ok" else b'{"status":%d,%s' % (answer.status, answer.body[1:])
+
+    async def _charge(self, body: ChargeBody, caller: Caller, request_id: str) -> Answer:
+        keyspace, use = check_metering(self._metering, body, caller)
+        ask = asked(
+            request_id=body.request_id, base_micros=body.amount_micros, use=use, metadata=body.metadata
+        )
+        if keyspace is None:
+            ask["key_id"] = body.key_id
+        outcome, position = await self._metering.ask(ChargeUsage, ask, body.secret, keyspace, caller.asking)
+        if outcome.code != VALID:
+            return self.refused(outcome, keyspace, request_id)
+        event = outcome.event
+        assert isinstance(event, UsageCharged), "a charge records a charge"
+        partition = self._ledger.partition
+        return json_answer(
+            _CREATED,
+            {
+                "charge": charge_view(event, position, partition),
+                "position": format_position(partition, position),
+                "replayed": outcome.replayed,
+                "quotas": quota_views(outcome.quotas),
+                "wallet": wallet_view(outcome.wallet),
+            },
+        )
+
+    def refused(self, outcome: UseOutcome, keyspace: Keyspace | None, request_id: str) -> Answer:
+        """A refused use as a problem."""
+        if keyspace is None and outcome.key is not None:
+            keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
+        answer = refused(outcome.code, keyspace, request_id, outcome.refusal, outcome.rates)
+        position = format_position(self._ledger.partition, self._ledger.state.head)
+        answer.headers.append((b"x-keyledger-position", position.encode()))
+        return answer
+
+    # -- refunds
+
+    async def refund(self, request: HotRequest, charge_id: str) -> Answer:
+        """Give back a charge, in part or whole."""
+        caller = self._callers.authenticate(request.authorization, PERMISSION, request.peer)
+        body = read_refund(request.body)
+        if not is_id("chg", charge_id):
+            raise NotFoundError("charge", charge_id)
+        command = RefundCharge(
+            charge_id=charge_id, request_id=body.request_id, amount_micros=body.amount_micros
+        )
+        done = await self._ledger.execute(command, caller.asking)
+        outcome: RefundOutcome = done.result
+        return json_answer(_CREATED, self._refunded(outcome))
+
+    def _refunded(self, outcome: RefundOutcome) -> dict[str, Any]:
+        partition = self._ledger.partition
+        key = self._ledger.state.keys.get(outcome.event.key_id)
+        charge = charge_view(outcome.charge, 0, partition)
+        del charge["position"]
+        charge["refunded_micros"] = outcome.event.refunded_micros
+        return {
+            "refund": refund_view(outcome.event, outcome.position, partition),
+            "charge": charge,
+            "position": format_position(partition, outcome.position),
+            "replayed": outcome.replayed,
+            "quotas": quota_views(quotas_of(self._ledger, key, outcome.event.project_id)),
+            "wallet": wallet_view(outcome.wallet),
+        }
+
+
+def quotas_of(ledger: Ledger, key: Key | None, project_id: str | None) -> tuple[QuotaState, ...]:
+    """Where the quotas of a key stand in committed state."""
+    if key is None:
+        return ()
+    state = ledger.state
+    return quota_states(state, key, max(ledger.clock.now(), state.at), project_id)
+
+
+def check_metering(metering: Metering, body: MeteringBody, caller: Caller) -> tuple[Keyspace | None, Use]:
+    """The keyspace of the secret (None: the key is named by its id) and the use."""
+    check_metadata(body.metadata)
+    use = use_of(body, permissions=body.permissions, ip=body.ip)
+    if body.secret is None:
+        if body.key_id is None:
+            raise InvalidError("secret", "secret or key_id is required")
+        return None, use
+    if body.key_id is not None:
+        raise InvalidError("key_id", "secret or key_id, not both")
+    return metering.keyspace_of(caller, body.keyspace_id), use
+
+
+def refused(
+    code: str,
+    keyspace: Keyspace | None,
+    request_id: str,
+    refusal: Refusal | None = None,
+    rates: tuple[RateState, ...] = (),
+) -> Answer:
+    """A verdict as a problem: forward-auth's status, but 403 in place of 401 (that is the caller's own)."""
+    mapped = keyspace.denial_status.get(code) if keyspace is not None else None
+    status = mapped or STATUS_OF_CODE[code]
+    if status == _UNAUTHORIZED:
+        status = _FORBIDDEN
+    body = problem_body(
+        code, _detail(code, refusal), request_id, status=status, refusal=refusal_view(refusal)
+    )
+    headers: Headers = []
+    if rates:
+        headers.append((b"retry-after", b"%d" % max(1, *(one.reset_seconds for one in rates))))
+    return problem_answer(body, status, code, headers)
+
+
+def _detail(code: str, refusal: Refusal | None) -> str:
+    title = TABLE[code].title if code != "not_found" else "There is no such secret"
+    if refusal is None:
+        return f"{title}."
+    window = f" per {refusal.window}" if refusal.window not in (None, "total") else ""
+    # A wallet's limit is its credit limit: what is left is no part of that.
+    limit = "" if refusal.level == "wallet" else f" of {refusal.limit}"
+    return f"{title}: {refusal.remaining}{limit} {refusal.unit}{window} are left."

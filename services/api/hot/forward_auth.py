@@ -1,0 +1,295 @@
+"""`/v1/forward-auth`: the verdict on a proxied request, for Traefik, Envoy and nginx."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from domain.errors import InvalidError
+from domain.keyspaces import Keyspace
+from keyledger_edge import (
+    VALID,
+    BadRequestError,
+    HttpAnswer,
+    KeyFacts,
+    KeyspaceView,
+    Use,
+    Verdict,
+    answer_error,
+    answer_problem,
+    answer_verdict,
+    read_use,
+)
+from keyledger_edge import ForwardedUse as Forwarded
+from services.api.hot.answers import Answer, wire
+from services.api.hot.callers import Caller, Callers
+from services.api.hot.checking import Checker, view_of_keyspace
+from services.api.hot.metering import Metering
+from services.api.hot.requests import HotRequest
+from services.api.hot.verify import Verify
+from services.api.problems import headers_of, problem_of
+from services.ledger.errors import NotOwnerHereError
+from services.ledger.ledger import Ledger
+
+PATH = "/v1/forward-auth"
+_PROXY_KEY = b"x-keyledger-proxy-key"
+_MOST_ASKS, _LONGEST_ASK = 1_000, 200
+_MOST_WELCOMES = 50_000
+_LONGEST_TEXT = 255
+_OWN_PARAMETERS = ("keyspace_id", "proxy")
+
+
+class _Ask(msgspec.Struct, frozen=True):
+    """What the proxy itself says, beside the request that it forwards."""
+
+    keyspace_id: str | None
+    proxy: str | None
+
+
+class ForwardAuth:
+    """Answers proxies. The proxy shows a root key with `verify`; the client's request is the use."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        callers: Callers,
+        *,
+        checker: Checker,
+        verify: Verify,
+        metering: Metering,
+        trusted_proxies: tuple[str, ...] = (),
+    ) -> None:
+        self._ledger = ledger
+        self._callers = callers
+        self._checker = checker
+        self._verify = verify
+        self._metering = metering
+        self._trusted = trusted_proxies
+        self._asks: dict[bytes, _Ask] = {}
+        self._uses: dict[str | None, Use] = {}
+        self._welcomes: dict[int, tuple[KeyFacts, str | None, Answer]] = {}
+
+    def answer(self, request: HotRequest) -> Answer | Awaitable[Answer]:
+        """The verdict as the proxy and its client understand it; only a use with a cost has to wait."""
+        query: bytes = request.scope["query_string"]
+        ask = self._ask(query)
+        caller = self._proxy(request)
+        if caller is None:
+            return _sent(_unauthenticated(ask.proxy, request.request_id))
+        try:
+            suffix: str = request.scope["path"][len(PATH) + 1 :]
+            keyspace = self._keyspace(caller, ask, suffix)
+            view = view_of_keyspace(keyspace)
+            asked = self._read(request, view, query, suffix)
+            if asked.cost_micros is not None:
+                return self._charged(request, ask, asked, keyspace, caller)
+            verdict = self._checker.check(
+                asked.secret,
+                keyspace,
+                asked.use,
+                organization_id=caller.organization_id,
+                request_id=asked.request_id,
+            )
+        except Exception as error:  # noqa: BLE001  # a proxy is answered in its own manner
+            return _refused(error, ask, request)
+        if verdict.code == VALID and verdict.facts is not None and not verdict.rate_limits:
+            return self._welcome(verdict.facts, ask.proxy)
+        return self._told(verdict, view, ask, request)
+
+    def _welcome(self, facts: KeyFacts, proxy: str | None) -> Answer:
+        """The answer to a good use: it says who the key is, the same each time until the key changes."""
+        known = self._welcomes.get(id(facts))
+        if known is None or known[0] is not facts or known[1] != proxy:
+            if len(self._welcomes) >= _MOST_WELCOMES:
+                self._welcomes.clear()
+            verdict = Verdict(VALID, facts, (), None, self._ledger.partition)
+            answer = _sent(answer_verdict(verdict, None, proxy=proxy), VALID)
+            known = self._welcomes[id(facts)] = (facts, proxy, answer)
+        status, headers, body, code = known[2]
+        return Answer(status, [*headers, self._position()], body, code)
+
+    def _position(self) -> tuple[bytes, bytes]:
+        ledger = self._ledger
+        return b"x-keyledger-position", b"%d-%d" % (ledger.partition, ledger.state.head)
+
+    def _ask(self, query: bytes) -> _Ask:
+        """Our own parameters: the first of each name, so that none behind it can replace it."""
+        ask = self._asks.get(query)
+        if ask is not None:
+            return ask
+        found: dict[str, str] = {}
+        try:
+            for name, value in parse_qsl(query.decode("latin-1"), max_num_fields=1000):
+                if name in _OWN_PARAMETERS:
+                    found.setdefault(name, value)
+        except ValueError:
+            pass  # Too many fields: reading the use says so.
+        ask = _Ask(found.get("keyspace_id"), found.get("proxy"))
+        if len(self._asks) < _MOST_ASKS and len(query) < _LONGEST_ASK:
+            self._asks[query] = ask
+        return ask
+
+    def _proxy(self, request: HotRequest) -> Caller | None:
+        for name, value in request.scope["headers"]:
+            if name == _PROXY_KEY:
+                caller = self._callers.find(value.strip(), request.peer)
+                return caller if isinstance(caller, Caller) and "verify" in caller.permissions else None
+        return None
+
+    def _keyspace(self, caller: Caller, ask: _Ask, suffix: str) -> Keyspace:
+        """Behind a path suffix (Envoy) the query is the client's own: a bound root key wins over it."""
+        named = None if suffix and caller.keyspace_id is not None else ask.keyspace_id
+        return self._metering.keyspace_of(caller, named)
+
+    def _read(self, request: HotRequest, view: KeyspaceView, query: bytes, suffix: str) -> Forwarded:
+        wanted = _wanted(view, forwarded=bool(self._trusted))
+        headers = [pair for pair in request.scope["headers"] if pair[0] in wanted.headers]
+        if len(headers) == 1 and headers[0][0] in wanted.lone:
+            return Forwarded(_lone_secret(headers[0], wanted), self._from(request.peer), None, None)
+        return read_use(
+            headers,
+            query if wanted.query else b"",
+            view,
+            path=suffix,
+            peer=request.peer,
+            trusted_proxies=self._trusted,
+        )
+
+    def _from(self, peer: str | None) -> Use:
+        """A use that says nothing but where it comes from."""
+        use = self._uses.get(peer)
+        if use is None:
+            if len(self._uses) >= _MOST_ASKS:
+                self._uses.clear()
+            use = self._uses[peer] = Use(ip=peer)
+        return use
+
+    async def _charged(
+        self, request: HotRequest, ask: _Ask, asked: Forwarded, keyspace: Keyspace, caller: Caller
+    ) -> Answer:
+        try:
+            _check_text("X-Keyledger-Request-Id", asked.request_id)
+            outcome, _ = await self._verify.meter(
+                asked.secret,
+                asked.use,
+                keyspace,
+                caller,
+                cost_micros=asked.cost_micros,
+                reserve_micros=None,
+                request_id=asked.request_id,
+                field="X-Keyledger-Request-Id",
+            )
+        except Exception as error:  # noqa: BLE001  # a proxy is answered in its own manner
+            return _refused(error, ask, request)
+        verdict = Verdict(outcome.code, outcome.facts, outcome.rates, None, self._ledger.partition)
+        return self._told(verdict, view_of_keyspace(keyspace), ask, request)
+
+    def _told(self, verdict: Verdict, view: KeyspaceView, ask: _Ask, request: HotRequest) -> Answer:
+        answer = answer_verdict(verdict, view, proxy=ask.proxy, request_id=request.request_id)
+        sent = _sent(answer, verdict.code)
+        sent.headers.append(self._position())
+        return sent
+
+
+def _refused(error: Exception, ask: _Ask, request: HotRequest) -> Answer:
+    """An error in the proxy's manner. Raises it again when it is the layer above that answers it."""
+    if isinstance(error, BadRequestError):
+        return _sent(answer_error(error, proxy=ask.proxy, request_id=request.request_id), error.code)
+    problem = problem_of(error, request.request_id)
+    if problem is None or isinstance(error, NotOwnerHereError):
+        raise error
+    told = answer_problem(
+        problem.status,
+        problem.code,
+        problem.detail,
+        proxy=ask.proxy,
+        request_id=request.request_id,
+        errors=[{"field": one.field, "message": one.message} for one in problem.errors],
+    )
+    headers = [*told.headers, *wire(headers_of(error))]
+    return _sent(HttpAnswer(told.status, headers, told.body), problem.code)
+
+
+class _Wanted(NamedTuple):
+    """The parts of a request that say something to a keyspace."""
+
+    headers: frozenset[bytes]
+    query: bool
+    lone: dict[bytes, bytes]
+    """Headers that hold a secret in one manner only (its scheme, or none): alone, they say everything."""
+
+
+_USE_HEADERS = frozenset(
+    f"x-keyledger-{name}".encode()
+    for name in ("model", "project", "permission", "provider", "cost-micros", "request-id")
+)
+_WANTED: dict[tuple[int, bool], tuple[KeyspaceView, _Wanted]] = {}
+
+
+def _wanted(view: KeyspaceView, *, forwarded: bool) -> _Wanted:
+    """What has to be read for a keyspace: the rest of a request's headers is left unread."""
+    known = _WANTED.get((id(view), forwarded))
+    if known is not None and known[0] is view:
+        return known[1]
+    locations = (*view.credential_locations, *view.tenant_locations.values())
+    query = any(one.startswith("query:") for one in locations)
+    headers = {one.split(":")[1].lower().encode() for one in locations if one.startswith("header:")}
+    if query:
+        headers |= {b"x-original-uri", b"x-forwarded-uri"}
+    if forwarded:
+        headers |= {b"x-forwarded-for", b"x-real-ip"}
+    wanted = _Wanted(_USE_HEADERS | headers, query, {} if query or forwarded else _lone(view))
+    if len(_WANTED) > _MOST_ASKS:
+        _WANTED.clear()
+    _WANTED[id(view), forwarded] = (view, wanted)
+    return wanted
+
+
+def _lone(view: KeyspaceView) -> dict[bytes, bytes]:
+    manners: dict[bytes, set[bytes]] = {}
+    for location in view.credential_locations:
+        _, name, scheme = (*location.split(":"), "")[:3]
+        manners.setdefault(name.lower().encode(), set()).add(scheme.lower().encode())
+    tenants = {one.split(":")[1].lower().encode() for one in view.tenant_locations.values()}
+    return {
+        name: next(iter(schemes))
+        for name, schemes in manners.items()
+        if len(schemes) == 1 and name not in tenants
+    }
+
+
+def _lone_secret(pair: tuple[bytes, bytes], wanted: _Wanted) -> str | None:
+    """What `read_use` finds where nothing but this header says anything."""
+    name, value = pair
+    value = value.strip()
+    scheme = wanted.lone[name]
+    if scheme:
+        said, _, rest = value.partition(b" ")
+        value = rest.strip() if said.lower() == scheme else b""
+    return str(value, "latin-1") or None
+
+
+def _check_text(field: str, text: str | None) -> None:
+    if text is not None and not (0 < len(text) <= _LONGEST_TEXT and text.isprintable()):
+        raise InvalidError(field, "1 to 255 printable characters")
+
+
+def _unauthenticated(proxy: str | None, request_id: str) -> HttpAnswer:
+    return answer_problem(
+        401,
+        "proxy_unauthenticated",
+        "The proxy must show a root key with verify in X-Keyledger-Proxy-Key.",
+        proxy=proxy,
+        request_id=request_id,
+    )
+
+
+def _sent(answer: HttpAnswer, code: str = "proxy_unauthenticated") -> Answer:
+    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    if not any(name == b"x-keyledger-code" for name, _ in headers):
+        # nginx drops the body of a denial, so the code stands in a header too.
+        headers.append((b"x-keyledger-code", code.encode()))
+    return Answer(answer.status, headers, answer.body, code)

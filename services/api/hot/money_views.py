@@ -1,0 +1,175 @@
+"""Money as JSON: charges, reservations, wallets, quotas, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from domain.accounts import Reservation, Wallet
+from domain.events import CreditsReserved, ReservationCaptured, UsageCharged, UsageRefunded
+from domain.ids import format_position
+from domain.instants import SECOND, Instant
+from domain.instants import to_text as _to_text
+from domain.quotas import QuotaState, Refusal
+from keyledger_edge import RateState
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    return _to_text(second * SECOND)[:20]
+
+
+def to_text(at: Instant) -> str:
+    """RFC 3339 as elsewhere; most times of one answer share their second, so that is written once."""
+    second, micros = divmod(at, SECOND)
+    return f"{_second(second)}{micros:06d}Z"
+
+
+def tenant_view(org_id: str | None, user_id: str | None) -> dict[str, str | None] | None:
+    """Whose work it was; None when the use named nobody."""
+    return None if org_id is None and user_id is None else {"org_id": org_id, "user_id": user_id}
+
+
+def charge_view(
+    event: UsageCharged | ReservationCaptured, position: int, partition: int = 0
+) -> dict[str, Any]:
+    """A charge, as it was recorded."""
+    view: dict[str, Any] = {
+        "id": event.charge_id,
+        "key_id": event.key_id,
+        "organization_id": event.organization_id,
+        "request_id": event.request_id,
+        "base_micros": event.base_micros,
+        "price_multiplier": event.price_multiplier,
+        "amount_micros": event.amount_micros,
+        "model": event.model,
+        "provider": event.provider,
+        "project_id": event.project_id,
+        "tenant": tenant_view(event.tenant_org_id, event.tenant_user_id),
+        "charged_at": to_text(event.at),
+        "position": format_position(partition, position),
+    }
+    if isinstance(event, ReservationCaptured):
+        view["reservation_id"] = event.reservation_id
+        view["uncovered_micros"] = event.uncovered_micros
+    elif event.private is not None and event.private.metadata:
+        view["metadata"] = event.private.metadata
+    return view
+
+
+def refund_view(event: UsageRefunded, position: int, partition: int = 0) -> dict[str, Any]:
+    """A refund, as it was recorded."""
+    return {
+        "charge_id": event.charge_id,
+        "key_id": event.key_id,
+        "organization_id": event.organization_id,
+        "request_id": event.request_id,
+        "amount_micros": event.amount_micros,
+        "refunded_micros": event.refunded_micros,
+        "refunded_at": to_text(event.at),
+        "position": format_position(partition, position),
+    }
+
+
+def reserved_view(event: CreditsReserved, position: int, partition: int = 0) -> dict[str, Any]:
+    """A reservation, right when it was made."""
+    view: dict[str, Any] = {
+        "id": event.reservation_id,
+        "key_id": event.key_id,
+        "organization_id": event.organization_id,
+        "request_id": event.request_id,
+        "status": "open",
+        "base_micros": event.base_micros,
+        "price_multiplier": event.price_multiplier,
+        "amount_micros": event.amount_micros,
+        "held_micros": event.amount_micros,
+        "captured_micros": 0,
+        "uncovered_micros": 0,
+        "model": event.model,
+        "provider": event.provider,
+        "project_id": event.project_id,
+        "tenant": tenant_view(event.tenant_org_id, event.tenant_user_id),
+        "reserved_at": to_text(event.at),
+        "expires_at": to_text(event.expires_at),
+        "position": format_position(partition, position),
+    }
+    if event.private is not None and event.private.metadata:
+        view["metadata"] = event.private.metadata
+    return view
+
+
+def reservation_view(reservation: Reservation, partition: int = 0) -> dict[str, Any]:
+    """A reservation as it stands."""
+    return {
+        "id": reservation.id,
+        "key_id": reservation.key_id,
+        "organization_id": reservation.organization_id,
+        "request_id": reservation.request_id,
+        "status": reservation.status,
+        "base_micros": reservation.base_micros,
+        "price_multiplier": reservation.price_multiplier,
+        "amount_micros": reservation.amount_micros,
+        "held_micros": reservation.held_micros,
+        "captured_micros": reservation.captured_micros,
+        "uncovered_micros": reservation.uncovered_micros,
+        "model": reservation.model,
+        "provider": reservation.provider,
+        "project_id": reservation.project_id,
+        "tenant": tenant_view(reservation.tenant_org_id, reservation.tenant_user_id),
+        "reserved_at": to_text(reservation.reserved_at),
+        "expires_at": to_text(reservation.expires_at),
+        "position": format_position(partition, reservation.position),
+    }
+
+
+def wallet_view(wallet: Wallet | None) -> dict[str, Any] | None:
+    """An organization's wallet."""
+    if wallet is None:
+        return None
+    return {
+        "organization_id": wallet.organization_id,
+        "currency": wallet.currency,
+        "balance_micros": wallet.balance,
+        "reserved_micros": wallet.reserved,
+        "available_micros": wallet.balance - wallet.reserved,
+        "credit_limit_micros": wallet.credit_limit,
+        "alert_below_micros": wallet.alert_below,
+    }
+
+
+def quota_views(states: Sequence[QuotaState]) -> list[dict[str, Any]]:
+    """Every quota that a use was checked against, and what is left of it."""
+    return [
+        {
+            "level": one.level,
+            "subject_id": one.subject_id,
+            "unit": one.unit,
+            "window": one.window,
+            "limit": one.limit,
+            "alert_percents": one.alert_percents,
+            "spent": one.spent,
+            "remaining": one.remaining,
+            "resets_at": None if one.resets_at is None else to_text(one.resets_at),
+        }
+        for one in states
+    ]
+
+
+def refusal_view(refusal: Refusal | None) -> dict[str, Any] | None:
+    """Which limit said no, how much is left of it, when it begins anew."""
+    if refusal is None:
+        return None
+    return {
+        "level": refusal.level,
+        "unit": refusal.unit,
+        "window": refusal.window,
+        "limit": refusal.limit,
+        "remaining": refusal.remaining,
+        "resets_at": None if refusal.resets_at is None else to_text(refusal.resets_at),
+    }
+
+
+def rate_views(states: Iterable[RateState]) -> list[dict[str, Any]]:
+    """Where each rate limit stands."""
+    return [one._asdict() for one in states]

@@ -1,0 +1,132 @@
+"""A request of the hot paths: what is read of it, and when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import count
+from typing import Any, Final
+
+from services.api.problems import ProblemError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_BODY_BYTES: Final = 1_048_576
+_MAX_REQUEST_ID: Final = 128
+
+_boot: Final = os.urandom(6).hex()
+_numbers = count(1)
+
+
+class ClientGoneError(Exception):
+    """The client hung up before it had sent its request."""
+
+
+def new_request_id() -> str:
+    """A trace id: unique, cheap, and never an idempotency key."""
+    return f"req_{_boot}{next(_numbers):x}"
+
+
+class HotRequest:
+    """One request: headers that every hot path needs, the rest on demand."""
+
+    __slots__ = (
+        "_received", "authorization", "body", "forwarded", "limit", "peer", "receive", "request_id", "scope",
+    )  # fmt: skip
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.limit = limit
+        self.body = b""
+        self._received = False
+        self.authorization: bytes | None = None
+        self.forwarded: bytes | None = None
+        """What another ledger process says of a request that it passes on; to be verified."""
+        request_id: bytes | None = None
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                self.authorization = value
+            elif name == b"x-request-id":
+                request_id = value
+            elif name == b"x-keyledger-forwarded":
+                self.forwarded = value
+        self.request_id = (request_id and _sane(request_id)) or f"req_{_boot}{next(_numbers):x}"
+        client = scope["client"]
+        self.peer: str | None = client[0] or None if client else None
+        """Where it came from; the HTTP layer puts the client's address here when a trusted proxy forwards."""
+
+    async def read(self) -> None:
+        """Receive the whole body; refused when it is absurdly large."""
+        if not self._received:
+            await self.take(await self.receive())
+
+    async def take(self, message: Message) -> None:
+        """The first message of the body, and those behind it."""
+        if not self.takes_all(message):
+            self.body = await self._read_on(message.get("body", b""))
+            self._received = True
+
+    def takes_all(self, message: Message) -> bool:
+        """Take a message that is the whole body, as nearly all are. False: it is the first of several."""
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        if message.get("more_body"):
+            return False
+        body: bytes = message.get("body", b"")
+        if len(body) > self.limit:
+            raise self._too_large()
+        self.body = body
+        self._received = True
+        return True
+
+    async def _read_on(self, first: bytes) -> bytes:
+        parts, size = [first], len(first)
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            part: bytes = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            if size > self.limit:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    def _too_large(self) -> ProblemError:
+        # What is left of the body is not read, so the connection cannot be used again.
+        return ProblemError(
+            "body_too_large", f"A body may hold {self.limit} bytes.", headers={"Connection": "close"}
+        )
+
+    async def replay(self) -> Message:
+        """`receive` for whoever reads the request after its body was read here."""
+        if self._received:
+            self._received = False
+            return {"type": "http.request", "body": self.body, "more_body": False}
+        return await self.receive()
+
+    async def gone(self) -> None:
+        """Returns when the client has hung up; for answers that go on for long."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    def header(self, wanted: bytes) -> str | None:
+        """The first value of a header."""
+        for name, value in self.scope["headers"]:
+            if name == wanted:
+                return str(value, "latin-1").strip()
+        return None
+
+
+def _sane(request_id: bytes) -> str | None:
+    """A caller's own trace id, if it can stand in a header and a log line."""
+    if not request_id or len(request_id) > _MAX_REQUEST_ID:
+        return None
+    text = str(request_id, "latin-1")
+    return text if text.isascii() and text.isprintable() else None

@@ -1,0 +1,58 @@
+"""Nothing that is kept or logged may hold a secret: texts that come from outside are looked at."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from domain.errors import InvalidError
+from domain.state import State
+from keyledger_edge import NO_USE, Use
+from services.api.hot.answers import Answer, error_answer
+from services.api.tracing import Redactor
+
+# Secrets hold 128 bits and more: 22 base62 digits at least. Most texts have no such run, and are
+# cleared by this one look.
+_LONG_RUN: Final = re.compile(r"[0-9A-Za-z]{22}")
+
+
+class SecretWatch:
+    """Finds secrets of any keyspace in text."""
+
+    def __init__(self, state: State) -> None:
+        self._redactor = Redactor(state)
+
+    def holds(self, text: str) -> bool:
+        """Is there something in it that looks like a secret?"""
+        return _LONG_RUN.search(text) is not None and self._redactor.holds_secret(text)
+
+    def error_answer(self, error: Exception, request_id: str) -> Answer:
+        """An error told without a secret: what was sent in the wrong field is often named in it."""
+        answer = error_answer(error, request_id)
+        text = answer.body.decode()
+        if not self.holds(text):
+            return answer
+        body = self._redactor.redact(text).encode()
+        headers = [(name, value) for name, value in answer.headers if name != b"content-length"]
+        headers.append((b"content-length", b"%d" % len(body)))
+        return answer._replace(headers=headers, body=body)
+
+    def refuse_in(
+        self, use: Use, request_id: str | None, metadata: dict[str, Any] | None, field: str = "request_id"
+    ) -> None:
+        """Refuse a use whose record would hold a secret."""
+        if request_id is not None and self.holds(request_id):
+            raise InvalidError(field, "holds what looks like a secret")
+        if use is NO_USE and not metadata:
+            return
+        if metadata and self.holds(msgspec.json.encode(metadata).decode()):
+            raise InvalidError("metadata", "holds what looks like a secret")
+        for name in ("model", "provider", "project_id"):
+            value = getattr(use, name)
+            if value is not None and self.holds(value):
+                raise InvalidError(name, "holds what looks like a secret")
+        tenant = use.tenant
+        if tenant is not None and self.holds(f"{tenant.org_id} {tenant.user_id}"):
+            raise InvalidError("tenant", "holds what looks like a secret")

@@ -1,0 +1,79 @@
+"""Figures for Prometheus: requests as they are answered, the ledger as it stands when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from litestar import Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.api.operations import Call, Reader, operation
+from services.ledger.ledger import Ledger
+
+
+class LedgerFigures(Collector):
+    """The ledger as it stands."""
+
+    def __init__(self, ledger: Ledger, reader: Reader, published: Callable[[], int | None]) -> None:
+        self._ledger = ledger
+        self._reader = reader
+        self._published = published
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        ledger = self._ledger
+        state = ledger.state
+        figures: dict[str, tuple[str, float]] = {
+            "keyledger_owner": ("Does this process own the partition?", ledger.owner),
+            "keyledger_log_reachable": ("Did PostgreSQL answer when last asked?", ledger.reachable),
+            "keyledger_position": ("The last event's number in its partition.", state.head),
+            "keyledger_projected_position": ("How far the projections are.", self._reader.position),
+            "keyledger_waiting_commands": ("Commands that wait to be decided.", ledger.bus.waiting),
+            "keyledger_open_fences": ("Fences that do not hold yet.", ledger.fences.open_fences),
+            "keyledger_edges": ("Edges heard of lately.", len(ledger.fences.edges())),
+            "keyledger_keys": ("Keys, dead ones included.", len(state.keys)),
+            "keyledger_organizations": ("Organizations.", len(state.organizations)),
+        }
+        if (published := self._published()) is not None:
+            figures["keyledger_published_position"] = ("The last event that NATS holds.", published)
+            waiting = max(0, state.head - published)
+            figures["keyledger_unpublished_events"] = ("Committed, and not yet on NATS.", waiting)
+        for name, (about, value) in figures.items():
+            yield GaugeMetricFamily(name, about, value=value)
+
+
+class Answers:
+    """Counts the management API's answers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._counter = Counter(
+            "keyledger_management_answers",
+            "Answers of the management API.",
+            ["route", "method", "status"],
+            registry=registry,
+        )
+
+    def count(self, route: str, method: str, status: int) -> None:
+        """One answer went out."""
+        self._counter.labels(route, method, str(status)).inc()
+
+
+@operation(
+    "GET",
+    "/metrics",
+    tag="Operating",
+    summary="Figures for Prometheus",
+    media_types=("text/plain",),
+    answer=str,
+)
+async def get_metrics(call: Call[Any, Any]) -> Response[bytes]:
+    """Everything that is counted, as Prometheus text."""
+    return Response(generate_latest(call.api.registry), media_type=_TEXT)
+
+
+_TEXT: Final = CONTENT_TYPE_LATEST
+
+ROUTES = [get_metrics]

@@ -1,0 +1,226 @@
+"""The one table from a code to its HTTP status and title, and RFC 9457 problem details."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from domain.errors import CallerRefusedError, EmptyScopeError, InvalidError, LedgerError
+from domain.ports import LogUnavailableError
+from keyledger_edge import STATUS_OF_CODE
+from services.ledger.errors import CannotAnswerError, UnavailableError
+
+PROBLEM_JSON: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:keyledger:problem:"
+
+
+class Meaning(NamedTuple):
+    """What a code says, as a status for machines and a title for people."""
+
+    status: int
+    title: str
+
+
+_REQUESTS: Final = {
+    "invalid_request": Meaning(400, "The request cannot be taken as it is"),
+    "malformed_body": Meaning(400, "The body is not JSON"),
+    "ambiguous_credentials": Meaning(400, "Two different secrets in one request"),
+    "amount_out_of_range": Meaning(400, "An amount would leave the range of 64 bits"),
+    "unauthenticated": Meaning(401, "A root key that works is needed"),
+    "proxy_unauthenticated": Meaning(401, "The proxy's own root key is missing or does not work"),
+    "permission_denied": Meaning(403, "This is not permitted"),
+    "platform_only": Meaning(403, "Only a root key of the whole platform may do this"),
+    "not_found": Meaning(404, "There is no such thing"),
+    "method_not_allowed": Meaning(405, "This path does not take this method"),
+    "not_acceptable": Meaning(406, "None of the accepted formats can be given"),
+    "already_exists": Meaning(409, "It exists already"),
+    "builtin_keyspace": Meaning(409, "The built-in keyspace stays as it is"),
+    "idempotency_conflict": Meaning(409, "The same id was used for something else"),
+    "key_expired": Meaning(409, "The key is expired"),
+    "key_revoked": Meaning(409, "The key is revoked, for good"),
+    "prefix_overlap": Meaning(409, "Another keyspace has an overlapping prefix"),
+    "refund_exceeds_charge": Meaning(409, "More would be given back than was taken"),
+    "reservation_closed": Meaning(409, "The reservation is settled"),
+    "version_conflict": Meaning(412, "It has changed since it was read"),
+    "body_too_large": Meaning(413, "The body is too large"),
+    "empty_scope": Meaning(422, "An empty list allows nothing"),
+    "internal_error": Meaning(500, "The ledger made a mistake"),
+    "unavailable": Meaning(503, "The ledger cannot answer now"),
+    "dependency_unavailable": Meaning(503, "Something that the ledger needs is down"),
+    "not_owner": Meaning(503, "No ledger process owns the partition at the moment"),
+    "outcome_unknown": Meaning(503, "Whether it was written is not known yet"),
+    "overloaded": Meaning(503, "Too many requests are waiting"),
+    "position_not_reached": Meaning(503, "The position is not visible yet"),
+}
+"""Refusals of a request. Domain errors carry these codes; HTTP is known only here."""
+
+_VERDICTS: Final = {
+    "ledger_unreachable": "The ledger cannot be reached",
+    "missing": "No secret was given",
+    "malformed": "This is no secret of the keyspace",
+    "revoked": "The key is revoked",
+    "expired": "The key is expired",
+    "rotated": "The secret was replaced by a newer one",
+    "disabled": "The key is disabled",
+    "organization_suspended": "The organization is suspended",
+    "ip_denied": "The key is not allowed from this address",
+    "project_denied": "The key is not for this project",
+    "model_denied": "The key is not for this model",
+    "tenant_denied": "The key is not for this tenant",
+    "rate_limited": "Too many requests",
+    "api_key_quota_exceeded": "A quota of the key is used up",
+    "project_quota_exceeded": "A quota of the project is used up",
+    "organization_quota_exceeded": "A quota of the organization is used up",
+    "billing_shortfall": "The wallet does not cover this",
+}
+"""Denials of a use, where they are answered as a problem; statuses are forward-auth's."""
+
+TABLE: Final[dict[str, Meaning]] = _REQUESTS | {
+    code: Meaning(STATUS_OF_CODE[code], title) for code, title in _VERDICTS.items()
+}
+"""Every code that a problem may have."""
+
+
+class FieldError(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with one field: of the body, the query, or a header by its name."""
+
+    field: str
+    message: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: tuple[FieldError, ...] = ()
+    dependency: str | None = None
+    """What is down (`dependency_unavailable`)."""
+    permission: str | None = None
+    """What the root key lacks (`permission_denied`)."""
+    refusal: dict[str, Any] | None = None
+    """Which limit said no, what is left of it, and when it begins anew."""
+
+
+class ProblemError(Exception):
+    """A request is refused before or beside the domain."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        errors: Iterable[FieldError] = (),
+        permission: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.permission = permission
+        self.headers = headers or {}
+
+
+def invalid(field: str, message: str) -> ProblemError:
+    """A field cannot be taken as it is."""
+    return ProblemError(
+        "invalid_request", f"{field}: {message}", errors=(FieldError(field=field, message=message),)
+    )
+
+
+def problem(
+    code: str,
+    detail: str,
+    request_id: str,
+    *,
+    status: int | None = None,
+    errors: Sequence[FieldError] = (),
+    dependency: str | None = None,
+    permission: str | None = None,
+    refusal: dict[str, Any] | None = None,
+) -> Problem:
+    """The details of a problem; a status of its own only where a keyspace or a caller asks for it."""
+    meaning = TABLE[code]
+    return Problem(
+        type=TYPE_PREFIX + code,
+        title=meaning.title,
+        status=meaning.status if status is None else status,
+        detail=detail,
+        code=code,
+        request_id=request_id,
+        errors=tuple(errors),
+        dependency=dependency,
+        permission=permission,
+        refusal=refusal,
+    )
+
+
+def problem_body(
+    code: str,
+    detail: str,
+    request_id: str,
+    errors: Sequence[FieldError] = (),
+    *,
+    status: int | None = None,
+    dependency: str | None = None,
+    refusal: dict[str, Any] | None = None,
+) -> bytes:
+    """A problem as JSON, for those who write their answers by hand."""
+    return _encode(
+        problem(
+            code, detail, request_id, status=status, errors=errors, dependency=dependency, refusal=refusal
+        )
+    )
+
+
+def problem_of(error: Exception, request_id: str) -> Problem | None:
+    """The problem that one of our own errors means; None for a stranger."""
+    if isinstance(error, ProblemError):
+        return problem(error.code, error.detail, request_id, errors=error.errors, permission=error.permission)
+    if isinstance(error, LedgerError):
+        return problem(error.code, error.detail, request_id, errors=_errors_of(error))
+    if isinstance(error, UnavailableError):
+        return problem(error.code, error.detail, request_id, dependency=error.dependency)
+    if isinstance(error, CannotAnswerError):
+        return problem(error.code, error.detail, request_id)
+    if isinstance(error, LogUnavailableError):
+        detail = "PostgreSQL cannot be reached."
+        return problem("dependency_unavailable", detail, request_id, dependency="postgresql")
+    return None
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """What an error says in headers."""
+    if isinstance(error, ProblemError):
+        return error.headers
+    if isinstance(error, CallerRefusedError):
+        return challenge("invalid_token")
+    if isinstance(error, LogUnavailableError):
+        return {"Retry-After": "1"}
+    if isinstance(error, CannotAnswerError):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    return {}
+
+
+def challenge(error: str | None = None) -> dict[str, str]:
+    """`WWW-Authenticate` of a 401 (RFC 6750)."""
+    reason = "" if error is None else f', error="{error}"'
+    return {"WWW-Authenticate": f'Bearer realm="keyledger"{reason}'}
+
+
+def _errors_of(error: LedgerError) -> tuple[FieldError, ...]:
+    if isinstance(error, EmptyScopeError | InvalidError):
+        return (FieldError(field=error.field or "", message=error.message),)
+    if error.field is not None:
+        return (FieldError(field=error.field, message=error.detail),)
+    return ()
+
+
+_encode = msgspec.json.Encoder().encode

@@ -1,0 +1,188 @@
+"""How a management write is carried out: once per Idempotency-Key, on the version read, with its fence."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from domain.claims import idempotency_claim
+from domain.commands import Command
+from domain.state import Books
+from services.api.fields import Body, Reason
+from services.api.operations import Call, Query, Reply
+from services.api.problems import invalid
+from services.api.views import View
+from services.ledger.fence import FenceResult
+from services.ledger.jobs import Done, Idempotency
+
+Show = Callable[[Any, Books, int], View]
+"""(result, books, position) to the answer: what a replay gets, so no secret is in it."""
+
+_MOST_KEY: Final = 255
+_MOST_FENCE_SECONDS: Final = 60.0
+_EVENTS_OF_A_COMMAND: Final = 32
+_ETAG: Final = re.compile(r'(?:W/)?"(\d{1,18})"')
+
+
+class Fencing(Query, frozen=True, kw_only=True):
+    """For what takes something away."""
+
+    fence: bool = True
+    """Answer once no edge can accept what was taken away any more; false: 202 right after the commit."""
+
+
+class Because(Body, frozen=True, kw_only=True):
+    """Why, for the audit."""
+
+    reason: Reason | None = None
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A first answer, as it is kept for 24 hours."""
+
+    status: int
+    version: int | None
+    body: msgspec.Raw
+
+
+def expected_version(call: Call[Any, Any]) -> int | None:
+    """`If-Match`: the version that the caller decided on."""
+    given = call.header("If-Match")
+    if given is None or given == "*":
+        return None
+    found = _ETAG.fullmatch(given)
+    if found is None:
+        raise invalid("If-Match", 'one version in quotes, such as "3"')
+    return int(found[1])
+
+
+def idempotency_of(call: Call[Any, Any], part: str = "") -> Idempotency | None:
+    """`Idempotency-Key`: the caller's own name for this request."""
+    key = call.header("Idempotency-Key")
+    if key is None:
+        return None
+    if not (0 < len(key) <= _MOST_KEY and key.isascii() and key.isprintable()):
+        raise invalid("Idempotency-Key", f"1 to {_MOST_KEY} printable ASCII characters")
+    return Idempotency(claim=idempotency_claim(call.caller.key_id, key + part), body_digest=_digest(call))
+
+
+def _digest(call: Call[Any, Any]) -> bytes:
+    """What was asked for: method, path, and the body whatever the order of its fields."""
+    body = msgspec.json.encode(msgspec.json.decode(call.data or b"{}"), order="sorted")
+    asked = f"{call.request.method}\0{call.request.scope['path']}\0".encode() + body
+    return blake2b(asked, digest_size=16).digest()
+
+
+async def carry_out(
+    call: Call[Any, Any],
+    command: Command,
+    show: Show,
+    *,
+    status: int = 200,
+    first: dict[str, Any] | None = None,
+) -> Reply:
+    """Carry out a command and answer when it is durable, and visible or fenced.
+
+    `first` are fields of the first answer that a replay does not get: the secret.
+    """
+
+    def render(result: Any, books: Books, position: int) -> bytes:
+        view = show(result, books, position)
+        body = msgspec.Raw(msgspec.json.encode(view))
+        return msgspec.json.encode(_Kept(status=status, version=version_of(view), body=body))
+
+    done = await call.ledger.execute(command, call.asking, idempotency=idempotency_of(call), render=render)
+    if done.replay is not None:
+        return await _replayed(call, done)
+    view = show(done.result, call.ledger.state, done.position)
+    body = msgspec.to_builtins(view) | (first or {})
+    reply = Reply(body, status, position=done.position, version=version_of(view))
+    return await _settled(call, reply, _narrowed_at(call, done, view))
+
+
+async def _replayed(call: Call[Any, Any], done: Done) -> Reply:
+    assert done.replay is not None, "asked only for a replay"
+    kept = msgspec.json.decode(done.replay, type=_Kept)
+    reply = Reply(
+        msgspec.json.decode(kept.body),
+        kept.status,
+        position=done.position,
+        version=kept.version,
+        headers={"Idempotent-Replayed": "true"},
+    )
+    narrowed_at = done.fence_position
+    if narrowed_at is None and call.operation.takes_away:
+        narrowed_at = _fence_near(call, done.position)
+    return await _settled(call, reply, narrowed_at)
+
+
+def _narrowed_at(call: Call[Any, Any], done: Done, view: View) -> int | None:
+    """Where something was taken away; for what was taken away before, where that was."""
+    if done.fence_position is not None:
+        return done.fence_position
+    if not call.operation.takes_away:
+        return None
+    before = getattr(view, "position", None)
+    number = done.position if before is None else int(before.partition("-")[2])
+    return _fence_near(call, number)
+
+
+def _fence_near(call: Call[Any, Any], position: int) -> int:
+    """The fence of the command that wrote up to this position, if it is known; else this position."""
+    for number in range(position, max(0, position - _EVENTS_OF_A_COMMAND), -1):
+        if call.ledger.fences.fence_of(number) is not None:
+            return number
+    return position
+
+
+async def _settled(call: Call[Any, Any], reply: Reply, narrowed_at: int | None) -> Reply:
+    """Wait for the fence, or (where nothing was taken away) for the projections."""
+    position = reply.position
+    assert position is not None, "a write knows its position"
+    if narrowed_at is None:
+        await call.ledger.wait_for_projections(position)
+        return reply
+    fence: FenceResult | None = None
+    if getattr(call.query, "fence", True):
+        fence = await fenced(call, narrowed_at)
+    if fence is None:
+        fence = fence_as_it_stands(call, narrowed_at)
+    held = fence.held and getattr(call.query, "fence", True)
+    return Reply(
+        reply.body | {"fence": msgspec.to_builtins(fence)},
+        reply.status if held else 202,
+        position=position,
+        version=reply.version,
+        headers=reply.headers,
+    )
+
+
+async def fenced(call: Call[Any, Any], position: int) -> FenceResult | None:
+    """The fence once it holds; None when that takes absurdly long."""
+    try:
+        async with asyncio.timeout(_MOST_FENCE_SECONDS):
+            return await call.ledger.fences.fence(position)
+    except TimeoutError:
+        return None
+
+
+def fence_as_it_stands(call: Call[Any, Any], position: int) -> FenceResult:
+    """The fence now; one that this owner does not know of is long over."""
+    known = call.ledger.fences.fence_of(position)
+    if known is not None:
+        return known
+    return FenceResult(
+        position=call.place(position), held=True, edges=0, acknowledged=0, expired=0, waited_ms=0.0
+    )
+
+
+def version_of(view: View) -> int | None:
+    """The version of what a view shows, for its ETag."""
+    shown = getattr(view, "key", view)
+    version: int | None = getattr(shown, "version", None)
+    return version

@@ -1,0 +1,311 @@
+"""The one place that knows every adapter: puts a ledger process and a worker process together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hmac
+import os
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+import structlog
+
+from domain.cloud_events import source_of
+from domain.events import Event, LedgerEvent
+from domain.instants import DAY, Instant
+from infra.clock import SystemClock
+from infra.nats.edge_bus import EdgeBus
+from infra.nats.relay import RelayStatus, run_relay
+from infra.nats.streams import StreamLimits
+from infra.nats.watch import PublishedWatch
+from infra.postgres.data_keys import DataKeys
+from infra.postgres.hints import Hints
+from infra.postgres.log import PostgresLog
+from infra.postgres.mapper import EventMapper
+from infra.postgres.migrate import check_migrated, migrate
+from infra.postgres.projected import Projected
+from infra.postgres.projection_queries import PostgresEventReader, PostgresQueries
+from infra.postgres.projector import Projector, run_projector
+from infra.postgres.sessions import Sessions
+from infra.postgres.state_rows import PostgresStateRows
+from keyledger_edge import boottime_ns
+from projections.every import every_projection
+from services.api.app import build_app
+from services.api.edge_membership import EdgeAccess, edge_routes
+from services.api.forwarding import Forwarder
+from services.api.hot.asgi import ASGIApp, HotPath, HotSettings
+from services.api.server import serve
+from services.ledger.fence import LeaseTerms
+from services.ledger.ledger import Ledger, Ports, Terms
+from services.settings import Settings
+
+log = structlog.get_logger()
+
+_PRUNED_AT_ONCE = 10_000
+_PRUNE_PAUSE_SECONDS = 0.5
+
+_READERS = 4
+"""Sessions for lists, audit and the like."""
+
+
+class MachineClock:
+    """The two clocks of this machine that a fence needs."""
+
+    def boottime_ns(self) -> int:
+        """Nanoseconds since the machine started; goes on while it sleeps."""
+        return boottime_ns()
+
+    def now(self) -> Instant:
+        """The time of day."""
+        return time.time_ns() // 1_000
+
+
+def tune_garbage_collection() -> None:
+    """Collect rarely: a million keys in memory make a full collection a pause that callers feel.
+
+    What the ledger holds is freed by reference counts; cycles are few and small.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1_000)
+
+
+def event_mapper(settings: Settings) -> EventMapper[Event]:
+    """Encodes and decodes every event that there is."""
+    return EventMapper(get_args(LedgerEvent), data_keys=DataKeys(settings.master_key))
+
+
+class ProjectionReader:
+    """How lists, audit, history, usage and requests are read."""
+
+    def __init__(
+        self, sessions: Sessions, mapper: EventMapper[Event], clock: SystemClock, projected: Projected
+    ) -> None:
+        self.queries = PostgresQueries(sessions)
+        self.events = PostgresEventReader(sessions, mapper, clock)
+        self._projected = projected
+
+    @property
+    def position(self) -> int:
+        """How far the projections are, as far as this process has heard."""
+        return self._projected.position
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """A ledger process's parts, put together, not yet running."""
+
+    settings: Settings
+    ledger: Ledger
+    log: PostgresLog
+    edge_bus: EdgeBus
+    projected: Projected
+    hints: Hints
+    mapper: EventMapper[Event]
+    reader: ProjectionReader
+    published: PublishedWatch
+    source: str
+    """Where its events come from, over HTTP as over NATS."""
+
+    async def owner_address(self) -> str | None:
+        """Where the partition's owner answers, as far as is known."""
+        owner = await self.log.owner()
+        return None if owner is None else owner.address or None
+
+
+@asynccontextmanager
+async def assemble(settings: Settings, database_url: str, nats_url: str) -> AsyncGenerator[Assembled]:
+    """Connect to PostgreSQL and put the parts together; NATS may come later."""
+    await asyncio.to_thread(check_migrated, database_url)
+    clock = SystemClock()
+    mapper = event_mapper(settings)
+    postgres_log = PostgresLog(database_url, clock=clock)
+    identity = await postgres_log.identity()
+    rows = PostgresStateRows(database_url)
+    sessions = Sessions(database_url, "keyledger reads", most=_READERS)
+    edge_bus = EdgeBus(nats_url)
+    incarnation = os.urandom(8).hex()
+    async with Projected(database_url) as projected, Hints(database_url) as hints:
+        ports = Ports(
+            log=postgres_log,
+            rows=rows,
+            mapper=mapper,
+            clock=clock,
+            fence_clock=MachineClock(),
+            learn_data_keys=mapper.data_keys.learn,
+            announce=lambda: postgres_log.announce(settings.advertised, incarnation),
+            publish_change=edge_bus.publish_change,
+            projected=projected.wait_for,
+            withdraw=lambda: postgres_log.announce("", incarnation),
+            succeeds_nobody=lambda: _succeeds_nobody(postgres_log, incarnation),
+            end_silent_owner=lambda: postgres_log.end_silent_owner(max(5.0, 3 * settings.lease_ms / 1_000)),
+            prune=lambda: _prune(postgres_log, clock),
+            epoch=identity.epoch,
+        )
+        ledger = Ledger(ports, _terms(settings))
+        edge_bus.handle = lambda data: ledger.fences.handle(data) if ledger.owner else None
+        reader = ProjectionReader(sessions, mapper, clock, projected)
+        try:
+            yield Assembled(
+                settings=settings,
+                ledger=ledger,
+                log=postgres_log,
+                edge_bus=edge_bus,
+                projected=projected,
+                hints=hints,
+                mapper=mapper,
+                reader=reader,
+                published=PublishedWatch(
+                    nats_url, postgres_log.partition, log_id=identity.log_id, epoch=identity.epoch
+                ),
+                source=source_of(identity.log_id),
+            )
+        finally:
+            await sessions.close()
+            await rows.close()
+            await postgres_log.close()
+
+
+async def _succeeds_nobody(postgres_log: PostgresLog, incarnation: str) -> bool:
+    """The last owner withdrew, or was this process: nobody else answers from memory any more."""
+    last = await postgres_log.owner()
+    return last is None or last.address == "" or last.incarnation == incarnation
+
+
+async def _prune(postgres_log: PostgresLog, clock: SystemClock) -> None:
+    day_ago = clock.now() - DAY
+    pruned = _PRUNED_AT_ONCE
+    while pruned >= _PRUNED_AT_ONCE:
+        pruned = await postgres_log.prune(groups_before=day_ago, claims_before=day_ago, most=_PRUNED_AT_ONCE)
+        await asyncio.sleep(_PRUNE_PAUSE_SECONDS)
+
+
+def _terms(settings: Settings) -> Terms:
+    lease = LeaseTerms(
+        lease_ms=settings.lease_ms,
+        ping_ms=settings.ping_ms,
+        drift=settings.drift,
+        max_serve_stale_ms=settings.max_serve_stale_ms,
+    )
+    return Terms(
+        lease=lease,
+        max_waiting=settings.queue_limit,
+        idempotency_seconds=settings.idempotency_hours * 3_600,
+    )
+
+
+async def bootstrap_root_key(ledger: Ledger, settings: Settings, timeout: float = 30.0) -> str | None:
+    """Make the first root key once this process owns the partition; its secret if it was made here.
+
+    None when there is one already, when it was given, or when another process owns the partition.
+    """
+    async with asyncio.timeout(timeout):
+        while not ledger.owner and not ledger.stands_by:  # noqa: ASYNC110  # once, at a start
+            await asyncio.sleep(0.01)
+    return await ledger.bootstrap(settings.root_key) if ledger.owner else None
+
+
+async def run_server(
+    settings: Settings,
+    database_url: str,
+    nats_url: str,
+    stop: asyncio.Event,
+    *,
+    listeners: list[socket.socket],
+    on_ready: Callable[[Assembled], Awaitable[None]] | None = None,
+) -> None:
+    """Serve the API on these sockets until told to stop; `on_ready` once it can be asked."""
+    async with assemble(settings, database_url, nats_url) as parts, contextlib.AsyncExitStack() as last:
+        ledger = parts.ledger
+        forwarder = Forwarder(
+            parts,
+            ledger,
+            own_address=settings.advertised,
+            key=lambda: ledger.shared_key and hmac.digest(ledger.shared_key, b"forwarding", "sha256"),
+        )
+        last.push_async_callback(forwarder.close)
+        access = EdgeAccess(nats_url=settings.edge_nats_url or nats_url, lease=ledger.terms.lease)
+        management = build_app(
+            ledger,
+            parts.reader,
+            source=parts.source,
+            wakeups=parts.hints,
+            published=lambda: parts.published.position,
+            trusted_proxies=settings.trusted_proxies,
+            more_routes=edge_routes(access),
+        )
+        hot = HotSettings(trusted_proxies=settings.trusted_proxies, max_body_bytes=settings.max_body_bytes)
+        app = HotPath(ledger, cast(ASGIApp, management), forwarder, hot)
+        management.state.api.registry.register(app.counts)
+
+        async def started() -> None:
+            tune_garbage_collection()
+            if on_ready is not None:
+                await on_ready(parts)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(ledger.run(stop), name="ledger")
+            tasks.create_task(parts.edge_bus.run(stop), name="edges")
+            tasks.create_task(parts.published.run(stop), name="published")
+            tasks.create_task(serve(app, listeners, stop, on_started=started), name="server")
+
+
+async def run_worker(
+    settings: Settings,
+    database_url: str,
+    nats_url: str,
+    stop: asyncio.Event,
+    *,
+    on_status: Callable[[RelayStatus, Projector], Any] | None = None,
+) -> None:
+    """Project the log and relay it to NATS, until told to stop."""
+    await asyncio.to_thread(check_migrated, database_url)
+    mapper = event_mapper(settings)
+    reading = PostgresLog(database_url, hints=False)
+    identity = await reading.identity()
+    projector = Projector(database_url, every_projection(), event_mapper(settings))
+    status = RelayStatus()
+    if on_status is not None:
+        on_status(status, projector)
+    async with Hints(database_url) as hints:
+        relaying = run_relay(
+            reading,
+            mapper.decode,
+            nats_url,
+            log_id=identity.log_id,
+            epoch=identity.epoch,
+            partition=reading.partition,
+            wakeups=hints,
+            stop=stop,
+            status=status,
+            limits=StreamLimits(
+                max_bytes=settings.nats_max_bytes,
+                max_age_seconds=settings.nats_max_age_hours * 3_600.0,
+                replicas=settings.nats_replicas,
+            ),
+            republish_after=settings.nats_republish_after,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(run_projector(projector, stop))
+            tasks.create_task(relaying)
+    with contextlib.suppress(Exception):
+        await reading.close()
+
+
+__all__ = [
+    "Assembled",
+    "assemble",
+    "bootstrap_root_key",
+    "check_migrated",
+    "event_mapper",
+    "migrate",
+    "run_server",
+    "run_worker",
+    "tune_garbage_collection",
+]

@@ -1,0 +1,317 @@
+"""`keyledger doctor`: what is configured, reachable, migrated, lagging, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Literal, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import click
+import psycopg
+
+from infra.embedded import DataFolder, DataFolderBusyError, EmbeddedError
+from infra.nats.connection import NatsUnreachableError
+from infra.nats.relay import published_place
+from infra.postgres.connections import (
+    ADVISORY_CLASS,
+    UnsafeDatabaseError,
+    ledger_conninfo,
+    refuse_unsafe_settings,
+)
+from infra.postgres.migrate import MigrationMismatchError, check_migrated
+from services.cli.databases import running_servers
+from services.cli.faults import REFUSED
+from services.cli.main import examples, program_version
+from services.cli.root_key import FILE_NAME
+from services.cli.session import Session, local
+from services.settings import Settings, unknown_variables
+
+State = Literal["ok", "attention", "broken"]
+
+_LITTLE_DISK: Final = 1 << 30
+_NO_DISK: Final = 100 << 20
+_FEW_FILES: Final = 4_096
+_CLOCK_SECONDS: Final = 1.0
+_LAG: Final = 5_000
+_TIMEOUT_SECONDS: Final = 3.0
+
+_OWNER: Final = """
+    SELECT o.address, EXISTS (
+        SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objid = 0 AND granted
+    ) FROM ledger.owners AS o WHERE o.partition = 0
+"""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    state: State
+    what: str
+    found: str
+    advice: str = ""
+
+
+@click.command("doctor", **examples("keyledger doctor", "keyledger doctor --json"))
+@local
+def doctor(session: Session) -> int:
+    """What is configured, reachable, migrated, lagging; and what to do about it.
+
+    Exit code 0 when nothing is broken ("attention" is advice), 1 when something is.
+    """
+    findings = list(examine(session.settings))
+    broken = any(one.state == "broken" for one in findings)
+    document = {
+        "healthy": not broken,
+        "version": program_version(),
+        "findings": [one._asdict() for one in findings],
+        "settings": session.settings.shown(),
+    }
+
+    def people() -> None:
+        session.table(("", "what", "found"), [one[:3] for one in findings], empty="")
+        if advised := [one for one in findings if one.advice]:
+            session.say("\nWhat to do:")
+            for one in advised:
+                session.say(f"  {one.what}: {one.advice}")
+        session.say("\nSomething is broken." if broken else "\nNothing is broken.")
+
+    session.show(document, people)
+    return REFUSED if broken else 0
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything, from the settings outwards."""
+    yield from _settings(settings)
+    yield from _machine(settings)
+    yield _api(settings)
+    database_url, nats_url = settings.database_url, settings.nats_url
+    if database_url is None or nats_url is None:
+        running = _embedded(settings)
+        yield running.finding
+        database_url = database_url or running.database_url
+        nats_url = nats_url or running.nats_url
+    head = None
+    if database_url is not None:
+        yield from _database(database_url)
+        head = _head(database_url)
+    if nats_url is not None:
+        yield _relay(nats_url, head)
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    chosen = [name for name, value in settings.shown().items() if value != _DEFAULTS[name]]
+    yield Finding("ok", "settings", f"set: {', '.join(chosen)}" if chosen else "all defaults")
+    if unknown := unknown_variables():
+        yield Finding(
+            "attention",
+            "settings",
+            f"{', '.join(unknown)} means nothing to this version",
+            "look for a typing mistake",
+        )
+    key_file = settings.data_dir / FILE_NAME
+    if key_file.exists() and (mode := stat.S_IMODE(key_file.stat().st_mode)) & 0o077:
+        yield Finding(
+            "broken",
+            "root key",
+            f"{key_file} is open to others (mode {mode:04o})",
+            f"chmod 600 {key_file}, then rotate the key",
+        )
+    if settings.database_url is not None and settings.master_key is None:
+        yield Finding(
+            "attention",
+            "master key",
+            "not set: who reads the database can read names and metadata",
+            "set KEYLEDGER_MASTER_KEY to 32 random bytes, and keep a copy elsewhere",
+        )
+
+
+_DEFAULTS: Final = Settings().shown()
+
+
+def _machine(settings: Settings) -> Iterator[Finding]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
+        yield Finding("attention", "open files", f"at most {soft}", f"allow {_FEW_FILES} or more: ulimit -n")
+    if settings.database_url is not None and settings.nats_url is not None:
+        return
+    place = settings.data_dir if settings.data_dir.exists() else settings.data_dir.absolute().parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        yield Finding("broken", "disk", f"{place}: {error.strerror}", "choose another KEYLEDGER_DATA_DIR")
+        return
+    state: State = "broken" if free < _NO_DISK else "attention" if free < _LITTLE_DISK else "ok"
+    advice = "" if state == "ok" else "make room: a full disk stops every write"
+    yield Finding(state, "disk", f"{free / (1 << 30):.1f} GiB free in {place}", advice)
+
+
+def _api(settings: Settings) -> Finding:
+    try:
+        with urlopen(f"{settings.url}/readyz", timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - checked to be http
+            ready = json.loads(answer.read())
+    except HTTPError as error:
+        waits = _waits(error.read())
+        return Finding("broken", "API", f"{settings.url} waits: {waits}", "see the findings below")
+    except (URLError, OSError, ValueError) as error:
+        why = getattr(error, "reason", error)
+        return Finding(
+            "attention",
+            "API",
+            f"nothing at {settings.url}: {getattr(why, 'strerror', None) or why}",
+            "start it with `keyledger up`, or set KEYLEDGER_URL",
+        )
+    role = "owns the partition" if ready.get("owner") else "forwards to the owner"
+    return Finding("ok", "API", f"{settings.url} is ready and {role}")
+
+
+def _waits(body: bytes) -> str:
+    try:
+        waiting = json.loads(body).get("waits_for", [])
+    except ValueError:
+        return "it does not say for what"
+    return "; ".join(str(one.get("detail")) for one in waiting) or "it does not say for what"
+
+
+class _Embedded(NamedTuple):
+    finding: Finding
+    database_url: str | None = None
+    nats_url: str | None = None
+
+
+def _embedded(settings: Settings) -> _Embedded:
+    """Where the embedded servers are, if a `keyledger up` runs them now. Starts and makes nothing."""
+    place = settings.data_dir.absolute()
+    if not (place / "lock").exists():
+        found = f"none yet in {place}"
+        return _Embedded(Finding("attention", "embedded servers", found, "`keyledger up` makes them"))
+    folder = DataFolder(settings.data_dir)
+    try:
+        folder.open()
+    except DataFolderBusyError as busy:
+        running = running_servers(settings)
+        found = f"in {place}, under pid {busy.pid}"
+        return _Embedded(Finding("ok", "embedded servers", found), *running)
+    except EmbeddedError as error:
+        return _Embedded(Finding("broken", "embedded servers", str(error), "see who owns the folder"))
+    folder.close()
+    return _Embedded(
+        Finding("attention", "embedded servers", f"not running ({place})", "start them with `keyledger up`")
+    )
+
+
+def _database(url: str) -> Iterator[Finding]:
+    try:
+        connection = psycopg.connect(ledger_conninfo(url, "keyledger doctor"), autocommit=True)
+    except psycopg.Error as error:
+        yield Finding(
+            "broken",
+            "PostgreSQL",
+            " ".join(str(error).split()),
+            "see that it runs, and that KEYLEDGER_DATABASE_URL is right",
+        )
+        return
+    with connection:
+        version = connection.info.server_version
+        yield Finding("ok", "PostgreSQL", f"version {version // 10_000}.{version % 10_000}, reachable")
+        yield from (_looked(check, connection) for check in (_durability, _clock))
+        try:
+            check_migrated(url)
+        except MigrationMismatchError as error:
+            yield Finding("broken", "migrations", str(error), "run `keyledger migrate` with this version")
+            return
+        yield Finding("ok", "migrations", "up to date")
+        yield from (_looked(check, connection) for check in (_owner, _projections))
+
+
+def _looked(
+    check: Callable[[psycopg.Connection[Any]], Finding], connection: psycopg.Connection[Any]
+) -> Finding:
+    try:
+        return check(connection)
+    except psycopg.Error as error:
+        name = check.__name__.strip("_")
+        return Finding("broken", name, " ".join(str(error).split()), "see PostgreSQL's log")
+
+
+def _durability(connection: psycopg.Connection[Any]) -> Finding:
+    try:
+        refuse_unsafe_settings(connection)
+    except UnsafeDatabaseError as error:
+        return Finding("broken", "durability", str(error), "turn it on and restart PostgreSQL")
+    return Finding("ok", "durability", "fsync, synchronous_commit and full_page_writes are on")
+
+
+def _clock(connection: psycopg.Connection[Any]) -> Finding:
+    before = time.time()
+    row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+    apart = abs(float(row[0]) - (before + time.time()) / 2) if row else 0.0
+    if apart > _CLOCK_SECONDS:
+        return Finding(
+            "attention", "clock", f"{apart:.1f} s from the database's", "run an NTP client on both"
+        )
+    return Finding("ok", "clock", f"within {max(apart, 0.001) * 1000:.0f} ms of the database's")
+
+
+def _owner(connection: psycopg.Connection[Any]) -> Finding:
+    row = connection.execute(_OWNER, (ADVISORY_CLASS,)).fetchone()
+    if row is None:
+        return Finding("attention", "owner", "no process has ever owned the partition", "start one")
+    if not row[1]:
+        return Finding(
+            "attention", "owner", f"none now; the last one was at {row[0]}", "start `keyledger up` or `serve`"
+        )
+    return Finding("ok", "owner", f"answers at {row[0]}")
+
+
+def _projections(connection: psycopg.Connection[Any]) -> Finding:
+    head = _head_of(connection)
+    exists = connection.execute("SELECT to_regclass('projections.checkpoints') IS NOT NULL").fetchone()
+    if not exists or not exists[0]:
+        return Finding(
+            "attention", "projections", "not made yet", "the worker makes them: `keyledger project`"
+        )
+    row = connection.execute("SELECT coalesce(min(position), 0) FROM projections.checkpoints").fetchone()
+    return _lag("projections", head - int(row[0] if row else 0), head)
+
+
+def _head(url: str) -> int | None:
+    try:
+        with psycopg.connect(ledger_conninfo(url, "keyledger doctor"), autocommit=True) as connection:
+            return _head_of(connection)
+    except psycopg.Error:
+        return None
+
+
+def _head_of(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT coalesce(max(notification_id), 0) FROM ledger.events_p0").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _lag(what: str, behind: int, head: int) -> Finding:
+    if behind > _LAG:
+        return Finding(
+            "attention", what, f"{behind:,} events behind the log (0-{head})", "is the worker running?"
+        )
+    return Finding("ok", what, f"{max(behind, 0):,} events behind the log (0-{head})")
+
+
+def _relay(nats_url: str, head: int | None) -> Finding:
+    try:
+        place = asyncio.run(asyncio.wait_for(published_place(nats_url, 0), _TIMEOUT_SECONDS))
+    except (NatsUnreachableError, TimeoutError, OSError) as error:
+        found = str(error) or "does not answer"
+        return Finding("broken", "NATS", found, "see that it runs with JetStream; nothing is lost meanwhile")
+    except Exception as error:  # noqa: BLE001 - a doctor tells whatever it finds
+        return Finding("broken", "NATS", str(error) or type(error).__name__, "see that JetStream is on")
+    if place is None:
+        return Finding("attention", "NATS", "reachable, nothing is published yet", "the worker does that")
+    if head is None:
+        return Finding("ok", "NATS", f"published up to 0-{place.number}")
+    return _lag("NATS", head - place.number, head)

@@ -1,0 +1,52 @@
+"""The first root key: made so that a crash at any moment neither loses it nor makes two."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, ROOT_PREFIX
+from keyledger_edge import SecretShape, fingerprint
+from services.bootstrap import Assembled
+from services.cli.root_key import FILE_NAME, read_private, write_private
+from services.settings import Settings
+
+_CANDIDATE: Final = "root-key.new"
+_OWNING_SECONDS: Final = 30.0
+
+
+def new_root_secret() -> str:
+    """A secret that a root key may have."""
+    return SecretShape(prefix=ROOT_PREFIX, format=PRESETS["default"]["secret_format"]).generate()
+
+
+async def ensure_root_key(assembled: Assembled, settings: Settings) -> Path | None:
+    """See that there is a root key; the file that holds a new one, or None.
+
+    The new secret is on disk before the ledger hears of it, under another name; a start after a crash
+    finds it there, and knows from the ledger whether it had become the root key.
+    """
+    ledger = assembled.ledger
+    async with asyncio.timeout(_OWNING_SECONDS):
+        while not ledger.owner and not ledger.stands_by:  # noqa: ASYNC110 - the ledger tells by these two
+            await asyncio.sleep(0.01)
+    if not ledger.owner:
+        return None
+    if settings.root_key is not None:
+        await ledger.bootstrap(settings.root_key)
+        return None
+    candidate = settings.data_dir / _CANDIDATE
+    secret = read_private(candidate) if candidate.is_file() else None
+    known = any(key.keyspace_id == ROOT_KEYSPACE_ID for key in ledger.state.keys.values())
+    if not known:
+        if secret is None:
+            secret = new_root_secret()
+            write_private(candidate, secret)
+        await ledger.bootstrap(secret)
+    if secret is None:
+        return None
+    if ledger.facts.find(fingerprint(secret)) is None:
+        candidate.unlink()
+        return None
+    return candidate.replace(settings.data_dir / FILE_NAME)

@@ -1,0 +1,534 @@
+"""`keyledger keys`: from the first secret to the last."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from services.cli.amounts import clock_time, quota_of, rate_limit_of, seconds_of, time_of
+from services.cli.faults import REFUSED, WRONG_USAGE, CommandError
+from services.cli.http import Document
+from services.cli.main import examples
+from services.cli.metadata import metadata_of, metadata_option
+from services.cli.orgs import quota_text
+from services.cli.session import Session, given, read_with, reason_option, talking, yes_option
+from services.cli.usage import read_usage, usage_options, usage_table
+
+ROOT_KEYSPACE: Final = "ks_00000000000000000000000000"
+DIMENSIONS: Final = ("permissions", "projects", "models", "tenants")
+_IMPORTED_AT_ONCE: Final = 1_000
+_QUOTA: Final = read_with(quota_of)
+_RATE_LIMIT: Final = read_with(rate_limit_of)
+
+
+def scope_of(text: str) -> tuple[str, str | list[str]]:
+    """`models=gpt-5,claude` or `models=*` as the API takes it."""
+    dimension, equals, allowed = text.partition("=")
+    if not equals or dimension not in DIMENSIONS or not allowed:
+        raise ValueError(f"{text} is no scope such as models=gpt-5,claude or models=*")
+    return dimension, "*" if allowed == "*" else [one.strip() for one in allowed.split(",") if one.strip()]
+
+
+@click.group
+def keys() -> None:
+    """Keys: the lasting identity behind secrets. A key's secret is shown once, when it is made."""
+
+
+def _what_a_key_has(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed((
+        click.option("--owner", "owner_id", help="Who holds it, by your own id."),
+        click.option("--environment", help="Such as production."),
+        click.option("--plan", help="A plan, by name or id."),
+        click.option("--quota", "quotas", multiple=True, type=_QUOTA, help="money/month=25.00 ..."),
+        click.option("--rate-limit", "rate_limits", multiple=True, type=_RATE_LIMIT, help="100/60s ..."),
+        click.option("--allow-ip", "allowed_ips", multiple=True, help="A network that it may be used from."),
+        click.option("--expires", type=read_with(time_of), help="A time, a date, or 30d from now."),
+        click.option("--tag", "tags", multiple=True, help="As often as needed."),
+        metadata_option,
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@keys.command(
+    "create",
+    **examples(
+        "keyledger keys create Checkout --org Acme",
+        "keyledger keys create Checkout --org Acme --quota money/month=25.00@80,100 --rate-limit 100/60s",
+        "keyledger keys create Batch --org Acme --scope models=gpt-5 --expires 30d --tag nightly",
+        "keyledger keys create gateway --root --permission verify --permission charges:write",
+    ),
+)
+@click.argument("name")
+@click.option("--org", "organization", help="Whose it is, by id, name or external id.")
+@click.option("--keyspace", help="Which keys it joins, by name or id; not needed where there is one.")
+@click.option("--kind", type=click.Choice(["solo", "client", "platform"]), help="solo if not given.")
+@click.option("--scope", "scopes", multiple=True, type=read_with(scope_of), metavar="DIMENSION=A,B",
+              help="What it may be used for: permissions, projects, models, tenants.")  # fmt: skip
+@click.option("--root", is_flag=True, help="A root key: it manages the ledger, with --permission.")
+@click.option("--permission", "permissions", multiple=True, help="Of a root key, such as keys:read.")
+@click.option("--bound-to", metavar="KEYSPACE", help="Of a root key: the one keyspace it acts on.")
+@_what_a_key_has
+@talking
+def create(
+    session: Session,
+    /,
+    name: str,
+    organization: str | None,
+    keyspace: str | None,
+    kind: str | None,
+    scopes: tuple[tuple[str, Any], ...],
+    root: bool,
+    permissions: tuple[str, ...],
+    bound_to: str | None,
+    plan: str | None,
+    expires: str | None,
+    metadata: tuple[tuple[str, Any], ...],
+    **fields: Any,
+) -> None:
+    """Make a key and show its secret, this once."""
+    if root and not permissions:
+        raise CommandError("A root key needs --permission.", code="usage", exit_code=WRONG_USAGE)
+    allowed: dict[str, Any] = dict(scopes)
+    if permissions:
+        allowed["permissions"] = [*permissions]
+    body = given(
+        name=name,
+        organization_id=session.organization(organization) if organization else None,
+        keyspace_id=ROOT_KEYSPACE if root else session.keyspace(keyspace),
+        kind=kind,
+        scopes=allowed,
+        plan_id=session.plan(plan) if plan else None,
+        expires_at=expires,
+        metadata=metadata_of(metadata),
+        bound_keyspace_id=session.keyspace(bound_to) if bound_to else None,
+        **_lists(fields),
+    )
+    made = session.ledger.post("/v1/keys", body)
+    session.show(made, lambda: session.show_secret(made["key"], made["secret"]))
+
+
+@keys.command(
+    "list",
+    **examples(
+        "keyledger keys list --org Acme",
+        "keyledger keys list --status active --tag nightly --sort -last_used_at",
+        "keyledger keys list --q checkout --json",
+    ),
+)
+@click.option("--org", "organization", help="Of this organization.")
+@click.option("--keyspace", help="Of this keyspace.")
+@click.option("--project", "project_id", help="That may be used in this project (its id).")
+@click.option("--owner", "owner_id", help="Of this owner.")
+@click.option("--environment", help="Of this environment.")
+@click.option("--tag", help="With this tag.")
+@click.option("--status", type=click.Choice(["active", "disabled", "revoked", "expired"]))
+@click.option("--q", help="Looked for in name, id, hint and owner.")
+@click.option("--include-revoked", is_flag=True, help="Revoked ones too.")
+@click.option("--sort", help="created_at, name, last_used_at, expires_at; with - the other way round.")
+@click.option("--limit", default=100, show_default=True, help="How many at most.")
+@talking
+def list_keys(
+    session: Session,
+    /,
+    organization: str | None,
+    keyspace: str | None,
+    include_revoked: bool,
+    limit: int,
+    **filters: str | None,
+) -> None:
+    """List keys, newest first; revoked ones only when asked for."""
+    items = list(
+        session.ledger.pages(
+            "/v1/keys",
+            limit=limit,
+            organization_id=session.organization(organization) if organization else None,
+            keyspace_id=session.keyspace(keyspace) if keyspace else None,
+            include_revoked=True if include_revoked or filters["status"] == "revoked" else None,
+            **filters,
+        )
+    )
+    columns = ("id", "name", "secret", "status", "organization", "last used (UTC)")
+    session.show({"items": items}, lambda: session.table(columns, map(_row, items), empty="No keys."))
+
+
+@keys.command("show", **examples("keyledger keys show key_01JD0000000000000000000000"))
+@click.argument("key")
+@click.option("--include-deleted", is_flag=True, help="Even if it is deleted.")
+@talking
+def show(session: Session, key: str, include_deleted: bool) -> None:
+    """Show one key."""
+    found = session.ledger.get(f"/v1/keys/{key}", include_deleted=include_deleted or None)
+    session.show(found, lambda: session.facts(facts_of(found)))
+
+
+@keys.command(
+    "update",
+    **examples(
+        "keyledger keys update KEY --name 'Checkout 2' --tag web",
+        "keyledger keys update KEY --quota money/month=50.00 --no-rate-limits",
+        "keyledger keys update KEY --never-expires",
+    ),
+)
+@click.argument("key")
+@click.option("--name", help="A new name.")
+@click.option("--no-quotas", is_flag=True, help="Lift all quotas.")
+@click.option("--no-rate-limits", is_flag=True, help="Lift all rate limits.")
+@click.option("--any-ip", is_flag=True, help="Lift the list of networks.")
+@click.option("--no-plan", is_flag=True, help="Take the plan away.")
+@click.option("--never-expires", is_flag=True, help="Take the expiry away.")
+@_what_a_key_has
+@talking
+def update(
+    session: Session,
+    /,
+    key: str,
+    name: str | None,
+    no_quotas: bool,
+    no_rate_limits: bool,
+    any_ip: bool,
+    no_plan: bool,
+    never_expires: bool,
+    plan: str | None,
+    expires: str | None,
+    metadata: tuple[tuple[str, Any], ...],
+    **fields: Any,
+) -> None:
+    """Change a key; what is not given stays, lists are given anew."""
+    body = given(
+        name=name,
+        plan_id=session.plan(plan) if plan else None,
+        expires_at=expires,
+        metadata=metadata_of(metadata),
+        **_lists(fields),
+    )
+    lifted = {"quotas": no_quotas, "rate_limits": no_rate_limits, "allowed_ips": any_ip}
+    body |= {name: [] for name, lift in lifted.items() if lift}
+    body |= {name: None for name, lift in {"plan_id": no_plan, "expires_at": never_expires}.items() if lift}
+    changed = session.ledger.patch(f"/v1/keys/{key}", body)
+    session.show(changed, lambda: session.facts([*facts_of(changed), *fence_facts(changed)]))
+
+
+@keys.command(
+    "scopes",
+    **examples(
+        "keyledger keys scopes KEY models=gpt-5,claude",
+        "keyledger keys scopes KEY models='*' projects=prj_01JD0000000000000000000000",
+    ),
+)
+@click.argument("key")
+@click.argument("scopes", nargs=-1, required=True, type=read_with(scope_of), metavar="DIMENSION=A,B...")
+@talking
+def scopes(session: Session, key: str, scopes: tuple[tuple[str, Any], ...]) -> None:
+    """Change what a key may be used for; its secret stays. Dimensions left out stay as they were."""
+    changed = session.ledger.patch(f"/v1/keys/{key}/scopes", dict(scopes))
+    session.show(changed, lambda: session.facts([*facts_of(changed), *fence_facts(changed)]))
+
+
+@keys.command(
+    "rotate",
+    **examples("keyledger keys rotate KEY --overlap 24h", "keyledger keys rotate KEY --yes --reason leaked"),
+)
+@click.argument("key")
+@click.option("--overlap", default="0", type=read_with(seconds_of), help="How long the old secret lives on.")
+@reason_option
+@yes_option
+@talking
+def rotate(session: Session, key: str, overlap: int, reason: str | None, yes: bool) -> None:
+    """Give a key its next secret. Without --overlap the old ones die at once."""
+    if overlap == 0:
+        session.confirm(f"Rotate {key}? Its present secret stops working at once.", yes=yes)
+    made = session.ledger.post(f"/v1/keys/{key}/rotate", given(overlap_seconds=overlap, reason=reason))
+
+    def people() -> None:
+        session.show_secret(made["key"], made["secret"], replaces=True)
+        session.facts(fence_facts(made))
+
+    session.show(made, people)
+
+
+@keys.command("disable", **examples("keyledger keys disable KEY --reason 'looks odd'"))
+@click.argument("key")
+@reason_option
+@talking
+def disable(session: Session, key: str, reason: str | None) -> None:
+    """Let a key rest; `enable` wakes it."""
+    _act(session, key, "disable", reason)
+
+
+@keys.command("enable", **examples("keyledger keys enable KEY"))
+@click.argument("key")
+@reason_option
+@talking
+def enable(session: Session, key: str, reason: str | None) -> None:
+    """Let a disabled key work again."""
+    _act(session, key, "enable", reason)
+
+
+@keys.command(
+    "revoke",
+    **examples("keyledger keys revoke KEY --reason leaked", "keyledger keys revoke KEY KEY KEY --yes"),
+)
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@reason_option
+@yes_option
+@talking
+def revoke(session: Session, keys: tuple[str, ...], reason: str | None, yes: bool) -> None:
+    """Stop keys for good, everywhere: answers when no edge can accept them any more."""
+    session.confirm(f"Revoke {' '.join(keys)}? That cannot be undone.", yes=yes)
+    if len(keys) == 1:
+        _act(session, keys[0], "revoke", reason)
+        return
+    done = session.ledger.post("/v1/keys/revoke", given(key_ids=[*keys], reason=reason))
+
+    def people() -> None:
+        session.say(f"{done['revoked']} keys are revoked.")
+        session.facts(fence_facts(done))
+
+    session.show(done, people)
+
+
+@keys.command("delete", **examples("keyledger keys delete KEY"))
+@click.argument("key")
+@yes_option
+@talking
+def delete(session: Session, key: str, yes: bool) -> None:
+    """Revoke a key and hide it; its history, usage and charges stay."""
+    session.confirm(f"Delete {key}? It is revoked for good, and hidden.", yes=yes)
+    done = session.ledger.delete(f"/v1/keys/{key}")
+
+    def people() -> None:
+        session.say(f"{key} is revoked and hidden.")
+        session.facts(fence_facts(done))
+
+    session.show(done, people)
+
+
+@keys.command(
+    "usage",
+    **examples("keyledger keys usage KEY --from -7d --by model", "keyledger keys usage KEY --bucket hour"),
+)
+@click.argument("key")
+@usage_options
+@talking
+def usage(session: Session, /, key: str, **query: str | None) -> None:
+    """What a key used, by time and by what you like."""
+    found = read_usage(session, f"/v1/keys/{key}/usage", query)
+    session.show(found, lambda: usage_table(session, found))
+
+
+@keys.command("history", **examples("keyledger keys history KEY --limit 20"))
+@click.argument("key")
+@click.option("--limit", default=50, show_default=True, help="How many events at most.")
+@talking
+def history(session: Session, key: str, limit: int) -> None:
+    """What happened to a key: who did what, when, and what it was before."""
+    items = list(session.ledger.pages(f"/v1/keys/{key}/history", limit=limit))
+    columns = ("position", "at (UTC)", "what", "by", "before", "after", "reason")
+    session.show(
+        {"items": items}, lambda: session.table(columns, map(_event, items), empty="Nothing happened yet.")
+    )
+
+
+@keys.command(
+    "import",
+    **examples(
+        "keyledger keys import keys.csv --org Acme          # columns: name, sha256, tags...",
+        'printf %s "$OLD_SECRET" | keyledger keys import --name Legacy --org Acme --secret-stdin',
+    ),
+)
+@click.argument("file", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--org", "organization", help="Whose they are.")
+@click.option("--keyspace", help="Which keys they join.")
+@click.option("--name", help="Of the one key.")
+@click.option("--sha256", help="Of the one key's secret: hex or base64.")
+@click.option(
+    "--secret-stdin", is_flag=True, help="The secret is on standard input; only its SHA-256 leaves."
+)
+@talking
+def import_keys(
+    session: Session,
+    file: Path | None,
+    organization: str | None,
+    keyspace: str | None,
+    name: str | None,
+    sha256: str | None,
+    secret_stdin: bool,
+) -> None:
+    """Adopt keys that exist elsewhere, by SHA-256: one, or many from CSV or JSON lines."""
+    common = given(
+        organization_id=session.organization(organization) if organization else None,
+        keyspace_id=session.keyspace(keyspace),
+    )
+    if file is not None:
+        entries = _read_entries(file)
+    elif name is not None:
+        entries = [_one_entry(name, sha256, secret_stdin=secret_stdin)]
+    else:
+        raise CommandError("Give a file, or --name.", code="usage", exit_code=WRONG_USAGE)
+    results: list[Document] = []
+    for start in range(0, len(entries), _IMPORTED_AT_ONCE):
+        part = [common | entry for entry in entries[start : start + _IMPORTED_AT_ONCE]]
+        results += session.ledger.post("/v1/keys/import", {"items": part})["results"]
+    failed = sum(1 for one in results if one.get("key") is None)
+    document = {"results": results, "imported": len(results) - failed, "failed": failed}
+
+    def people() -> None:
+        rows = [
+            (str(entry.get("name")), one["code"], (one["key"] or {}).get("id", "-"), one["detail"] or "")
+            for entry, one in zip(entries, results, strict=True)
+        ]  # fmt: skip
+        session.table(("name", "outcome", "key", "why"), rows, empty="Nothing to import.")
+        session.say(f"{document['imported']} imported, {failed} not.")
+
+    session.show(document, people)
+    if failed:
+        raise SystemExit(REFUSED)
+
+
+def facts_of(key: Document) -> list[tuple[str, str]]:
+    """A key, for people."""
+    return [
+        ("key", f"{key['name']} ({key['id']})"),
+        ("status", key["status"]),
+        ("secret", f"{key['hint']}, generation {key['generation']}"),
+        ("organization", str(key.get("organization_id") or "the platform")),
+        ("keyspace", key["keyspace_id"]),
+        ("kind", "" if key.get("kind") == "solo" else str(key.get("kind"))),
+        ("owner", str(key.get("owner_id") or "-")),
+        ("environment", str(key.get("environment") or "-")),
+        ("plan", str(key.get("plan_id") or "-")),
+        ("scopes", _scopes(key)),
+        ("quotas", "; ".join(quota_text(one) for one in key.get("quotas", []))),
+        ("rate limits", "; ".join(_rate(one) for one in key.get("rate_limits", []))),
+        ("allowed from", ", ".join(key.get("allowed_ips", []))),
+        ("tags", ", ".join(key.get("tags", []))),
+        ("metadata", ", ".join(f"{name}={value}" for name, value in key.get("metadata", {}).items())),
+        ("expires", clock_time(key.get("expires_at"))),
+        ("created", f"{clock_time(key['created_at'])} by {key['created_by']}"),
+        ("rotated", clock_time(key.get("rotated_at"))),
+        ("last used", clock_time(key.get("last_used_at"))),
+        ("revoked", clock_time(key.get("revoked_at"))),
+        ("version", str(key["version"])),
+    ]
+
+
+def fence_facts(answer: Document) -> list[tuple[str, str]]:
+    """What a fence says: has the change become true everywhere?"""
+    fence = answer.get("fence")
+    if not isinstance(fence, dict):
+        return []
+    if not fence["held"]:
+        return [("fence", f"not yet held; ask again: keyledger fence {fence['position']}")]
+    edges = f"{fence['edges']} edge{'' if fence['edges'] == 1 else 's'}"
+    heard = f"{fence['acknowledged']} heard, {fence['expired']} timed out"
+    return [("fence", f"held after {fence['waited_ms']:.0f} ms: {edges} ({heard})")]
+
+
+def _act(session: Session, key: str, action: str, reason: str | None) -> None:
+    done = session.ledger.post(f"/v1/keys/{key}/{action}", given(reason=reason))
+
+    def people() -> None:
+        shown = done.get("key", done)
+        session.say(f"{shown['name']} ({shown['id']}) is {shown['status']}.")
+        session.facts(fence_facts(done))
+
+    session.show(done, people)
+
+
+def _lists(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: [*value] if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _row(key: Document) -> tuple[str, ...]:
+    return (
+        key["id"],
+        key["name"],
+        key["hint"],
+        key["status"],
+        str(key.get("organization_id") or "(platform)"),
+        clock_time(key.get("last_used_at")),
+    )
+
+
+def _scopes(key: Document) -> str:
+    scopes = key.get("scopes", {})
+    limited = [f"{name}: {', '.join(scopes[name])}" for name in DIMENSIONS if scopes.get(name, "*") != "*"]
+    return "; ".join(limited) or "everything"
+
+
+def _rate(one: Document) -> str:
+    provider = f" to {one['provider']}" if one.get("provider") else ""
+    return f"{one['limit']} per {one['window_seconds']} s{provider} ({one['name']})"
+
+
+def _event(one: Document) -> tuple[str, ...]:
+    return (
+        str(one["position"]),
+        clock_time(one["at"]),
+        str(one["action"]),
+        str(one.get("actor") or "-"),
+        _short(one.get("before")),
+        _short(one.get("after")),
+        str(one.get("reason") or "-"),
+    )
+
+
+def _short(facts: Any) -> str:
+    if not facts:
+        return "-"
+    if not isinstance(facts, dict):
+        return str(facts)
+    return ", ".join(f"{name}={_plain(value)}" for name, value in facts.items())
+
+
+def _plain(value: Any) -> str:
+    return msgspec.json.encode(value).decode() if isinstance(value, dict | list) else str(value)
+
+
+def _one_entry(name: str, sha256: str | None, *, secret_stdin: bool) -> Document:
+    if secret_stdin:
+        secret = sys.stdin.read().strip()
+        if not secret:
+            raise CommandError("No secret on standard input.", code="usage", exit_code=WRONG_USAGE)
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        return {"name": name, "sha256": digest, "hint": f"...{secret[-4:]}"}
+    if sha256 is None:
+        raise CommandError(
+            "Give --sha256, or --secret-stdin and the secret.", code="usage", exit_code=WRONG_USAGE
+        )
+    return {"name": name, "sha256": sha256}
+
+
+def _read_entries(file: Path) -> list[Document]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        if text.lstrip().startswith("["):
+            return msgspec.json.decode(text, type=list[dict[str, Any]])
+        if text.lstrip().startswith("{"):
+            return [
+                msgspec.json.decode(line, type=dict[str, Any]) for line in text.splitlines() if line.strip()
+            ]
+        return [_row_entry(row) for row in csv.DictReader(text.splitlines())]
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError, csv.Error) as error:
+        raise CommandError(
+            f"{file} is neither CSV with a heading nor JSON: {error}.", code="usage", exit_code=WRONG_USAGE
+        ) from None
+
+
+def _row_entry(row: dict[str, str]) -> Document:
+    entry: Document = {}
+    for name, value in row.items():
+        if not value:
+            continue
+        entry[name.strip()] = (
+            [one.strip() for one in value.split(";")] if name.strip() == "tags" else value.strip()
+        )
+    return entry

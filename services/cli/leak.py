@@ -1,0 +1,141 @@
+"""`keyledger leak` and `fence`: a secret is out, and when the harm ended."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from services.cli.amounts import clock_time, money, time_of
+from services.cli.faults import WRONG_USAGE, CommandError, ProblemError
+from services.cli.http import Document
+from services.cli.keys import fence_facts
+from services.cli.main import examples
+from services.cli.session import Session, given, read_with, talking, yes_option
+
+_MOST_LINES = 1_000_000
+
+
+@click.command(
+    "leak",
+    **examples(
+        'printf %s "$SECRET" | keyledger leak - --since 2026-11-20T08:00Z --refund --evidence leak.json',
+        "keyledger leak - --source pastebin --where https://paste.example/x < leaked.txt",
+    ),
+)
+@click.argument("secret", required=False)
+@click.option("--sha256", help="The secret's SHA-256, hex or base64, where the secret is not at hand.")
+@click.option("--keyspace", help="Whose secret it is; not needed where there is one keyspace.")
+@click.option("--source", default="operator", show_default=True, help="Who found it.")
+@click.option("--where", help="Where it was found.")
+@click.option("--since", type=read_with(time_of), help="List its uses since then: a time, or -7d.")
+@click.option("--refund", is_flag=True, help="Give back every charge listed.")
+@click.option(
+    "--evidence", type=click.Path(path_type=Path, dir_okay=False), help="Write all that to this file (JSON)."
+)
+@yes_option
+@talking
+def leak(
+    session: Session,
+    secret: str | None,
+    sha256: str | None,
+    keyspace: str | None,
+    source: str,
+    where: str | None,
+    since: str | None,
+    refund: bool,
+    evidence: Path | None,
+    yes: bool,
+) -> None:
+    """Stop a leaked secret's key behind the fence, list what it did, give it back, keep the evidence.
+
+    The secret itself is kept nowhere. SECRET: - for standard input.
+    """
+    if sha256 is not None and secret is not None:
+        raise CommandError("Give a secret or --sha256, not both.", code="usage", exit_code=WRONG_USAGE)
+    found = {"sha256": sha256} if sha256 is not None else {"secret": session.read_secret(secret)}
+    body = given(**found, keyspace_id=session.keyspace(keyspace) if keyspace or sha256 is None else None)
+    session.confirm("Revoke the key of this secret, with all its generations, for good?", yes=yes)
+    reported = session.ledger.post("/v1/leaks", body | given(source=source, where=where))
+    key: Document | None = reported["key"]
+    uses = _uses(session, key, since) if key is not None else []
+    refunds = [done for use in uses if (done := _refund(session, use)) is not None] if refund else []
+    report = {
+        "reported_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "leak": reported,
+        "since": since,
+        "uses": uses,
+        "refunds": refunds,
+    }
+    if evidence is not None:
+        _write(evidence, report)
+    session.show(report, lambda: _tell(session, report, key, evidence))
+
+
+@click.command("fence", **examples("keyledger fence 0-1042"))
+@click.argument("position")
+@talking
+def fence(session: Session, position: str) -> None:
+    """Has the change at this position become true at every edge?"""
+    found = session.ledger.get(f"/v1/fences/{position}")
+    session.show(found, lambda: session.facts(fence_facts({"fence": found})))
+
+
+def _uses(session: Session, key: Document, since: str | None) -> list[Document]:
+    """What the key was charged for, newest first."""
+    organization = key.get("organization_id")
+    if organization is None:
+        return []
+    found: list[Document] = []
+    path = f"/v1/organizations/{organization}/wallet/statement"
+    for line in session.ledger.pages(path, limit=_MOST_LINES):
+        if since is not None and _moment(line["at"]) < _moment(since):
+            break
+        if line["key_id"] == key["id"] and line["kind"] in {"charge", "capture"}:
+            found.append(line)
+    return found
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _refund(session: Session, use: Document) -> Document | None:
+    """Give back what is left of a charge; None when that was done before."""
+    try:
+        return session.ledger.post(
+            f"/v1/charges/{use['charge_id']}/refund", {"request_id": f"leak-{use['charge_id']}"}
+        )
+    except ProblemError as error:
+        if error.code == "refund_exceeds_charge":
+            return None
+        raise
+
+
+def _write(file: Path, report: dict[str, Any]) -> None:
+    data = msgspec.json.format(msgspec.json.encode(report), indent=2)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
+        opened.write(data + b"\n")
+
+
+def _tell(session: Session, report: dict[str, Any], key: Document | None, evidence: Path | None) -> None:
+    if key is None:
+        session.say("No key of this ledger has that secret.")
+        return
+    session.say(f"{key['name']} ({key['id']}) is revoked, with all its generations.")
+    session.facts(fence_facts(report["leak"]))
+    uses: list[Document] = report["uses"]
+    rows = [
+        (clock_time(one["at"]), str(one["request_id"] or "-"), money(-one["amount_micros"])) for one in uses
+    ]
+    session.table(
+        ("used at (UTC)", "request", "+amount"), rows, empty="It was not used for money in that time."
+    )
+    if report["refunds"]:
+        session.say(f"{len(report['refunds'])} charges were given back.")
+    if evidence is not None:
+        session.say(f"The evidence is in {evidence}.")

@@ -1,0 +1,5 @@
+"""`keyledger projects`."""
+
+from services.cli.orgs import projects as projects
+
+__all__ = ["projects"]

@@ -1,0 +1,73 @@
+"""What a reconciliation compares, fetched: the log, the saved state, the usage counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from domain.events import Event
+from domain.ports import LogUnavailableError
+from domain.state import State
+from infra.postgres.log import PostgresLog
+from infra.postgres.projection_queries import PostgresQueries
+from infra.postgres.sessions import Sessions
+from infra.postgres.state_rows import PostgresStateRows
+from services.bootstrap import event_mapper
+from services.ledger import reconcile as sums
+from services.ledger.narrowings import Narrowings
+from services.ledger.saving import StateKeeper
+from services.settings import Settings
+
+_TRIES: Final = 5
+
+
+async def reconcile(settings: Settings, database_url: str) -> sums.Reconciliation:
+    """Sum up the whole log, and hold every balance and counter against the sums."""
+    log = PostgresLog(database_url, hints=False)
+    rows = PostgresStateRows(database_url)
+    sessions = Sessions(database_url, "keyledger reconcile", most=1)
+    mapper = event_mapper(settings)
+
+    async def read(after: int, limit: int) -> Sequence[tuple[int, Event]]:
+        return [(one.position, mapper.decode(one)) for one in await log.read(after, limit)]
+
+    try:
+        mapper.data_keys.learn(await log.data_keys())
+        saved = await _saved_state(rows)
+        usage = await _usage(sessions)
+        return await sums.reconcile(read, head=await log.head(), usage=usage, saved=saved)
+    finally:
+        await sessions.close()
+        await rows.close()
+        await log.close()
+
+
+async def _usage(sessions: Sessions) -> sums.UsageSums | None:
+    try:
+        return await sums.usage_sums(PostgresQueries(sessions))
+    except LogUnavailableError:
+        return None  # nothing is projected yet; were PostgreSQL away, the log would say so
+
+
+async def _saved_state(rows: PostgresStateRows) -> State | None:
+    """What the owner would load at a start; None when there is nothing, or it changes all the time."""
+    for _ in range(_TRIES):
+        state = State()
+        keeper = StateKeeper(_ReadOnly(rows), state, Narrowings())  # type: ignore[arg-type]  # a reader of rows is all it needs
+        await keeper.load()
+        # The owner may have saved meanwhile, and rows of two moments are no state.
+        if await rows.through() == keeper.through:
+            return state if state.head else None
+    return None
+
+
+class _ReadOnly:
+    """Saved rows, which stay as they are whatever a reader thinks of them."""
+
+    def __init__(self, rows: PostgresStateRows) -> None:
+        self.through = rows.through
+        self.load = rows.load
+        self.find = rows.find
+
+    async def clear(self) -> None:
+        """Leave them."""

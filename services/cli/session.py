@@ -1,0 +1,254 @@
+"""What every command has at hand: settings, the ledger it talks to, and how it shows an answer."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+import msgspec
+
+from services.cli.faults import NOT_FOUND, WRONG_USAGE, CommandError
+from services.cli.http import Document, LedgerClient
+from services.settings import Settings, load_settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MOST_LOOKED_AT = 10_000
+
+
+class Session:
+    """One run of one command."""
+
+    def __init__(
+        self,
+        *,
+        config: Path | None = None,
+        as_json: bool = False,
+        overrides: dict[str, Any] | None = None,
+        key_file: Path | None = None,
+    ) -> None:
+        self.as_json = as_json
+        self._config = config
+        self._overrides = overrides or {}
+        self._key_file = key_file
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """What is set, read when it is first needed."""
+        return self.settings_with()
+
+    def log_to_stderr(self) -> None:
+        """For commands that run parts of the ledger here: standard output is for the answer."""
+        from services.cli.logs import configure_logs  # noqa: PLC0415 - a quick start
+
+        configure_logs(self.settings, least="warning")
+
+    def settings_with(self, **overrides: Any) -> Settings:
+        """What is set, with options of the command before it; None is an option not given."""
+        return load_settings(config=self._config, overrides=self._overrides | overrides)
+
+    @functools.cached_property
+    def ledger(self) -> LedgerClient:
+        """The ledger, as the root key that was found."""
+        from services.cli.root_key import find_root_key  # noqa: PLC0415 - a quick start
+
+        return LedgerClient(self.settings.url, find_root_key(self.settings, self._key_file))
+
+    # -- showing
+
+    def show(self, document: Any, people: Callable[[], None]) -> None:
+        """The document for machines, or what `people` prints."""
+        if self.as_json:
+            self.print_json(document)
+        else:
+            people()
+
+    def print_json(self, document: Any) -> None:
+        """A document, indented, alone on standard output."""
+        click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+    def say(self, sentence: str) -> None:
+        """Tell people something beside the answer; machines do not hear it."""
+        if not self.as_json:
+            click.echo(sentence)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+        """Rows under their headings."""
+        shown = list(rows)
+        if not shown:
+            click.echo(empty)
+            return
+        from services.cli.tables import print_table  # noqa: PLC0415 - a quick start
+
+        print_table(columns, shown)
+
+    def facts(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Names and values below each other."""
+        shown = [(name, value) for name, value in pairs if value not in {"", "-"}]
+        width = max((len(name) for name, _ in shown), default=0)
+        for name, value in shown:
+            click.echo(f"{name:<{width}}  {value}")
+
+    # -- asking
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Ask before something is destroyed; without a terminal only `--yes` is an answer."""
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise CommandError(
+                f"{question} There is nobody to ask: add --yes.", code="not_confirmed", exit_code=WRONG_USAGE
+            )
+        click.confirm(question, abort=True, err=True)
+
+    def read_secret(self, given: str | None, name: str = "secret") -> str:
+        """A secret from standard input (`-`) or typed unseen; one in an argument is taken, with a warning."""
+        if given is None and sys.stdin.isatty():
+            return str(click.prompt(name.capitalize(), hide_input=True, err=True)).strip()
+        if given is None or given == "-":
+            secret = sys.stdin.readline().strip()
+            if not secret:
+                raise CommandError(f"No {name} on standard input.", exit_code=WRONG_USAGE)
+            return secret
+        click.echo(f"Careful: others see a {name} in the arguments; give - and pipe it in.", err=True)
+        return given
+
+    def show_secret(self, key: Document, secret: str, *, replaces: bool = False) -> None:
+        """The one time that a secret is shown."""
+        click.echo(f"{'New secret of' if replaces else 'Made'} {key['name']} ({key['id']}).")
+        click.echo(f"\n    {secret}\n")
+        click.echo("Keep it now: it is shown this once, and stored nowhere.")
+
+    # -- finding
+
+    def find(self, path: str, kind: str, wanted: str, *also: str) -> str:
+        """The id of the one thing in a list that has this id, name, or other field."""
+        prefix = {"keyspace": "ks_", "organization": "org_", "project": "prj_", "plan": "plan_"}[kind]
+        if wanted.startswith(prefix) and len(wanted) == len(prefix) + 26:
+            return wanted
+        found = [
+            one
+            for one in self.ledger.pages(path, limit=_MOST_LOOKED_AT)
+            if wanted in {str(one.get(field)) for field in ("id", "name", *also)}
+        ]
+        if len(found) == 1:
+            return str(found[0]["id"])
+        ids = ", ".join(str(one["id"]) for one in found)
+        raise CommandError(
+            f"{len(found)} {kind}s are called {wanted}: {ids}; say which by its id."
+            if found
+            else f"There is no {kind} {wanted}.",
+            code="ambiguous_name" if found else "not_found",
+            exit_code=WRONG_USAGE if found else NOT_FOUND,
+        )
+
+    def organization(self, wanted: str) -> str:
+        """An organization's id by id, name or external id."""
+        return self.find("/v1/organizations", "organization", wanted, "external_id")
+
+    def keyspace(self, wanted: str | None) -> str:
+        """A keyspace's id by id or name; the only one there is when none is named."""
+        if wanted is not None:
+            return self.find("/v1/keyspaces", "keyspace", wanted)
+        own = [one for one in self.ledger.pages("/v1/keyspaces", limit=1_000) if not one.get("builtin")]
+        if len(own) == 1:
+            return str(own[0]["id"])
+        raise CommandError(
+            "There is no keyspace yet: `keyledger keyspaces create`."
+            if not own
+            else "There are several keyspaces: say which with --keyspace.",
+            code="keyspace_needed",
+            exit_code=WRONG_USAGE,
+        )
+
+    def plan(self, wanted: str) -> str:
+        """A plan's id by id or name."""
+        return self.find("/v1/plans", "plan", wanted)
+
+    def project(self, organization_id: str, wanted: str) -> str:
+        """A project's id by id or name."""
+        return self.find(f"/v1/organizations/{organization_id}/projects", "project", wanted)
+
+
+def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Answer as JSON, errors too (on stderr).")(
+        function
+    )
+
+
+def local(function: Callable[Concatenate[Session, P], R]) -> Callable[..., R]:
+    """A command that works here, on what is set: it gets a Session, and `--json`."""
+
+    @_json_option
+    @click.pass_context
+    @functools.wraps(function)
+    def command(context: click.Context, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        as_json = bool(kwargs.pop("as_json")) or _root(context, "as_json")
+        return function(Session(config=_root(context, "config"), as_json=as_json), *args, **kwargs)
+
+    return command
+
+
+def talking(function: Callable[Concatenate[Session, P], R]) -> Callable[..., R]:
+    """A command that talks to a ledger: it gets a Session, `--json`, `--url` and `--key-file`."""
+
+    @_json_option
+    @click.option("--url", metavar="URL", help="The ledger to talk to [KEYLEDGER_URL].")
+    @click.option(
+        "--key-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Holds the root key, mode 0600 [KEYLEDGER_API_KEY, or root-key in the data folder].",
+    )
+    @click.pass_context
+    @functools.wraps(function)
+    def command(context: click.Context, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        session = Session(
+            config=_root(context, "config"),
+            as_json=bool(kwargs.pop("as_json")) or _root(context, "as_json"),
+            overrides={"url": kwargs.pop("url")},
+            key_file=kwargs.pop("key_file"),  # type: ignore[arg-type]  # the option's own type
+        )
+        return function(session, *args, **kwargs)
+
+    return command
+
+
+def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--yes`: do not ask."""
+    return click.option("--yes", is_flag=True, help="Do not ask.")(function)
+
+
+def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--reason`: why, for the history."""
+    return click.option("--reason", help="Why; it is kept in the history.")(function)
+
+
+def read_with(read: Callable[[str], Any]) -> click.ParamType[Any]:
+    """An option's type out of a function that raises ValueError with a sentence."""
+
+    class Read(click.ParamType[Any]):
+        name = read.__name__.removesuffix("_of").replace("_", " ")
+
+        def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+            if not isinstance(value, str):
+                return value
+            try:
+                return read(value)
+            except ValueError as error:
+                self.fail(f"{error}.", param, ctx)
+
+    return Read()
+
+
+def given(**fields: Any) -> Document:
+    """Only what was given: a body without the fields that are None or empty."""
+    return {name: value for name, value in fields.items() if value is not None and value not in ((), [], {})}
+
+
+def _root(context: click.Context, name: str) -> Any:
+    return (context.find_root().obj or {}).get(name)

@@ -1,0 +1,157 @@
+"""`keyledger rebuild`, `reconcile` and `edges`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from services.cli.amounts import clock_time
+from services.cli.faults import CONFLICT, REFUSED, CommandError
+from services.cli.main import examples
+from services.cli.session import Session, local, talking
+
+if TYPE_CHECKING:
+    from infra.postgres.rebuilding import Check
+
+_MOST_SHOWN = 100
+
+
+@click.command("rebuild", **examples("keyledger rebuild --check", "keyledger rebuild"))
+@click.option("--check", is_flag=True, help="Compare only: derive anew, print what differs, change nothing.")
+@local
+def rebuild(session: Session, check: bool) -> int:
+    """Make the projections anew from the log, beside the live ones, and swap them in.
+
+    With --check they are compared, row for row; exit code 1 if anything differs. Works while the ledger
+    runs, and while it does not.
+    """
+    from infra.postgres import rebuilding  # noqa: PLC0415 - a quick start
+    from projections.every import every_projection  # noqa: PLC0415 - a quick start
+    from services.bootstrap import check_migrated, event_mapper  # noqa: PLC0415 - a quick start
+    from services.cli.databases import reachable_database  # noqa: PLC0415 - a quick start
+    from services.cli.running import sentences  # noqa: PLC0415 - a quick start
+
+    session.log_to_stderr()
+    with sentences(), reachable_database(session.settings) as url:
+        check_migrated(url)
+        mapper = event_mapper(session.settings)
+        try:
+            if not check:
+                position = rebuilding.rebuild(url, every_projection(), mapper)
+                session.show(
+                    {"rebuilt": True, "position": f"0-{position}"},
+                    lambda: session.say(f"The projections are rebuilt, as of position 0-{position}."),
+                )
+                return 0
+            found = rebuilding.check(url, every_projection(), mapper)
+        except rebuilding.RebuildRunningError as error:
+            raise CommandError(str(error), code="rebuild_running", exit_code=CONFLICT) from None
+    session.show(_check_document(found), lambda: _check_people(session, found))
+    return 0 if found.clean else REFUSED
+
+
+@click.command("reconcile", **examples("keyledger reconcile", "keyledger reconcile --json"))
+@local
+def reconcile(session: Session) -> int:
+    """Does every balance and counter equal the sum of its events? Exit code 1 if one does not.
+
+    Sums up the whole log in its own way: wallet = deposits - charges + refunds, reserved = what open
+    reservations hold, every counter = its window's uses; against what each event said, the state that the
+    log folds to, the state that is saved, and the usage counters.
+    """
+    from services.cli.databases import reachable_database  # noqa: PLC0415 - a quick start
+    from services.cli.reconciling import reconcile as reconcile_all  # noqa: PLC0415 - a quick start
+    from services.cli.running import sentences  # noqa: PLC0415 - a quick start
+
+    session.log_to_stderr()
+    with sentences(), reachable_database(session.settings) as url:
+        found = asyncio.run(reconcile_all(session.settings, url))
+    document = {
+        "clean": found.clean,
+        "position": f"0-{found.position}",
+        "saved_position": _place(found.saved_position),
+        "usage_position": _place(found.usage_position),
+        "wallets": found.wallets,
+        "counters": found.counters,
+        "differences": [one._asdict() for one in found.findings],
+    }
+
+    def people() -> None:
+        session.say(
+            f"{found.wallets:,} wallets and the counters of {found.counters:,} keys, projects and"
+            f" organizations, as of position 0-{found.position}."
+        )
+        if found.saved_position is None:
+            session.say("No saved state to compare.")
+        if found.usage_position is None:
+            session.say("No usage counters to compare.")
+        if found.clean:
+            session.say("Difference: none.")
+        for one in found.findings[:_MOST_SHOWN]:
+            session.say(str(one))
+        if len(found.findings) > _MOST_SHOWN:
+            session.say(f"... and {len(found.findings) - _MOST_SHOWN:,} more; --json has all.")
+
+    session.show(document, people)
+    return 0 if found.clean else REFUSED
+
+
+def _place(position: int | None) -> str | None:
+    return None if position is None else f"0-{position}"
+
+
+@click.command("edges", **examples("keyledger edges"))
+@talking
+def edges(session: Session) -> None:
+    """The edges that are connected: version, position, lease."""
+    found = session.ledger.get("/v1/edges")
+    columns = ("id", "version", "position", "lease left", "last heard (UTC)")
+    rows = [
+        (str(one.get("id", "-")), str(one.get("version") or "-"), str(one.get("position") or "-"),
+         f"{one['lease_left_ms']} ms",
+         clock_time(one["last_heard_at"]))
+        for one in found["items"]
+    ]  # fmt: skip
+    session.show(found, lambda: session.table(columns, rows, empty="No edge is connected."))
+
+
+def _check_document(found: Check) -> dict[str, Any]:
+    return {
+        "clean": found.clean,
+        "position": f"0-{found.position}",
+        "tables": [
+            {
+                "table": table.table,
+                "rows": table.rows,
+                "different": table.different,
+                "differences": [
+                    {"key": _plain(one.key), "live": _plain(one.live), "rebuilt": _plain(one.rebuilt)}
+                    for one in table.differences
+                ],
+            }
+            for table in found.tables
+        ],
+    }
+
+
+def _check_people(session: Session, found: Check) -> None:
+    rows = [(table.table, f"{table.rows:,}", f"{table.different:,}") for table in found.tables]
+    session.table(("table", "+rows", "+different"), rows, empty="")
+    for table in found.tables:
+        for one in table.differences:
+            session.say(f"\n{table.table} {_plain(one.key)}\n  is        {_plain(one.live)}")
+            session.say(f"  should be {_plain(one.rebuilt)}")
+    clean = "The projections are what the log says" if found.clean else "The projections differ from the log"
+    advice = "" if found.clean else ": `keyledger rebuild` makes them anew"
+    session.say(f"\n{clean}, as of position 0-{found.position}{advice}.")
+
+
+def _plain(row: dict[str, Any] | None) -> dict[str, str | int | float | bool | None] | None:
+    if row is None:
+        return None
+    return {
+        name: value if isinstance(value, str | int | float | bool | None) else str(value)
+        for name, value in row.items()
+    }

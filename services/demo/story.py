@@ -1,0 +1,84 @@
+"""What happens, in sentences, each held against what was promised."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Tell = Callable[[str], Any]
+
+
+class DemoRefusedError(Exception):
+    """The office was refused what it must be allowed."""
+
+
+class Answer(NamedTuple):
+    """What a client got."""
+
+    status: int
+    code: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+class Line(NamedTuple):
+    """One sentence of the story, and whether it is true."""
+
+    chapter: str
+    sentence: str
+    promised: str
+    came: str
+    kept: bool
+
+
+class Story:
+    """Told line by line; knows in the end what was not as promised."""
+
+    def __init__(self, tell: Tell | None) -> None:
+        self._tell = tell or (lambda _: None)
+        self._chapter = ""
+        self._began = time.monotonic()
+        self.lines: list[Line] = []
+
+    @property
+    def failures(self) -> list[Line]:
+        """What was not as promised."""
+        return [line for line in self.lines if not line.kept]
+
+    def chapter(self, title: str, about: str) -> None:
+        """Begin with another gateway."""
+        self._chapter = title
+        self._tell(f"\n{title}\n  {about}")
+
+    def told(self, sentence: str) -> None:
+        """Something that happens, without a promise."""
+        self._tell(f"       {sentence}")
+
+    def promise(self, sentence: str, promised: Any, came: Any) -> None:
+        """Something that must be so."""
+        kept = promised == came
+        self.lines.append(Line(self._chapter, sentence, str(promised), str(came), kept))
+        if kept:
+            self._tell(f"  ok   {sentence}")
+        else:
+            self._tell(f"  NOT  {sentence}: promised {promised}, came {came}")
+
+    def answered(self, sentence: str, answer: Answer, status: int, code: str = "valid") -> None:
+        """A client's request, which must be answered so."""
+        what = f"{status} {code}" if code != "valid" else str(status)
+        self.promise(f"{what:<27} {sentence}", (status, code), (answer.status, answer.code))
+
+    def end(self) -> None:
+        """Say how it went."""
+        seconds = time.monotonic() - self._began
+        kept = len(self.lines) - len(self.failures)
+        self._tell(f"\n{kept} of {len(self.lines)} promises kept, in {seconds:.1f} s.")
+
+    def document(self) -> dict[str, Any]:
+        """The whole story, for machines."""
+        return {
+            "kept": len(self.lines) - len(self.failures),
+            "broken": len(self.failures),
+            "lines": [line._asdict() for line in self.lines],
+        }

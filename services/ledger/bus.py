@@ -1,0 +1,640 @@
+"""The command bus: every write takes this way. Waiting commands are decided and committed in groups.
+
+A group is decided on a draft over the committed state, appended with one call, and only then merged
+and acknowledged: no answer rests on what is not durable. While one group is being appended, the next
+is decided on its draft, if it is of charges only; should the first fail, the second never was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+
+import structlog
+
+from domain import commands as c
+from domain import events as e
+from domain.commands import Asking, Command
+from domain.decisions.passing_time import is_open
+from domain.evolve import evolve
+from domain.ids import is_id, place_of
+from domain.ports import (
+    ClaimTakenError,
+    Clock,
+    Group,
+    HeadMovedError,
+    Log,
+    LogUnavailableError,
+    NewClaim,
+    NewDataKey,
+    NewEvent,
+    NotOwnerError,
+    OutcomeUnknownError,
+    RecordedEvent,
+)
+from domain.state import Draft, Due, State
+from keyledger_edge import Change
+from services.ledger.errors import (
+    NotOwnerHereError,
+    OverloadedError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools, with_event
+from services.ledger.jobs import Done, Idempotency, Job, Mapper, Render
+from services.ledger.narrowings import Narrowings
+
+log = structlog.get_logger()
+
+MAX_GROUP = 1_000
+_REMEMBERED_CLAIMS = 100_000
+_READ_BATCH = 2_000
+_MAX_TRIES = 50
+_RESOLVE_TRIES = 50
+_RESOLVE_PAUSE_SECONDS = 0.1
+_UNAVAILABLE_PAUSE_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 3_600.0
+_WORTH_HALVING = 256
+"""With more callers than this, two groups under way beat one (docs/benchmarks.md)."""
+
+Committed = Callable[[int, Sequence[Change]], None]
+"""Told of each commit, right when it is known: the head, and what edges must hear."""
+
+
+class Lost(Exception):  # noqa: N818  # not an error: the partition is another's now
+    """This process does not own the partition any more, or cannot tell."""
+
+    def __init__(self, answer: Exception) -> None:
+        super().__init__(str(answer))
+        self.answer = answer
+
+
+class LogGapError(Exception):
+    """The log has a hole, or does not go on where it was read to: it is not the log it was."""
+
+
+class _Ahead(NamedTuple):
+    """A group that was decided while the one before it was being appended."""
+
+    jobs: list[Job]
+    group: DecidedGroup
+
+
+class Bus:
+    """Takes commands, and answers each once what it wrote is durable."""
+
+    def __init__(
+        self,
+        log_: Log,
+        state: State,
+        mapper: Mapper,
+        clock: Clock,
+        tools: Tools,
+        *,
+        max_waiting: int = 20_000,
+    ) -> None:
+        self._log = log_
+        self._state = state
+        self._mapper = mapper
+        self._clock = clock
+        self._tools = tools
+        self._max_waiting = max_waiting
+        self._waiting: deque[Job] = deque()
+        self._woken = asyncio.Event()
+        self._recent: dict[bytes, KnownClaim] = {}
+        self._ahead: _Ahead | None = None
+        self._finishing = False
+        self._draining = False
+        self._in_doubt = False
+        """Is an append under way whose outcome is not known yet?"""
+        self._session_lost = False
+        """Was the lock's session lost at an append? Then another may have owned the partition since."""
+        self.accepting = False
+        """False while this process does not own the partition."""
+        self.committed: Committed = lambda _position, _changes: None
+        self.is_sure: Callable[[], bool] = lambda: False
+        """Is it certain, without asking, that nobody else decides?"""
+        self.doubted: Callable[[], None] = lambda: None
+        """Told when the lock's session was lost in an append: nothing may be answered from memory."""
+        self.find_reservation: Callable[[str], Awaitable[None]] | None = None
+        """Brings a settled reservation back into the state, if there is one of that id."""
+        self.dirty: dict[str, set[Any]] = {}
+        """Rows changed since the state was last saved, by table."""
+        self.narrowings = Narrowings()
+        """What was taken away and has no receipt yet that it is fenced."""
+        self.new_data_keys: tuple[NewDataKey, ...] = ()
+        """To be written with the next group."""
+
+    # -- asking
+
+    async def execute(
+        self,
+        command: Command,
+        asking: Asking,
+        *,
+        idempotency: Idempotency | None = None,
+        render: Render | None = None,
+    ) -> Done:
+        """Carry out a command; returns when it is durable.
+
+        Raises LedgerError (refused), CannotAnswerError (ask again later).
+        """
+        return await self.submit(command, asking, idempotency=idempotency, render=render)
+
+    def submit(
+        self,
+        command: Command,
+        asking: Asking,
+        *,
+        idempotency: Idempotency | None = None,
+        render: Render | None = None,
+    ) -> asyncio.Future[Done]:
+        """Put a command in line; the future is its answer."""
+        if not self.accepting:
+            raise NotOwnerHereError("This process does not own the partition.")
+        if len(self._waiting) >= self._max_waiting:
+            raise OverloadedError(f"{self._max_waiting} commands are waiting already.")
+        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Job(command, asking, future, idempotency, render))
+        self._woken.set()
+        return future
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait."""
+        return len(self._waiting)
+
+    def refuse_all(self, answer: Exception) -> None:
+        """Nothing that waits will be decided here."""
+        self.accepting = False
+        while self._waiting:
+            _fail(self._waiting.popleft(), answer)
+
+    def finish(self, *, drain: bool) -> None:
+        """Take nothing more, and let `run` end: once what waits is decided, or with the group under way."""
+        self.accepting = False
+        self._finishing = True
+        self._draining = drain
+        self._woken.set()
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Decide and commit until told to finish, or the partition is lost. Raises Lost."""
+        self._finishing = self._session_lost = self._in_doubt = False
+        try:
+            while not self._finishing or (self._draining and (self._waiting or self._ahead)):
+                await self._next_group()
+        finally:
+            # Whoever was decided ahead waits again, and is refused with all that wait.
+            self._forget_ahead()
+
+    async def _next_group(self) -> None:
+        ahead = self._ahead
+        if ahead is None:
+            await self._wait()
+        jobs = self._take() if ahead is None else ahead.jobs
+        try:
+            await self.commit(jobs)
+        except LogUnavailableError as error:
+            # Nothing was written. Whether the partition is still held, the lock's watch finds out.
+            _fail_all(jobs, _down(error))
+            await asyncio.sleep(_UNAVAILABLE_PAUSE_SECONDS)
+        except BaseException as error:
+            _fail_all(jobs, self._answer_to(error))
+            raise
+
+    def _take(self) -> list[Job]:
+        """What is decided next: all that waits, or one half while the other is being written."""
+        waiting = len(self._waiting)
+        count = waiting if waiting <= _WORTH_HALVING else (waiting + 1) // 2
+        return [self._waiting.popleft() for _ in range(min(MAX_GROUP, count))]
+
+    def _answer_to(self, error: BaseException) -> Exception:
+        """What to tell those whose group was not finished; `NotOwnerHereError` means: not carried out."""
+        in_doubt, self._in_doubt = self._in_doubt, False
+        if in_doubt:
+            return UnknownOutcomeError("The ledger stopped while it wrote; ask whether it was carried out.")
+        if isinstance(error, Lost):
+            return error.answer
+        return NotOwnerHereError("This process stops.")
+
+    async def _wait(self) -> None:
+        """Until something waits, or time has brought something about."""
+        if self._waiting:
+            # Let callers that were answered just now ask again: they join this group.
+            await asyncio.sleep(0)
+            return
+        self._woken.clear()
+        if self._finishing:
+            return
+        agenda = self._state.agenda
+        seconds = (agenda[0][0] - self._now()) / 1e6 if agenda else _LONGEST_WAIT_SECONDS
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(max(seconds, 0.001), _LONGEST_WAIT_SECONDS)):
+                await self._woken.wait()
+
+    def _now(self) -> int:
+        return max(self._clock.now(), self._state.at)
+
+    async def commit(self, jobs: list[Job]) -> None:
+        """Decide these jobs as one group, make it durable, answer.
+
+        Raises Lost, or LogUnavailableError (nothing was written).
+        """
+        known: dict[bytes, KnownClaim] = {}
+        checked: set[bytes] = set()
+        await self._read_ahead(jobs, known)
+        tries = 0
+        while tries < _MAX_TRIES:
+            try:
+                if await self._try(jobs, known, checked):
+                    return
+            except PoisonedError as poisoned:
+                # Those it shared the group with are decided anew, without it.
+                _report(poisoned)
+                jobs.remove(poisoned.job)
+                _fail(poisoned.job, poisoned.cause)
+                await asyncio.sleep(0)
+            else:
+                tries += 1
+        raise Lost(NotOwnerHereError("The group could not be committed; nothing was written."))
+
+    async def _try(self, jobs: list[Job], known: dict[bytes, KnownClaim], checked: set[bytes]) -> bool:
+        """Decide once. False: more is known now, decide again."""
+        due: list[Due] = []
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            group = ahead.group
+        else:
+            due = self._pop_due()
+            group = DecidedGroup(self._state, self._tools, self._clock.now(), _Known(known, self._recent))
+        done = False
+        try:
+            if ahead is None:
+                group.decide(due, jobs, frozenset(checked))
+            checked |= await self._settle_unsure(group, known)
+            done = await self._append(group)
+            if not done:
+                checked |= await self._look_up([one.digest for one in group.desk.claims], known)
+        finally:
+            if not done:
+                self._forget_ahead()
+                group.desk.undo()
+                self._push_due(due)
+        if done:
+            self._finish(group)
+            self._rest_ahead_on_state()
+            if self._session_lost:
+                raise Lost(NotOwnerHereError("The lock's session was lost; nothing was written."))
+        return done
+
+    # -- making it durable
+
+    async def _append(self, group: DecidedGroup) -> bool:
+        """Make the group durable. False: nothing was written, decide again."""
+        desk = group.desk
+        if not desk.placed and not desk.claims:
+            if group.outcomes:
+                await self._be_sure()
+            return True
+        events = self._encoded(group)
+        keys = (*self._mapper.take_new_data_keys(), *self.new_data_keys)
+        to_write = Group(os.urandom(16), group.base, events, [NewClaim(*one) for one in desk.claims], keys)
+        appending = asyncio.create_task(self._append_surely(to_write), name="append")
+        # Should nobody wait for it to its end: its outcome is in doubt then, and nobody is told.
+        appending.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await self._decide_ahead(group)
+            await asyncio.shield(appending)
+        except ClaimTakenError:
+            self._mapper.forget_data_keys(keys)
+            return False
+        except BaseException:
+            # Nobody waits for it any more; what was sent may still be written, and is in doubt.
+            appending.cancel()
+            self._mapper.forget_data_keys(keys)
+            raise
+        self.new_data_keys = ()
+        return True
+
+    async def _decide_ahead(self, under_way: DecidedGroup) -> None:
+        """While one group is written, decide the next: if it is of charges, and time brings nothing."""
+        await asyncio.sleep(0)
+        agenda, now = self._state.agenda, self._now()
+        if self._finishing or (agenda and agenda[0][0] <= now):
+            return
+        jobs: list[Job] = []
+        while self._waiting and len(jobs) < MAX_GROUP and _is_simple(self._waiting[0]):
+            jobs.append(self._waiting.popleft())
+        if not jobs:
+            return
+        group = DecidedGroup(
+            self._state, self._tools, self._clock.now(), _Known({}, self._recent), above=under_way
+        )
+        self._ahead = _Ahead(jobs, group)
+        try:
+            group.decide((), jobs, frozenset())
+        except Exception as error:  # noqa: BLE001  # nothing may come between an append and its outcome
+            # Decided again with all the others, and then left out or told.
+            log.debug("group.not_decided_ahead", error=type(error).__name__)
+            self._forget_ahead()
+
+    def _rest_ahead_on_state(self) -> None:
+        """The group under way is durable: what was decided on it goes on from the state."""
+        if self._ahead is not None:
+            self._ahead.group.rest_on_state()
+
+    def _forget_ahead(self) -> None:
+        """What was decided ahead rested on what did not come to be: its jobs wait again."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.group.desk.undo()
+            self._waiting.extendleft(reversed(ahead.jobs))
+
+    async def _be_sure(self) -> None:
+        """Answers that need no append are true only while nobody else can have decided since.
+
+        A process that was paused finds out here that its lease on the partition is over.
+        """
+        if not self.is_sure() and not await self._log.confirm():
+            raise Lost(NotOwnerHereError("Another process may own the partition."))
+
+    def _encoded(self, group: DecidedGroup) -> list[NewEvent]:
+        new_event = self._mapper.new_event
+        events: list[NewEvent] = []
+        try:
+            for placed in group.desk.placed:
+                events.append(new_event(*placed))  # noqa: PERF401  # how far it came tells whose event it was
+        except Exception as error:
+            job = group.job_of(len(events))
+            if job is None:
+                raise
+            raise PoisonedError(job, error) from error
+        return events
+
+    async def _append_surely(self, group: Group) -> None:
+        """Append, and find out what became of it when the connection broke meanwhile."""
+        self._in_doubt = True
+        try:
+            await self._log.append(group)
+        except OutcomeUnknownError:
+            self._session_lost = True
+            self.doubted()
+            written = await self._resolve(group)
+            self._in_doubt = False
+            if not written:
+                raise Lost(NotOwnerHereError("The connection broke; nothing was written.")) from None
+        except HeadMovedError as error:
+            # Another process appended behind the lock: it may have owned the partition meanwhile.
+            self._in_doubt = False
+            raise Lost(NotOwnerHereError("Another process wrote to the partition.")) from error
+        except NotOwnerError as error:
+            self._in_doubt = False
+            raise Lost(NotOwnerHereError("Another process owns the partition.")) from error
+        except (ClaimTakenError, LogUnavailableError):
+            self._in_doubt = False
+            raise
+        self._in_doubt = False
+
+    async def _resolve(self, group: Group) -> bool:
+        """Was the group written? Told only when it is certain.
+
+        It is there: certain. It is not, and another stands in its place: certain. Else only
+        who holds the partition anew can know that it is not being committed at this moment.
+        """
+        for attempt in range(_RESOLVE_TRIES):
+            try:
+                overtaken = await self._log.head() > group.expected_head
+                if await self._log.committed(group.group_id):
+                    return True
+                if overtaken:
+                    return False
+                if await self._log.acquire():
+                    return await self._log.committed(group.group_id)
+            except LogUnavailableError:
+                if attempt == 0:
+                    log.warning("commit.outcome_unknown")
+            await asyncio.sleep(_RESOLVE_PAUSE_SECONDS)
+        raise Lost(UnknownOutcomeError("The connection broke at the commit."))
+
+    # -- what the decision needs to know
+
+    async def _read_ahead(self, jobs: list[Job], known: dict[bytes, KnownClaim]) -> None:
+        """Idempotency keys, and the charges that refunds name: rare, so looked up first."""
+        claims = [job.idempotency.claim for job in jobs if job.idempotency is not None]
+        if claims:
+            await self._look_up(claims, known)
+        refunds = [job for job in jobs if isinstance(job.command, c.RefundCharge)]
+        if refunds:
+            await self._read_charges(refunds)
+        for job in jobs:
+            command = job.command
+            if (
+                isinstance(command, c.CaptureReservation | c.ReleaseReservation)
+                and command.reservation_id not in self._state.reservations
+                and self.find_reservation is not None
+            ):
+                await self.find_reservation(command.reservation_id)
+
+    async def _read_charges(self, refunds: list[Job]) -> None:
+        """What stands where the charges' ids say; whether it is that charge, the decision checks."""
+        places: dict[Job, int] = {}
+        for job in refunds:
+            assert isinstance(job.command, c.RefundCharge), "only refunds name a charge"
+            charge_id = job.command.charge_id
+            if not is_id("chg", charge_id):
+                continue
+            partition, position = place_of(charge_id)
+            if partition == self._log.partition and position <= self._state.head:
+                places[job] = position
+        if not places:
+            return
+        events = await self._events_at(set(places.values()))
+        for job, position in places.items():
+            job.charge = events.get(position)
+
+    async def _events_at(self, positions: Iterable[int]) -> dict[int, e.Event]:
+        recorded = await self._log.read_at(sorted(positions))
+        return {one.position: self._mapper.decode(one) for one in recorded}
+
+    async def _look_up(self, claims: list[bytes], known: dict[bytes, KnownClaim]) -> frozenset[bytes]:
+        """Ask the log for claims; those that are taken become known, with their events."""
+        taken = await self._log.claims(claims)
+        positions = {one.position for one in taken.values() if one.answer is None}
+        events = await self._events_at(positions) if positions else {}
+        for digest, one in taken.items():
+            known[digest] = with_event(one, None if one.answer is not None else events.get(one.position))
+        return frozenset(claims)
+
+    async def _settle_unsure(self, group: DecidedGroup, known: dict[bytes, KnownClaim]) -> frozenset[bytes]:
+        """Money that was refused may have been granted to an earlier try: then that is the answer."""
+        if not group.unsure:
+            return frozenset()
+        claims = list(group.unsure)
+        await self._look_up(claims, known)
+        for claim in claims:
+            found = known.get(claim)
+            if found is not None and found.event is not None:
+                group.settle(claim, found.event, found.position)
+        return frozenset(claims)
+
+    # -- after the commit
+
+    def _finish(self, group: DecidedGroup) -> None:
+        if group.desk.placed:
+            group.merge()
+            self._remember(group)
+            self.committed(self._state.head, group.changes)
+        for job in reversed(group.deferred):
+            self._waiting.appendleft(job)
+        for job, outcome in group.outcomes:
+            if job.future.done():
+                continue
+            if isinstance(outcome, Done):
+                job.future.set_result(outcome)
+            else:
+                job.future.set_exception(outcome)
+
+    def _remember(self, group: DecidedGroup) -> None:
+        recent, base, placed = self._recent, group.base, group.desk.placed
+        for claimed in group.desk.claims:
+            if claimed.expires_at is None:
+                event = placed[claimed.index].event
+                recent[claimed.digest] = KnownClaim(base + claimed.index + 1, event, None)
+        while len(recent) > _REMEMBERED_CLAIMS:
+            del recent[next(iter(recent))]
+        self.narrowings.committed(group.changes, group.draft.at, (one.event for one in placed))
+        self._note_changed(group.draft)
+
+    def _note_changed(self, draft: Draft) -> None:
+        for table, key in draft.changed():
+            rows = self.dirty.get(table)
+            if rows is None:
+                rows = self.dirty[table] = set()
+            rows.add(key)
+
+    def forget(self) -> None:
+        """The state is to be read anew: keep nothing that was known of it."""
+        self._recent.clear()
+        self.dirty = {}
+        self.narrowings.open.clear()
+
+    # -- the past, and time
+
+    async def catch_up(self) -> int:
+        """Fold what others appended; how many events that was."""
+        count = 0
+        while batch := await self._log.read(self._state.head, _READ_BATCH):
+            await self._learn_data_keys(batch)
+            events = [(one, self._mapper.decode(one)) for one in batch]
+            brought = await self._bring_back(events)
+            self._fold(events, brought)
+            count += len(batch)
+            await asyncio.sleep(0)
+        if count:
+            self._drop_settled_due()
+        return count
+
+    async def _learn_data_keys(self, batch: list[RecordedEvent]) -> None:
+        """An event read without its data key would come without its personal fields: allowed_ips, say."""
+        data_keys = self._mapper.data_keys
+        subjects = {subject for one in batch if (subject := self._mapper.subject_of(one)) is not None}
+        if unknown := [subject for subject in subjects if not data_keys.knows(subject)]:
+            data_keys.learn(await self._log.data_keys(unknown))
+
+    async def _bring_back(self, events: list[tuple[RecordedEvent, e.Event]]) -> list[str]:
+        """Settled reservations are not kept in memory, yet one that expired may be captured late."""
+        reservations, made, brought = self._state.reservations, set[str](), list[str]()
+        for _, event in events:
+            if isinstance(event, e.CreditsReserved):
+                made.add(event.reservation_id)
+            elif isinstance(event, e.ReservationCaptured | e.ReservationReleased):
+                wanted = event.reservation_id
+                if wanted not in reservations and wanted not in made and self.find_reservation is not None:
+                    await self.find_reservation(wanted)
+                    brought.append(wanted)
+        return brought
+
+    def _fold(self, events: list[tuple[RecordedEvent, e.Event]], brought: Sequence[str] = ()) -> None:
+        state = self._state
+        ahead = {name: row for name in brought if (row := state.reservations.get(name)) is not None}
+        draft = Draft(state)
+        for recorded, event in events:
+            if recorded.position != draft.head + 1:
+                raise LogGapError(f"The log goes on at {recorded.position} behind {draft.head}.")
+            draft.versions[recorded.stream] = recorded.version
+            evolve(draft, event, recorded.position)
+            row = ahead.get(getattr(event, "reservation_id", ""))
+            if row is not None and recorded.position <= row.position:
+                # The owner saved it as it was after this event: folded again it would count twice.
+                draft.reservations[row.id] = row
+            self.narrowings.folded(event, draft, recorded.position)
+        draft.merge()
+        self._note_changed(draft)
+
+    def _pop_due(self) -> list[Due]:
+        agenda, now = self._state.agenda, self._now()
+        due: list[Due] = []
+        while agenda and agenda[0][0] <= now and len(due) < MAX_GROUP:
+            due.append(heappop(agenda))
+        return due
+
+    def _push_due(self, due: list[Due]) -> None:
+        for entry in due:
+            heappush(self._state.agenda, entry)
+
+    def _drop_settled_due(self) -> None:
+        """What the owner has recorded need not be on the agenda of those who follow."""
+        state = self._state
+        while state.agenda and state.agenda[0][0] <= state.at and not is_open(state, state.agenda[0]):
+            heappop(state.agenda)
+
+
+class _Known(dict[bytes, KnownClaim]):
+    """Claims looked up for this group, above those remembered from groups before."""
+
+    def __init__(self, looked_up: dict[bytes, KnownClaim], recent: dict[bytes, KnownClaim]) -> None:
+        super().__init__()
+        self._looked_up = looked_up
+        self._recent = recent
+
+    def get(self, digest: bytes, default: Any = None) -> Any:  # as dict's own
+        return self._looked_up.get(digest) or self._recent.get(digest) or default
+
+
+def _is_simple(job: Job) -> bool:
+    """Can it be decided without looking anything up first?"""
+    return isinstance(job.command, c.ChargeUsage | c.ReserveCredits) and job.idempotency is None
+
+
+def _fail(job: Job, answer: Exception) -> None:
+    if not job.future.done():
+        job.future.set_exception(answer)
+
+
+def _fail_all(jobs: list[Job], answer: Exception) -> None:
+    for job in jobs:
+        _fail(job, answer)
+
+
+def _report(poisoned: PoisonedError) -> None:
+    if poisoned.foreseen:
+        return
+    log.error(
+        "command.failed",
+        command=type(poisoned.job.command).__name__,
+        error=type(poisoned.cause).__name__,
+        exc_info=poisoned.cause,
+    )
+
+
+def _down(error: LogUnavailableError) -> UnavailableError:
+    reason = str(error).partition("\n")[0]
+    refused = reason.startswith("PostgreSQL refused")
+    return UnavailableError("postgresql", reason if refused else "PostgreSQL cannot be reached.")

@@ -1,0 +1,42 @@
+"""Why the ledger cannot answer right now. Nothing acknowledged is ever lost by these."""
+
+from __future__ import annotations
+
+
+class CannotAnswerError(Exception):
+    """The question was fine; ask again later."""
+
+    code = "unavailable"
+    retry_after_seconds = 1
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class OverloadedError(CannotAnswerError):
+    """More commands wait than the ledger lets wait: memory stays bounded."""
+
+    code = "overloaded"
+
+
+class UnavailableError(CannotAnswerError):
+    """Something that the ledger needs is down; nothing was written."""
+
+    code = "dependency_unavailable"
+
+    def __init__(self, dependency: str, detail: str) -> None:
+        super().__init__(detail)
+        self.dependency = dependency
+
+
+class NotOwnerHereError(CannotAnswerError):
+    """Another process owns the partition (or none does, for a moment); nothing was written."""
+
+    code = "not_owner"
+
+
+class UnknownOutcomeError(CannotAnswerError):
+    """The connection broke at the commit, and what became of it could not be told in time."""
+
+    code = "outcome_unknown"

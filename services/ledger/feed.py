@@ -1,0 +1,167 @@
+"""The change feed: committed events from the log itself, in pages or as a stream that never ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Final, NamedTuple, Protocol, get_args
+
+from domain.cloud_events import TYPE_PREFIX, CloudEvent, cloud_event, to_json
+from domain.events import Event, LedgerEvent
+from domain.ids import format_position
+from domain.ports import LogUnavailableError
+from domain.projecting import Placed
+
+MOST_SCANNED: Final = 5_000
+"""How many positions one page looks at, however few of their events it wants."""
+HEARTBEAT_SECONDS: Final = 15.0
+_READ_AT_ONCE: Final = 500
+_STREAMED_AT_ONCE: Final = 100
+_WAKE_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.05
+_CATCH_UP_SECONDS: Final = 0.005
+_RETRY_MILLISECONDS: Final = 1_000
+
+_TAGS: Final = {kind.__name__: str(kind.__struct_config__.tag) for kind in get_args(LedgerEvent)}
+"""Each event's public name to its name on disk."""
+
+
+class FeedEvents(Protocol):
+    """Reads the log."""
+
+    async def between(self, first: int, last: int, types: Sequence[str]) -> list[Placed]:
+        """The events of these types (names on disk) from position `first` to `last`, both included."""
+        ...
+
+
+class Wakeups(Protocol):
+    """Tells that the log has grown."""
+
+    async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
+        """The head, once it is beyond `position` or the time is over."""
+        ...
+
+
+class Looking:
+    """Wakes by looking at the head now and then, where nobody tells."""
+
+    def __init__(self, head: Callable[[], int]) -> None:
+        self._head = head
+
+    async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
+        """The head, once it is beyond `position` or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._head() <= position:  # noqa: ASYNC110 - nobody here could set an event
+                    await asyncio.sleep(_LOOK_SECONDS)
+        return self._head()
+
+
+class UnknownTypeError(ValueError):
+    """There is no event of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no event called {name}")
+
+
+class Wanted(NamedTuple):
+    """Which events a reader asks for, and may see."""
+
+    tags: tuple[str, ...] = tuple(_TAGS.values())
+    sees: Callable[[Event], bool] = lambda _: True
+
+
+def tags_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Names on disk of types given as `KeyRevoked` or `keyledger.KeyRevoked`; of all, if none is given."""
+    return tuple(_tag_of(name) for name in names) or tuple(_TAGS.values())
+
+
+def _tag_of(name: str) -> str:
+    try:
+        return _TAGS[name.removeprefix(TYPE_PREFIX)]
+    except KeyError:
+        raise UnknownTypeError(name) from None
+
+
+class Feed:
+    """Answers who asks what happened behind a position. `head` is the last committed position."""
+
+    def __init__(
+        self, events: FeedEvents, head: Callable[[], int], wakeups: Wakeups, *, partition: int, source: str
+    ) -> None:
+        self._events = events
+        self._head = head
+        self._wakeups = wakeups
+        self._partition = partition
+        self._source = source
+
+    async def page(self, *, after: int, wanted: Wanted, limit: int) -> tuple[list[CloudEvent], int]:
+        """Up to `limit` events behind `after`, and the position up to which everything was looked at.
+
+        The page may be short of its limit, or empty, when few events are wanted: go on from there.
+        """
+        items: list[CloudEvent] = []
+        seen, end = after, min(self._head(), after + MOST_SCANNED)
+        while seen < end and len(items) < limit:
+            last = min(end, seen + _READ_AT_ONCE)
+            for placed in await self._events.between(seen + 1, last, wanted.tags):
+                if not wanted.sees(placed.event):
+                    continue
+                items.append(self._shown(placed))
+                if len(items) == limit:
+                    return items, placed.position
+            seen = last
+        return items, seen
+
+    async def stream(
+        self, *, after: int, wanted: Wanted, goes_on: Callable[[], bool]
+    ) -> AsyncIterator[bytes]:
+        """Server-Sent Events behind `after`, for as long as somebody reads them.
+
+        Nothing is read ahead for a slow reader. The stream ends when `goes_on` says so or the log
+        can't be reached: the reader comes back with its Last-Event-ID, and misses nothing.
+        """
+        yield b"retry: %d\n\n" % _RETRY_MILLISECONDS
+        told_at, told = time.monotonic(), after
+        while goes_on():
+            try:
+                items, seen = await self.page(after=after, wanted=wanted, limit=_STREAMED_AT_ONCE)
+            except LogUnavailableError:
+                return
+            if items:
+                yield b"".join(map(_message, items))
+                told_at, told = time.monotonic(), seen
+            elif time.monotonic() - told_at >= HEARTBEAT_SECONDS:
+                yield self._heartbeat(seen if seen > told else None)
+                told_at, told = time.monotonic(), seen
+            if seen == after:
+                await self._wait(after, told_at)
+            after = seen
+
+    async def _wait(self, position: int, told_at: float) -> None:
+        until_heartbeat = told_at + HEARTBEAT_SECONDS - time.monotonic()
+        # A second at most, to notice that it is to end.
+        await self._wakeups.wait_beyond(position, max(0.0, min(until_heartbeat, _WAKE_SECONDS)))
+        if self._head() <= position:
+            # Hints may be ahead of our own state, and answer at once: let it catch up.
+            await asyncio.sleep(_CATCH_UP_SECONDS)
+
+    def _shown(self, placed: Placed) -> CloudEvent:
+        return cloud_event(
+            placed.event,
+            partition=self._partition,
+            number=placed.position,
+            source=self._source,
+            personal=True,
+        )
+
+    def _heartbeat(self, seen: int | None) -> bytes:
+        # An id alone is no event, but the reader resumes behind what its filter passed over.
+        resume = b"" if seen is None else b"id: %b\n" % format_position(self._partition, seen).encode()
+        return b": heartbeat\n%b\n" % resume
+
+
+def _message(event: CloudEvent) -> bytes:
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (event.position.encode(), event.type.encode(), to_json(event))

@@ -1,0 +1,516 @@
+"""The fence on the ledger's side: who may still believe what, and when nobody can any more.
+
+No I/O here: bytes come in and go out, and clock and publisher are given, so that a simulation
+can run it. The rules by number are those of docs/fence.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from typing import Final, Protocol
+
+import msgspec
+
+from keyledger_edge import (
+    UNKNOWN,
+    Change,
+    ChangeMessage,
+    Grant,
+    KeyFacts,
+    LeaseRequest,
+    Unknown,
+    next_chain,
+    read_request,
+    request_is_sealed,
+    seal_grant,
+    write_changes,
+)
+
+_NS: Final = 1_000_000_000
+_KEPT_CHANGES: Final = 100_000
+_KEPT_FENCES: Final = 10_000
+_MAX_GRANTED_CHANGES: Final = 4_000
+_FORGET_EDGES_AFTER_NS: Final = 600 * _NS
+
+
+class Clock(Protocol):
+    """The two clocks that a fence needs."""
+
+    def boottime_ns(self) -> int:
+        """Nanoseconds; never steps, goes on while the machine sleeps."""
+        ...
+
+    def now(self) -> int:
+        """The time of day, microseconds since the Unix epoch, UTC."""
+        ...
+
+
+class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an edge may rely on what it heard."""
+
+    lease_ms: int = 1_000
+    ping_ms: int = 250
+    drift: float = 0.01
+    """Allowed for clocks that run at different rates: at least 1.5 times what they do."""
+    max_serve_stale_ms: int = 0
+    """The longest `serve_stale` that an edge may choose; a restarted ledger waits for it."""
+
+    @property
+    def granted_ns(self) -> int:
+        """What an edge may count, from sending: L(1 - e)."""
+        return int(self.lease_ms * 1_000_000 * (1 - self.drift))
+
+    def booked_ns(self, serve_stale_ms: int) -> int:
+        """What the ledger waits for, from receiving: L(1 + e), a stale bound included."""
+        return int((self.lease_ms + serve_stale_ms) * 1_000_000 * (1 + self.drift)) + 1
+
+    def stale_ns(self, asked_ms: int) -> int:
+        """The part of a grant beyond the lease that the edge's owner chose to risk."""
+        return int(self.stale_ms(asked_ms) * 1_000_000 * (1 - self.drift))
+
+    def stale_ms(self, asked_ms: int) -> int:
+        """The bound asked for, as far as it is allowed."""
+        return max(0, min(asked_ms, self.max_serve_stale_ms))
+
+
+class FenceResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Has a change been fenced: can no edge accept what it took away?"""
+
+    position: str
+    held: bool
+    edges: int
+    """Edges that held a lease when the change was committed."""
+    acknowledged: int
+    expired: int
+    waited_ms: float
+
+
+class FenceReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """Proof that a fence held, to be recorded as RevocationFenced."""
+
+    positions: tuple[int, ...]
+    """The narrowing changes of one commit."""
+    committed_at: int
+    fenced_at: int
+    edges_acknowledged: int
+    edges_expired: int
+
+
+class EdgeView(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is connected, for people."""
+
+    edge_id: str
+    incarnation: str
+    version: str
+    position: str
+    lease_left_ms: int
+    last_heard_ms: int
+
+
+class _Edge:
+    """One incarnation of an edge, as the lease table knows it."""
+
+    __slots__ = ("edge_id", "ends", "heard", "incarnation", "known", "number", "position", "version")
+
+    def __init__(self, edge_id: str, incarnation: bytes) -> None:
+        self.edge_id = edge_id
+        self.incarnation = incarnation
+        self.ends = 0
+        self.heard = 0
+        self.known = 0
+        self.number = 0
+        self.position = 0
+        self.version = ""
+
+
+class _Fence:
+    """One commit that took something away, and the edges that may not know it yet."""
+
+    __slots__ = (
+        "acknowledged", "committed_at", "committed_ns", "edges", "expired", "held_ns", "not_before",
+        "position", "positions", "waiters", "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self, positions: tuple[int, ...], committed_ns: int, committed_at: int, waiting: dict[bytes, int]
+    ) -> None:
+        self.positions = positions
+        self.position = positions[-1]
+        self.committed_ns = committed_ns
+        self.committed_at = committed_at
+        self.waiting = waiting
+        self.not_before = 0
+        self.edges = len(waiting)
+        self.acknowledged = 0
+        self.expired = 0
+        self.held_ns: int | None = None
+        self.waiters: list[asyncio.Future[None]] = []
+
+
+class FenceKeeper:
+    """The lease table of one partition's owner, its grants, and the fences that wait for them.
+
+    Call `confirmed` whenever the partition's lock was found held, `committed` right after each
+    commit, `handle` with what edges send, and `advance` when `next_deadline_ns` has come.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        terms: LeaseTerms,
+        partition: int,
+        epoch: int,
+        head: int,
+        master_key: bytes,
+        publish: Callable[[bytes], None],
+        record_receipt: Callable[[FenceReceipt], None],
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._clock = clock
+        self._terms = terms
+        self._partition = partition
+        self._epoch = epoch
+        self._master_key = master_key
+        self._publish = publish
+        self._record_receipt = record_receipt
+        self._lineage = random_bytes(8)
+        self._chain = random_bytes(16)
+        self._known_chains: dict[bytes, int] = {self._chain: head}
+        self._head = head
+        self._last_message = head
+        self._changes: list[Change] = []
+        self._change_positions: list[int] = []
+        self._changes_after = head
+        self._edges: dict[bytes, _Edge] = {}
+        self._open: dict[int, _Fence] = {}
+        self._fences: dict[int, _Fence] = {}
+        self.owner_until_ns = 0
+        """Until then this process may verify, fill, grant and answer fences (boottime)."""
+        # Rule 9: what the owner before us granted may still run.
+        self._quiet_until = clock.boottime_ns() + terms.booked_ns(terms.max_serve_stale_ms)
+
+    # -- ownership --------------------------------------------------------------------------
+
+    def confirmed(self, asked_ns: int) -> None:
+        """The partition's lock was held; `asked_ns` is when the question left (boottime)."""
+        self.owner_until_ns = max(self.owner_until_ns, asked_ns + self._terms.granted_ns)
+
+    def lost(self) -> None:
+        """The lock is gone: grant nothing, answer nothing more."""
+        self.owner_until_ns = 0
+        for fence in self._open.values():
+            _wake(fence)
+
+    def _remaining_ns(self, now: int) -> int:
+        """What is left of L(1 - e) since the lock was last known to be held (rule 9)."""
+        return self.owner_until_ns - now
+
+    @property
+    def is_owner(self) -> bool:
+        """May this process verify, fill, grant and answer fences now?"""
+        return self._remaining_ns(self._clock.boottime_ns()) > 0
+
+    @property
+    def head(self) -> int:
+        """The position up to which grants carry everything."""
+        return self._head
+
+    @property
+    def epoch(self) -> int:
+        """The log's epoch."""
+        return self._epoch
+
+    # -- commits ----------------------------------------------------------------------------
+
+    def preload(self, changes: Iterable[Change], *, after: int) -> None:
+        """Changes in (after, head] from the log, so that edges of the owner before keep their memory."""
+        self._changes = sorted(changes, key=lambda change: change.position)
+        self._change_positions = [change.position for change in self._changes]
+        self._changes_after = after
+
+    def committed(self, position: int, changes: Sequence[Change] = ()) -> None:
+        """The log's head is `position` now, durably, and this is what the commit changed.
+
+        Nothing may come between the commit being known and this call: grants carry all up to
+        the head, and a fence waits for whoever holds a lease that does not (rule 6).
+        """
+        assert position >= self._head, "the log only grows"
+        self._head = position
+        if not changes:
+            return
+        self._remember(changes)
+        narrowing = tuple(sorted({one.position for one in changes if one.narrowing}))
+        if narrowing:
+            self._raise_fence(narrowing)
+        self._broadcast(position, tuple(changes))
+
+    def _remember(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self._changes.append(change)
+            self._change_positions.append(change.position)
+        if len(self._changes) > 2 * _KEPT_CHANGES:
+            self._changes_after = self._change_positions[-_KEPT_CHANGES - 1]
+            self._changes = self._changes[-_KEPT_CHANGES:]
+            self._change_positions = self._change_positions[-_KEPT_CHANGES:]
+
+    def _broadcast(self, position: int, changes: tuple[Change, ...]) -> None:
+        data = write_changes(
+            ChangeMessage(self._partition, self._epoch, self._lineage, self._last_message, position, changes)
+        )
+        self._last_message = position
+        self._chain = next_chain(self._chain, data)
+        self._known_chains[self._chain] = position
+        if len(self._known_chains) > _KEPT_CHANGES:
+            del self._known_chains[next(iter(self._known_chains))]
+        self._publish(data)
+
+    def _raise_fence(self, narrowing: tuple[int, ...]) -> None:
+        now = self._clock.boottime_ns()
+        waiting = {edge.incarnation: edge.ends for edge in self._edges.values() if edge.ends > now}
+        self._add_fence(_Fence(narrowing, now, self._clock.now(), waiting))
+
+    def resume(self, positions: tuple[int, ...], committed_at: int) -> None:
+        """A fence that the owner before us left without a receipt."""
+        self._add_fence(_Fence(positions, self._clock.boottime_ns(), committed_at, {}))
+
+    def _add_fence(self, fence: _Fence) -> None:
+        fence.not_before = self._quiet_until
+        self._open[fence.position] = fence
+        for position in fence.positions:
+            self._fences[position] = fence
+        while len(self._fences) > _KEPT_FENCES and not self._fences_are_open():
+            del self._fences[next(iter(self._fences))]
+        self._settle(fence, self._clock.boottime_ns())
+
+    def _fences_are_open(self) -> bool:
+        return self._fences[next(iter(self._fences))].held_ns is None
+
+    # -- what edges say ---------------------------------------------------------------------
+
+    def edge_key(self, edge_id: str, incarnation: bytes) -> bytes:
+        """The key that seals what this incarnation says and hears; any owner can derive it."""
+        return derive_edge_key(self._master_key, edge_id, incarnation)
+
+    def handle(self, data: bytes) -> tuple[str, bytes] | None:
+        """Take a request or an acknowledgement; the edge and its grant, if it asked for one."""
+        request = read_request(data)
+        if request is None or request.partition != self._partition:
+            return None
+        key = self.edge_key(request.edge_id, request.incarnation)
+        if not request_is_sealed(data, key):
+            return None
+        if request.epoch == self._epoch and request.vouched > self._head:
+            return None  # It knows more than we do: somebody else owns the partition.
+        now = self._clock.boottime_ns()
+        edge = self._heard(request, now)
+        if request.number <= edge.number:
+            return None  # An acknowledgement (0), or somebody replays what the edge once said.
+        edge.number = request.number
+        grant = self._grant(edge, request, now)
+        return None if grant is None else (request.edge_id, seal_grant(grant, key))
+
+    def _heard(self, request: LeaseRequest, now: int) -> _Edge:
+        edge = self._edges.get(request.incarnation)
+        if edge is None:
+            edge = self._edges[request.incarnation] = _Edge(request.edge_id, request.incarnation)
+        edge.heard = now
+        edge.position = request.position
+        edge.version = request.version
+        if request.epoch == self._epoch:
+            known = max(request.vouched, self._known_chains.get(request.chain, 0))
+            if known > edge.known:
+                edge.known = known
+                self._acknowledge(edge, now)
+        return edge
+
+    def _acknowledge(self, edge: _Edge, now: int) -> None:
+        """The edge applied everything up to `known`, and what it applied is what we sent."""
+        for fence in list(self._open.values()):
+            if fence.position <= edge.known and fence.waiting.pop(edge.incarnation, None) is not None:
+                fence.acknowledged += 1
+                if not fence.waiting:
+                    self._settle(fence, now)
+
+    def _grant(self, edge: _Edge, request: LeaseRequest, now: int) -> Grant | None:
+        remaining = self._remaining_ns(now)
+        if remaining <= 0:
+            return None
+        stale_ms = self._terms.stale_ms(request.serve_stale_ms)
+        self._book(edge, now, stale_ms)
+        confirmed = request.chain in self._known_chains
+        changes = self._changes_since(request)
+        return Grant(
+            request.incarnation,
+            request.number,
+            self._partition,
+            self._epoch,
+            self._lineage,
+            self._head,
+            self._chain,
+            confirmed,
+            changes is None,
+            changes or (),
+            remaining + self._terms.stale_ns(stale_ms),
+            self._clock.now(),
+        )
+
+    def _book(self, edge: _Edge, now: int, stale_ms: int) -> None:
+        edge.ends = max(edge.ends, now + self._terms.booked_ns(stale_ms))
+
+    def _changes_since(self, request: LeaseRequest) -> tuple[Change, ...] | None:
+        """Rule 3: the changes in (vouched, head]; None when they cannot be had any more.
+
+        Counted from what we vouched for, or from what the edge proves to have heard of us.
+        """
+        if request.epoch != self._epoch:
+            return None
+        since = max(request.vouched, self._known_chains.get(request.chain, 0))
+        if since < self._changes_after:
+            return None
+        first = bisect_right(self._change_positions, since)
+        if len(self._changes) - first > _MAX_GRANTED_CHANGES:
+            return None
+        return tuple(self._changes[first:])
+
+    # -- fences -----------------------------------------------------------------------------
+
+    @property
+    def next_deadline_ns(self) -> int | None:
+        """When `advance` has something to do at the latest; None while no fence is open."""
+        if not self._open:
+            return None
+        return min(
+            max(fence.not_before, max(fence.waiting.values(), default=0)) for fence in self._open.values()
+        )
+
+    def advance(self) -> None:
+        """Let time do its part: leases end, quiet periods end, edges are forgotten."""
+        now = self._clock.boottime_ns()
+        for fence in list(self._open.values()):
+            self._settle(fence, now)
+        gone = now - _FORGET_EDGES_AFTER_NS
+        for edge in [one for one in self._edges.values() if one.heard < gone and one.ends < now]:
+            del self._edges[edge.incarnation]
+
+    def _settle(self, fence: _Fence, now: int) -> None:
+        if fence.held_ns is not None or now < fence.not_before or self._remaining_ns(now) <= 0:
+            return
+        if any(ends > now for ends in fence.waiting.values()):
+            return
+        fence.expired = len(fence.waiting)
+        fence.waiting = {}
+        fence.held_ns = now
+        del self._open[fence.position]
+        self._record_receipt(
+            FenceReceipt(
+                positions=fence.positions,
+                committed_at=fence.committed_at,
+                fenced_at=max(fence.committed_at, self._clock.now()),
+                edges_acknowledged=fence.acknowledged,
+                edges_expired=fence.expired,
+            )
+        )
+        _wake(fence)
+
+    async def fence(self, position: int) -> FenceResult:
+        """Wait until the change at this position can be accepted nowhere.
+
+        Answers `held: false` only when this process stopped being the owner meanwhile.
+        """
+        fence = self._fences.get(position)
+        if fence is not None and fence.held_ns is None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            fence.waiters.append(waiter)
+            await waiter
+        return self.fence_of(position) or self._nothing_to_fence(position)
+
+    def fence_of(self, position: int) -> FenceResult | None:
+        """How the fence stands; None when this owner knows of none at this position."""
+        fence = self._fences.get(position)
+        if fence is None:
+            return None
+        until = self._clock.boottime_ns() if fence.held_ns is None else fence.held_ns
+        return FenceResult(
+            position=f"{self._partition}-{position}",
+            held=fence.held_ns is not None,
+            edges=fence.edges,
+            acknowledged=fence.acknowledged,
+            expired=fence.expired,
+            waited_ms=round((until - fence.committed_ns) / 1_000_000, 3),
+        )
+
+    def _nothing_to_fence(self, position: int) -> FenceResult:
+        return FenceResult(
+            position=f"{self._partition}-{position}",
+            held=True, edges=0, acknowledged=0, expired=0, waited_ms=0.0,
+        )  # fmt: skip
+
+    @property
+    def open_fences(self) -> int:
+        """How many fences wait."""
+        return len(self._open)
+
+    def edges(self) -> list[EdgeView]:
+        """Who was heard of lately."""
+        now = self._clock.boottime_ns()
+        return [
+            EdgeView(
+                edge_id=edge.edge_id,
+                incarnation=edge.incarnation.hex(),
+                version=edge.version,
+                position=f"{self._partition}-{edge.position}",
+                lease_left_ms=max(0, edge.ends - now) // 1_000_000,
+                last_heard_ms=(now - edge.heard) // 1_000_000,
+            )
+            for edge in self._edges.values()
+        ]
+
+
+def derive_edge_key(master_key: bytes, edge_id: str, incarnation: bytes) -> bytes:
+    """One key for one incarnation of one edge; all owners of a ledger derive the same."""
+    return hmac.digest(master_key, edge_id.encode() + b"\0" + incarnation, sha256)
+
+
+class Ownership(Protocol):
+    """Who can tell until when this process is the partition's owner."""
+
+    @property
+    def owner_until_ns(self) -> int:
+        """Until then (boottime) it may verify, fill, grant and answer fences."""
+        ...
+
+
+class OwnedFacts:
+    """The owner's committed state as a verifier reads it: it stops when the lock is in doubt (rule 9)."""
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        facts_of: Callable[[bytes], KeyFacts | None],
+        clock: Clock,
+    ) -> None:
+        self.at = 0
+        self._ownership = ownership
+        self._facts_of = facts_of
+        self._boottime_ns = clock.boottime_ns
+        self._now = clock.now
+
+    def facts_of(self, digest: bytes, /) -> KeyFacts | Unknown | None:
+        """The facts as committed, or UNKNOWN when somebody else may own the partition by now."""
+        if self._boottime_ns() >= self._ownership.owner_until_ns:
+            return UNKNOWN
+        self.at = self._now()
+        return self._facts_of(digest)
+
+
+def _wake(fence: _Fence) -> None:
+    for waiter in fence.waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    fence.waiters.clear()

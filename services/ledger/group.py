@@ -1,0 +1,286 @@
+"""One group of commands, decided in order on a draft. No I/O: what it needs to know is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from domain import commands as c
+from domain.changes import change_of
+from domain.decisions import wallets
+from domain.decisions.charging import VALID, UseOutcome
+from domain.decisions.passing_time import record_due
+from domain.decisions.reservations import CaptureOutcome
+from domain.desk import SYSTEM_ASKING, Claimed, Desk, Limiter
+from domain.errors import IdempotencyConflictError, InvalidError, LedgerError
+from domain.events import Event
+from domain.facts import FactsBook
+from domain.instants import SECOND, Instant
+from domain.ports import TakenClaim
+from domain.state import Draft, Due, State
+from keyledger_edge import Change
+from services.ledger.handlers import CLAIM, DECIDE, REPLAY
+from services.ledger.jobs import Done, Idempotency, Job
+
+_DIGEST_BYTES = 16
+_FENCE_BYTES = 8
+_ANSWER_FROM = _DIGEST_BYTES + _FENCE_BYTES
+"""A kept answer: digest of what was asked, position of its fence (0: none), what was answered."""
+MOST_EVENTS = 4_000
+"""A group that has so many events takes no further command; the log takes 10,000 at once."""
+MOST_EVENTS_OF_A_COMMAND = 5_000
+_SAID_ALSO_TO_A_REPLAY = frozenset(
+    {"valid", "missing", "malformed", "not_found", "revoked", "expired", "rotated", "disabled",
+     "organization_suspended"}
+)  # fmt: skip
+"""The key's own state is judged each time, so these codes need no look at the past."""
+
+
+class KnownClaim(NamedTuple):
+    """A claim that the log holds, with the event it points to (None for an idempotency key)."""
+
+    position: int
+    event: Event | None
+    answer: bytes | None
+
+
+class Tools(NamedTuple):
+    """What decisions are made with."""
+
+    facts: FactsBook
+    limiter: Limiter
+    entropy: Callable[[], int]
+    partition: int
+    idempotency_seconds: int
+
+
+class PoisonedError(Exception):
+    """A command left events behind and failed, or failed in a way it must not: leave it out."""
+
+    def __init__(self, job: Job, cause: Exception, *, foreseen: bool = False) -> None:
+        super().__init__(str(cause))
+        self.job = job
+        self.cause = cause
+        self.foreseen = foreseen
+
+
+class DecidedGroup:
+    """The outcome of every job, if the draft is committed.
+
+    `above`: a group whose commit is under way, on whose outcome this one is decided.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        tools: Tools,
+        now: Instant,
+        known: dict[bytes, KnownClaim],
+        *,
+        above: DecidedGroup | None = None,
+    ) -> None:
+        self.draft: Draft = Draft(state, None if above is None else above.draft)
+        self.base = self.draft.head
+        self._above = above
+        self.desk = Desk(
+            self.draft,
+            now=now,
+            facts=tools.facts,
+            limiter=tools.limiter,
+            entropy=tools.entropy,
+            partition=tools.partition,
+        )
+        self.known = known
+        self.outcomes: list[tuple[Job, Done | Exception]] = []
+        self.unsure: dict[bytes, list[int]] = {}
+        """Refused money whose request id may have been granted before: claim to outcomes' indexes."""
+        self.deferred: list[Job] = []
+        """Jobs for the next group: another one here has their idempotency key, or this one is full."""
+        self.changes: list[Change] = []
+        self._tools = tools
+        self._writers: list[tuple[int, Job]] = []
+        """Who wrote, each with the number of events up to and with its own."""
+        self._by_time = 0
+
+    # -- deciding
+
+    def decide(self, due: Iterable[Due], jobs: Sequence[Job], checked: frozenset[bytes]) -> None:
+        """Record what time brought about, then decide every job in order."""
+        self.desk.asking = SYSTEM_ASKING
+        for entry in due:
+            record_due(self.desk, entry)
+        self._by_time = len(self.desk.placed)
+        for job in jobs:
+            self._decide(job, checked)
+        if self.draft.settings_changed:
+            self._collect_changes()
+
+    def _decide(self, job: Job, checked: frozenset[bytes]) -> None:
+        desk = self.desk
+        desk.asking = job.asking
+        before = len(desk.placed)
+        waits = job.idempotency is not None and job.idempotency.claim in desk.taken
+        if waits or before >= MOST_EVENTS:
+            self.deferred.append(job)
+            return
+        claim: bytes | None = None
+        taken: tuple[int, Event] | None = None
+        refused: Any = None
+        try:
+            if job.idempotency is not None:
+                answered = self._answered_before(job)
+                if answered is not None:
+                    self.outcomes.append((job, answered))
+                    return
+            claim = self._claim_of(job)
+            taken = None if claim is None else self._taken(claim)
+            result = refused = self._result(job, taken)
+            self._conclude(job, result, before)
+        except LedgerError as error:
+            if len(desk.placed) != before:
+                raise PoisonedError(job, error) from error
+            self.outcomes.append((job, error))
+        except Exception as error:
+            raise PoisonedError(job, error) from error
+        if len(desk.placed) > before:
+            self._note_writer(job, before)
+        if claim is not None and taken is None and claim not in checked and _may_be_a_replay(refused):
+            self.unsure.setdefault(claim, []).append(len(self.outcomes) - 1)
+
+    def _note_writer(self, job: Job, before: int) -> None:
+        written = len(self.desk.placed)
+        self._writers.append((written, job))
+        if written - before > MOST_EVENTS_OF_A_COMMAND:
+            message = f"it would change more than {MOST_EVENTS_OF_A_COMMAND} things at once: ask for fewer"
+            raise PoisonedError(job, InvalidError("body", message), foreseen=True)
+
+    def job_of(self, index: int) -> Job | None:
+        """Whose event stands at this index of the group; None: it is time's."""
+        if index < self._by_time:
+            return None
+        return next((job for written, job in self._writers if index < written), None)
+
+    def _result(self, job: Job, taken: tuple[int, Event] | None) -> Any:  # each decision's own
+        command = job.command
+        if isinstance(command, c.RefundCharge):
+            if taken is None:
+                return wallets.refund(self.desk, command, job.charge)
+            return wallets.replay_refund(self.desk, command, job.charge, taken[1], taken[0])
+        if taken is None:
+            return DECIDE[type(command)](self.desk, command)
+        return REPLAY[type(command)](self.desk, command, taken[1], taken[0])
+
+    def _claim_of(self, job: Job) -> bytes | None:
+        command = job.command
+        if isinstance(command, c.RefundCharge):
+            return wallets.refund_claim(self.desk, command, job.charge)
+        find = CLAIM.get(type(command))
+        return None if find is None else find(self.desk, command)
+
+    def _taken(self, claim: bytes) -> tuple[int, Event] | None:
+        """Position and event of a claim made in this group or before it."""
+        index = self.desk.taken.get(claim)
+        if index is not None:
+            return self.base + index + 1, self.desk.placed[index].event
+        if self._above is not None and claim in self._above.desk.taken:
+            return self._above._taken(claim)  # noqa: SLF001  # another of our kind
+        known = self.known.get(claim)
+        if known is None or known.event is None:
+            return None
+        return known.position, known.event
+
+    def _answered_before(self, job: Job) -> Done | None:
+        assert job.idempotency is not None, "asked only where there is one"
+        known = self.known.get(job.idempotency.claim)
+        if known is None or known.answer is None:
+            return None
+        if known.answer[:_DIGEST_BYTES] != job.idempotency.body_digest:
+            msg = "This Idempotency-Key was used before, with another request."
+            raise IdempotencyConflictError(msg, field="Idempotency-Key")
+        fence = int.from_bytes(known.answer[_DIGEST_BYTES:_ANSWER_FROM], "big")
+        return Done(position=known.position, fence_position=fence or None, replay=known.answer[_ANSWER_FROM:])
+
+    def _conclude(self, job: Job, result: Any, before: int) -> None:
+        wrote = len(self.desk.placed) > before
+        done = Done(result=result, position=self.draft.head, wrote=wrote)
+        if wrote and self.draft.settings_changed:
+            done.fence_position = self._last_narrowing(before)
+        if job.idempotency is not None and job.render is not None:
+            answer = job.render(result, self.draft, done.position)
+            self._keep_answer(job.idempotency, answer, done.fence_position)
+        self.outcomes.append((job, done))
+
+    def _keep_answer(self, idempotency: Idempotency, answer: bytes, fence_position: int | None) -> None:
+        """The first answer is kept, also of a command that found nothing to do, with where its fence is.
+
+        Its claim stands at the group's last event so far; -1 is the head before the group.
+        """
+        index = len(self.desk.placed) - 1
+        fence = (fence_position or 0).to_bytes(_FENCE_BYTES, "big")
+        expires_at = self.desk.now + self._tools.idempotency_seconds * SECOND
+        self.desk.claims.append(
+            Claimed(idempotency.claim, index, expires_at, idempotency.body_digest + fence + answer)
+        )
+        self.desk.taken[idempotency.claim] = index
+
+    def _last_narrowing(self, before: int) -> int | None:
+        narrowing = None
+        for index in range(before, len(self.desk.placed)):
+            position = self.base + index + 1
+            change = change_of(self.desk.placed[index].event, self.draft, position)
+            if change is not None and change.narrowing:
+                narrowing = position
+        return narrowing
+
+    def _collect_changes(self) -> None:
+        for index, placed in enumerate(self.desk.placed):
+            change = change_of(placed.event, self.draft, self.base + index + 1)
+            if change is not None:
+                self.changes.append(change)
+
+    def rest_on_state(self) -> None:
+        """The group below is durable: this one goes on from the state."""
+        self.draft.rest_on_state()
+        self._above = None
+
+    # -- claims that were asked after
+
+    def settle(self, claim: bytes, event: Event, position: int) -> None:
+        """Refused jobs turn out to be retries of a granted one: they get that answer."""
+        for index in self.unsure[claim]:
+            job, _ = self.outcomes[index]
+            self.desk.asking = job.asking
+            try:
+                result = self._result(job, (position, event))
+            except LedgerError as error:
+                self.outcomes[index] = (job, error)
+            else:
+                self.outcomes[index] = (job, Done(result=result, position=self.draft.head))
+
+    # -- ending
+
+    def merge(self) -> None:
+        """The group is durable."""
+        self.draft.merge()
+        facts = self._tools.facts
+        if any(change.kind != "key" for change in self.changes):
+            facts.forget_all()
+        else:
+            for change in self.changes:
+                key = self.draft.keys.find(change.id)
+                if key is not None:
+                    facts.forget(key)
+
+
+def _may_be_a_replay(result: Any) -> bool:
+    """Was the money refused by something that a replay would not be asked?"""
+    if result is None:
+        return True
+    if isinstance(result, UseOutcome):
+        return result.code not in _SAID_ALSO_TO_A_REPLAY
+    return isinstance(result, CaptureOutcome) and result.code != VALID
+
+
+def with_event(taken: TakenClaim, event: Event | None) -> KnownClaim:
+    """A claim as the log holds it, with its event."""
+    return KnownClaim(taken.position, event, taken.answer)

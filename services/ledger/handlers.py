@@ -1,0 +1,121 @@
+"""Which decision answers which command, and how its repetition is recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from domain import commands as c
+from domain import events as e
+from domain.claims import command_claim
+from domain.decisions import charging, keys, keyspaces, organizations, reservations, wallets
+from domain.desk import Desk
+from domain.errors import InvalidError
+from domain.keys import Key
+
+_MOST_KEYS_AT_ONCE = 4_000
+"""One command is one commit, and a commit has a bound."""
+
+Decide = Callable[[Desk, Any], Any]
+
+
+def record_seen(desk: Desk, command: c.RecordSeen) -> None:
+    """Write down what was seen and refused."""
+    known = tuple(one for one in command.seen if desk.draft.keys.find(one[0]) is not None)
+    if known:
+        desk.record(e.KeysSeen(at=desk.now, seen=known))
+    for denied in command.denied:
+        key = desk.draft.keys.find(denied.key_id)
+        if key is not None:
+            desk.record(
+                e.UsageDenied(
+                    at=desk.now,
+                    organization_id=key.organization_id,
+                    key_id=key.id,
+                    counts=denied.counts,
+                    requests=denied.requests,
+                )
+            )
+
+
+def record_fence(desk: Desk, command: c.RecordFence) -> None:
+    """Write a fence's receipt; once, whoever wrote it."""
+    digest = command_claim(f"fence/{desk.partition}/{command.fenced[-1]}")
+    desk.record(
+        e.RevocationFenced(
+            at=desk.now,
+            fenced=command.fenced,
+            committed_at=command.committed_at,
+            fenced_at=command.fenced_at,
+            edges_acknowledged=command.edges_acknowledged,
+            edges_expired=command.edges_expired,
+            last_accept_at=command.last_accept_at,
+        )
+    )
+    desk.claim(digest)
+
+
+def revoke_keys(desk: Desk, command: c.RevokeKeys) -> list[Key]:
+    """Stop many keys for good, as far as one commit can hold."""
+    if len(command.key_ids) > _MOST_KEYS_AT_ONCE:
+        raise InvalidError("key_ids", f"at most {_MOST_KEYS_AT_ONCE} keys at once")
+    return keys.revoke_keys(desk, command)
+
+
+def _nothing(_: Desk, __: c.Tick) -> None:
+    """What time brought about was recorded before this was asked."""
+
+
+DECIDE: dict[type[c.Command], Decide] = {
+    c.DefineKeyspace: keyspaces.define_keyspace,
+    c.ChangeKeyspace: keyspaces.change_keyspace,
+    c.DefinePlan: keyspaces.define_plan,
+    c.ChangePlan: keyspaces.change_plan,
+    c.OpenOrganization: organizations.open_organization,
+    c.ChangeOrganization: organizations.change_organization,
+    c.SuspendOrganization: organizations.suspend_organization,
+    c.ResumeOrganization: organizations.resume_organization,
+    c.OpenProject: organizations.open_project,
+    c.ChangeProject: organizations.change_project,
+    c.ArchiveProject: organizations.archive_project,
+    c.CreateKey: keys.create_key,
+    c.ChangeKey: keys.change_key,
+    c.EditScopes: keys.edit_scopes,
+    c.RotateKey: keys.rotate_key,
+    c.DisableKey: keys.disable_key,
+    c.EnableKey: keys.enable_key,
+    c.RevokeKey: keys.revoke_key,
+    c.RevokeKeys: revoke_keys,
+    c.DeleteKey: keys.delete_key,
+    c.RevokeSelf: keys.revoke_self,
+    c.ReportLeak: keys.report_leak,
+    c.BootstrapRootKey: keys.bootstrap_root_key,
+    c.DepositCredits: wallets.deposit,
+    c.SetWalletTerms: wallets.set_terms,
+    c.ChargeUsage: charging.meter,
+    c.ReserveCredits: charging.meter,
+    c.CaptureReservation: reservations.capture,
+    c.ReleaseReservation: reservations.release,
+    c.RecordSeen: record_seen,
+    c.RecordFence: record_fence,
+    c.Tick: _nothing,
+}
+"""`RefundCharge` is not here: it is decided with the charge that it refunds."""
+
+CLAIM: dict[type[c.Command], Callable[[Desk, Any], bytes | None]] = {
+    c.ChargeUsage: charging.claim_of,
+    c.ReserveCredits: charging.claim_of,
+    c.CaptureReservation: reservations.capture_claim,
+    c.DepositCredits: wallets.deposit_claim,
+    c.RecordFence: lambda desk, command: command_claim(f"fence/{desk.partition}/{command.fenced[-1]}"),
+}
+"""The name that a command may take only once."""
+
+REPLAY: dict[type[c.Command], Callable[[Desk, Any, e.Event, int], Any]] = {
+    c.ChargeUsage: charging.replay,
+    c.ReserveCredits: charging.replay,
+    c.CaptureReservation: reservations.replay_capture,
+    c.DepositCredits: wallets.replay_deposit,
+    c.RecordFence: lambda *_: None,
+}
+"""What a command is answered whose name was taken before."""

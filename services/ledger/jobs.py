@@ -1,0 +1,108 @@
+"""What waits in front of the bus, and what comes back from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from domain.commands import Asking, Command
+from domain.events import Event
+from domain.ports import NewDataKey, NewEvent, RecordedEvent
+from domain.state import Books
+
+
+class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
+    """An `Idempotency-Key`, as the root key's claim, and what it was sent with."""
+
+    claim: bytes
+    body_digest: bytes
+    """16 bytes over method, path and body: another body under the same key is a conflict."""
+
+
+Render = Callable[[Any, Books, int], bytes]
+"""(result, books as of the decision, position) to the answer that a replay gets: no secret in it."""
+
+
+class Done(msgspec.Struct, kw_only=True):
+    """A command was carried out, durably."""
+
+    result: Any = None
+    """What the decision answered."""
+    position: int = 0
+    """The last position it wrote, or the head on which it was decided when it wrote nothing."""
+    wrote: bool = False
+    fence_position: int | None = None
+    """The last position that took something away; None when nothing was."""
+    replay: bytes | None = None
+    """The first answer under this `Idempotency-Key`; `result` is None then."""
+
+    @property
+    def narrowed(self) -> bool:
+        """Was something taken away?"""
+        return self.fence_position is not None
+
+
+class Job:
+    """One command on its way."""
+
+    __slots__ = ("asking", "charge", "command", "future", "idempotency", "render")
+
+    def __init__(
+        self,
+        command: Command,
+        asking: Asking,
+        future: asyncio.Future[Done],
+        idempotency: Idempotency | None = None,
+        render: Render | None = None,
+    ) -> None:
+        self.command = command
+        self.asking = asking
+        self.future = future
+        self.idempotency = idempotency
+        self.render = render
+        self.charge: Event | None = None
+        """The charge that a refund names, read from the log before the decision."""
+
+
+class DataKeyring(Protocol):
+    """The data keys that this process knows."""
+
+    def knows(self, subject: str) -> bool:
+        """Can this process read what is encrypted for the subject?"""
+        ...
+
+    def learn(self, stored: Mapping[str, bytes]) -> None:
+        """Take data keys as the log stores them."""
+        ...
+
+
+class Mapper(Protocol):
+    """Events to bytes and back."""
+
+    @property
+    def data_keys(self) -> DataKeyring:
+        """What its personal fields are read with."""
+        ...
+
+    def subject_of(self, recorded: RecordedEvent) -> str | None:
+        """Whose data key the event's personal fields need; None when it has none."""
+        ...
+
+    def new_event(self, stream: str, version: int, event: Event) -> NewEvent:
+        """The event, encoded, on its way into the log."""
+        ...
+
+    def decode(self, recorded: RecordedEvent) -> Event:
+        """The event that the log holds."""
+        ...
+
+    def take_new_data_keys(self) -> tuple[NewDataKey, ...]:
+        """Data keys that encoding made; they belong into the same group."""
+        ...
+
+    def forget_data_keys(self, keys: tuple[NewDataKey, ...]) -> None:
+        """The group was not written: its new keys do not exist."""
+        ...

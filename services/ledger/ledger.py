@@ -1,0 +1,614 @@
+"""The ledger: one partition's state and bus while this process owns it, standing by while not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from domain.accounts import Reservation
+from domain.changes import change_of
+from domain.commands import Asking, BootstrapRootKey, Command, RecordFence
+from domain.desk import SYSTEM_ASKING
+from domain.errors import LedgerError
+from domain.facts import FactsBook
+from domain.instants import Instant
+from domain.keyspaces import PRESETS, ROOT_PREFIX
+from domain.ports import (
+    CheckpointMovedError,
+    Clock,
+    Log,
+    LogUnavailableError,
+    NewDataKey,
+    NotOwnerError,
+    StateRows,
+)
+from domain.state import State
+from keyledger_edge import Change, RateLimiter, SecretShape, fingerprint, hint
+from services.ledger.bus import Bus, Lost
+from services.ledger.errors import CannotAnswerError, NotOwnerHereError, UnavailableError
+from services.ledger.fence import Clock as FenceClock
+from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms
+from services.ledger.group import Tools
+from services.ledger.jobs import Done, Idempotency, Mapper, Render
+from services.ledger.saving import StateKeeper, take_part
+from services.ledger.sightings import Sightings
+
+log = structlog.get_logger()
+
+EDGE_KEYS_SUBJECT = "edges"
+"""The data key that leases are sealed with: every owner derives the same keys from it."""
+
+_STAND_BY_SECONDS = 0.1
+_SAVE_LOOK_SECONDS = 1.0
+_SAVE_SECONDS = 30.0
+_SAVE_EVENTS = 200_000
+"""State is saved when so much has happened since, or so long ago: the bound of a start's replay.
+
+Saving each second doubled what PostgreSQL had to write under load (docs/decisions/state-rows.md).
+"""
+_CHANGES_TOLD = 2_000
+
+_MOST_PAUSE_BEFORE_STOP_SECONDS = 10.0
+_LOOK_FOR_SILENCE_SECONDS = 2.0
+_FIRST_PRUNE_SECONDS = 300.0
+_PRUNE_SECONDS = 3_600.0
+
+
+async def _nothing() -> None:
+    """Most tests need none of this."""
+
+
+async def _yes() -> bool:
+    return True
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ledger needs of the world."""
+
+    log: Log
+    rows: StateRows
+    mapper: Mapper
+    clock: Clock
+    fence_clock: FenceClock
+    learn_data_keys: Callable[[dict[str, bytes]], None]
+    announce: Callable[[], Awaitable[None]]
+    """Tell other processes that this one is the owner now, and where it answers."""
+    publish_change: Callable[[bytes], None]
+    """Tell edges of a change, over the bus; may lose it."""
+    projected: Callable[[int, float], Awaitable[bool]]
+    """(position, timeout): have the projections reached it?"""
+    withdraw: Callable[[], Awaitable[None]] = _nothing
+    """Tell other processes that this owner stops, and answers nothing any more."""
+    succeeds_nobody: Callable[[], Awaitable[bool]] = _yes
+    """Was the last owner this very process, or did it withdraw? Else it may still be answering."""
+    end_silent_owner: Callable[[], Awaitable[None]] = _nothing
+    """End the session of an owner that holds the partition and has not been heard of for long."""
+    prune: Callable[[], Awaitable[None]] = _nothing
+    """Let the log forget claims and groups that nobody asks for any more."""
+    epoch: int = 1
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """How this ledger is set up."""
+
+    lease: LeaseTerms = LeaseTerms()
+    max_waiting: int = 20_000
+    idempotency_seconds: int = 86_400
+
+
+class Ledger:
+    """One partition: the committed state, the bus in front of the log, fences, and who owns it."""
+
+    def __init__(self, ports: Ports, terms: Terms | None = None) -> None:
+        self.ports = ports
+        self.terms = terms or Terms()
+        self.clock = ports.clock
+        self.partition = ports.log.partition
+        self.state = State()
+        self.facts = FactsBook(self.state)
+        self.limiter = RateLimiter(lambda: ports.fence_clock.boottime_ns() / 1e9)
+        self.sightings = Sightings()
+        self.owner = False
+        """Does this process own the partition? Else requests are forwarded to the one that does."""
+        self.stands_by = False
+        """Does another process own the partition?"""
+        self.reachable = False
+        """Did the log answer when it was last asked?"""
+        self.shared_key: bytes | None = None
+        """A secret of all processes of this ledger: seals leases, and what one forwards to another."""
+        self._loaded = False
+        self._everything_dirty = False
+        self._older_dirty: dict[str, set[Any]] = {}
+        self._older_head = 0
+        self._looked_for_silence_ns = 0
+        tools = Tools(
+            self.facts,
+            self.limiter,
+            lambda: secrets.randbits(80),
+            self.partition,
+            self.terms.idempotency_seconds,
+        )
+        self.bus = Bus(
+            ports.log,
+            self.state,
+            ports.mapper,
+            ports.clock,
+            tools,
+            max_waiting=self.terms.max_waiting,
+        )
+        self._keeper = StateKeeper(ports.rows, self.state, self.bus.narrowings)
+        self.bus.find_reservation = self._keeper.find_reservation
+        self.bus.committed = self._committed
+        self.bus.is_sure = lambda: self.confirmed
+        self.bus.doubted = self._doubt
+        self.fences = self._new_fences(os.urandom(32))
+        self._receipts: list[FenceReceipt] = []
+        self._fence_woken = asyncio.Event()
+
+    # -- what it offers
+
+    async def execute(
+        self,
+        command: Command,
+        asking: Asking,
+        *,
+        idempotency: Idempotency | None = None,
+        render: Render | None = None,
+    ) -> Done:
+        """Carry out a command; returns when what it wrote is durable.
+
+        Raises LedgerError (refused) or CannotAnswerError (ask again later).
+        """
+        self.must_own()
+        return await self.bus.execute(command, asking, idempotency=idempotency, render=render)
+
+    @property
+    def confirmed(self) -> bool:
+        """Is it certain that nobody else decides? Then answers from memory are the truth."""
+        return self.owner and self.fences.is_owner
+
+    @property
+    def owner_until_ns(self) -> int:
+        """Until then (boottime) answers from memory are the truth; 0 while another process may decide."""
+        return self.fences.owner_until_ns if self.owner else 0
+
+    def must_own(self) -> None:
+        """Raise unless this process may answer for the partition now."""
+        if self.confirmed:
+            return
+        if not self.reachable:
+            raise UnavailableError("postgresql", "PostgreSQL cannot be reached.")
+        raise NotOwnerHereError("This process does not own the partition.")
+
+    def seen(self, key_id: str) -> None:
+        """A use was found valid; recorded at most once a minute."""
+        self.sightings.seen(key_id, self.clock.now())
+
+    def denied(
+        self,
+        key_id: str,
+        code: str,
+        request_id: str | None = None,
+        amount_micros: int | None = None,
+    ) -> None:
+        """A use of a known key was refused; recorded in bulk."""
+        self.sightings.denied(key_id, code, self.clock.now(), request_id, amount_micros)
+
+    def last_used_at(self, key_id: str) -> Instant | None:
+        """When the key was last charged or seen."""
+        recorded = self.state.last_used.get(key_id)
+        seen = self.sightings.last_seen(key_id)
+        if recorded is None or seen is None:
+            return recorded or seen
+        return max(recorded, seen)
+
+    async def wait_for_projections(self, position: int, timeout: float = 2.0) -> bool:
+        """Have the projections reached this position, at the latest when the time is over?"""
+        return await self.ports.projected(position, timeout)
+
+    async def find_reservation(self, reservation_id: str) -> Reservation | None:
+        """The reservation as it stands, a settled one included."""
+        if reservation_id not in self.state.reservations:
+            await self._keeper.find_reservation(reservation_id)
+        return self.state.reservations.get(reservation_id)
+
+    async def bootstrap(self, secret: str | None = None) -> str | None:
+        """Make the first root key, or the one with this secret; the secret if it was made here.
+
+        None when there is a root key already.
+        """
+        given = secret is not None
+        if not given and any(key.keyspace_id.endswith("0" * 26) for key in self.state.keys.values()):
+            return None
+        shape = SecretShape(prefix=ROOT_PREFIX, format=PRESETS["default"]["secret_format"])
+        text = secret if secret is not None else shape.generate()
+        command = BootstrapRootKey(
+            name="bootstrap", fingerprint=fingerprint(text), hint=hint(text, ROOT_PREFIX)
+        )
+        await self.bus.execute(command, SYSTEM_ASKING)
+        return None if given else text
+
+    # -- owning the partition
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Own the partition whenever nobody else does, until told to stop."""
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                await self._stand_by_or_own(stopping)
+                await asyncio.wait({stopping}, timeout=_STAND_BY_SECONDS)
+        finally:
+            stopping.cancel()
+            self._step_down(NotOwnerHereError("This process stops."))
+            with contextlib.suppress(LogUnavailableError):
+                await self.ports.log.release()
+
+    async def _stand_by_or_own(self, stopping: asyncio.Task[Any]) -> None:
+        try:
+            # Before the lock is asked for, however long it takes: an owner that replays is silent.
+            await self._follow()
+            held = await self._take(stopping)
+        except LogUnavailableError as error:
+            self._note_unreachable(error)
+            return
+        except NotOwnerError:
+            self._step_down(NotOwnerHereError("The partition's lock was lost again."))
+            return
+        if held:
+            await self._work(stopping)
+
+    async def _take(self, stopping: asyncio.Task[Any]) -> bool:
+        """Become the owner, if nobody else is."""
+        held = await self.ports.log.acquire()
+        self.reachable = True
+        self.stands_by = not held
+        if not held:
+            self._step_down(NotOwnerHereError("Another process owns the partition."))
+            await self._stand_by()
+            return False
+        await self._follow()
+        asked = await self._outlast_predecessor(stopping)
+        if asked is None:
+            return False
+        await self._become_owner(asked)
+        return True
+
+    def _note_unreachable(self, error: LogUnavailableError) -> None:
+        if self.reachable:
+            log.warning("log.unreachable", error=str(error).partition("\n")[0])
+        self.owner = self.reachable = False
+        self.fences.lost()
+        self.bus.refuse_all(UnavailableError("postgresql", "PostgreSQL cannot be reached."))
+
+    async def _follow(self) -> None:
+        """Bring the state up to the log's head."""
+        head = await self.ports.log.head()
+        if self._loaded and head < self.state.head:
+            # The log was restored to an earlier state: what was folded is not its history.
+            log.error("log.went_back", head=head, was=self.state.head)
+            self._loaded = False
+        if not self._loaded:
+            await self._load(head)
+        if self.shared_key is None:
+            stored = await self.ports.log.data_keys([EDGE_KEYS_SUBJECT])
+            self.shared_key = stored.get(EDGE_KEYS_SUBJECT)
+        if await self.bus.catch_up():
+            self.facts.forget_all()
+
+    async def _load(self, head: int) -> None:
+        self._forget_state()
+        await self._keeper.load()
+        if self.state.head > head:
+            head = await self.ports.log.head()
+        if self.state.head > head:
+            # Rows of a log that was restored to an earlier state since.
+            self._forget_state()
+            self._everything_dirty = True
+        # After the rows: a key that is made later comes with its first event, and is learned then.
+        self.ports.learn_data_keys(await self.ports.log.data_keys())
+        self.facts.forget_all()
+        self._loaded = True
+
+    def _forget_state(self) -> None:
+        """Start from nothing: what is in memory cannot be relied on."""
+        State.__init__(self.state)
+        self.bus.forget()
+        self.facts.forget_all()
+        self._older_dirty = {}
+        self._loaded = False
+
+    async def _stand_by(self) -> None:
+        """What is to be done while another process owns the partition."""
+        now = self.ports.fence_clock.boottime_ns()
+        if now - self._looked_for_silence_ns < _LOOK_FOR_SILENCE_SECONDS * 1e9:
+            return
+        self._looked_for_silence_ns = now
+        await self.ports.end_silent_owner()
+        if await self.ports.rows.through() >= self._older_head:
+            # The owner has saved these rows: neither need we, nor keep what is settled in memory.
+            self._keeper.forget_settled(
+                self._older_dirty.get("reservations", ()), self.bus.dirty.get("reservations", ())
+            )
+            self._older_dirty, self.bus.dirty = self.bus.dirty, {}
+            self._older_head = self.state.head
+
+    async def _outlast_predecessor(self, stopping: asyncio.Task[Any]) -> int | None:
+        """Wait until the owner before us answers nothing from memory any more.
+
+        It may be alive, cut off from the log, and not know: then it verifies for what is left of
+        its lease, and a revocation that we acknowledge meanwhile would not be heard there.
+        Answers when the lock was last known to be held; None when it is not, or this stops.
+        """
+        asked = self.ports.fence_clock.boottime_ns()
+        if not await self.ports.succeeds_nobody():
+            patience = self.terms.lease.booked_ns(0) / 1e9
+            await asyncio.wait({stopping}, timeout=patience)
+            asked = self.ports.fence_clock.boottime_ns()
+        if stopping.done() or not await self.ports.log.confirm():
+            return None
+        return asked
+
+    async def _become_owner(self, asked: int) -> None:
+        stored = await self.ports.log.data_keys([EDGE_KEYS_SUBJECT])
+        material = stored.get(EDGE_KEYS_SUBJECT)
+        if material is None:
+            material = os.urandom(32)
+            self.bus.new_data_keys = (NewDataKey(EDGE_KEYS_SUBJECT, material),)
+        self.shared_key = material
+        await self._take_over_rows()
+        self.fences = self._new_fences(material)
+        self.fences.confirmed(asked)
+        await self._resume_fences()
+        await self.ports.announce()
+        self.owner = True
+        self.bus.accepting = True
+        log.info("partition.owned", partition=self.partition, head=self.state.head)
+
+    async def _take_over_rows(self) -> None:
+        older, self._older_dirty = self._older_dirty, {}
+        self._mark_dirty(older)
+        if not await self._keeper.take_over():
+            self._everything_dirty = True
+
+    def _mark_dirty(self, dirty: dict[str, set[Any]]) -> None:
+        for table, rows in dirty.items():
+            self.bus.dirty.setdefault(table, set()).update(rows)
+
+    def _new_fences(self, master_key: bytes) -> FenceKeeper:
+        return FenceKeeper(
+            self.ports.fence_clock,
+            terms=self.terms.lease,
+            partition=self.partition,
+            epoch=self.ports.epoch,
+            head=self.state.head,
+            master_key=master_key,
+            publish=self.ports.publish_change,
+            record_receipt=self._receipt,
+        )
+
+    async def _resume_fences(self) -> None:
+        """Fences without a receipt go on, however long ago; edges are told of the latest changes."""
+        after = max(0, self.state.head - _CHANGES_TOLD)
+        changes: list[Change] = []
+        for recorded in await self.ports.log.read(after, _CHANGES_TOLD):
+            event = self.ports.mapper.decode(recorded)
+            change = change_of(event, self.state, recorded.position)
+            if change is not None:
+                changes.append(change)
+        self.fences.preload(changes, after=after)
+        self._receipts.clear()
+        for position, committed_at in sorted(self.bus.narrowings.open.items()):
+            self.fences.resume((position,), committed_at)
+
+    def _doubt(self) -> None:
+        """The lock's session is lost: somebody else may own the partition, or may have in between."""
+        self.owner = self.bus.accepting = False
+        self.fences.lost()
+
+    def _step_down(self, answer: CannotAnswerError) -> None:
+        if self.owner:
+            log.info("partition.left", partition=self.partition)
+        self.owner = False
+        self.fences.lost()
+        self.bus.refuse_all(answer)
+
+    # -- while owning it
+
+    async def _work(self, stopping: asyncio.Task[Any]) -> None:
+        bus = asyncio.create_task(self.bus.run(), name="bus")
+        others = [
+            asyncio.create_task(self._confirm(), name="confirm"),
+            asyncio.create_task(self._save(), name="save"),
+            asyncio.create_task(self._watch_fences(), name="fences"),
+            asyncio.create_task(self._write_sightings(), name="sightings"),
+            asyncio.create_task(self._prune(), name="prune"),
+        ]
+        try:
+            await asyncio.wait({stopping, bus, *others}, return_when=asyncio.FIRST_COMPLETED)
+            await self._finish(bus, others, graceful=stopping.done())
+        finally:
+            for task in (bus, *others):
+                task.cancel()
+            results = await asyncio.gather(bus, *others, return_exceptions=True)
+            self._after_work(results)
+        if stopping.done() and self._loaded:
+            await self._part()
+
+    async def _finish(
+        self, bus: asyncio.Task[None], others: list[asyncio.Task[None]], *, graceful: bool
+    ) -> None:
+        """Let the group under way end as it will: cut off in its append, nobody knew what became of it."""
+        if not graceful:
+            for task in others:
+                if task.done():
+                    self._leave(_failure_of(task))
+        self.bus.finish(drain=graceful)
+        await asyncio.wait({bus}, timeout=_MOST_PAUSE_BEFORE_STOP_SECONDS)
+
+    async def _part(self) -> None:
+        """Leave in good order: the next owner need not replay, nor wait for us."""
+        try:
+            await self._save_once()
+            await self.ports.withdraw()
+        except (LogUnavailableError, NotOwnerError, Lost) as error:
+            log.warning("partition.left_in_haste", error=type(error).__name__)
+
+    def _after_work(self, results: Sequence[BaseException | None]) -> None:
+        for result in results:
+            self._leave(result)
+            if isinstance(result, Exception) and not isinstance(result, Lost):
+                log.error("ledger.failed", exc_info=result)
+                self._forget_state()
+        self._leave(None)
+
+    def _leave(self, why: BaseException | None) -> None:
+        """Answer for the partition no more. What waits was not begun: others may decide it."""
+        if isinstance(why, Lost) and isinstance(why.answer, UnavailableError):
+            self._note_unreachable(LogUnavailableError(why.answer.detail))
+        else:
+            self._step_down(NotOwnerHereError("This process does not own the partition."))
+
+    async def _confirm(self) -> None:
+        """Rule 9 of the fence: be sure of the lock, every quarter of a lease."""
+        pause = self.terms.lease.lease_ms / 4_000
+        while True:
+            asked = self.ports.fence_clock.boottime_ns()
+            try:
+                held = await self.ports.log.confirm()
+            except LogUnavailableError as error:
+                raise Lost(UnavailableError("postgresql", str(error))) from error
+            if not held:
+                raise Lost(NotOwnerHereError("The partition's lock is lost."))
+            self.fences.confirmed(asked)
+            await asyncio.sleep(pause)
+
+    async def _save(self) -> None:
+        saved_at = self.ports.fence_clock.boottime_ns()
+        while True:
+            await asyncio.sleep(_SAVE_LOOK_SECONDS)
+            now = self.ports.fence_clock.boottime_ns()
+            behind = self.state.head - self._keeper.through
+            if behind < _SAVE_EVENTS and now - saved_at < _SAVE_SECONDS * 1e9:
+                continue
+            saved_at = now
+            try:
+                await self._save_once()
+            except LogUnavailableError:
+                log.warning("state.not_saved")
+
+    async def _save_once(self) -> None:
+        if self._everything_dirty:
+            self._everything_dirty = False
+            self._mark_dirty(self._all_rows())
+        while self._keeper.begins and (part := take_part(self.bus.dirty)) is not None:
+            if not await self._save_rows(part, in_parts=True):
+                return
+        dirty, self.bus.dirty = self.bus.dirty, {}
+        if await self._save_rows(dirty, in_parts=False):
+            changed = self.bus.dirty.get("reservations", ())
+            self._keeper.forget_settled(dirty.get("reservations", ()), changed)
+
+    async def _save_rows(self, dirty: dict[str, set[Any]], *, in_parts: bool) -> bool:
+        """False: the rows were not as they were left, and all of them will be written anew."""
+        try:
+            await self._keeper.save(dirty, in_parts=in_parts)
+        except CheckpointMovedError as error:
+            # An owner of old saved once more before it noticed, or somebody cleared the rows.
+            self._everything_dirty = True
+            if not await self.ports.log.confirm():
+                raise Lost(NotOwnerHereError("Another process owns the partition.")) from error
+            await self._keeper.take_over()
+            return False
+        except BaseException:
+            self._mark_dirty(dirty)
+            raise
+        return True
+
+    def _all_rows(self) -> dict[str, set[Any]]:
+        names = (
+            "keyspaces", "organizations", "projects", "plans", "keys", "wallets", "counters",
+            "reservations", "refunds", "last_used", "versions",
+        )  # fmt: skip
+        return {name: set(getattr(self.state, name)) for name in names}
+
+    async def _write_sightings(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            command = self.sightings.take(self.clock.now())
+            if command is None:
+                continue
+            try:
+                await self.bus.execute(command, SYSTEM_ASKING)
+            except (LedgerError, CannotAnswerError):
+                self.sightings.put_back(command)
+
+    async def _prune(self) -> None:
+        pause = _FIRST_PRUNE_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            pause = _PRUNE_SECONDS
+            try:
+                await self.ports.prune()
+            except LogUnavailableError:
+                log.warning("log.not_pruned")
+
+    # -- fences
+
+    def _committed(self, position: int, changes: Sequence[Change]) -> None:
+        self.fences.committed(position, changes)
+        if self.fences.open_fences:
+            self._fence_woken.set()
+
+    def _receipt(self, receipt: FenceReceipt) -> None:
+        self._receipts.append(receipt)
+        self._fence_woken.set()
+
+    async def _watch_fences(self) -> None:
+        """Let leases end in time, and write receipts."""
+        while True:
+            deadline = self.fences.next_deadline_ns
+            now = self.ports.fence_clock.boottime_ns()
+            seconds = 1.0 if deadline is None else max(0.001, (deadline - now) / 1e9)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(1.0, seconds)):
+                    await self._fence_woken.wait()
+            self._fence_woken.clear()
+            self.fences.advance()
+            self._write_receipts()
+
+    def _write_receipts(self) -> None:
+        while self._receipts:
+            try:
+                written = self.bus.submit(_receipt_command(self._receipts[0]), SYSTEM_ASKING)
+            except CannotAnswerError:
+                return  # too much waits: with the next look
+            # One that is not written is written by the next owner: the fence stays open till then.
+            written.add_done_callback(_look_at)
+            del self._receipts[0]
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """Failed or not: nobody else waits for it."""
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.info("fence.receipt_not_written", reason=type(error).__name__)
+
+
+def _failure_of(task: asyncio.Task[Any]) -> BaseException | None:
+    return None if task.cancelled() else task.exception()
+
+
+def _receipt_command(receipt: FenceReceipt) -> RecordFence:
+    return RecordFence(
+        fenced=receipt.positions,
+        committed_at=receipt.committed_at,
+        fenced_at=receipt.fenced_at,
+        edges_acknowledged=receipt.edges_acknowledged,
+        edges_expired=receipt.edges_expired,
+    )
