@@ -1,0 +1,1 @@
+"""Hot paths, spoken to as a server would."""

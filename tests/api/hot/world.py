@@ -1,0 +1,280 @@
+"""A whole ledger in memory behind the hot paths, and a client that speaks ASGI to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Protocol, get_args
+from urllib.parse import urlsplit
+
+from domain import commands as c
+from domain.desk import SYSTEM_ASKING
+from domain.events import Event, LedgerEvent, Quota
+from domain.keys import Key
+from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, Keyspace
+from domain.organizations import Organization, Plan, Project
+from domain.ports import Clock
+from infra.memory.clock import FixedClock
+from infra.memory.log import MemoryLog, MemoryStorage
+from infra.memory.state_rows import MemoryStateRows
+from infra.postgres.data_keys import DataKeys
+from infra.postgres.mapper import EventMapper
+from keyledger_edge import SecretFormat, SecretShape, boottime_ns, fingerprint, hint
+from services.api.forwarding import Forwarder
+from services.api.hot.asgi import HotPath, HotSettings
+from services.ledger.ledger import Ledger, Ports
+
+ROOT_SHAPE = SecretShape(
+    prefix=ROOT_PREFIX, format=SecretFormat(alphabet="base62", length=30, checksum="crc32")
+)
+
+
+class FenceClock:
+    """Leases run on the machine's time; the time of day is what the test says."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def boottime_ns(self) -> int:
+        return boottime_ns()
+
+    def now(self) -> int:
+        return self._clock.now()
+
+
+class BothClocks(Clock, Protocol):
+    """A clock that has the fence's as well."""
+
+    def boottime_ns(self) -> int: ...
+
+
+class Reply(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        code: str = self.json["code"]
+        return code
+
+
+class Owned(NamedTuple):
+    """A key and the secret that only its owner has."""
+
+    key: Key
+    secret: str
+
+    @property
+    def id(self) -> str:
+        return self.key.id
+
+
+async def call(
+    app: Any,
+    method: str,
+    target: str,
+    *,
+    headers: Mapping[str, str] | list[tuple[str, str]] = (),  # type: ignore[assignment]  # an empty tuple is empty for both
+    body: bytes | object = b"",
+    client: tuple[str, int] | None = ("192.0.2.7", 40_000),
+    chunks: int = 1,
+) -> Reply:
+    """One request over ASGI."""
+    parts = urlsplit(target)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": parts.path,
+        "raw_path": parts.path.encode(),
+        "query_string": parts.query.encode(),
+        "root_path": "",
+        "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in pairs],
+        "client": client,
+        "server": ("127.0.0.1", 8700),
+    }
+    size = max(1, -(-len(data) // chunks))
+    sent = [data[at : at + size] for at in range(0, len(data), size)] or [b""]
+    messages = [
+        {"type": "http.request", "body": part, "more_body": index + 1 < len(sent)}
+        for index, part in enumerate(sent)
+    ]
+    started: dict[str, Any] = {}
+    received: list[bytes] = []
+    answered = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        await answered.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            assert not started, "an answer starts once"
+            started.update(message)
+        else:
+            received.append(message.get("body", b""))
+            if not message.get("more_body"):
+                answered.set()
+
+    await app(scope, receive, send)
+    told = {name.decode(): value.decode("latin-1") for name, value in started["headers"]}
+    return Reply(started["status"], told, b"".join(received))
+
+
+async def nothing_else(scope: Any, _receive: Any, send: Any) -> None:
+    """Stands for the router."""
+    body = f"router: {scope['method']} {scope['path']}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-router", b"yes")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class World:
+    """One ledger process: everything is done as `system`, asked about over HTTP."""
+
+    def __init__(self, storage: MemoryStorage | None = None, clock: BothClocks | None = None) -> None:
+        self.clock = FixedClock()
+        now = clock or self.clock
+        self.storage = storage or MemoryStorage()
+        self.log = MemoryLog(self.storage, clock=now)
+        mapper: EventMapper[Event] = EventMapper(get_args(LedgerEvent), data_keys=DataKeys())
+        self.address = "http://owner.test"
+
+        async def announce() -> None:
+            await self.log.announce(self.address, "incarnation")
+
+        async def projected(_position: int, _seconds: float) -> bool:
+            return True
+
+        self.ledger = Ledger(
+            Ports(
+                log=self.log,
+                rows=MemoryStateRows(),
+                mapper=mapper,
+                clock=now,
+                fence_clock=clock or FenceClock(now),
+                learn_data_keys=mapper.data_keys.learn,
+                announce=announce,
+                publish_change=lambda _data: None,
+                projected=projected,
+            )
+        )
+        self.app = HotPath(self.ledger, nothing_else)
+        self.root = ""
+        self._stop = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+
+    def serve(self, *, forwarder: Forwarder | None = None, **settings: Any) -> HotPath:
+        """The hot paths anew, set up otherwise."""
+        self.app = HotPath(self.ledger, nothing_else, forwarder, HotSettings(**settings))
+        return self.app
+
+    async def start(self) -> None:
+        self._running = asyncio.create_task(self.ledger.run(self._stop))
+        while not (self.ledger.owner or self.ledger.stands_by):
+            await asyncio.sleep(0.001)
+
+    async def stop(self) -> None:
+        self._stop.set()
+        assert self._running is not None
+        await self._running
+
+    async def do(self, command: c.Command) -> Any:
+        return (await self.ledger.execute(command, SYSTEM_ASKING)).result
+
+    # -- what there is
+
+    async def make_root(self, *permissions: str, **fields: Any) -> str:
+        """A root key's secret."""
+        secret = ROOT_SHAPE.generate()
+        await self.do(
+            c.CreateKey(
+                keyspace_id=ROOT_KEYSPACE_ID,
+                organization_id=fields.pop("organization_id", None),
+                name=f"root {os.urandom(3).hex()}",
+                fingerprint=fingerprint(secret),
+                hint=hint(secret, ROOT_PREFIX),
+                scopes=c.NewScopes(permissions=permissions) if permissions else c.NewScopes(),
+                **fields,
+            )
+        )
+        return secret
+
+    async def make_keyspace(self, preset: str = "default", **fields: Any) -> Keyspace:
+        made: Keyspace = await self.do(c.DefineKeyspace(name=preset, preset=preset, **fields))
+        return made
+
+    async def make_organization(self, *, credit: int = 0, quotas: tuple[Quota, ...] = ()) -> Organization:
+        made: Organization = await self.do(c.OpenOrganization(name="Acme", quotas=quotas))
+        if credit:
+            await self.do(
+                c.DepositCredits(organization_id=made.id, amount_micros=credit, reference=os.urandom(4).hex())
+            )
+        return made
+
+    async def make_project(self, organization: Organization, **fields: Any) -> Project:
+        made: Project = await self.do(c.OpenProject(organization_id=organization.id, name="Web", **fields))
+        return made
+
+    async def make_plan(self, **fields: Any) -> Plan:
+        made: Plan = await self.do(c.DefinePlan(name="Pro", models=fields.pop("models", "*"), **fields))
+        return made
+
+    async def make_key(self, keyspace: Keyspace, organization: Organization, **fields: Any) -> Owned:
+        secret = keyspace.shape.generate()
+        key = await self.do(
+            c.CreateKey(
+                keyspace_id=keyspace.id,
+                organization_id=organization.id,
+                name="Checkout",
+                fingerprint=fingerprint(secret),
+                hint=hint(secret, keyspace.prefix),
+                **fields,
+            )
+        )
+        return Owned(key, secret)
+
+    # -- asking
+
+    async def ask(
+        self, method: str, target: str, body: object = b"", *, as_: str | None = None, **headers: str
+    ) -> Reply:
+        """A request as a root key (the bootstrap one, if none is named)."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named.setdefault("authorization", f"Bearer {as_ or self.root}")
+        return await call(self.app, method, target, headers=named, body=body)
+
+    async def post(self, target: str, body: object, *, as_: str | None = None, **headers: str) -> Reply:
+        return await self.ask("POST", target, body, as_=as_, **headers)
+
+    def balance(self, organization: Organization) -> int:
+        return self.ledger.state.wallets[organization.id].balance
+
+
+@asynccontextmanager
+async def running_world() -> AsyncGenerator[World]:
+    """A world that owns its partition, with a root key of the platform."""
+    world = World()
+    await world.start()
+    try:
+        secret = await world.ledger.bootstrap()
+        assert secret is not None
+        world.root = secret
+        yield world
+    finally:
+        await world.stop()

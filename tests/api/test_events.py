@@ -1,0 +1,94 @@
+"""GET /v1/events: pages and streams of what is committed, as far as the caller may see."""
+
+import asyncio
+
+import pytest
+
+from domain import commands as c
+from keyledger_edge import fingerprint
+from tests.api.world import Management
+
+
+async def sequences(api: Management, query: str = "", **named: str) -> list[int]:
+    answer = await api.get(f"/v1/events?limit=500{query}", **named)
+
+    assert answer.status == 200, answer.body
+
+    return [item["sequence"] for item in answer.json["items"]]
+
+
+async def test_the_feed_tells_everything_from_the_first_event_on(api: Management) -> None:
+    await api.create(name="Ada's key")
+    head = api.ledger.state.head
+
+    answer = await api.get("/v1/events?limit=500")
+
+    assert [item["sequence"] for item in answer.json["items"]] == list(range(1, head + 1))
+    assert answer.json["next_after"] == f"0-{head}"
+    assert answer.json["items"][-1]["data"]["name"] == "Ada's key"
+
+
+async def test_types_and_a_position_narrow_it(api: Management) -> None:
+    made = await api.create()
+    await api.post(f"/v1/keys/{made['key']['id']}/revoke?fence=false", {})
+    head = api.ledger.state.head
+
+    assert await sequences(api, f"&after=0-{head}") == []
+    assert await sequences(api, f"&after={made['position']}&types=keyledger.KeyRevoked,KeyCreated") == [head]
+
+
+@pytest.mark.parametrize("query", ["types=KeySung", "after=never", "after=7-1", "limit=0", "since=1"])
+async def test_what_cannot_be_meant_is_refused_by_name(query: str, api: Management) -> None:
+    answer = await api.get(f"/v1/events?{query}")
+
+    assert answer.status in {400, 422}
+    assert answer.json["errors"][0]["field"] == query.partition("=")[0]
+
+
+async def test_a_key_of_one_organization_sees_its_events_only(api: Management) -> None:
+    own, other = await api.make_organization(), await api.make_organization()
+    bound = await api.make_root("events:read", organization_id=own.id)
+
+    mine = await api.get("/v1/events?limit=500", as_=bound)
+    theirs = await api.get(f"/v1/events?organization_id={other.id}", as_=bound)
+
+    assert {item["organizationid"] for item in mine.json["items"]} == {own.id}
+    assert theirs.json["items"] == []
+
+
+async def test_a_stream_resumes_behind_the_last_event_id_and_follows(api: Management) -> None:
+    root = await api.make_root("events:read")
+    seen = f"0-{api.ledger.state.head}"
+    reading = asyncio.create_task(
+        api.get("/v1/events", as_=root, accept="text/event-stream", last_event_id=seen)
+    )
+    await asyncio.sleep(0.05)
+    made = await api.create()
+    await asyncio.sleep(0.2)
+    await end_root(api, root)
+    answer = await asyncio.wait_for(reading, 5)
+
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    ids = [line.removeprefix("id: ") for line in answer.body.decode().splitlines() if line.startswith("id: ")]
+    first = int(seen.partition("-")[2]) + 1
+    assert ids == [f"0-{first + n}" for n in range(len(ids))]
+    assert made["position"] in ids
+
+
+async def test_a_stream_ends_when_its_root_key_is_revoked(api: Management) -> None:
+    root = await api.make_root("events:read")
+    reading = asyncio.create_task(api.get("/v1/events", as_=root, accept="text/event-stream"))
+    await asyncio.sleep(0.05)
+
+    assert not reading.done()
+
+    await end_root(api, root)
+
+    assert (await asyncio.wait_for(reading, 5)).status == 200
+    assert (await api.get("/v1/events", as_=root)).status == 401
+
+
+async def end_root(api: Management, secret: str) -> None:
+    facts = api.ledger.facts.find(fingerprint(secret))
+    assert facts is not None
+    await api.do(c.RevokeKey(key_id=facts.key_id))

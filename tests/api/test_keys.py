@@ -1,0 +1,267 @@
+from typing import Any
+
+import pytest
+
+from domain.keyspaces import ROOT_KEYSPACE_ID
+from tests.api.world import Management
+
+
+async def test_a_new_key_shows_its_secret_once(api: Management) -> None:
+    made = await api.create()
+    shown = (await api.get(f"/v1/keys/{made['key']['id']}")).json
+
+    assert made["secret"].startswith("kl_live_")
+    assert "detail" not in made
+    assert shown["hint"] == f"kl_live_...{made['secret'][-4:]}"
+    assert "secret" not in shown
+
+
+async def test_a_new_key_is_as_it_was_asked_for(api: Management) -> None:
+    organization = await api.make_organization()
+    project = await api.make_project(organization)
+    plan = await api.make_plan()
+    fields: dict[str, Any] = {
+        "organization_id": organization.id,
+        "kind": "client",
+        "owner_id": "user-7",
+        "environment": "production",
+        "plan_id": plan.id,
+        "scopes": {"permissions": ["chat"], "projects": [project.id], "models": [], "tenants": ["acme"]},
+        "quotas": [{"unit": "micros", "window": "month", "limit": 5_000_000, "alert_percents": [80]}],
+        "rate_limits": [{"name": "burst", "limit": 10, "window_seconds": 1, "provider": None}],
+        "allowed_ips": ["203.0.113.0/24"],
+        "expires_at": "2030-01-01T01:00:00+01:00",
+        "tags": ["a", "b", "a"],
+        "metadata": {"deep": {"list": [1, None, "x"]}},
+    }
+    made = (await api.create(**fields))["key"]
+
+    for name in ("organization_id", "kind", "owner_id", "environment", "plan_id", "rate_limits", "metadata"):
+        assert made[name] == fields[name]
+    assert made["scopes"] == {
+        "permissions": ["chat"], "projects": [project.id], "models": "*", "tenants": ["acme"]
+    }  # fmt: skip
+    assert made["quotas"] == [
+        {
+            "unit": "micros", "window": "month", "limit": 5_000_000, "alert_percents": [80],
+            "spent": 0, "remaining": 5_000_000, "resets_at": "2024-11-01T00:00:00.000000Z",
+        }
+    ]  # fmt: skip
+    assert made["expires_at"] == "2030-01-01T00:00:00.000000Z"
+    assert made["tags"] == ["a", "b"]
+    assert made["status"] == "active"
+    assert made["version"] == 1
+    assert made["generation"] == 1
+    assert made["last_used_at"] is made["rotated_at"] is made["revoked_at"] is None
+
+
+async def test_a_get_carries_an_etag_and_a_position(api: Management) -> None:
+    key = (await api.create())["key"]
+    answer = await api.get(f"/v1/keys/{key['id']}")
+
+    assert answer.headers["etag"] == '"1"'
+    assert answer.headers["x-keyledger-position"] == f"0-{api.ledger.state.head}"
+    assert answer.json == key
+
+
+async def test_a_patch_sets_what_it_names_and_leaves_the_rest(api: Management) -> None:
+    key = (await api.create(tags=["a"], environment="test"))["key"]
+    changed = await api.patch(
+        f"/v1/keys/{key['id']}", {"name": "Billing", "environment": None, "metadata": {"x": 1}}
+    )
+
+    assert changed.status == 200
+    assert changed.json["name"] == "Billing"
+    assert changed.json["environment"] is None
+    assert changed.json["metadata"] == {"x": 1}
+    assert changed.json["tags"] == ["a"]
+    assert changed.json["version"] == 4
+    assert "fence" not in changed.json
+
+
+async def test_a_patch_that_takes_away_answers_with_its_fence(api: Management) -> None:
+    key = (await api.create())["key"]
+    changed = await api.patch(f"/v1/keys/{key['id']}", {"allowed_ips": ["10.0.0.0/8"]})
+
+    assert changed.status == 200
+    assert changed.json["fence"]["held"] is True
+    assert changed.json["fence"]["position"] == changed.json["position"]
+
+
+async def test_scopes_are_edited_by_dimension(api: Management) -> None:
+    key = (await api.create(scopes={"models": ["gpt-5"], "permissions": ["chat"]}))["key"]
+    path = f"/v1/keys/{key['id']}/scopes"
+    wider = await api.patch(path, {"models": ["gpt-5", "opus"]})
+    narrower = await api.patch(path, {"models": ["opus"]})
+
+    assert wider.json["scopes"]["models"] == ["gpt-5", "opus"]
+    assert wider.json["scopes"]["permissions"] == ["chat"]
+    assert "fence" not in wider.json
+    assert narrower.json["fence"]["held"] is True
+
+
+@pytest.mark.parametrize("dimension", ["permissions", "projects", "models", "tenants"])
+async def test_an_empty_scope_in_an_edit_is_refused(api: Management, dimension: str) -> None:
+    key = (await api.create())["key"]
+    answer = await api.patch(f"/v1/keys/{key['id']}/scopes", {dimension: []})
+
+    assert (answer.status, answer.code) == (422, "empty_scope")
+    assert answer.json["errors"][0]["field"] == f"scopes.{dimension}"
+    assert '"*"' in answer.json["errors"][0]["message"]
+
+
+async def test_at_creation_only_empty_models_mean_everything(api: Management) -> None:
+    keyspace, organization = await api.make_keyspace(), await api.make_organization()
+    body = {"keyspace_id": keyspace.id, "organization_id": organization.id, "name": "x"}
+
+    assert (await api.post("/v1/keys", {**body, "scopes": {"models": []}})).status == 201
+    assert (await api.post("/v1/keys", {**body, "scopes": {"projects": []}})).code == "empty_scope"
+
+
+async def test_a_rotation_gives_the_next_secret(api: Management) -> None:
+    made = await api.create()
+    path = f"/v1/keys/{made['key']['id']}"
+    rotated = await api.post(f"{path}/rotate", {"overlap_seconds": 60})
+
+    assert rotated.status == 201
+    assert rotated.json["secret"] != made["secret"]
+    assert rotated.json["key"]["id"] == made["key"]["id"]
+    assert rotated.json["key"]["generation"] == 2
+    assert [one["ends_at"] is None for one in rotated.json["key"]["secrets"]] == [False, True]
+
+
+async def test_a_rotation_without_a_body_ends_the_old_secret_at_once(api: Management) -> None:
+    made = await api.create()
+    rotated = await api.post(f"/v1/keys/{made['key']['id']}/rotate", b"")
+
+    assert rotated.status == 201
+    assert rotated.json["fence"]["held"] is True
+
+
+async def test_disable_and_enable(api: Management) -> None:
+    path = f"/v1/keys/{(await api.create())['key']['id']}"
+    disabled = await api.post(f"{path}/disable", {"reason": "holidays"})
+    enabled = await api.post(f"{path}/enable", b"")
+
+    assert (disabled.status, disabled.json["status"]) == (200, "disabled")
+    assert disabled.json["fence"]["held"] is True
+    assert (enabled.status, enabled.json["status"]) == (200, "active")
+    assert "fence" not in enabled.json
+
+
+async def test_a_revoked_key_stays_dead(api: Management) -> None:
+    path = f"/v1/keys/{(await api.create())['key']['id']}"
+    revoked = await api.post(f"{path}/revoke", {"reason": "leaked"})
+    again = await api.post(f"{path}/revoke", b"")
+    enabled = await api.post(f"{path}/enable", b"")
+
+    assert revoked.json["status"] == "revoked"
+    assert revoked.json["revoked_at"] is not None
+    assert (again.status, again.json["version"]) == (200, revoked.json["version"])
+    assert again.json["fence"]["held"] is True
+    assert (enabled.status, enabled.code) == (409, "key_revoked")
+
+
+async def test_a_deleted_key_is_hidden_and_its_history_stays(api: Management) -> None:
+    path = f"/v1/keys/{(await api.create())['key']['id']}"
+    deleted = await api.delete(path)
+
+    assert (deleted.status, deleted.json["status"], deleted.json["deleted"]) == (200, "revoked", True)
+    assert (await api.get(path)).status == 404
+    assert (await api.get(f"{path}?include_deleted=true")).json["deleted"] is True
+    assert (await api.delete(path)).status == 404
+    history = (await api.get(f"{path}/history")).json
+    assert [one["action"] for one in history["items"]] == ["KeyCreated", "KeyRevoked", "KeyDeleted"]
+
+
+async def test_history_tells_actor_position_before_and_after(api: Management) -> None:
+    key = (await api.create())["key"]
+    await api.ask(
+        "PATCH", f"/v1/keys/{key['id']}", {"name": "Billing"}, user_agent="curl/8", x_request_id="t-1"
+    )
+    newest = (await api.get(f"/v1/keys/{key['id']}/history?order=newest_first&limit=1")).json
+
+    (line,) = newest["items"]
+    assert line["action"] == "KeyRenamed"
+    assert line["actor"] == next(iter(api.ledger.state.keys))
+    assert line["before"] == {"name": "Checkout"}
+    assert line["after"]["name"] == "Billing"
+    assert line["position"] == f"0-{api.ledger.state.head}"
+    assert (line["ip"], line["user_agent"], line["request_id"]) == ("192.0.2.7", "curl/8", "t-1")
+    assert newest["next_cursor"] is not None
+
+
+async def test_many_are_revoked_by_a_list_all_or_none(api: Management) -> None:
+    keyspace, organization = await api.make_keyspace(), await api.make_organization()
+    one, two = await api.make_key(keyspace, organization), await api.make_key(keyspace, organization)
+    missing = await api.post("/v1/keys/revoke", {"key_ids": [one.id, "key_01JD0000000000000000000000"]})
+    untouched = (await api.get(f"/v1/keys/{one.id}")).json["status"]
+    revoked = await api.post("/v1/keys/revoke", {"key_ids": [one.id, two.id], "reason": "offboarded"})
+
+    assert (missing.status, missing.code) == (404, "not_found")
+    assert untouched == "active"
+    assert revoked.json["revoked"] == 2
+    assert [key["status"] for key in revoked.json["keys"]] == ["revoked", "revoked"]
+    assert revoked.json["fence"]["held"] is True
+
+
+async def test_many_are_revoked_by_a_filter_that_spares_root_keys(api: Management) -> None:
+    keyspace, organization = await api.make_keyspace(), await api.make_organization()
+    owned = await api.make_key(keyspace, organization)
+    revoked = await api.post("/v1/keys/revoke", {"filter": {"organization_id": organization.id}})
+
+    assert [key["id"] for key in revoked.json["keys"]] == [owned.id]
+    assert revoked.json["more"] is False
+    assert (await api.get("/v1/keys")).status == 200
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"filter": {}}, {"key_ids": []}, {"key_ids": ["x"], "filter": {"q": "x"}}]
+)
+async def test_revoking_many_needs_a_list_or_a_filter(api: Management, body: dict[str, Any]) -> None:
+    assert (await api.post("/v1/keys/revoke", body)).status == 400
+
+
+async def test_a_root_key_names_its_permissions_and_is_listed_with_the_others(api: Management) -> None:
+    body = {"keyspace_id": ROOT_KEYSPACE_ID, "name": "ci", "scopes": {"permissions": ["keys:read"]}}
+    made = await api.post("/v1/keys", body)
+    everything = await api.post("/v1/keys", {**body, "scopes": {}})
+    listed = (await api.get("/v1/keys")).json
+
+    assert made.json["secret"].startswith("kl_root_")
+    assert made.json["key"]["organization_id"] is None
+    assert everything.status == 400
+    assert made.json["key"]["id"] in [one["id"] for one in listed["items"]]
+
+
+async def test_a_list_asks_for_what_the_query_says(api: Management) -> None:
+    await api.create()
+    listed = await api.get("/v1/keys?environment=prod&tag=a&status=active&q=check&sort=-name&limit=1")
+    statement, parameters = api.reader.queries.asked[-1]
+
+    assert listed.status == 200
+    assert len(listed.json["items"]) == 1
+    assert listed.json["next_cursor"] is not None
+    assert {"prod", "a", "%check%"} <= set(parameters)
+    assert "sort_name DESC" in statement
+
+
+async def test_a_cursor_of_nobody_is_refused_by_name(api: Management) -> None:
+    answer = await api.get("/v1/keys?cursor=nonsense")
+
+    assert (answer.status, answer.json["errors"][0]["field"]) == (400, "cursor")
+
+
+async def test_revoked_and_deleted_keys_are_listed_only_where_asked_for(api: Management) -> None:
+    key = (await api.create())["key"]
+    await api.post(f"/v1/keys/{key['id']}/revoke", b"")
+
+    async def ids(query: str) -> list[str]:
+        return [one["id"] for one in (await api.get(f"/v1/keys{query}")).json["items"]]
+
+    assert key["id"] not in await ids("")
+    assert key["id"] in await ids("?include_revoked=true")
+    assert key["id"] in await ids("?status=revoked")
+    await api.delete(f"/v1/keys/{key['id']}")
+    assert key["id"] not in await ids("?include_revoked=true")
+    assert key["id"] in await ids("?include_deleted=true")

@@ -1,0 +1,1 @@
+"""Ratios beside their floors."""

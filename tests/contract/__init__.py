@@ -1,0 +1,1 @@
+"""Each port's behaviour, written once, run on memory and on the real thing."""

@@ -1,0 +1,387 @@
+import asyncio
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nats
+import psycopg
+import pytest
+from nats.js.api import StreamConfig
+
+from infra.embedded import (
+    DataFolder,
+    DataFolderBusyError,
+    DataFolderError,
+    EmbeddedNats,
+    EmbeddedPostgres,
+    EmbeddedServers,
+    ServerFailedError,
+)
+from infra.embedded.postgres import programs
+from infra.embedded.process import running
+from tests.servers import server_folder
+
+ROOT = os.geteuid() == 0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with server_folder() as made:
+        yield made / "data"
+
+
+def eventually(condition: Callable[[], bool], *, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def holder(folder: Path, *, then: str = "time.sleep(600)") -> subprocess.Popen[str]:
+    """Another process that runs the servers; its first line is their pids."""
+    program = f"""
+        import time
+        from infra.embedded import EmbeddedServers
+        with EmbeddedServers({str(folder)!r}) as servers:
+            print(servers.postgres.pid, servers.nats.pid, flush=True)
+            {then}
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def pids_of(other: subprocess.Popen[str]) -> list[int]:
+    assert other.stdout is not None
+    return [int(word) for word in other.stdout.readline().split()]
+
+
+def kill(other: subprocess.Popen[str]) -> None:
+    other.kill()
+    other.wait()
+    assert other.stdout is not None
+    other.stdout.close()
+
+
+def count_rows(server: EmbeddedPostgres) -> int:
+    with psycopg.connect(server.dsn) as connection:
+        row = connection.execute("SELECT count(*) FROM kept").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def open_to_all(path: Path) -> bool:
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
+
+
+def make_row(server: EmbeddedPostgres) -> None:
+    with psycopg.connect(server.dsn) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS kept (n integer)")
+        connection.execute("INSERT INTO kept VALUES (1)")
+
+
+def test_the_database_is_durable_and_reached_by_its_socket_alone(postgres_server: EmbeddedPostgres) -> None:
+    with psycopg.connect(postgres_server.dsn) as connection:
+        settings: dict[str, str] = dict(
+            connection.execute("SELECT name, setting FROM pg_settings WHERE setting IS NOT NULL").fetchall()
+        )
+
+    assert settings["server_version_num"].startswith("18")
+    assert (settings["fsync"], settings["synchronous_commit"], settings["full_page_writes"]) == (
+        "on",
+        "on",
+        "on",
+    )
+    assert settings["listen_addresses"] == ""
+    assert settings["data_checksums"] == "on"
+    socket_folder = Path(settings["unix_socket_directories"].strip('"'))
+    assert stat.S_IMODE(socket_folder.stat().st_mode) == 0o700
+
+
+def test_each_test_has_a_database_of_its_own(database: str) -> None:
+    with psycopg.connect(database) as connection:
+        found = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
+
+    assert found == (0,)
+
+
+def test_what_was_written_is_there_at_the_next_start(folder: Path) -> None:
+    with EmbeddedServers(folder, nats=False) as servers:
+        make_row(servers.postgres)
+    with EmbeddedServers(folder, nats=False) as servers:
+        make_row(servers.postgres)
+
+        assert count_rows(servers.postgres) == 2
+
+
+def test_servers_run_in_a_path_with_a_space_and_a_quote(folder: Path) -> None:
+    folder.mkdir(mode=0o711)
+    with EmbeddedServers(folder / """it's "my" ledger""") as servers:
+        make_row(servers.postgres)
+
+        assert count_rows(servers.postgres) == 1
+        assert servers.nats.alive
+
+
+def test_a_path_too_long_for_a_socket_gets_a_short_private_folder_and_keeps_it(folder: Path) -> None:
+    folder.mkdir(mode=0o711)
+    long = folder / ("long" * 30)
+    with EmbeddedServers(long, nats=False) as servers:
+        first = servers.postgres.dsn
+        make_row(servers.postgres)
+        chosen = Path((long / "socket-folder").read_text())
+
+        assert stat.S_IMODE(chosen.stat().st_mode) == 0o700
+    with EmbeddedServers(long, nats=False) as servers:
+        assert servers.postgres.dsn == first
+    chosen.rmdir()
+
+
+def test_a_second_instance_is_refused_and_told_who_holds_the_folder(folder: Path) -> None:
+    with DataFolder(folder), pytest.raises(DataFolderBusyError) as refusal, EmbeddedServers(folder):
+        pass
+
+    assert str(folder) in str(refusal.value)
+    assert f"pid {os.getpid()}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("farewell", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_the_servers_die_with_their_keeper_however_it_ends(folder: Path, farewell: signal.Signals) -> None:
+    other = holder(folder)
+    pids = pids_of(other)
+    assert len(pids) == 2
+
+    other.send_signal(farewell)
+    other.wait()
+    assert other.stdout is not None
+    other.stdout.close()
+
+    eventually(lambda: not any(map(running, pids)))
+
+
+def test_a_start_right_after_a_kill_has_the_data(folder: Path) -> None:
+    with EmbeddedServers(folder) as servers:
+        make_row(servers.postgres)
+    for _ in range(3):
+        other = holder(folder)
+        assert len(pids_of(other)) == 2
+        kill(other)
+        with EmbeddedServers(folder) as servers:
+            assert count_rows(servers.postgres) == 1
+
+
+def test_a_start_after_the_database_itself_was_killed_recovers(folder: Path) -> None:
+    with EmbeddedServers(folder, nats=False) as servers:
+        make_row(servers.postgres)
+        pid = servers.postgres.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not servers.postgres.alive)
+
+        assert servers.revive() == ["postgres"]
+        servers.postgres.wait()
+
+        assert count_rows(servers.postgres) == 1
+        assert servers.revive() == []
+
+
+def test_a_stray_database_is_ended_before_the_next_starts(folder: Path) -> None:
+    # As where the kernel has no parent-death signal: the first server is simply left behind.
+    with EmbeddedServers(folder) as servers:
+        make_row(servers.postgres)
+        strays = [servers.postgres.pid, servers.nats.pid]
+        servers.folder.close()
+
+        with EmbeddedServers(folder) as later:
+            assert count_rows(later.postgres) == 1
+            assert not any(running(pid) for pid in strays if pid is not None and not _is_our_zombie(pid))
+
+
+def _is_our_zombie(pid: int) -> bool:
+    # Still our child here, so it stays until it is waited for.
+    return os.waitpid(pid, os.WNOHANG) != (0, 0)
+
+
+def test_a_pid_that_a_stranger_has_now_is_no_obstacle(folder: Path) -> None:
+    with EmbeddedServers(folder, nats=False) as servers:
+        make_row(servers.postgres)
+        os.kill(servers.postgres.pid or 0, signal.SIGKILL)
+        eventually(lambda: not servers.postgres.alive)
+    stale = folder / "postgres" / "postmaster.pid"
+    stale.write_text("\n".join([str(os.getpid()), *stale.read_text().splitlines()[1:], ""]))
+
+    with EmbeddedServers(folder, nats=False) as servers:
+        assert count_rows(servers.postgres) == 1
+
+
+def test_an_initdb_that_was_cut_off_is_begun_again(folder: Path) -> None:
+    (folder / "postgres.new" / "base").mkdir(parents=True)
+
+    with EmbeddedServers(folder, nats=False) as servers:
+        make_row(servers.postgres)
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(folder: Path) -> None:
+    folder.write_text("a file")
+
+    with pytest.raises(DataFolderError, match=r"cannot be used: .*\.$"), EmbeddedServers(folder / "data"):
+        pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_full_disk_is_a_sentence(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "lock").symlink_to("/dev/full")
+
+    with pytest.raises(DataFolderError, match="No space left on device"), DataFolder(folder):
+        pass
+
+
+def test_a_database_of_another_version_is_a_sentence(folder: Path) -> None:
+    (folder / "postgres").mkdir(parents=True)
+    (folder / "postgres" / "PG_VERSION").write_text("15\n")
+
+    with pytest.raises(DataFolderError, match="of PostgreSQL 15"), EmbeddedServers(folder, nats=False):
+        pass
+
+
+def test_what_postgres_says_is_in_the_sentence(folder: Path) -> None:
+    with DataFolder(folder) as data, pytest.raises(ServerFailedError, match="shared_buffers"):
+        EmbeddedPostgres(data, settings={"shared_buffers": "a lot"}).start()
+
+
+def test_nothing_in_the_folder_is_for_others(folder: Path) -> None:
+    with EmbeddedServers(folder):
+        for path in folder.iterdir():
+            expected = 0o700 if path.is_dir() else 0o600
+            assert (path.name, stat.S_IMODE(path.stat().st_mode)) == (path.name, expected)
+
+
+@pytest.mark.skipif(not ROOT, reason="only root gives up root")
+def test_root_gives_up_root_for_the_servers(folder: Path) -> None:
+    with EmbeddedServers(folder) as servers:
+        for pid in (servers.postgres.pid, servers.nats.pid):
+            status = Path(f"/proc/{pid}/status").read_text()
+            facts = {line.split(":")[0]: line.split()[1:] for line in status.splitlines()}
+            assert "0" not in facts["Uid"] + facts["Gid"]
+            assert facts["Groups"] == []
+            if open_to_all(programs()):
+                assert facts["CapEff"] == ["0000000000000000"]
+
+
+@pytest.mark.skipif(not ROOT, reason="only root has folders that only root may enter")
+def test_root_may_keep_the_data_where_only_root_may_go(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    with EmbeddedServers(folder / "data") as servers:
+        make_row(servers.postgres)
+
+        assert count_rows(servers.postgres) == 1
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_servers_start_from_the_main_thread_only(folder: Path) -> None:
+    program = f"""
+        import threading
+        from infra.embedded import EmbeddedServers, ServerFailedError
+        said = []
+        def attempt():
+            try:
+                EmbeddedServers({str(folder)!r}).start()
+            except ServerFailedError as error:
+                said.append(str(error))
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+        print(said)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+    )
+
+    assert "main thread only" in done.stdout
+
+
+async def test_nats_keeps_streams_and_its_port_over_a_restart(folder: Path) -> None:
+    with EmbeddedServers(folder, postgres=False) as servers:
+        connection = await nats.connect(servers.nats.url)
+        await connection.jetstream().add_stream(StreamConfig(name="KEPT", subjects=["kept.>"]))
+        await connection.jetstream().publish("kept.one", b"1")
+        await connection.close()
+        url = servers.nats.url
+    with EmbeddedServers(folder, postgres=False) as servers:
+        assert servers.nats.url == url
+        connection = await nats.connect(servers.nats.url)
+        stream = await connection.jetstream().stream_info("KEPT")
+        await connection.close()
+
+        assert stream.state.messages == 1
+
+
+def test_nats_lets_nobody_in_without_the_password(nats_server: EmbeddedNats) -> None:
+    with socket.create_connection(("127.0.0.1", nats_server.port), timeout=5) as connection:
+        connection.sendall(b"CONNECT {}\r\nPING\r\n")
+        said = b"".join(iter(lambda: connection.recv(4096), b""))
+
+    assert b"Authorization Violation" in said
+    assert b"PONG" not in said
+
+
+async def test_an_edge_hears_changes_and_cannot_announce_them(nats_server: EmbeddedNats) -> None:
+    refused: list[str] = []
+
+    async def note(error: Exception) -> None:
+        refused.append(str(error))
+
+    ledger = await nats.connect(nats_server.url)
+    edge = await nats.connect(nats_server.edge_url, error_cb=note)
+    heard = await edge.subscribe("keyledger.edge.changes")
+    await edge.flush()
+    await ledger.publish("keyledger.edge.changes", b"revoked")
+
+    assert (await heard.next_msg(timeout=5)).data == b"revoked"
+
+    await edge.publish("keyledger.edge.changes", b"forged")
+    await edge.publish("keyledger.events.org_1.key_1.KeyRevoked", b"forged")
+    await edge.publish("keyledger.edge.grant.edge_1", b"forged")
+    await edge.subscribe("keyledger.events.>")
+    await edge.subscribe("keyledger.edge.lease")
+    await edge.flush()
+    for _ in range(500):
+        if len(refused) == 5:
+            break
+        await asyncio.sleep(0.01)
+
+    assert len(refused) == 5
+    await edge.close()
+    await ledger.close()
+
+
+def test_a_wanted_port_that_is_taken_is_a_sentence(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+
+        with (
+            pytest.raises(ServerFailedError, match=f"Port {port}"),
+            EmbeddedServers(folder, postgres=False, nats_port=port),
+        ):
+            pass
+
+
+def test_a_remembered_port_that_is_taken_gives_way(folder: Path) -> None:
+    with EmbeddedServers(folder, postgres=False) as servers:
+        port = servers.nats.port
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with EmbeddedServers(folder, postgres=False) as servers:
+            assert servers.nats.port != port

@@ -1,0 +1,59 @@
+"""An owner that is frozen holds the partition with a living connection: whoever stands by ends it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from domain.ports import Group, NewEvent, NotOwnerError, OutcomeUnknownError
+from infra.postgres.log import PostgresLog
+
+
+@pytest.fixture
+async def sessions(ledger_database: str) -> AsyncIterator[tuple[PostgresLog, PostgresLog]]:
+    owner, other = (PostgresLog(ledger_database, readers=1, hints=False) for _ in range(2))
+    assert await owner.acquire()
+    yield owner, other
+    await owner.close()
+    await other.close()
+
+
+async def test_a_silent_owner_loses_the_partition(sessions: tuple[PostgresLog, PostgresLog]) -> None:
+    owner, other = sessions
+    assert not await other.acquire()
+    await asyncio.sleep(0.3)
+
+    await other.end_silent_owner(0.2)
+
+    await taken(other)
+    assert not await owner.confirm()
+
+
+async def test_an_owner_that_confirms_keeps_the_partition(sessions: tuple[PostgresLog, PostgresLog]) -> None:
+    owner, other = sessions
+    for _ in range(4):
+        await asyncio.sleep(0.1)
+        assert await owner.confirm()
+
+        await other.end_silent_owner(0.3)
+
+    assert not await other.acquire()
+    assert await owner.confirm()
+
+
+async def test_an_owner_that_was_ended_cannot_append(sessions: tuple[PostgresLog, PostgresLog]) -> None:
+    owner, other = sessions
+    await asyncio.sleep(0.2)
+    await other.end_silent_owner(0.1)
+    await taken(other)
+
+    with pytest.raises((NotOwnerError, OutcomeUnknownError)):
+        await owner.append(Group(b"g" * 16, 0, [NewEvent("key_1", 1, "sample.renamed", b"x")]))
+
+    assert await other.head() == 0
+
+
+async def taken(log: PostgresLog) -> None:
+    async with asyncio.timeout(5):
+        while not await log.acquire():
+            await asyncio.sleep(0.01)

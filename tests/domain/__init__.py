@@ -1,0 +1,1 @@
+"""Decisions and events, without I/O."""

@@ -1,0 +1,123 @@
+"""Keyspaces and plans: shapes that hold 128 bits, prefixes of their own."""
+
+from typing import Any
+
+import pytest
+
+from domain import commands as c
+from domain.errors import BuiltinError, InvalidError, PrefixOverlapError, VersionConflictError
+from domain.keyspaces import PRESETS, shape_of
+from keyledger_edge import AcceptedFormat, SecretFormat
+from tests.domain.given import World
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_preset_makes_secrets_that_it_recognises_and_that_hold_128_bits(preset: str) -> None:
+    keyspace = World().keyspace(preset=preset, prefix=None)
+    secret = shape_of(keyspace).generate()
+
+    assert secret.startswith(keyspace.prefix)
+    assert shape_of(keyspace).recognises(secret)
+    assert not shape_of(keyspace).recognises(secret[:-1])
+    assert keyspace.secret_format.bits >= 128
+
+
+# there, new: taken?
+PREFIXES = """
+    acme_    acme_      taken
+    acme_    acme_live_ taken
+    acme_live_  acme_   taken
+    acme_    acm_       free
+    acme_    kl_root_   taken
+    acme_    kl_        taken
+    acme     acme_x     taken
+    acme_    ACME_      free
+"""
+
+
+@pytest.mark.parametrize("row", PREFIXES.strip().splitlines())
+def test_no_secret_can_be_taken_for_one_of_another_keyspace(row: str) -> None:
+    there, new, outcome = row.split()
+    world = World()
+    world.keyspace(prefix=there)
+
+    if outcome == "free":
+        assert world.keyspace(prefix=new).prefix == new
+        return
+    with pytest.raises(PrefixOverlapError):
+        world.keyspace(prefix=new)
+
+
+def test_two_of_one_prefix_in_a_group_make_one_keyspace() -> None:
+    command = c.DefineKeyspace(name="a", prefix="acme_")
+    _, second = World().together(command, command)
+
+    assert isinstance(second, PrefixOverlapError)
+
+
+UNFIT: dict[str, dict[str, Any]] = {
+    "preset": {"preset": "unheard-of"},
+    "prefix": {"prefix": "_acme"},
+    "secret_format.length": {"secret_format": SecretFormat(alphabet="base62", length=21)},
+    "accepted_formats[0].min_length": {"accepted_formats": (AcceptedFormat(min_length=21),)},
+    "accepted_formats[0].max_length": {"accepted_formats": (AcceptedFormat(min_length=30, max_length=29),)},
+    "credential_locations": {"credential_locations": ("cookie:key",)},
+    "tenant_locations": {"tenant_locations": {"team": "query:team"}},
+    "tenant_locations.org_id": {"tenant_locations": {"org_id": "body:org"}},
+    "denial_status.valid": {"denial_status": {"valid": 403}},
+    "denial_status.unheard": {"denial_status": {"unheard": 403}},
+    "denial_status.rate_limited": {"denial_status": {"rate_limited": 200}},
+    "required_dimensions": {"required_dimensions": ("colour",)},
+}
+
+
+@pytest.mark.parametrize("field", UNFIT)
+def test_a_field_that_cannot_be_taken_is_named(field: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        World().keyspace(**UNFIT[field])
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    "alphabet, length, accepted", [("base62", 22, True), ("hex", 31, False), ("hex", 32, True)]
+)
+def test_128_bits_are_enough_and_less_is_not(alphabet: Any, length: int, accepted: bool) -> None:  # noqa: FBT001
+    secret_format = SecretFormat(alphabet=alphabet, length=length)
+    if accepted:
+        assert World().keyspace(secret_format=secret_format).secret_format == secret_format
+        return
+    with pytest.raises(InvalidError):
+        World().keyspace(secret_format=secret_format)
+
+
+def test_a_change_is_checked_as_a_whole_and_what_is_left_out_stays() -> None:
+    world = World()
+    keyspace = world.keyspace(preset="leadmagic", prefix=None)
+    changed = world.ask(c.ChangeKeyspace(keyspace_id=keyspace.id, denial_status={"billing_shortfall": 402}))
+
+    assert changed.denial_status == {"billing_shortfall": 402}
+    assert (changed.prefix, changed.require_balance, changed.version) == ("lm_", True, 2)
+    with pytest.raises(InvalidError):
+        world.ask(c.ChangeKeyspace(keyspace_id=keyspace.id, credential_locations=()))
+    with pytest.raises(VersionConflictError):
+        world.ask(c.ChangeKeyspace(keyspace_id=keyspace.id, name="x", expected_version=1))
+
+
+def test_the_built_in_keyspace_stays_as_it_is() -> None:
+    world = World()
+
+    with pytest.raises(BuiltinError):
+        world.ask(c.ChangeKeyspace(keyspace_id=world.root.keyspace_id, name="x"))
+
+
+def test_a_plan_names_its_models_or_says_that_it_means_all() -> None:
+    world = World()
+
+    with pytest.raises(InvalidError):
+        world.plan(models=())
+    with pytest.raises(InvalidError):
+        world.plan(price_multiplier="1.2345678")
+    plan = world.plan(models=("opus",))
+    changed = world.ask(c.ChangePlan(plan_id=plan.id, models="*", expected_version=1))
+
+    assert (changed.models, changed.price_multiplier, changed.version) == ("*", "1", 2)

@@ -1,0 +1,1 @@
+"""HTTP in, verdicts out, on real PostgreSQL and NATS."""

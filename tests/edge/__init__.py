@@ -1,0 +1,1 @@
+"""The edge library, without a network."""

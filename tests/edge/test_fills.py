@@ -1,0 +1,56 @@
+"""Fills: an edge asks for a few secrets at once, so that the ledger has time for the grants of all edges."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from keyledger_edge import FillAnswer, LedgerUnreachableError
+from keyledger_edge import _ledger_client as client_module
+from keyledger_edge._http import HttpClient, HttpReply
+from keyledger_edge._ledger_client import LedgerClient
+
+
+class CountingHttp(HttpClient):
+    """Answers when told to, and knows how many waited at once."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9", "kl_root_x")
+        self.open = asyncio.Event()
+        self.under_way = 0
+        self.most = 0
+
+    async def post(self, path: str, body: bytes, *, seconds: float) -> HttpReply:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await self.open.wait()
+        self.under_way -= 1
+        return HttpReply(
+            200, msgspec.json.encode(FillAnswer(facts=None, as_of=7, partition=0, epoch=1, utc=5))
+        )
+
+
+async def test_eight_at_once_and_all_in_the_end() -> None:
+    http = CountingHttp()
+    client = LedgerClient(http)
+    asking = [asyncio.create_task(client.fill(bytes([n]) * 32, "ks")) for n in range(30)]
+    await asyncio.sleep(0.01)
+
+    assert http.under_way == 8
+
+    http.open.set()
+    answers = await asyncio.gather(*asking)
+
+    assert [answer.as_of for answer in answers] == [7] * 30
+    assert http.most == 8
+
+
+async def test_who_waits_too_long_for_a_turn_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_FILL_SECONDS", 0.05)
+    client = LedgerClient(CountingHttp())
+    asking = [asyncio.create_task(client.fill(bytes([n]) * 32, "ks")) for n in range(9)]
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [LedgerUnreachableError] * 9

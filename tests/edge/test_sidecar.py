@@ -1,0 +1,126 @@
+"""The sidecar, as proxies and programs beside it see it."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyledger_edge import KeyspaceView, RateLimit, SecretFormat, SecretShape, Sidecar, Verifier
+from keyledger_edge.testing import FakeLedger
+from tests.edge.asgi import call
+
+
+@pytest.fixture
+def ledger() -> FakeLedger:
+    return FakeLedger()
+
+
+@pytest.fixture
+def sidecar(ledger: FakeLedger) -> Sidecar:
+    return Sidecar(ledger.verifier())
+
+
+def key(secret: str, **more: str) -> dict[str, str]:
+    return {"X-API-Key": secret, **more}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/v1/forward-auth", "/v1/forward-auth/v1/chat?model=x"])
+async def test_any_method_is_answered_for_any_path(
+    ledger: FakeLedger, sidecar: Sidecar, method: str, path: str
+) -> None:
+    answered = await call(sidecar, path, method=method, headers=key(ledger.add_key(key_id="key_7")))
+
+    assert answered.status == 200
+    assert answered.headers["x-keyledger-key-id"] == "key_7"
+
+
+async def test_a_refusal_for_nginx_is_one_that_nginx_understands(
+    ledger: FakeLedger, sidecar: Sidecar
+) -> None:
+    secret = ledger.add_key(rate_limits=(RateLimit(name="minute", limit=1, window_seconds=60),))
+    await call(sidecar, "/v1/forward-auth?proxy=nginx", headers=key(secret))
+    answered = await call(sidecar, "/v1/forward-auth?proxy=nginx", headers=key(secret))
+
+    assert answered.status == 403
+    assert answered.headers["x-keyledger-status"] == "429"
+    assert int(answered.headers["retry-after"]) > 0
+
+
+async def test_a_proxy_names_the_use_and_its_cost(ledger: FakeLedger, sidecar: Sidecar) -> None:
+    use = {"X-Keyledger-Cost-Micros": "12", "X-Keyledger-Request-Id": "r1"}
+    await call(sidecar, "/v1/forward-auth", headers=key(ledger.add_key(), **use))
+
+    assert ledger.charges == {"r1": 12}
+
+
+async def test_what_cannot_be_read_is_a_bad_request(ledger: FakeLedger, sidecar: Sidecar) -> None:
+    answered = await call(
+        sidecar, "/v1/forward-auth", headers=key(ledger.add_key(), **{"X-Keyledger-Cost-Micros": "-1"})
+    )
+
+    assert answered.status == 400
+
+
+async def test_envoys_client_cannot_choose_the_keyspace(ledger: FakeLedger) -> None:
+    other = KeyspaceView(keyspace_id="ks_other", shape=SecretShape(prefix="o_", format=SecretFormat()))
+    verifier = ledger.verifier()
+    verifier._keyspaces = {ledger.keyspace.keyspace_id: ledger.keyspace, "ks_other": other}
+    sidecar = Sidecar(verifier, keyspace_id="ks_test")
+    secret = ledger.add_key()
+
+    chosen = await call(sidecar, "/v1/forward-auth/chat?keyspace_id=ks_other", headers=key(secret))
+    named = await call(sidecar, "/v1/forward-auth?keyspace_id=ks_other", headers=key(secret))
+
+    assert (chosen.status, named.status) == (200, 401)
+    assert (await call(sidecar, "/v1/forward-auth?keyspace_id=ks_none")).status == 404
+
+
+async def test_verify_answers_like_the_ledger(ledger: FakeLedger, sidecar: Sidecar) -> None:
+    secret = ledger.add_key(name="mine")
+    answered = await call(sidecar, "/v1/verify", method="POST", body={"secret": secret})
+
+    assert answered.json() == {
+        "valid": True,
+        "code": "valid",
+        "key_id": "key_1",
+        "organization_id": "org_test",
+        "name": "mine",
+        "kind": "solo",
+        "scopes": {"permissions": "*", "projects": "*", "models": "*", "tenants": "*"},
+        "position": "0-0",
+    }
+
+
+async def test_a_batch_is_answered_in_order(ledger: FakeLedger, sidecar: Sidecar) -> None:
+    items = [{"secret": ledger.add_key()}, {"secret": "x"}, {"secret": ""}]
+    answered = await call(sidecar, "/v1/verify/batch", method="POST", body={"items": items})
+
+    assert [one["code"] for one in answered.json()["results"]] == ["valid", "malformed", "missing"]
+
+
+@pytest.mark.parametrize("body", [{}, {"secret": 1}, {"secret": "x", "unknown": 1}, "x", None])
+async def test_a_body_that_is_none_is_a_bad_request(sidecar: Sidecar, body: object) -> None:
+    assert (await call(sidecar, "/v1/verify", method="POST", body=body)).status == 400
+
+
+async def test_what_is_not_there_is_said(sidecar: Sidecar) -> None:
+    assert (await call(sidecar, "/v1/keys")).status == 404
+    assert (await call(sidecar, "/v1/verify")).status == 405
+
+
+async def test_it_says_how_it_is(ledger: FakeLedger, sidecar: Sidecar) -> None:
+    await call(sidecar, "/v1/forward-auth", headers=key(ledger.add_key()))
+
+    assert (await call(sidecar, "/healthz")).status == 200
+    assert (await call(sidecar, "/readyz")).status == 200
+    assert b'keyledger_edge_verdicts_total{code="valid"} 1' in (await call(sidecar, "/metrics")).body
+
+
+async def test_without_a_ledger_it_is_alive_not_ready_and_refuses() -> None:
+    sidecar = Sidecar(Verifier.at("http://127.0.0.1:9", "kl_root_x"))
+
+    assert (await call(sidecar, "/healthz")).status == 200
+    assert (await call(sidecar, "/readyz")).status == 503
+    assert (await call(sidecar, "/v1/forward-auth", headers=key("x"))).status == 503
+    verified = await call(sidecar, "/v1/verify", method="POST", body={"secret": "x"})
+    assert verified.json()["code"] == "ledger_unreachable"

@@ -1,0 +1,375 @@
+"""The ledger's side of the fence: who is waited for, what is granted, and when it holds."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from keyledger_edge import (
+    UNKNOWN,
+    Change,
+    Grant,
+    LeaseRequest,
+    next_chain,
+    open_grant,
+    read_changes,
+    seal_request,
+)
+from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms, OwnedFacts, derive_edge_key
+
+MS = 1_000_000
+MASTER_KEY = b"m" * 32
+TERMS = LeaseTerms(lease_ms=1000, drift=0.01, max_serve_stale_ms=500)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ns = 50_000 * MS
+
+    def boottime_ns(self) -> int:
+        return self.ns
+
+    def now(self) -> int:
+        return self.ns // 1000
+
+
+class Ledger:
+    """A keeper whose lock is confirmed, and that came to be long ago."""
+
+    def __init__(self, *, settled: bool = True, head: int = 10) -> None:
+        self.clock = Clock()
+        self.sent: list[bytes] = []
+        self.receipts: list[FenceReceipt] = []
+        self.keeper = FenceKeeper(
+            self.clock,
+            terms=TERMS,
+            partition=0,
+            epoch=1,
+            head=head,
+            master_key=MASTER_KEY,
+            publish=self.sent.append,
+            record_receipt=self.receipts.append,
+        )
+        if settled:
+            self.pass_ms(5_000)
+        self.confirm()
+
+    def confirm(self) -> None:
+        self.keeper.confirmed(self.clock.ns)
+
+    def pass_ms(self, milliseconds: float) -> None:
+        self.clock.ns += int(milliseconds * MS)
+
+    def wait_ms(self, milliseconds: float) -> None:
+        """Time passes, and the lock stays confirmed."""
+        self.pass_ms(milliseconds)
+        self.confirm()
+        self.keeper.advance()
+
+    def revoke(self, position: int) -> None:
+        self.keeper.committed(position, (Change(position, "key", "key_1", (bytes(32),)),))
+
+    def held(self, position: int) -> bool:
+        result = self.keeper.fence_of(position)
+        assert result is not None
+        return result.held
+
+
+class Edge:
+    """What an edge says, and nothing of what it does."""
+
+    def __init__(self, ledger: Ledger, name: str = "edge_1", **said: object) -> None:
+        self.ledger = ledger
+        self.name = name
+        self.incarnation = name.encode().ljust(16, b".")
+        self.key = derive_edge_key(MASTER_KEY, name, self.incarnation)
+        self.number = 0
+        self.vouched, self.chain, self.epoch = 0, bytes(16), -1
+        self.stale_ms = 0
+
+    def say(self, number: int, *, key: bytes | None = None) -> Grant | None:
+        request = LeaseRequest(
+            self.name,
+            self.incarnation,
+            number,
+            0,
+            self.epoch,
+            self.vouched,
+            self.chain,
+            0,
+            self.stale_ms,
+            "v",
+        )
+        answered = self.ledger.keeper.handle(seal_request(request, key or self.key))
+        return open_grant(answered[1], self.key) if answered is not None else None
+
+    def ask(self) -> Grant:
+        self.number += 1
+        grant = self.say(self.number)
+        assert grant is not None
+        self.vouched, self.chain, self.epoch = grant.head, grant.chain, grant.epoch
+        return grant
+
+    def apply(self, message: bytes) -> None:
+        self.chain = next_chain(self.chain, message)
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+def test_without_edges_a_fence_holds_at_once(ledger: Ledger) -> None:
+    ledger.revoke(11)
+
+    assert ledger.held(11)
+    assert ledger.receipts == [
+        FenceReceipt(
+            positions=(11,),
+            committed_at=ledger.clock.now(),
+            fenced_at=ledger.clock.now(),
+            edges_acknowledged=0,
+            edges_expired=0,
+        )
+    ]
+
+
+def test_what_grants_waits_for_nobody(ledger: Ledger) -> None:
+    Edge(ledger).ask()
+    ledger.keeper.committed(11, (Change(11, "key", "key_1", (), False),))
+
+    assert ledger.keeper.fence_of(11) is None
+    assert len(ledger.sent) == 1
+
+
+def test_a_fence_holds_when_every_edge_has_acknowledged(ledger: Ledger) -> None:
+    edges = [Edge(ledger, f"edge_{n}") for n in range(3)]
+    for edge in edges:
+        edge.ask()
+    ledger.revoke(11)
+    for edge in edges:
+        assert not ledger.held(11)
+
+        edge.apply(ledger.sent[0])
+        edge.say(0)
+
+    result = ledger.keeper.fence_of(11)
+    assert result is not None
+    assert (result.held, result.edges, result.acknowledged, result.expired) == (True, 3, 3, 0)
+
+
+def test_a_fence_holds_when_the_booked_lease_has_ended_and_not_before(ledger: Ledger) -> None:
+    Edge(ledger).ask()
+    ledger.revoke(11)
+    ledger.wait_ms(1_009)
+
+    assert not ledger.held(11)
+
+    ledger.wait_ms(2)
+
+    result = ledger.keeper.fence_of(11)
+    assert result is not None
+    assert (result.held, result.acknowledged, result.expired) == (True, 0, 1)
+
+
+def test_a_stale_bound_is_waited_for(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.stale_ms = 10_000  # more than is allowed
+    grant = edge.ask()
+    ledger.revoke(11)
+    ledger.wait_ms(1_500)
+
+    assert grant.lease_ns == int(1_000 * MS * 0.99) + int(500 * MS * 0.99)
+    assert not ledger.held(11)
+
+    ledger.wait_ms(20)
+
+    assert ledger.held(11)
+
+
+def test_a_grant_after_the_commit_carries_it_and_acknowledges_with_the_next_word(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+    ledger.revoke(11)
+    grant = edge.ask()
+
+    assert [one.position for one in grant.changes] == [11]
+    assert (grant.head, grant.confirmed, grant.reset) == (11, True, False)
+    assert not ledger.held(11)
+
+    edge.say(0)
+
+    assert ledger.held(11)
+
+
+def test_an_edge_that_came_after_the_commit_is_not_waited_for(ledger: Ledger) -> None:
+    ledger.revoke(11)
+    Edge(ledger).ask()
+
+    assert ledger.held(11)
+
+
+def test_a_chain_that_is_not_ours_proves_nothing(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+    ledger.revoke(11)
+    edge.apply(b"forged")
+    edge.say(0)
+
+    assert not ledger.held(11)
+
+    grant = edge.ask()
+
+    assert not grant.confirmed
+    assert [one.position for one in grant.changes] == [11]
+
+
+def test_a_word_without_the_right_seal_counts_for_nothing(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+    ledger.revoke(11)
+    edge.apply(ledger.sent[0])
+
+    assert edge.say(0, key=b"x" * 32) is None
+    assert not ledger.held(11)
+    assert ledger.keeper.handle(b"nonsense" * 9) is None
+
+
+def test_a_request_is_granted_once(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+
+    assert edge.say(1) is None
+
+
+def test_a_grant_runs_less_the_age_of_the_lock_and_then_not_at_all(ledger: Ledger) -> None:
+    ledger.pass_ms(250)
+
+    assert Edge(ledger).ask().lease_ns == int(1_000 * MS * 0.99) - 250 * MS
+
+    ledger.pass_ms(745)
+
+    assert Edge(ledger, "edge_2").say(1) is None
+    assert not ledger.keeper.is_owner
+
+
+def test_who_is_not_sure_of_the_lock_answers_no_fence(ledger: Ledger) -> None:
+    ledger.pass_ms(2_000)
+    ledger.revoke(11)
+
+    assert not ledger.held(11)
+
+    ledger.wait_ms(0)
+
+    assert ledger.held(11)
+
+
+def test_a_new_owner_waits_for_what_the_one_before_granted() -> None:
+    ledger = Ledger(settled=False)
+    ledger.keeper.resume((9,), 0)
+    ledger.revoke(11)
+    ledger.wait_ms(1_514)
+
+    assert not ledger.held(9)
+    assert not ledger.held(11)
+
+    ledger.wait_ms(2)
+
+    assert ledger.held(9)
+    assert ledger.held(11)
+    assert [one.positions for one in ledger.receipts] == [(9,), (11,)]
+
+
+def test_an_edge_of_the_owner_before_keeps_its_memory_where_the_changes_are_known() -> None:
+    ledger = Ledger()
+    ledger.keeper.preload([Change(8, "key", "key_1"), Change(9, "plan", "plan_1")], after=5)
+    edge = Edge(ledger)
+    edge.vouched, edge.epoch, edge.chain = 8, 1, b"another chain..."
+    known = edge.ask()
+    older = Edge(ledger, "edge_2")
+    older.vouched, older.epoch = 4, 1
+    forgetful = older.ask()
+
+    assert [one.position for one in known.changes] == [9]
+    assert (known.reset, known.confirmed) == (False, False)
+    assert forgetful.reset
+
+
+def test_an_edge_of_another_epoch_starts_empty(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.vouched, edge.epoch = 10, 0
+
+    assert edge.ask().reset
+
+
+def test_an_edge_that_knows_more_than_we_do_gets_nothing(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.vouched, edge.epoch = 99, 1
+
+    assert edge.say(1) is None
+
+
+def test_change_messages_form_a_chain(ledger: Ledger) -> None:
+    ledger.revoke(11)
+    ledger.keeper.committed(20)
+    ledger.revoke(21)
+    first, second = (read_changes(one) for one in ledger.sent)
+
+    assert first is not None
+    assert second is not None
+    assert (first.prev, first.position) == (10, 11)
+    assert (second.prev, second.position) == (11, 21)
+    assert ledger.keeper.head == 21
+
+
+async def test_one_waits_for_the_fence_and_is_told_how_it_went(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+    ledger.revoke(11)
+    waiting = asyncio.create_task(ledger.keeper.fence(11))
+    await asyncio.sleep(0)
+    ledger.pass_ms(7)
+    edge.apply(ledger.sent[0])
+    edge.say(0)
+    result = await waiting
+
+    assert (result.position, result.held, result.waited_ms) == ("0-11", True, 7.0)
+
+
+async def test_who_loses_the_partition_says_that_it_does_not_know(ledger: Ledger) -> None:
+    Edge(ledger).ask()
+    ledger.revoke(11)
+    waiting = asyncio.create_task(ledger.keeper.fence(11))
+    await asyncio.sleep(0)
+    ledger.keeper.lost()
+
+    assert not (await waiting).held
+
+
+def test_all_changes_of_one_commit_share_a_fence(ledger: Ledger) -> None:
+    Edge(ledger).ask()
+    changes = [Change(position, "key", f"key_{position}") for position in (11, 12, 14)]
+    ledger.keeper.committed(15, changes)
+
+    assert ledger.keeper.open_fences == 1
+    assert not any(ledger.held(one) for one in (11, 12, 14))
+    assert ledger.keeper.fence_of(13) is None
+
+
+def test_who_is_connected_can_be_seen(ledger: Ledger) -> None:
+    Edge(ledger).ask()
+    ledger.pass_ms(100)
+    [view] = ledger.keeper.edges()
+
+    assert (view.edge_id, view.lease_left_ms, view.last_heard_ms) == ("edge_1", 910, 100)
+
+
+def test_owned_facts_stop_when_the_lock_is_in_doubt(ledger: Ledger) -> None:
+    facts = OwnedFacts(ledger.keeper, lambda _digest: None, ledger.clock)
+
+    assert facts.facts_of(bytes(32)) is None
+
+    ledger.pass_ms(1_000)
+
+    assert facts.facts_of(bytes(32)) is UNKNOWN

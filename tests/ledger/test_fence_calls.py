@@ -1,0 +1,127 @@
+"""The fence hears of each commit at once, and goes on after a restart however long ago it began."""
+
+import asyncio
+
+import pytest
+
+from domain import commands as c
+from domain import events as e
+from keyledger_edge import Change
+from tests.ledger.world import Process, World, charge, until
+
+
+async def test_the_fence_is_told_of_a_commit_before_anybody_is_answered(
+    ledger: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await ledger.key(10)
+    told: list[tuple[int, tuple[Change, ...]]] = []
+    committed = ledger.ledger.bus.committed
+
+    def tells(position: int, changes: list[Change]) -> None:
+        assert not asked.done()
+        assert position == ledger.ledger.state.head
+        told.append((position, tuple(changes)))
+        committed(position, changes)
+
+    monkeypatch.setattr(ledger.ledger.bus, "committed", tells)
+    asked = ledger.ask(c.RevokeKey(key_id=key.id))
+    done = await asked
+
+    [(position, [change])] = told[:1]
+    assert position == done.position == done.fence_position == change.position
+    assert change.narrowing
+
+
+async def test_what_only_grants_has_no_fence(ledger: Process) -> None:
+    key = await ledger.key(10)
+
+    assert (await ledger.execute(charge(key, "r1", 1))).fence_position is None
+    assert (await ledger.execute(c.DisableKey(key_id=key.id))).narrowed
+    assert not (await ledger.execute(c.EnableKey(key_id=key.id))).narrowed
+
+
+async def receipts(world: World, count: int = 1) -> list[e.RevocationFenced]:
+    await until(lambda: len(world.of(e.RevocationFenced)) >= count)
+    return [one for one in world.of(e.RevocationFenced) if isinstance(one, e.RevocationFenced)]
+
+
+async def let_leases_end(world: World, ledger: Process) -> None:
+    for _ in range(2):
+        world.machine.boottime_us += 1_020_000
+        await until(lambda: ledger.ledger.confirmed)
+        ledger.ledger._fence_woken.set()
+
+
+async def test_a_fence_that_holds_is_recorded_once(world: World, ledger: Process) -> None:
+    key = await ledger.key(10)
+    done = await ledger.execute(c.RevokeKey(key_id=key.id))
+    await let_leases_end(world, ledger)
+
+    [receipt] = await receipts(world)
+
+    assert receipt.fenced == (done.fence_position,)
+    assert ledger.ledger.bus.narrowings.open == {}
+
+
+async def test_a_fence_goes_on_after_a_restart_however_much_came_after_it(
+    world: World, ledger: Process
+) -> None:
+    key, other = await ledger.key(10), await ledger.key(100_000)
+    revoked = await ledger.execute(c.RevokeKey(key_id=key.id))
+    for n in range(5):
+        await ledger.together(*(charge(other, f"r{n}-{m}", 1) for m in range(1_000)))
+    await ledger.killed()
+
+    again = await world.process().started()
+    fence = again.ledger.fences.fence_of(revoked.fence_position or 0)
+
+    assert fence is not None
+    assert not fence.held  # whoever granted before us may still be believed
+    await let_leases_end(world, again)
+    [receipt] = await receipts(world)
+    assert receipt.fenced == (revoked.fence_position,)
+
+
+async def test_a_fence_that_was_saved_open_goes_on_after_a_restart(world: World, ledger: Process) -> None:
+    key = await ledger.key(10)
+    revoked = await ledger.execute(c.RevokeKey(key_id=key.id))
+    await ledger.stopped()
+    assert await world.rows.through() == len(world.storage.events)
+
+    again = await world.process().started()
+
+    assert again.ledger.fences.fence_of(revoked.fence_position or 0) is not None
+
+
+async def test_a_receipt_that_finds_no_room_is_written_later(world: World) -> None:
+    ledger = await world.process(max_waiting=1).started()
+    key = await ledger.key(10)
+    await ledger.execute(c.RevokeKey(key_id=key.id))
+    ledger.log.hold()
+    under_way = ledger.ask(charge(key, "r1", 1))
+    await asyncio.sleep(0)
+    waiting = ledger.ask(c.Tick())
+    await asyncio.sleep(0)
+    await let_leases_end(world, ledger)
+    await asyncio.sleep(0.05)
+    ledger.log.gate.set()
+    await asyncio.gather(under_way, waiting)
+    ledger.ledger._fence_woken.set()
+
+    assert await receipts(world)
+
+
+async def test_a_receipt_under_way_when_the_ledger_stops_leaves_nothing_unheard(
+    world: World, ledger: Process
+) -> None:
+    key = await ledger.key(10)
+    await ledger.execute(c.RevokeKey(key_id=key.id))
+    ledger.log.hold()
+    await let_leases_end(world, ledger)
+    await asyncio.sleep(0.05)
+
+    await ledger.killed()
+    again = await world.process().started()
+    await let_leases_end(world, again)
+
+    assert len(await receipts(world)) == 1

@@ -1,0 +1,1 @@
+"""Each projection, from events alone."""

@@ -1,0 +1,1 @@
+"""Many actors on one seed."""

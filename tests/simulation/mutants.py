@@ -1,0 +1,161 @@
+"""Each rule of the fence switched off, one at a time: the checker must notice."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from keyledger_edge import (
+    Change,
+    ChangeMessage,
+    FillAnswer,
+    Grant,
+    LeasedCache,
+    LeaseRequest,
+    Verifier,
+    read_changes,
+)
+from services.ledger.fence import FenceKeeper, _Edge, _Fence
+from tests.simulation.cluster import Parts
+
+
+class AcknowledgementWithoutProof(FenceKeeper):
+    """Rule 10: the ledger believes an edge's position, whoever told the edge."""
+
+    def _heard(self, request: LeaseRequest, now: int) -> _Edge:
+        self._known_chains.setdefault(request.chain, request.position)
+        return super()._heard(request, now)
+
+
+class StaleBoundNotBooked(FenceKeeper):
+    """Rule 11: the fence does not wait for edges that chose to serve stale."""
+
+    def _book(self, edge: _Edge, now: int, stale_ms: int) -> None:
+        super()._book(edge, now, 0)
+
+
+class LeaseFromReceipt(LeasedCache):
+    """Rule 1: the lease counts from when the grant came."""
+
+    def _extend(self, grant: Grant, sent: int) -> None:
+        super()._extend(grant, self._clock())
+
+
+class GrantWithoutChanges(FenceKeeper):
+    """Rule 3: a grant says how long, but not what changed."""
+
+    def _changes_since(self, request: LeaseRequest) -> tuple[Change, ...] | None:
+        changes = super()._changes_since(request)
+        return None if changes is None else ()
+
+
+class AcknowledgeOverAGap(LeasedCache):
+    """Rule 4: a hole is stepped over, and what was missed is never asked for."""
+
+    def _follows(self, message: ChangeMessage) -> bool:
+        if message.epoch != self._epoch:
+            return False
+        self._vouched = max(self._vouched, message.position)
+        return True
+
+
+class AcknowledgeBeforeApplying(LeasedCache):
+    """Rule 5: the edge says that it has applied what it is about to apply."""
+
+    _later: tuple[Change, ...] = ()
+
+    def changed(self, data: bytes) -> bytes | None:
+        message = read_changes(data)
+        follows = message is not None and message.position > self._position and self._follows(message)
+        if message is None or not follows:
+            return super().changed(data)
+        self._catch_up_with_later()
+        self._later = message.changes
+        return super().changed(data)
+
+    def _apply(self, change: Change) -> None:
+        if change not in self._later:
+            super()._apply(change)
+
+    def request(self) -> bytes | None:
+        self._catch_up_with_later()
+        return super().request()
+
+    def _catch_up_with_later(self) -> None:
+        changes, self._later = self._later, ()
+        for change in changes:
+            super()._apply(change)
+
+
+class NoSnapshot(FenceKeeper):
+    """Rule 6: a fence asks nobody."""
+
+    def _add_fence(self, fence: _Fence) -> None:
+        fence.waiting.clear()
+        super()._add_fence(fence)
+
+
+class NoAsOfCheck(LeasedCache):
+    """Rule 7: whatever the ledger said is remembered, however old it is."""
+
+    def believes(self, answer: FillAnswer) -> bool:
+        return True
+
+
+class AsOfOfTheKeyAlone(LeasedCache):
+    """Rule 7: the fill is compared with changes of its key, and with nothing else it rests on."""
+
+    def believes(self, answer: FillAnswer) -> bool:
+        tombstones = self._tombstones
+        facts = answer.facts
+        return facts is None or not (
+            answer.as_of < tombstones.floor or tombstones._changed(facts.key_id, answer.as_of)
+        )
+
+
+class JoinAnyFlight(Verifier):
+    """Rule 8: a look-up is shared whenever it began."""
+
+    def _may_share(self, flight: Any, arrived: int, answer: FillAnswer | None) -> bool:
+        return True
+
+
+class SecondGranter(FenceKeeper):
+    """Rule 9: who once owned the partition goes on granting."""
+
+    def _remaining_ns(self, now: int) -> int:
+        return self._terms.granted_ns if self.owner_until_ns else 0
+
+
+class LedgerForgetsLeases(FenceKeeper):
+    """Rule 9: a new owner does not wait for what the one before granted."""
+
+    def _add_fence(self, fence: _Fence) -> None:
+        self._quiet_until = 0
+        super()._add_fence(fence)
+
+
+class BooksTooLittle(FenceKeeper):
+    """Rule 1: the ledger waits only for half of what it granted."""
+
+    def _book(self, edge: _Edge, now: int, stale_ms: int) -> None:
+        edge.ends = max(edge.ends, now + self._terms.booked_ns(stale_ms) // 2)
+
+
+MUTANTS: Final[dict[str, Parts]] = {
+    "lease from receipt": Parts(cache=LeaseFromReceipt),
+    "no as_of check": Parts(cache=NoAsOfCheck),
+    "join any flight": Parts(verifier=JoinAnyFlight),
+    "no drift margin": Parts(drift_counted=False),
+    "grant without changes": Parts(keeper=GrantWithoutChanges),
+    "ledger forgets leases": Parts(keeper=LedgerForgetsLeases),
+    "acknowledge before applying": Parts(cache=AcknowledgeBeforeApplying),
+    "acknowledge over a gap": Parts(cache=AcknowledgeOverAGap),
+    "a second granter": Parts(keeper=SecondGranter),
+    "as_of compared with the key alone": Parts(cache=AsOfOfTheKeyAlone),
+    # Beyond the ten of docs/fence.md:
+    "an event loop's cached clock": Parts(cached_clock=True),
+    "no snapshot at commit": Parts(keeper=NoSnapshot),
+    "books too little": Parts(keeper=BooksTooLittle),
+    "an acknowledgement without proof": Parts(keeper=AcknowledgementWithoutProof),
+    "a stale bound that is not booked": Parts(keeper=StaleBoundNotBooked),
+}
