@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -11,11 +11,18 @@ from domain.instants import Instant
 from domain.money import MAX_MICROS
 from domain.windows import WINDOWS, Window, window_starts
 
-MICROS, REQUESTS = 0, 1
 Unit = Literal["micros", "requests"]
 
+S = TypeVar("S", bound=msgspec.Struct)
 
-class Wallet(msgspec.Struct, kw_only=True):
+
+def copied(row: S) -> S:
+    """A shallow copy, in half the time that `replace` takes."""
+    copy: S = row.__copy__()  # type: ignore[attr-defined]  # the stubs leave it out
+    return copy
+
+
+class Wallet(msgspec.Struct, kw_only=True, gc=False):
     """An organization's prepaid balance. `balance - reserved` may be spent, and the credit limit."""
 
     organization_id: str
@@ -57,10 +64,10 @@ class Wallet(msgspec.Struct, kw_only=True):
 
     def copy(self) -> Wallet:
         """A copy to be changed by a decision that may yet be thrown away."""
-        return replace(self)
+        return copied(self)
 
 
-class Tally(msgspec.Struct, array_like=True):
+class Tally(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What one window has seen: money spent or held, and requests."""
 
     start: int
@@ -70,80 +77,119 @@ class Tally(msgspec.Struct, array_like=True):
     """The (unit, percent) thresholds already told."""
 
 
-class Counters(msgspec.Struct, array_like=True):
-    """The current tallies of one key, project or organization, in the order of WINDOWS.
+class Counters(msgspec.Struct, array_like=True, gc=False):
+    """The current tallies of one key, project or organization.
 
     All four windows are always counted, so that a quota set in the middle of a month is exact.
-    A past window is kept only while an open reservation belongs to it.
+    A past window is kept only while an open reservation belongs to it. Flat, because there is one
+    for every key and a charge copies two; copies share the tuple and the dicts, which are replaced
+    and never changed in place.
     """
 
     day: int
-    tallies: list[Tally]
-    past: dict[str, Tally] = {}
-    held: dict[str, int] = {}
+    """Of the current windows; their starts follow from it."""
+    day_micros: int = 0
+    day_requests: int = 0
+    week_micros: int = 0
+    week_requests: int = 0
+    month_micros: int = 0
+    month_requests: int = 0
+    total_micros: int = 0
+    total_requests: int = 0
+    alerts: tuple[tuple[Window, Unit, int], ...] = ()
+    """The (window, unit, percent) thresholds already told in the current windows."""
+    past: dict[str, Tally] | None = None
+    held: dict[str, int] | None = None
     """Open reservations by window, such as `month/20392`."""
-
-    @classmethod
-    def at(cls, day: int) -> Counters:
-        """Empty tallies of the windows that hold a day."""
-        return cls(day, [Tally(start) for start in window_starts(day)], {}, {})
 
     def copy(self) -> Counters:
         """A copy to be changed by a decision that may yet be thrown away."""
-        return Counters(
-            self.day,
-            [replace(tally) for tally in self.tallies],
-            {name: replace(tally) for name, tally in self.past.items()} if self.past else {},
-            dict(self.held) if self.held else {},
+        return copied(self)
+
+    @property
+    def tallies(self) -> tuple[Tally, Tally, Tally, Tally]:
+        """The current windows', in the order of WINDOWS."""
+        day, week, month, total = window_starts(self.day)
+        return (
+            Tally(day, self.day_micros, self.day_requests, self._alerts_of("day")),
+            Tally(week, self.week_micros, self.week_requests, self._alerts_of("week")),
+            Tally(month, self.month_micros, self.month_requests, self._alerts_of("month")),
+            Tally(total, self.total_micros, self.total_requests, self._alerts_of("total")),
         )
+
+    def _alerts_of(self, window: Window) -> tuple[tuple[Unit, int], ...]:
+        return tuple((unit, percent) for named, unit, percent in self.alerts if named == window)
+
+    def tally(self, window: Window, start: int) -> Tally | None:
+        """The tally of a window, if it is current or still held."""
+        if window_starts(self.day)[WINDOWS.index(window)] != start:
+            return None if self.past is None else self.past.get(f"{window}/{start}")
+        micros, requests = getattr(self, f"{window}_micros"), getattr(self, f"{window}_requests")
+        return Tally(start, micros, requests, self._alerts_of(window) if self.alerts else ())
 
     def turn(self, day: int) -> None:
         """Go on to a later day: windows that are over begin anew, or are kept while held."""
         if day <= self.day:
             return
-        for index, start in enumerate(window_starts(day)):
-            tally = self.tallies[index]
-            if tally.start != start:
-                name = f"{WINDOWS[index]}/{tally.start}"
-                if self.held.get(name):
-                    self.past[name] = tally
-                self.tallies[index] = Tally(start)
+        for window, tally, start in zip(WINDOWS, self.tallies, window_starts(day), strict=True):
+            if tally.start == start:
+                continue
+            name = f"{window}/{tally.start}"
+            if self.held is not None and name in self.held:
+                self.past = {**(self.past or {}), name: tally}
+            setattr(self, f"{window}_micros", 0)
+            setattr(self, f"{window}_requests", 0)
+            if self.alerts:
+                self.alerts = tuple(one for one in self.alerts if one[0] != window)
         self.day = day
-
-    def tally(self, window: Window, start: int) -> Tally | None:
-        """The tally of a window, if it is current or still held."""
-        current = self.tallies[WINDOWS.index(window)]
-        return current if current.start == start else self.past.get(f"{window}/{start}")
 
     def add(self, starts: tuple[int, int, int, int], micros: int, requests: int) -> None:
         """Count a use (or take it back) in the windows with these starts."""
         if starts[0] == self.day:
-            for current in self.tallies:
-                current.micros += micros
-                current.requests += requests
+            self.day_micros += micros
+            self.week_micros += micros
+            self.month_micros += micros
+            self.total_micros += micros
+            self.day_requests += requests
+            self.week_requests += requests
+            self.month_requests += requests
+            self.total_requests += requests
             return
-        for index, start in enumerate(starts):
-            tally = self.tally(WINDOWS[index], start)
-            if tally is not None:
-                tally.micros += micros
-                tally.requests += requests
+        for window, start, current in zip(WINDOWS, starts, window_starts(self.day), strict=True):
+            if start == current:
+                setattr(self, f"{window}_micros", getattr(self, f"{window}_micros") + micros)
+                setattr(self, f"{window}_requests", getattr(self, f"{window}_requests") + requests)
+            elif self.past is not None and (tally := self.past.get(f"{window}/{start}")) is not None:
+                added = Tally(start, tally.micros + micros, tally.requests + requests, tally.alerts)
+                self.past = {**self.past, f"{window}/{start}": added}
+
+    def told(self, window: Window, start: int, unit: Unit, percent: int) -> None:
+        """A threshold was reached in a window, and told."""
+        if window_starts(self.day)[WINDOWS.index(window)] == start:
+            self.alerts = (*self.alerts, (window, unit, percent))
+        elif self.past is not None and (tally := self.past.get(f"{window}/{start}")) is not None:
+            told = replace(tally, alerts=(*tally.alerts, (unit, percent)))
+            self.past = {**self.past, f"{window}/{start}": told}
 
     def hold(self, starts: tuple[int, int, int, int]) -> None:
         """An open reservation belongs to these windows: they are kept."""
+        held = dict(self.held or {})
         for window, start in zip(WINDOWS, starts, strict=True):
             name = f"{window}/{start}"
-            self.held[name] = self.held.get(name, 0) + 1
+            held[name] = held.get(name, 0) + 1
+        self.held = held
 
     def let_go(self, starts: tuple[int, int, int, int]) -> None:
         """A reservation of these windows is settled."""
+        held, past = dict(self.held or {}), dict(self.past or {})
         for window, start in zip(WINDOWS, starts, strict=True):
             name = f"{window}/{start}"
-            left = self.held.get(name, 0) - 1
+            left = held.pop(name, 0) - 1
             if left > 0:
-                self.held[name] = left
+                held[name] = left
             else:
-                self.held.pop(name, None)
-                self.past.pop(name, None)
+                past.pop(name, None)
+        self.held, self.past = held or None, past or None
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

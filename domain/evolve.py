@@ -338,7 +338,7 @@ def counters_of(books: Books, subject_id: str, day: int) -> Counters:
     """The subject's counters, turned to this day, to be changed in place."""
     counters = owned(books.counters, subject_id)
     if counters is None:
-        counters = books.counters[subject_id] = Counters.at(day)
+        counters = books.counters[subject_id] = Counters(day)
     elif counters.day < day:
         counters.turn(day)
     return counters
@@ -468,9 +468,7 @@ def _threshold_reached(books: Books, event: e.ThresholdReached, _position: int) 
         _wallet(books, event.organization_id).alerted = True
         return
     counters = counters_of(books, event.subject_id, event.at // DAY)
-    tally = counters.tally(_known(event.window), _known(event.window_start))
-    if tally is not None:
-        tally.alerts = (*tally.alerts, (event.unit, _known(event.percent)))
+    counters.told(_known(event.window), _known(event.window_start), event.unit, _known(event.percent))
 
 
 def _keys_seen(books: Books, event: e.KeysSeen, _position: int) -> None:

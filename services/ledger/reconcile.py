@@ -286,7 +286,7 @@ def _compare_counters(sums: Sums, state: State, where: str) -> Iterator[Finding]
             continue
         tallies = [
             *zip(("day", "week", "month", "total"), counters.tallies, strict=True),
-            *((name.partition("/")[0], tally) for name, tally in counters.past.items()),
+            *((name.partition("/")[0], tally) for name, tally in (counters.past or {}).items()),
         ]
         for window, tally in tallies:
             micros, requests = used.used.get((window, tally.start), (0, 0))

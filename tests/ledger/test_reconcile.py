@@ -110,7 +110,7 @@ async def test_a_saved_counter_that_is_off_is_found() -> None:
     saved = History(41)
     saved.grow(3_000)
     subject, counters = next(iter(saved.state.counters.items()))
-    counters.tallies[2].requests += 1
+    counters.month_requests += 1
 
     found = await reconciled(EVENTS, saved=saved.state)
 

@@ -264,7 +264,7 @@ class Money(RuleBasedStateMachine):
             for window, tally in zip(now, counters.tallies, strict=True):
                 assert tally.micros == self.recount.micros[subject][window]
                 assert tally.requests == self.recount.requests[subject][window]
-            for name, tally in counters.past.items():
+            for name, tally in (counters.past or {}).items():
                 window = windows_of(tally.start * DAY)[WINDOWS.index(name.partition("/")[0])]
 
                 assert tally.micros == self.recount.micros[subject][window]
@@ -273,7 +273,7 @@ class Money(RuleBasedStateMachine):
                 for one in self.shop.state.reservations.values()
                 if one.status == "open" and subject in (one.key_id, one.project_id, one.organization_id)
             ]
-            assert sum(counters.held.values()) == len(WINDOWS) * len(still_open)
+            assert sum((counters.held or {}).values()) == len(WINDOWS) * len(still_open)
             for one in still_open:
                 self._kept(subject, one.reserved_at)
 
