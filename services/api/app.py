@@ -95,7 +95,7 @@ def build_app(
     that there are more; `published` is how far NATS is, as far as is known; `more_routes` are those
     of other parts, and `app.state.api.registry` is where these may register what they count.
     """
-    redactor = Redactor(ledger.state)
+    redactor = Redactor(ledger.state, lambda: ledger.confirmed)
     registry = CollectorRegistry()
     registry.register(metrics.LedgerFigures(ledger, reader, published))
     feed = Feed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from string import ascii_letters, digits
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -19,6 +20,9 @@ _MOST_DEPTH: Final = 32
 _MOST_PARAMETERS: Final = 100
 _INT64: Final = range(-(2**63), 2**63)
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+# Secrets hold 128 bits and more: 22 base62 digits in a row at least.
+_LONG_RUN: Final = re.compile(r"[0-9A-Za-z]{22}")
+_LETTERS: Final = ascii_letters + digits
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
 _PLACE: Final = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
@@ -58,7 +62,7 @@ def read_query(query: bytes, kind: type[T]) -> T:
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
     for name, value in pairs:
         if name not in known:
-            raise invalid(name[:100], "is not a parameter of this request")
+            raise invalid(beginning(name), "is not a parameter of this request")
         if name in given:
             raise invalid(name, "is given twice")
         if _CONTROL.search(value):
@@ -70,6 +74,16 @@ def read_query(query: bytes, kind: type[T]) -> T:
         raise complaint(str(error)) from None
 
 
+def may_hold_secret(text: str) -> bool:
+    """Is it long enough for a secret? Most texts are not, and are cleared by this one look."""
+    return _LONG_RUN.search(text) is not None
+
+
+def beginning(text: str, most: int = 100) -> str:
+    """What an answer repeats of a text. Where it is cut, nothing is left of a secret that was cut through."""
+    return text if len(text) <= most else text[:most].rstrip(_LETTERS) + "..."
+
+
 def complaint(message: str) -> ProblemError:
     """A decoder's complaint as a problem that names the field, such as `items[3].amount_micros`."""
     found = _PLACE.search(message)
@@ -78,7 +92,7 @@ def complaint(message: str) -> ProblemError:
     if missing := _MISSING.match(sentence):
         return invalid(_join(path, missing["field"]), "is required")
     if unknown := _UNKNOWN.match(sentence):
-        return invalid(_join(path, unknown["field"][:100]), "is not a field of this request")
+        return invalid(_join(path, beginning(unknown["field"])), "is not a field of this request")
     if sentence.endswith(r"matching regex '\\S'"):
         sentence = "must not be blank"
     field = "body" if path.startswith("[...]") else path or "body"
@@ -124,7 +138,7 @@ def _check(value: Any, path: str, depth: int, shapes: tuple[SecretShape, ...]) -
     elif isinstance(value, dict):
         for name, inner in value.items():
             _check_text(name, path, shapes)
-            _check(inner, _join(path, name[:100]), depth + 1, shapes)
+            _check(inner, _join(path, beginning(name)), depth + 1, shapes)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _check(inner, f"{path}[{index}]", depth + 1, shapes)
@@ -133,6 +147,8 @@ def _check(value: Any, path: str, depth: int, shapes: tuple[SecretShape, ...]) -
 def _check_text(text: str, path: str, shapes: tuple[SecretShape, ...]) -> None:
     if _CONTROL.search(text):
         raise invalid(path or "body", "must not hold control characters")
+    if not may_hold_secret(text):
+        return
     for shape in shapes:
-        if shape.prefix in text and re.search(shape.pattern, text):
+        if shape.anywhere.search(text):
             raise invalid(path or "body", "holds what looks like a secret; it belongs nowhere else")

@@ -6,6 +6,7 @@ from typing import Any
 
 from domain.errors import NotFoundError
 from domain.ids import parse_position
+from services.api.bodies import beginning
 from services.api.operations import Call, Query, Reply, operation
 from services.api.writing import fence_as_it_stands, fenced
 from services.ledger.fence import FenceResult
@@ -39,7 +40,7 @@ async def get_fence(call: Call[FenceQuery, Any]) -> Reply:
     except ValueError:
         partition, number = -1, 0
     if partition != call.partition or not 0 < number <= call.ledger.state.head:
-        raise NotFoundError("position", text[:64])
+        raise NotFoundError("position", beginning(text))
     fence = await fenced(call, number) if call.query.wait else None
     return Reply(fence or fence_as_it_stands(call, number))
 

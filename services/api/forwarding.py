@@ -17,15 +17,12 @@ from hashlib import sha256
 from typing import Any, Final, Protocol
 
 import aiohttp
-import structlog
 from multidict import CIMultiDict
 from yarl import URL
 
 from services.api.hot.answers import Answer, error_answer
 from services.api.hot.requests import HotRequest, Send
 from services.ledger.errors import CannotAnswerError, NotOwnerHereError, UnavailableError, UnknownOutcomeError
-
-log = structlog.get_logger()
 
 _FORWARDED: Final = "X-Keyledger-Forwarded"
 _NOT_OWNER: Final = b"x-keyledger-not-owner"
@@ -223,7 +220,8 @@ class Forwarder:
             text = str(name, "latin-1")
             if text not in _HOP_BY_HOP:
                 headers.add(text, _text(value))
-        headers["X-Request-Id"] = request.request_id
+        # The owner judges it: we may not have heard yet of the keyspace of a secret in it.
+        headers["X-Request-Id"] = request.given_id or request.request_id
         client = request.scope.get("client")
         peer = client[0] if client else ""
         at = int(time.time())
@@ -279,7 +277,8 @@ async def _hand_back(response: aiohttp.ClientResponse, request: HotRequest, send
         for name, value in response.raw_headers
         if str(name, "latin-1").lower() not in _NOT_SENT_ON
     ]
-    headers.append((b"x-request-id", request.request_id.encode()))
+    told = response.headers.get("X-Request-Id", request.request_id)
+    headers.append((b"x-request-id", told.encode("utf-8", "surrogateescape")))
     start = {"type": "http.response.start", "status": response.status, "headers": headers}
     length = response.content_length
     bodiless = request.scope["method"] == "HEAD" or length is None or length > _SMALL

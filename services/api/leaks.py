@@ -65,10 +65,7 @@ class LeakView(View, frozen=True, kw_only=True):
 async def report_leak(call: Call[Fencing, Leak]) -> Reply:
     """Revoke the key whose secret was found."""
     body = call.body
-    if body.where is not None and call.api.redactor.holds_secret(body.where):
-        where: str | None = call.api.redactor.redact(body.where)
-    else:
-        where = body.where
+    where = None if body.where is None else call.api.redactor.redact(body.where)
     digest = _digest_of(body)
     if not _is_known(call, digest):
         view = LeakView(found=False, key=None, position=call.place(call.ledger.state.head))

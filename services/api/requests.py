@@ -9,6 +9,7 @@ from domain.decisions.access import find_key
 from domain.errors import NotFoundError
 from domain.instants import to_text
 from projections.requests import Kind, RequestEntry, find_request, list_requests
+from services.api.bodies import beginning
 from services.api.lists import Filter, Paging, read_page
 from services.api.operations import Call, Query, Reply, operation
 from services.api.views import Micros, Position, Time, View, time_of
@@ -108,7 +109,7 @@ async def get_request(call: Call[RequestQuery, Any]) -> Reply:
         )
     visible = [entry for entry in entries if _is_visible(call, entry)]
     if not visible:
-        raise NotFoundError("request", request_id[:200])
+        raise NotFoundError("request", beginning(request_id, most=200))
     view = RequestsView(
         request_id=request_id,
         items=[request_view(call, entry) for entry in visible],

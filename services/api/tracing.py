@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from time import perf_counter
 from typing import Any, Final
 from urllib.parse import unquote
 
+from domain.ids import ID_PATTERN
 from domain.state import State
 from keyledger_edge import SecretShape, ip_allowed, redact
-from services.api.bodies import known_shapes
+from services.api.bodies import known_shapes, may_hold_secret
 from services.api.hot.requests import new_request_id
 
 _KEY: Final = "keyledger.trace"
@@ -18,6 +20,7 @@ _MOST_REQUEST_ID: Final = 128
 _MOST_USER_AGENT: Final = 256
 _MOST_PATH: Final = 256
 _UNIX: Final = "unix"
+_ID_OR_LONG_RUN: Final = re.compile(rf"({ID_PATTERN})(?![0-9A-Za-z])|[0-9A-Za-z]{{22,}}")
 
 
 class Trace:
@@ -33,10 +36,15 @@ class Trace:
 
 
 class Redactor:
-    """Takes secrets of all keyspaces out of what is shown or written down."""
+    """Takes secrets of all keyspaces out of what is shown or written down.
 
-    def __init__(self, state: State) -> None:
+    A process that does not own the partition may not have heard of a keyspace yet. While it is not
+    `sure` to know them all, whatever could be a secret is taken for one.
+    """
+
+    def __init__(self, state: State, sure: Callable[[], bool]) -> None:
         self._state = state
+        self._sure = sure
         self._known: tuple[int, tuple[SecretShape, ...]] = (-1, ())
 
     @property
@@ -50,11 +58,18 @@ class Redactor:
 
     def redact(self, text: str) -> str:
         """The text without secrets."""
-        return redact(text, self.shapes)
+        if not may_hold_secret(text):
+            return text
+        told = redact(text, self.shapes)
+        return told if self._sure() else _ID_OR_LONG_RUN.sub(lambda found: found[1] or "[redacted]", told)
 
     def holds_secret(self, text: str) -> bool:
-        """Is there something in it that looks like a secret?"""
-        return self.redact(text) != text
+        """Is there something in it that looks like a secret of a keyspace that is known here?"""
+        return may_hold_secret(text) and any(shape.anywhere.search(text) for shape in self.shapes)
+
+    def may_be_shown(self, text: str) -> bool:
+        """Is it certain that there is no secret in it?"""
+        return self.redact(text) == text
 
 
 def trace_of(scope: Any, redactor: Redactor) -> Trace:
@@ -72,7 +87,7 @@ def _sane(given: str | None, redactor: Redactor) -> str | None:
     """The caller's own trace id, where it can stand in headers, logs and the audit."""
     if not given or len(given) > _MOST_REQUEST_ID or not (given.isascii() and given.isprintable()):
         return None
-    return None if redactor.holds_secret(given) else given
+    return given if redactor.may_be_shown(given) else None
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str | None:
@@ -88,8 +103,9 @@ def user_agent_of(headers: Iterable[tuple[bytes, bytes]], redactor: Redactor) ->
     given = header(headers, b"user-agent")
     if not given:
         return None
-    printable = "".join(letter if letter.isprintable() else " " for letter in given[:_MOST_USER_AGENT])
-    return redactor.redact(printable)
+    printable = "".join(letter if letter.isprintable() else " " for letter in given)
+    # Redacted before it is cut: half of a secret is no longer recognised as one.
+    return redactor.redact(printable)[:_MOST_USER_AGENT]
 
 
 def shown_path(path: str, redactor: Redactor) -> str:

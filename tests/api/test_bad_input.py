@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from keyledger_edge import SecretFormat, SecretShape
 from services.api.app import ROUTES
 from services.api.operations import Operation
 from tests.api.hot.world import call
@@ -326,6 +327,50 @@ async def test_no_log_line_holds_a_secret(api: Management, capsys: pytest.Captur
     assert "/v1/keys/kl_live_[redacted]" in said.out
     assert made["secret"] not in said.out + said.err
     assert api.root not in said.out + said.err
+
+
+@pytest.mark.parametrize("before", [56, 64, 70, 92, 99, 100, 101])
+async def test_a_long_text_that_is_cut_off_for_an_answer_leaves_no_part_of_a_secret(
+    api: Management, before: int
+) -> None:
+    secret = (await api.create())["secret"]
+    long = "-" * before + secret
+    tried = [
+        await api.get(f"/v1/keys?{long}=1"),
+        await api.post("/v1/plans", {long: 1}),
+        await api.post("/v1/plans", {"name": "x", "models": {long: [{"x": "\0"}]}}),
+        await api.get(f"/v1/requests/{'-' * 100}{long}"),
+        await api.get(f"/v1/fences/{long}"),
+    ]
+
+    for answer in tried:
+        assert 400 <= answer.status < 500
+        assert secret.removeprefix("kl_live_")[:5].encode() not in answer.body
+
+
+async def test_a_user_agent_is_kept_without_the_part_of_a_secret_that_fits(api: Management) -> None:
+    key = (await api.create())["key"]
+    secret = SecretShape(prefix="kl_live_", format=SecretFormat(length=30, checksum="crc32")).generate()
+    for before in range(200, 260):
+        changed = await api.ask(
+            "PATCH", f"/v1/keys/{key['id']}", {"name": f"{before}"}, user_agent="-" * before + secret
+        )
+        assert changed.status == 200
+    told = await api.get(f"/v1/keys/{key['id']}/history?limit=500")
+
+    assert told.status == 200
+    assert secret.removeprefix("kl_live_")[:5].encode() not in told.body
+
+
+async def test_an_imported_secret_stands_nowhere_else(api: Management) -> None:
+    accepted = {"prefix": "old-", "alphabet": "hex", "min_length": 32, "max_length": 32}
+    made = await api.post(
+        "/v1/keyspaces", {"name": "x", "preset": "default", "prefix": "x_", "accepted_formats": [accepted]}
+    )
+    answer = await api.post("/v1/plans", {"name": f"was old-{'0a' * 16}", "models": "*"})
+
+    assert made.status == 201
+    assert (answer.status, answer.json["errors"][0]["field"]) == (400, "name")
 
 
 JUNK: list[Any] = [

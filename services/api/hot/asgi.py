@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from services.api.auth import reads_on
+from services.api.bodies import beginning
 from services.api.forwarding import Forwarder, not_owner_answer
 from services.api.hot.answers import Answer
 from services.api.hot.callers import Callers
@@ -71,7 +72,7 @@ class HotPath:
         self._management = management
         self._forwarder = forwarder
         self._settings = settings
-        self._watch = SecretWatch(ledger.state)
+        self._watch = SecretWatch(ledger.state, lambda: ledger.confirmed)
         self.counts = HotCounts()
         self.callers = Callers(ledger)
         checker = Checker(ledger, self._watch)
@@ -187,8 +188,8 @@ class HotPath:
         return (route, _bound(one[1], parts[3])) if one[0] == method else (route, _only(one[0]))
 
     def _settle_request_id(self, request: HotRequest) -> None:
-        if self._watch.holds(request.request_id):
-            request.request_id = new_request_id()
+        given = request.given_id
+        request.request_id = given if given and self._watch.may_be_shown(given) else new_request_id()
 
     # -- answering elsewhere
 
@@ -217,6 +218,8 @@ class HotPath:
 
     async def _here_after_all(self, request: HotRequest, send: Send) -> None:
         """This process has become the owner. Raises NotOwnerHereError when it has just lost that again."""
+        # Only now is it certain which keyspaces there are.
+        self._settle_request_id(request)
         routed = self._route(request.scope["method"], request.scope["path"])
         if routed is None:
             await self._management(request.scope, request.replay, send)
@@ -249,7 +252,7 @@ def _only(method: str) -> Handler:
     async def refuse(request: HotRequest) -> Answer:
         raise ProblemError(
             "method_not_allowed",
-            f"{request.scope['path'][:100]} takes {method}.",
+            f"{beginning(request.scope['path'])} takes {method}.",
             headers={"Allow": method},
         )
 

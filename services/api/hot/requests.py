@@ -59,6 +59,12 @@ class HotRequest:
         self.peer: str | None = client[0] or None if client else None
         """Where it came from; the HTTP layer puts the client's address here when a trusted proxy forwards."""
 
+    @property
+    def given_id(self) -> str | None:
+        """The client's own trace id, if it can stand in a header. Whether it holds a secret is not judged."""
+        given = [value for name, value in self.scope["headers"] if name == b"x-request-id"]
+        return _sane(given[-1]) if given else None
+
     async def read(self) -> None:
         """Receive the whole body; refused when it is absurdly large."""
         if not self._received:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -13,28 +13,23 @@ from keyledger_edge import NO_USE, Use
 from services.api.hot.answers import Answer, error_answer
 from services.api.tracing import Redactor
 
-# Secrets hold 128 bits and more: 22 base62 digits at least. Most texts have no such run, and are
-# cleared by this one look.
-_LONG_RUN: Final = re.compile(r"[0-9A-Za-z]{22}")
-
 
 class SecretWatch:
-    """Finds secrets of any keyspace in text."""
+    """Finds secrets of any keyspace in text; `sure` as a Redactor has it."""
 
-    def __init__(self, state: State) -> None:
-        self._redactor = Redactor(state)
-
-    def holds(self, text: str) -> bool:
-        """Is there something in it that looks like a secret?"""
-        return _LONG_RUN.search(text) is not None and self._redactor.holds_secret(text)
+    def __init__(self, state: State, sure: Callable[[], bool]) -> None:
+        self._redactor = Redactor(state, sure)
+        self.holds = self._redactor.holds_secret
+        self.may_be_shown = self._redactor.may_be_shown
 
     def error_answer(self, error: Exception, request_id: str) -> Answer:
         """An error told without a secret: what was sent in the wrong field is often named in it."""
         answer = error_answer(error, request_id)
         text = answer.body.decode()
-        if not self.holds(text):
+        told = self._redactor.redact(text)
+        if told == text:
             return answer
-        body = self._redactor.redact(text).encode()
+        body = told.encode()
         headers = [(name, value) for name, value in answer.headers if name != b"content-length"]
         headers.append((b"content-length", b"%d" % len(body)))
         return answer._replace(headers=headers, body=body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import sha256
 from math import log2
 from typing import Final, Literal
@@ -122,10 +122,16 @@ class SecretShape(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Could this be a secret of the keyspace? Decided without any look-up."""
         return self.looks_right(secret) and self.checksum_is_right(secret)
 
-    @property
-    def pattern(self) -> str:
-        """A regular expression that finds such secrets in text (for redaction)."""
-        return rf"(?<![0-9A-Za-z])(?:{self.regex.pattern})"
+    @cached_property
+    def anywhere(self) -> re.Pattern[str]:
+        """Finds such secrets in text, whatever stands around them.
+
+        A checksum can be computed, so a secret without it is one; letters that follow may belong
+        to a longer one that was imported.
+        """
+        own = f"{re.escape(self.prefix)}{_CLASSES[self.format.alphabet]}{{{self.format.length}}}"
+        patterns = [own, *(one.pattern for one in self.accepted)]
+        return re.compile(f"(?:{'|'.join(patterns)})[0-9A-Za-z]*", re.ASCII)
 
     def describe(self) -> str:
         """One line for people, such as `kl_live_ + 30 base62 + CRC32 as 6 base62`."""
@@ -133,13 +139,8 @@ class SecretShape(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return f"{self.prefix} + {self.format.length} {self.format.alphabet}{tail}"
 
 
-@lru_cache(maxsize=4096)
-def _redactor(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(patterns))
-
-
 def redact(text: str, shapes: tuple[SecretShape, ...]) -> str:
     """The text with every secret of these shapes replaced by its prefix and `[redacted]`."""
     for shape in shapes:
-        text = _redactor((shape.pattern,)).sub(f"{shape.prefix}[redacted]", text)
+        text = shape.anywhere.sub(f"{shape.prefix}[redacted]", text)
     return text

@@ -6,6 +6,7 @@ must listen only where nobody else can reach it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -33,6 +34,8 @@ _FORWARD_AUTH: Final = "/v1/forward-auth"
 _MAX_BODY: Final = 1024 * 1024
 _MAX_BATCH: Final = 1_000
 _MAX_REMEMBERED: Final = 1_024
+# A secret of any keyspace, also of one that is not known here, has 22 letters and digits in a row.
+_KEYSPACE_OR_LONG_RUN: Final = re.compile(r"(ks_[0-9A-Z]{26})(?![0-9A-Za-z])|[0-9A-Za-z]{22,}")
 _JSON: Final = (b"content-type", b"application/json")
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
@@ -107,7 +110,7 @@ class Sidecar:
         except BadRequestError as error:
             return self._counted(error.code, answer_error(error, proxy=proxy))
         except UnknownKeyspaceError as error:
-            return self._counted(error.code, answer_problem(404, "not_found", str(error), proxy=proxy))
+            return self._counted(error.code, answer_problem(404, "not_found", _shown(error), proxy=proxy))
         except RefusedByLedgerError as error:
             return self._counted(
                 error.reason, answer_problem(error.status, error.reason, str(error), proxy=proxy)
@@ -169,9 +172,9 @@ class Sidecar:
                 return await self._say(self._one(body))
             return await self._say_all(self._batch(body).items)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            return answer_problem(400, "invalid_request", str(error))
+            return answer_problem(400, "invalid_request", _shown(error))
         except UnknownKeyspaceError as error:
-            return answer_problem(404, "not_found", str(error))
+            return answer_problem(404, "not_found", _shown(error))
         except RefusedByLedgerError as error:
             return answer_problem(error.status, error.reason, str(error))
 
@@ -220,6 +223,11 @@ class Sidecar:
     def _counted(self, code: str, answer: HttpAnswer) -> HttpAnswer:
         self.answers[code] = self.answers.get(code, 0) + 1
         return answer
+
+
+def _shown(error: Exception) -> str:
+    """What may be told of an error. It may repeat what was sent in the wrong field: a secret, say."""
+    return _KEYSPACE_OR_LONG_RUN.sub(lambda found: found[1] or "[redacted]", str(error))
 
 
 def _use(request: VerifyRequest) -> Use:
