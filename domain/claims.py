@@ -10,10 +10,15 @@ def _digest(kind: bytes, *parts: str) -> bytes:
     return blake2b("\0".join(parts).encode(), digest_size=16, person=kind).digest()
 
 
+_request = blake2b(digest_size=16, person=b"request")
+
+
 @lru_cache(maxsize=16)  # asked for twice in a row: to look it up, and to take it
 def request_claim(organization_id: str, request_id: str) -> bytes:
     """A request id is taken for ever within its organization."""
-    return _digest(b"request", organization_id, request_id)
+    digest = _request.copy()  # in two thirds of the time that it takes to make one
+    digest.update(f"{organization_id}\0{request_id}".encode())
+    return digest.digest()
 
 
 def reference_claim(organization_id: str, reference: str) -> bytes:

@@ -14,7 +14,7 @@ UNSET = msgspec.UNSET
 UnsetType = msgspec.UnsetType
 
 
-class Asking(msgspec.Struct, frozen=True, kw_only=True):
+class Asking(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Who asks, and from where."""
 
     actor: str
@@ -26,7 +26,7 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin | None = None
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What every command is."""
 
 

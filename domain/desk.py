@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from domain import ids
-from domain.commands import Asking
+from domain.commands import Asking, Metering
 from domain.events import Event, Private, stream_of
 from domain.evolve import evolve
 from domain.facts import FactsBook
 from domain.instants import Instant
 from domain.keys import Key, Secret
+from domain.ports import NewClaim
 from domain.state import Draft
 from keyledger_edge import KeyFacts, RateLimit, RateState
 
@@ -28,15 +29,6 @@ class Limiter(Protocol):
     def give_back(self, key_id: str, limits: tuple[RateLimit, ...], provider: str | None) -> None:
         """Undo one `take`."""
         ...
-
-
-class Claimed(NamedTuple):
-    """A claim that this group makes."""
-
-    digest: bytes
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a claim
-    expires_at: Instant | None
-    answer: bytes | None
 
 
 class Placed(NamedTuple):
@@ -72,13 +64,18 @@ class Desk:
         self.partition = partition
         self.asking = SYSTEM_ASKING
         self.placed: list[Placed] = []
-        self.claims: list[Claimed] = []
+        self.claims: list[NewClaim] = []
+        self.base = draft.head
         self.taken: dict[bytes, int] = {}
-        """Claims of this group: digest to index of the event."""
+        """Names that this group took for ever, each with the position of its event."""
         self.limiter = limiter
         self._facts = facts
         self._entropy = entropy
         self._rate_takes: list[tuple[str, tuple[RateLimit, ...], str | None]] = []
+        self.vouched: str | None = None
+        """A caller whose root key was found alive in this group."""
+        self.located: tuple[Metering, tuple[Key, Secret | None] | str] | None = None
+        """What was asked last, and whose key pays for it: looked up for the claim, then to decide."""
 
     # -- recording
 
@@ -89,20 +86,26 @@ class Desk:
 
     def record(self, event: Event) -> int:
         """The event happens: it is applied to the draft, and will be appended. Its position."""
-        position = self.draft.head + 1
+        draft = self.draft
+        position = draft.head + 1
         stream = stream_of(event)
-        versions = self.draft.versions
+        versions = draft.versions
         version = (versions.find(stream) or 0) + 1
         versions[stream] = version
-        evolve(self.draft, event, position)
+        evolve(draft, event, position)
         self.placed.append(Placed(stream, version, event))
         return position
 
-    def claim(self, digest: bytes, *, expires_at: Instant | None = None, answer: bytes | None = None) -> None:
+    def begin(self, asking: Asking) -> None:
+        """The next command is decided, for whoever asks."""
+        self.asking = asking
+        self.located = None
+
+    def claim(self, digest: bytes) -> None:
         """Take a name for the event recorded last (or, before any, for the next)."""
         index = max(0, len(self.placed) - 1)
-        self.claims.append(Claimed(digest, index, expires_at, answer))
-        self.taken[digest] = index
+        self.claims.append(NewClaim(digest, index))
+        self.taken[digest] = self.base + index + 1
 
     def private(self, **fields: object) -> Private:
         """Personal fields, with where they came from."""

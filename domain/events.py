@@ -18,7 +18,7 @@ SYSTEM = "system"
 """The actor of what the ledger does by itself: expiry, receipts, thresholds."""
 
 
-class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """From where a change was asked for."""
 
     ip: str | None = None
@@ -26,7 +26,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str | None = None
 
 
-class Quota(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Quota(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An amount (micros or requests) per window."""
 
     unit: Literal["micros", "requests"]
@@ -35,7 +35,7 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     alert_percents: tuple[int, ...] = ()
 
 
-class Private(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Private(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The personal fields of an event; every one is optional."""
 
     name: str | None = None
@@ -50,8 +50,8 @@ class Private(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     origin: Origin | None = None
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """What every event carries."""
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, gc=False):
+    """What every event carries. Nothing in it points back, so garbage collection need not look."""
 
     at: Instant
     actor: str = SYSTEM
@@ -428,7 +428,7 @@ class ThresholdReached(Event, frozen=True, kw_only=True, tag="threshold.reached"
 # -- what was seen, not decided -----------------------------------------------------------------
 
 
-class Denial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Denial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One refused use that named a request id."""
 
     request_id: str

@@ -326,7 +326,8 @@ def _wallet(books: Books, organization_id: str | None) -> Wallet:
 
 def settle(books: Books, event: e.WalletEvent) -> Wallet:
     """Set the wallet to what the event says it is after it."""
-    wallet = _wallet(books, event.organization_id)
+    wallet: Wallet | None = owned(books.wallets, event.organization_id or "")
+    assert wallet is not None, "an organization has a wallet from its first event on"
     wallet.balance = event.balance_micros
     wallet.reserved = event.reserved_micros
     if wallet.alerted and wallet.alert_below is not None and (wallet.available >= wallet.alert_below):
@@ -377,9 +378,15 @@ def _terms_set(books: Books, event: e.WalletTermsSet, _position: int) -> None:
 
 
 def _charged(books: Books, event: e.UsageCharged, _position: int) -> None:
-    settle(books, event).charged += event.amount_micros
-    _count(books, event, event.amount_micros, 1, event.at)
-    books.last_used[event.key_id] = event.at
+    amount, key_id, at = event.amount_micros, event.key_id, event.at
+    settle(books, event).charged += amount
+    day = at // DAY
+    starts = window_starts(day)
+    counters_of(books, key_id, day).add(starts, amount, 1)
+    counters_of(books, _known(event.organization_id), day).add(starts, amount, 1)
+    if event.project_id is not None:
+        counters_of(books, event.project_id, day).add(starts, amount, 1)
+    books.last_used[key_id] = at
 
 
 def _refunded(books: Books, event: e.UsageRefunded, _position: int) -> None:

@@ -57,18 +57,16 @@ Starts = tuple[int, int, int, int]
 
 def levels_of(books: Books, key: Key, project_id: str | None) -> Levels:
     """Whose quotas a use of the key is checked against; levels without quotas are left out."""
-    levels: list[tuple[Level, str, tuple[Quota, ...]]] = []
-    if key.quotas:
-        levels.append(("key", key.id, key.quotas))
+    levels: Levels = (("key", key.id, key.quotas),) if key.quotas else ()
     if project_id is not None:
         project = books.projects.find(project_id)
         if project is not None and project.quotas:
-            levels.append(("project", project.id, project.quotas))
+            levels = (*levels, ("project", project.id, project.quotas))
     if key.organization_id is not None:
         organization = books.organizations.find(key.organization_id)
         if organization is not None and organization.quotas:
-            levels.append(("organization", organization.id, organization.quotas))
-    return tuple(levels)
+            levels = (*levels, ("organization", organization.id, organization.quotas))
+    return levels
 
 
 def tally_of(counters: Counters | None, window: Window, start: int) -> Tally | None:

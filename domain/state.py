@@ -49,6 +49,21 @@ class Layer(Table[K, V]):
         return row if row is not None else self.below(key)
 
 
+class SettingsLayer(Layer[K, V]):
+    """Rows that few groups change: until one does, look-ups go straight to what is below."""
+
+    def rest_on(self, base: Table[K, V]) -> None:
+        """What is not changed here is found in `base`."""
+        super().rest_on(base)
+        if not self:
+            self.find = self.below  # type: ignore[method-assign,assignment]
+
+    def __setitem__(self, key: K, row: V) -> None:
+        """Change a row."""
+        super().__setitem__(key, row)
+        self.__dict__.pop("find", None)
+
+
 def owned(table: Table[K, C], key: K) -> C | None:
     """A row that may be changed in place: in a draft it is copied on the first touch."""
     row = table.get(key)
@@ -59,21 +74,9 @@ def owned(table: Table[K, C], key: K) -> C | None:
     return row
 
 
-TABLES = (
-    "keyspaces",
-    "organizations",
-    "projects",
-    "plans",
-    "keys",
-    "secrets",
-    "wallets",
-    "counters",
-    "reservations",
-    "refunds",
-    "last_used",
-    "versions",
-    "members",
-)
+SETTINGS = ("keyspaces", "organizations", "projects", "plans", "keys", "secrets", "members")
+MONEY = ("wallets", "counters", "reservations", "refunds", "last_used", "versions")
+TABLES = SETTINGS + MONEY
 
 Due = tuple[Instant, str, str, int]
 """(when, kind, id, generation): something that time alone brings about."""
@@ -137,7 +140,9 @@ class Draft(Books):
 
     def __init__(self, state: State, above: Draft | None = None) -> None:
         below: Books = state if above is None else above
-        for name in TABLES:
+        for name in SETTINGS:
+            setattr(self, name, SettingsLayer(getattr(below, name)))
+        for name in MONEY:
             setattr(self, name, Layer(getattr(below, name)))
         self.state = state
         self.head = below.head

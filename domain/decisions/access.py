@@ -60,6 +60,14 @@ def caller_of(desk: Desk) -> Key | None:
     return key
 
 
+def vouch_for_caller(desk: Desk) -> None:
+    """Refuse a caller whose root key died since it was let in; looked up once in a group of uses."""
+    actor = desk.asking.actor
+    if actor != desk.vouched or desk.draft.settings_changed:
+        caller_of(desk)
+        desk.vouched = actor
+
+
 def require(desk: Desk, permission: str) -> None:
     """The caller's root key must (still) hold this permission."""
     caller = caller_of(desk)

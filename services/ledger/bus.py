@@ -30,7 +30,6 @@ from domain.ports import (
     HeadMovedError,
     Log,
     LogUnavailableError,
-    NewClaim,
     NewDataKey,
     NewEvent,
     NotOwnerError,
@@ -48,11 +47,11 @@ from services.ledger.errors import (
 from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools, with_event
 from services.ledger.jobs import Done, Idempotency, Job, Mapper, Render
 from services.ledger.narrowings import Narrowings
+from services.ledger.recent_claims import RecentClaims
 
 log = structlog.get_logger()
 
 MAX_GROUP = 1_000
-_REMEMBERED_CLAIMS = 100_000
 _READ_BATCH = 2_000
 _MAX_TRIES = 50
 _RESOLVE_TRIES = 50
@@ -106,7 +105,7 @@ class Bus:
         self._max_waiting = max_waiting
         self._waiting: deque[Job] = deque()
         self._woken = asyncio.Event()
-        self._recent: dict[bytes, KnownClaim] = {}
+        self._recent = RecentClaims()
         self._ahead: _Ahead | None = None
         self._finishing = False
         self._draining = False
@@ -273,7 +272,7 @@ class Bus:
             group = ahead.group
         else:
             due = self._pop_due()
-            group = DecidedGroup(self._state, self._tools, self._clock.now(), _Known(known, self._recent))
+            group = DecidedGroup(self._state, self._tools, self._clock.now(), self._finder(known))
         done = False
         try:
             if ahead is None:
@@ -305,7 +304,7 @@ class Bus:
             return True
         events = self._encoded(group)
         keys = (*self._mapper.take_new_data_keys(), *self.new_data_keys)
-        to_write = Group(os.urandom(16), group.base, events, [NewClaim(*one) for one in desk.claims], keys)
+        to_write = Group(os.urandom(16), group.base, events, desk.claims, keys)
         appending = asyncio.create_task(self._append_surely(to_write), name="append")
         # Should nobody wait for it to its end: its outcome is in doubt then, and nobody is told.
         appending.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -334,9 +333,7 @@ class Bus:
             jobs.append(self._waiting.popleft())
         if not jobs:
             return
-        group = DecidedGroup(
-            self._state, self._tools, self._clock.now(), _Known({}, self._recent), above=under_way
-        )
+        group = DecidedGroup(self._state, self._tools, self._clock.now(), self._recent.find, above=under_way)
         self._ahead = _Ahead(jobs, group)
         try:
             group.decide((), jobs, frozenset())
@@ -501,14 +498,14 @@ class Bus:
             else:
                 job.future.set_exception(outcome)
 
+    def _finder(self, known: dict[bytes, KnownClaim]) -> Callable[[bytes], KnownClaim | None]:
+        """Finds claims that were looked up for a group, or were made by groups before it."""
+        recent = self._recent.find
+        return lambda digest: known.get(digest) or recent(digest)
+
     def _remember(self, group: DecidedGroup) -> None:
-        recent, base, placed = self._recent, group.base, group.desk.placed
-        for claimed in group.desk.claims:
-            if claimed.expires_at is None:
-                event = placed[claimed.index].event
-                recent[claimed.digest] = KnownClaim(base + claimed.index + 1, event, None)
-        while len(recent) > _REMEMBERED_CLAIMS:
-            del recent[next(iter(recent))]
+        placed = group.desk.placed
+        self._recent.remember(group.base, group.desk.taken, placed)
         self.narrowings.committed(group.changes, group.draft.at, (one.event for one in placed))
         self._note_changed(group.draft)
 
@@ -594,18 +591,6 @@ class Bus:
         state = self._state
         while state.agenda and state.agenda[0][0] <= state.at and not is_open(state, state.agenda[0]):
             heappop(state.agenda)
-
-
-class _Known(dict[bytes, KnownClaim]):
-    """Claims looked up for this group, above those remembered from groups before."""
-
-    def __init__(self, looked_up: dict[bytes, KnownClaim], recent: dict[bytes, KnownClaim]) -> None:
-        super().__init__()
-        self._looked_up = looked_up
-        self._recent = recent
-
-    def get(self, digest: bytes, default: Any = None) -> Any:  # as dict's own
-        return self._looked_up.get(digest) or self._recent.get(digest) or default
 
 
 def _is_simple(job: Job) -> bool:

@@ -11,12 +11,12 @@ from domain.decisions import wallets
 from domain.decisions.charging import VALID, UseOutcome
 from domain.decisions.passing_time import record_due
 from domain.decisions.reservations import CaptureOutcome
-from domain.desk import SYSTEM_ASKING, Claimed, Desk, Limiter
+from domain.desk import SYSTEM_ASKING, Desk, Limiter
 from domain.errors import IdempotencyConflictError, InvalidError, LedgerError
 from domain.events import Event
 from domain.facts import FactsBook
 from domain.instants import SECOND, Instant
-from domain.ports import TakenClaim
+from domain.ports import NewClaim, TakenClaim
 from domain.state import Draft, Due, State
 from keyledger_edge import Change
 from services.ledger.handlers import CLAIM, DECIDE, REPLAY
@@ -75,7 +75,7 @@ class DecidedGroup:
         state: State,
         tools: Tools,
         now: Instant,
-        known: dict[bytes, KnownClaim],
+        find_known: Callable[[bytes], KnownClaim | None],
         *,
         above: DecidedGroup | None = None,
     ) -> None:
@@ -90,7 +90,8 @@ class DecidedGroup:
             entropy=tools.entropy,
             partition=tools.partition,
         )
-        self.known = known
+        self._find_known = find_known
+        self._answers_kept: set[bytes] = set()
         self.outcomes: list[tuple[Job, Done | Exception]] = []
         self.unsure: dict[bytes, list[int]] = {}
         """Refused money whose request id may have been granted before: claim to outcomes' indexes."""
@@ -116,35 +117,34 @@ class DecidedGroup:
             self._collect_changes()
 
     def _decide(self, job: Job, checked: frozenset[bytes]) -> None:
-        desk = self.desk
-        desk.asking = job.asking
-        before = len(desk.placed)
-        waits = job.idempotency is not None and job.idempotency.claim in desk.taken
-        if waits or before >= MOST_EVENTS:
+        desk, placed, idempotency = self.desk, self.desk.placed, job.idempotency
+        before = len(placed)
+        if before >= MOST_EVENTS or (idempotency is not None and idempotency.claim in self._answers_kept):
             self.deferred.append(job)
             return
+        desk.begin(job.asking)
         claim: bytes | None = None
         taken: tuple[int, Event] | None = None
         refused: Any = None
         try:
-            if job.idempotency is not None:
-                answered = self._answered_before(job)
+            if idempotency is not None:
+                answered = self._answered_before(idempotency)
                 if answered is not None:
                     self.outcomes.append((job, answered))
                     return
             claim = self._claim_of(job)
             taken = None if claim is None else self._taken(claim)
-            result = refused = self._result(job, taken)
-            self._conclude(job, result, before)
+            refused = self._result(job, taken)
+            self._conclude(job, refused, before)
         except LedgerError as error:
-            if len(desk.placed) != before:
+            if len(placed) != before:
                 raise PoisonedError(job, error) from error
             self.outcomes.append((job, error))
         except Exception as error:
             raise PoisonedError(job, error) from error
-        if len(desk.placed) > before:
+        if len(placed) > before:
             self._note_writer(job, before)
-        if claim is not None and taken is None and claim not in checked and _may_be_a_replay(refused):
+        elif claim is not None and taken is None and claim not in checked and _may_be_a_replay(refused):
             self.unsure.setdefault(claim, []).append(len(self.outcomes) - 1)
 
     def _note_writer(self, job: Job, before: int) -> None:
@@ -161,14 +161,14 @@ class DecidedGroup:
         return next((job for written, job in self._writers if index < written), None)
 
     def _result(self, job: Job, taken: tuple[int, Event] | None) -> Any:  # each decision's own
-        command = job.command
+        desk, command = self.desk, job.command
         if isinstance(command, c.RefundCharge):
             if taken is None:
-                return wallets.refund(self.desk, command, job.charge)
-            return wallets.replay_refund(self.desk, command, job.charge, taken[1], taken[0])
+                return wallets.refund(desk, command, job.charge)
+            return wallets.replay_refund(desk, command, job.charge, taken[1], taken[0])
         if taken is None:
-            return DECIDE[type(command)](self.desk, command)
-        return REPLAY[type(command)](self.desk, command, taken[1], taken[0])
+            return DECIDE[type(command)](desk, command)
+        return REPLAY[type(command)](desk, command, taken[1], taken[0])
 
     def _claim_of(self, job: Job) -> bytes | None:
         command = job.command
@@ -179,34 +179,31 @@ class DecidedGroup:
 
     def _taken(self, claim: bytes) -> tuple[int, Event] | None:
         """Position and event of a claim made in this group or before it."""
-        index = self.desk.taken.get(claim)
-        if index is not None:
-            return self.base + index + 1, self.desk.placed[index].event
+        position = self.desk.taken.get(claim)
+        if position is not None:
+            return position, self.desk.placed[position - self.base - 1].event
         if self._above is not None and claim in self._above.desk.taken:
             return self._above._taken(claim)  # noqa: SLF001  # another of our kind
-        known = self.known.get(claim)
-        if known is None or known.event is None:
-            return None
-        return known.position, known.event
+        known = self._find_known(claim)
+        return None if known is None or known.event is None else (known.position, known.event)
 
-    def _answered_before(self, job: Job) -> Done | None:
-        assert job.idempotency is not None, "asked only where there is one"
-        known = self.known.get(job.idempotency.claim)
+    def _answered_before(self, idempotency: Idempotency) -> Done | None:
+        known = self._find_known(idempotency.claim)
         if known is None or known.answer is None:
             return None
-        if known.answer[:_DIGEST_BYTES] != job.idempotency.body_digest:
+        if known.answer[:_DIGEST_BYTES] != idempotency.body_digest:
             msg = "This Idempotency-Key was used before, with another request."
             raise IdempotencyConflictError(msg, field="Idempotency-Key")
         fence = int.from_bytes(known.answer[_DIGEST_BYTES:_ANSWER_FROM], "big")
         return Done(position=known.position, fence_position=fence or None, replay=known.answer[_ANSWER_FROM:])
 
     def _conclude(self, job: Job, result: Any, before: int) -> None:
-        wrote = len(self.desk.placed) > before
-        done = Done(result=result, position=self.draft.head, wrote=wrote)
-        if wrote and self.draft.settings_changed:
+        draft = self.draft
+        done = Done(result=result, position=draft.head, wrote=len(self.desk.placed) > before)
+        if draft.settings_changed and done.wrote:
             done.fence_position = self._last_narrowing(before)
         if job.idempotency is not None and job.render is not None:
-            answer = job.render(result, self.draft, done.position)
+            answer = job.render(result, draft, done.position)
             self._keep_answer(job.idempotency, answer, done.fence_position)
         self.outcomes.append((job, done))
 
@@ -219,9 +216,9 @@ class DecidedGroup:
         fence = (fence_position or 0).to_bytes(_FENCE_BYTES, "big")
         expires_at = self.desk.now + self._tools.idempotency_seconds * SECOND
         self.desk.claims.append(
-            Claimed(idempotency.claim, index, expires_at, idempotency.body_digest + fence + answer)
+            NewClaim(idempotency.claim, index, expires_at, idempotency.body_digest + fence + answer)
         )
-        self.desk.taken[idempotency.claim] = index
+        self._answers_kept.add(idempotency.claim)
 
     def _last_narrowing(self, before: int) -> int | None:
         narrowing = None
@@ -249,7 +246,7 @@ class DecidedGroup:
         """Refused jobs turn out to be retries of a granted one: they get that answer."""
         for index in self.unsure[claim]:
             job, _ = self.outcomes[index]
-            self.desk.asking = job.asking
+            self.desk.begin(job.asking)
             try:
                 result = self._result(job, (position, event))
             except LedgerError as error:

@@ -92,7 +92,7 @@ class World:
 
     def decide_with(self, due: list[Due], *asked: tuple[Command, Asking] | Command) -> DecidedGroup:
         """The same with these entries of the agenda."""
-        group = DecidedGroup(self.state, self._tools, self.now, self.claims)
+        group = DecidedGroup(self.state, self._tools, self.now, self.claims.get)
         group.decide(due, [self._job(*_with_asking(one, self)) for one in asked], frozenset())
         return group
 
