@@ -14,6 +14,8 @@ from typing import Any, Final, TypeVar
 
 import uvicorn
 
+from services.api.at_once import AnswersAtOnce, AtOnceProtocol
+
 T = TypeVar("T")
 
 _BACKLOG: Final = 2048
@@ -115,7 +117,7 @@ def config_of(app: Any, *, grace_seconds: int = _GRACE_SECONDS) -> uvicorn.Confi
     """How we run uvicorn; the benches run their floor with the same."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=AtOnceProtocol if isinstance(app, AnswersAtOnce) else "httptools",
         ws="none",
         lifespan="auto",
         log_config=None,

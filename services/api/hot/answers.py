@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -29,6 +31,14 @@ class Answer(NamedTuple):
     body: bytes
     code: str = "ok"
     """What metrics count it as."""
+
+
+class Later(NamedTuple):
+    """An answer that waits for something, without a coroutine that waits."""
+
+    future: asyncio.Future[Any]
+    answer: Callable[[Any], Answer]
+    """Of what the future brings. May raise what a handler may raise."""
 
 
 def json_answer(status: int, value: Any, code: str = "ok") -> Answer:

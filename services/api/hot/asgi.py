@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from services.api.at_once import ReplyLater
 from services.api.auth import reads_on
 from services.api.bodies import beginning
 from services.api.forwarding import Forwarder, not_owner_answer
-from services.api.hot.answers import Answer
+from services.api.hot.answers import Answer, Later
 from services.api.hot.callers import Callers
 from services.api.hot.charges import Charges
 from services.api.hot.checking import Checker
@@ -27,6 +31,7 @@ from services.api.hot.requests import (
     Receive,
     Scope,
     Send,
+    hung_up,
     new_request_id,
 )
 from services.api.hot.reservations import Reservations
@@ -39,7 +44,8 @@ from services.ledger.errors import NotOwnerHereError
 from services.ledger.ledger import Ledger
 
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-Handler = Callable[[HotRequest], Answer | Awaitable[Answer]]
+Told = Answer | Later | Awaitable[Answer]
+Handler = Callable[[HotRequest], Told]
 """The body is read before. What need not wait is answered at once: that spares a coroutine."""
 OneHandler = Callable[[HotRequest, str], Awaitable[Answer]]
 Routed = tuple[str, Handler]
@@ -47,6 +53,9 @@ Routed = tuple[str, Handler]
 _HERE: Final = ("/healthz", "/readyz", "/metrics", "/docs", "/schema", "/console")
 """Answered by every process for itself, owner or not."""
 _LONG_TEXT: Final = 22
+_FORWARD_AUTH_URL: Final = FORWARD_AUTH.encode()
+_PLAIN_URL: Final = re.compile(rb"[!$&->@-~]*(\?[!$-~]*)?").fullmatch
+"""Nothing in its path has to be unquoted, and no fragment has to be cut off."""
 
 
 class HotSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +111,7 @@ class HotPath:
         self._exact: dict[tuple[str, str], Routed] = {
             (method, path): (path, handle) for path, (method, handle) in self._routes.items()
         }
+        self._heard = {path.encode(): method.encode() for path, (method, _) in self._routes.items()}
         self._of_one: dict[tuple[str, str], tuple[str, OneHandler]] = {
             ("charges", "refund"): ("POST", charges.refund),
             ("reservations", ""): ("GET", reservations.show),
@@ -142,8 +152,7 @@ class HotPath:
                 message = await request.receive()
                 if not request.takes_all(message):
                     await request.take(message)
-            told = handle(request)
-            answer = told if isinstance(told, Answer) else await told
+            answer = await _awaited(handle(request))
         except ClientGoneError:
             return
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
@@ -151,11 +160,8 @@ class HotPath:
             if failed is None:
                 return
             answer = failed
-        status, headers, body, code = answer
-        self.counts.count(route, status, code, perf_counter() - started)
-        headers.append((b"x-request-id", request.request_id.encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        self.counts.count(route, answer.status, answer.code, perf_counter() - started)
+        await _send(answer, request.request_id, send)
 
     async def _failed(self, error: Exception, request: HotRequest, send: Send) -> Answer | None:
         """An error as an answer; None when another process gives the answer."""
@@ -191,6 +197,62 @@ class HotPath:
         given = request.given_id
         request.request_id = given if given and self._watch.may_be_shown(given) else new_request_id()
 
+    # -- the short cut of `AtOnceProtocol`
+
+    def hears(self, method: bytes, url: bytes) -> bool:
+        """May a request be answered at once? The hot paths, as nearly everybody writes them."""
+        return self._heard.get(url) == method or (
+            url.startswith(_FORWARD_AUTH_URL) and method == b"GET" and _PLAIN_URL(url) is not None
+        )
+
+    def at_once(self, scope: Scope, body: bytes) -> Answer | ReplyLater | None:
+        """The answer of a hot path to a request that came whole; None: it is `__call__`'s."""
+        started = perf_counter()
+        request = HotRequest(scope, hung_up)
+        routed = self._route(scope["method"], scope["path"])
+        limit = self._settings.max_body_bytes
+        if routed is None or not self._ledger.owner or request.forwarded is not None or len(body) > limit:
+            return None
+        request.body = body
+        if len(request.request_id) >= _LONG_TEXT:
+            self._settle_request_id(request)
+        route, handle = routed
+        trusted = self._settings.trusted_proxies
+        if trusted and route != FORWARD_AUTH:
+            request.peer = client_ip(scope, trusted)
+        try:
+            told = handle(request)
+        except NotOwnerHereError:
+            return None
+        except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
+            told = self._watch.error_answer(error, request.request_id)
+        if isinstance(told, Answer):
+            return self._done(told, request, route, started)
+        if not isinstance(told, Later):
+            told = Later(asyncio.ensure_future(told), _as_it_is)
+        return ReplyLater(told.future, partial(self._late, request, route, started, told.answer))
+
+    def _late(
+        self,
+        request: HotRequest,
+        route: str,
+        started: float,
+        answer: Callable[[Any], Answer],
+        future: asyncio.Future[Any],
+    ) -> Answer | None:
+        try:
+            told = answer(future.result())
+        except NotOwnerHereError:
+            return None  # Nothing was written: asked once more, it is another process that answers.
+        except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
+            told = self._watch.error_answer(error, request.request_id)
+        return self._done(told, request, route, started)
+
+    def _done(self, answer: Answer, request: HotRequest, route: str, started: float) -> Answer:
+        self.counts.count(route, answer.status, answer.code, perf_counter() - started)
+        answer.headers.append((b"x-request-id", request.request_id.encode()))
+        return answer
+
     # -- answering elsewhere
 
     def _admit(self, request: HotRequest) -> None:
@@ -225,8 +287,7 @@ class HotPath:
             await self._management(request.scope, request.replay, send)
             return
         try:
-            told = routed[1](request)
-            answer = told if isinstance(told, Answer) else await told
+            answer = await _awaited(routed[1](request))
         except NotOwnerHereError:
             raise
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
@@ -234,11 +295,21 @@ class HotPath:
         await _send(answer, request.request_id, send)
 
 
+async def _awaited(told: Told) -> Answer:
+    if isinstance(told, Answer):
+        return told
+    return told.answer(await told.future) if isinstance(told, Later) else await told
+
+
 async def _send(answer: Answer, request_id: str, send: Send) -> None:
     status, headers, body, _ = answer
     headers.append((b"x-request-id", request_id.encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _as_it_is(answer: Answer) -> Answer:
+    return answer
 
 
 def _bound(handle: OneHandler, thing: str) -> Handler:

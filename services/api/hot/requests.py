@@ -30,6 +30,11 @@ def new_request_id() -> str:
     return f"req_{_boot}{next(_numbers):x}"
 
 
+async def hung_up() -> Message:
+    """`receive` of a request that came whole, and is not waited for."""
+    return {"type": "http.disconnect"}
+
+
 class HotRequest:
     """One request: headers that every hot path needs, the rest on demand."""
 

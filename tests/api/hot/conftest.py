@@ -11,9 +11,11 @@ from domain.organizations import Organization
 from tests.api.hot.world import Owned, World, running_world
 
 
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
+@pytest.fixture(params=["as usual", "at once"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """Asked in both ways that the HTTP server has: the answers are the same."""
     async with running_world() as world:
+        world.at_once = request.param == "at once"
         yield world
 
 

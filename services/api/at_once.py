@@ -1,0 +1,243 @@
+"""uvicorn's HTTP protocol with a short cut: a request that has come whole is answered in the same breath.
+
+ASGI takes a task, an event and three coroutines for every request; that is half of what a small answer
+costs. An application that can answer some requests without waiting says so (`AnswersAtOnce`), and gets
+those as a scope and a body. Everything else, and whatever is unusual about a request, goes the usual way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+_MOST_BODY: Final = 65_536
+"""A larger body is read by the application itself, at its own pace."""
+
+Scope = MutableMapping[str, Any]
+
+
+class Reply(Protocol):
+    """A whole answer. Its headers name the body's length, and no `Connection`."""
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Names in lower case."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """All of the body."""
+        ...
+
+
+class ReplyLater(NamedTuple):
+    """An answer that must be waited for."""
+
+    future: asyncio.Future[Any]
+    reply: Callable[[asyncio.Future[Any]], Reply | None]
+    """Asked once the future is done, failed or not; None: the request goes the usual way after all."""
+
+
+@runtime_checkable
+class AnswersAtOnce(Protocol):
+    """An ASGI application that answers some requests without being awaited."""
+
+    def hears(self, method: bytes, url: bytes) -> bool:
+        """May a request for this URL (path and query, as sent) be answered so?"""
+        ...
+
+    def at_once(self, scope: Scope, body: bytes) -> Reply | ReplyLater | None:
+        """The answer; None when the request has to go the usual way. Never raises."""
+        ...
+
+    def __call__(self, scope: Scope, receive: Any, send: Any) -> Awaitable[None]:
+        """The usual way."""
+        ...
+
+
+class AtOnceProtocol(HttpToolsProtocol):
+    """One connection to an application that answers at once.
+
+    A request is held back from its headers on until its body is whole. While it is, `cycle` is the
+    one before it, as it is between two requests.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._quick = cast(AnswersAtOnce, config.app)
+        self._held = False
+        self._method = self._body = b""
+        self._defaults: list[tuple[bytes, bytes]] = []
+        self._default_lines = b""
+
+    # -- what the parser tells
+
+    def on_headers_complete(self) -> None:
+        """Hold the request back if it can be answered at once."""
+        parser, cycle = cast(Any, self.parser), cast(RequestResponseCycle | None, self.cycle)
+        self._method = parser.get_method()
+        self._held = (
+            (cycle is None or cycle.response_complete)
+            and self._quick.hears(self._method, self.url)
+            and not self.expect_100_continue
+            and not self.flow.write_paused
+            and parser.should_keep_alive()
+            and not parser.should_upgrade()
+            and parser.get_http_version() == "1.1"
+        )
+        if self._held:
+            self._body = b""
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body, or all of it."""
+        if self._held and len(self._body) + len(body) > _MOST_BODY:
+            self._let_go()
+        if self._held:
+            self._body = self._body + body if self._body else body
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Answer what was held back."""
+        if not self._held:
+            super().on_message_complete()
+            return
+        scope = cast(Scope, self.scope)
+        path, _, scope["query_string"] = self.url.partition(b"?")
+        scope["method"] = str(self._method, "ascii")
+        scope["path"] = str(path, "ascii")
+        scope["raw_path"] = path
+        told = self._quick.at_once(scope, self._body)
+        if told is None:
+            self._let_go()
+            super().on_message_complete()
+            return
+        self._held = False
+        if isinstance(told, ReplyLater):
+            waiting = _Waiting(self, scope, self._body, told)
+            self.cycle = cast(RequestResponseCycle, waiting)
+            told.future.add_done_callback(waiting.finish)
+        else:
+            self.say(told)
+            self.on_response_complete()
+
+    def shutdown(self) -> None:
+        """Stop: once the request that is coming in is answered, if there is one."""
+        if self._held:
+            self._let_go()
+        super().shutdown()
+
+    def _let_go(self) -> None:
+        """The request that was held back goes the usual way."""
+        self._held = False
+        super().on_headers_complete()
+        if self._body:
+            super().on_body(self._body)
+
+    # -- answering
+
+    def say(self, reply: Reply, *, closing: bool = False) -> None:
+        """Write the whole answer."""
+        defaults = self.server_state.default_headers
+        if defaults is not self._defaults:
+            self._defaults = defaults
+            self._default_lines = b"".join(b"%b: %b\r\n" % pair for pair in defaults)
+        lines = [STATUS_LINE[reply.status], self._default_lines]
+        for name, value in reply.headers:
+            lines += (name, b": ", value, b"\r\n")
+        if closing:
+            lines.append(b"connection: close\r\n")
+        lines += (b"\r\n", reply.body)
+        self.transport.write(b"".join(lines))
+
+    def start_over(self, scope: Scope, body: bytes, *, keep_alive: bool) -> RequestResponseCycle:
+        """A request that was answered neither at once nor later goes the usual way."""
+        cycle = RequestResponseCycle(
+            scope=cast(Any, scope),
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+        cycle.body += body
+        cycle.more_body = False
+        cycle.message_event.set()
+        self._start_asgi_task(cycle, cast(Any, self.app))
+        return cycle
+
+
+class _Waiting:
+    """Stands where uvicorn has the cycle of a request that is being answered."""
+
+    __slots__ = (
+        "_body", "_later", "_protocol", "_scope", "disconnected", "keep_alive", "message_event",
+        "response_complete",
+    )  # fmt: skip
+
+    def __init__(self, protocol: AtOnceProtocol, scope: Scope, body: bytes, later: ReplyLater) -> None:
+        self._protocol = protocol
+        self._scope = scope
+        self._body = body
+        self._later = later
+        self.disconnected = False
+        self.keep_alive = True
+        self.response_complete = False
+        self.message_event = _NOBODY_WAITS
+
+    def finish(self, future: asyncio.Future[Any]) -> None:
+        """The answer is there."""
+        protocol = self._protocol
+        if future.cancelled():
+            protocol.transport.close()
+            return
+        reply = self._later.reply(future)
+        if self.disconnected:
+            return
+        if reply is None:
+            # A request that was pipelined behind this one may have become the protocol's cycle.
+            last = cast(Any, protocol.cycle) is self
+            cycle = protocol.start_over(self._scope, self._body, keep_alive=self.keep_alive)
+            if last:
+                protocol.cycle = cycle
+            return
+        self.response_complete = True
+        protocol.say(reply, closing=not self.keep_alive)
+        if not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_response_complete()
+
+
+class _NobodyWaits:
+    """For an event that uvicorn sets and nobody waits for."""
+
+    __slots__ = ()
+
+    def set(self) -> None:
+        """Nothing happens."""
+
+
+_NOBODY_WAITS: Final = _NobodyWaits()
