@@ -106,7 +106,6 @@ class Assembled:
     log: PostgresLog
     edge_bus: EdgeBus
     projected: Projected
-    hints: Hints
     mapper: EventMapper[Event]
     reader: ProjectionReader
     published: PublishedWatch
@@ -131,7 +130,7 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
     sessions = Sessions(database_url, "keyledger reads", most=_READERS)
     edge_bus = EdgeBus(nats_url)
     incarnation = os.urandom(8).hex()
-    async with Projected(database_url) as projected, Hints(database_url) as hints:
+    async with Projected(database_url) as projected:
         ports = Ports(
             log=postgres_log,
             rows=rows,
@@ -158,7 +157,6 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
                 log=postgres_log,
                 edge_bus=edge_bus,
                 projected=projected,
-                hints=hints,
                 mapper=mapper,
                 reader=reader,
                 published=PublishedWatch(
@@ -235,7 +233,7 @@ async def run_server(
             ledger,
             parts.reader,
             source=parts.source,
-            wakeups=parts.hints,
+            wakeups=ledger.head_watch,
             published=lambda: parts.published.position,
             trusted_proxies=settings.trusted_proxies,
             more_routes=edge_routes(access),
@@ -247,13 +245,24 @@ async def run_server(
         async def started() -> None:
             tune_garbage_collection()
             if on_ready is not None:
-                await on_ready(parts)
+                await _unless_stopped(on_ready(parts), stop)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(ledger.run(stop), name="ledger")
             tasks.create_task(parts.edge_bus.run(stop), name="edges")
             tasks.create_task(parts.published.run(stop), name="published")
             tasks.create_task(serve(app, listeners, stop, on_started=started), name="server")
+
+
+async def _unless_stopped(what: Awaitable[None], stop: asyncio.Event) -> None:
+    doing, stopping = asyncio.ensure_future(what), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            await doing
+    finally:
+        stopping.cancel()
+        doing.cancel()
 
 
 async def run_worker(

@@ -67,6 +67,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: tuple[str, ...] = ()
     """Networks (CIDR), or `unix`, whose X-Forwarded-For is believed."""
 
+    wait_seconds: int | None = None
+    """How long a start waits for PostgreSQL; unset: until it is there, 0: not at all."""
+
     root_key: str | None = None
     """Bootstrap with this root key instead of a new one."""
     master_key: bytes | None = None
@@ -338,6 +341,7 @@ _READ: Final[dict[str, _Reader]] = {
     "port": _integer(0, 65_535),
     "advertise_url": _web_address,
     "trusted_proxies": _networks,
+    "wait_seconds": _integer(0, 86_400),
     "root_key": _text,
     "master_key": _master_key,
     "edge_key": _text,

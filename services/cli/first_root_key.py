@@ -10,10 +10,12 @@ from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, ROOT_PREFIX
 from keyledger_edge import SecretShape, fingerprint
 from services.bootstrap import Assembled
 from services.cli.root_key import FILE_NAME, read_private, write_private
+from services.ledger.errors import CannotAnswerError
+from services.ledger.ledger import Ledger
 from services.settings import Settings
 
 _CANDIDATE: Final = "root-key.new"
-_OWNING_SECONDS: Final = 30.0
+_PAUSE_SECONDS: Final = 0.1
 
 
 def new_root_secret() -> str:
@@ -25,14 +27,23 @@ async def ensure_root_key(assembled: Assembled, settings: Settings) -> Path | No
     """See that there is a root key; the file that holds a new one, or None.
 
     The new secret is on disk before the ledger hears of it, under another name; a start after a crash
-    finds it there, and knows from the ledger whether it had become the root key.
+    finds it there, and knows from the ledger whether it had become the root key. Waits for as long as it
+    takes until this process, or another one, owns the partition.
     """
     ledger = assembled.ledger
-    async with asyncio.timeout(_OWNING_SECONDS):
+    while True:
         while not ledger.owner and not ledger.stands_by:  # noqa: ASYNC110 - the ledger tells by these two
             await asyncio.sleep(0.01)
-    if not ledger.owner:
-        return None
+        if not ledger.owner:
+            return None
+        try:
+            return await _ensure(ledger, settings)
+        except CannotAnswerError:
+            # PostgreSQL or the partition was lost meanwhile; what was made is on disk.
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _ensure(ledger: Ledger, settings: Settings) -> Path | None:
     if settings.root_key is not None:
         await ledger.bootstrap(settings.root_key)
         return None

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -111,13 +112,17 @@ def project(session: Session, parent: int | None) -> None:
     database_url, nats_url = required_urls(settings, "project")
     with sentences():
         from services.api.server import run  # noqa: PLC0415 - a quick start
-        from services.bootstrap import run_worker  # noqa: PLC0415 - a quick start
+        from services.bootstrap import check_migrated, run_worker  # noqa: PLC0415 - a quick start
         from services.cli.logs import configure_logs  # noqa: PLC0415 - a quick start
+        from services.cli.waiting import wait_for_postgresql  # noqa: PLC0415 - a quick start
 
         configure_logs(settings)
 
         async def work() -> None:
-            await run_worker(settings, database_url, nats_url, stop_on_signals())
+            stop = stop_on_signals()
+            check = partial(check_migrated, database_url)
+            if await wait_for_postgresql(check, stop, most_seconds=settings.wait_seconds):
+                await run_worker(settings, database_url, nats_url, stop)
 
         run(work())
 
@@ -151,19 +156,12 @@ class _Up:
             reading.start()
             addresses = self._start_servers()
             reading.join()
-            if self._embed:
-                self._migrate(addresses.database_url)
             run(self._run(addresses))
         finally:
             if self._listener is not None:
                 self._listener.close()
             if self._servers is not None:
                 self._servers.stop()
-
-    def _migrate(self, database_url: str) -> None:
-        from services.bootstrap import migrate  # noqa: PLC0415 - a quick start
-
-        migrate(database_url)
 
     def _take_folder(self) -> None:
         settings = self.settings
@@ -190,7 +188,8 @@ class _Up:
         return Addresses(settings.database_url or servers.postgres.dsn, servers.nats.url, edge_nats_url)
 
     async def _run(self, addresses: Addresses) -> None:
-        from services.bootstrap import run_server  # noqa: PLC0415 - a quick start
+        from services.bootstrap import check_migrated, migrate, run_server  # noqa: PLC0415 - a quick start
+        from services.cli.waiting import wait_for_postgresql  # noqa: PLC0415 - a quick start
 
         stop = stop_on_signals()
         told = msgspec.structs.replace(
@@ -200,12 +199,20 @@ class _Up:
             edge_nats_url=addresses.edge_nats_url,
         )
         assert self._listener is not None, "the address is taken before anything starts"
+        prepare = migrate if self._embed else check_migrated
         beside: list[asyncio.Task[None]] = []
         if self._servers is not None:
             beside.append(asyncio.create_task(self._watch_servers(self._servers, stop)))
-        if self._with_worker:
-            beside.append(asyncio.create_task(_Worker(told).keep(stop)))
         try:
+            if not await wait_for_postgresql(
+                partial(prepare, addresses.database_url),
+                stop,
+                most_seconds=self.settings.wait_seconds,
+                listeners=[self._listener],
+            ):
+                return
+            if self._with_worker:
+                beside.append(asyncio.create_task(_Worker(told).keep(stop)))
             await run_server(
                 told,
                 addresses.database_url,
@@ -376,6 +383,7 @@ def sentences() -> Generator[None]:
     """What keeps a ledger from running, in one sentence each and with an exit code."""
     import psycopg  # noqa: PLC0415 - a quick start
 
+    from domain.ports import LogUnavailableError  # noqa: PLC0415 - a quick start
     from infra.embedded import EmbeddedError  # noqa: PLC0415 - a quick start
     from infra.postgres.connections import UnsafeDatabaseError  # noqa: PLC0415 - a quick start
     from infra.postgres.data_keys import MasterKeyError  # noqa: PLC0415 - a quick start
@@ -390,7 +398,7 @@ def sentences() -> Generator[None]:
         raise CommandError(str(error), code="embedded_server", exit_code=REFUSED) from None
     except (MigrationMismatchError, UnsafeDatabaseError, MasterKeyError) as error:
         raise CommandError(_sentence(error), code="unfit_database", exit_code=REFUSED) from None
-    except psycopg.Error as error:
+    except (psycopg.Error, LogUnavailableError) as error:
         raise CommandError(
             f"PostgreSQL cannot be used: {_sentence(error)}",
             code="database_unreachable",
