@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import NamedTuple, Protocol
 
 from domain.instants import Instant
@@ -109,7 +109,7 @@ class Log(Protocol):
         """The position of the last event; 0 for an empty log."""
         ...
 
-    async def append(self, group: Group) -> int:
+    def append(self, group: Group) -> Awaitable[int]:
         """Write the group at positions expected_head+1 ..; the new head, once durable.
 
         Raises HeadMovedError, ClaimTakenError, NotOwnerError, LogUnavailableError (in
@@ -146,10 +146,20 @@ class StateRow(NamedTuple):
     """One subject's state, as of the checkpoint that it was saved with."""
 
     subject: str
-    """Kind and id, such as `wallet/org_...`."""
+    """Table and id, such as `wallets/org_...`."""
     data: bytes
     resident: bool = True
     """False: not loaded at start, but by id when it is asked for (a settled reservation)."""
+
+
+class StateBlock(NamedTuple):
+    """Many rows of one table: a start reads millions, and no time is to be lost with each."""
+
+    table: str
+    """What stands before the slash in their subjects."""
+    row_count: int
+    rows: bytes
+    """The data of so many rows, one behind the other."""
 
 
 class CheckpointMovedError(Exception):
@@ -176,8 +186,8 @@ class StateRows(Protocol):
         """The checkpoint; 0 when there is none."""
         ...
 
-    def load(self) -> AsyncIterator[list[StateRow]]:
-        """All resident rows, in batches, as of one checkpoint: saves meanwhile do not show."""
+    def load(self) -> AsyncIterator[StateBlock]:
+        """All resident rows, in blocks, as of one checkpoint: saves meanwhile do not show."""
         ...
 
     async def find(self, subjects: Sequence[str]) -> list[StateRow]:

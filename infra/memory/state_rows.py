@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from domain.ports import CheckpointMovedError, StateRow
+from domain.ports import CheckpointMovedError, StateBlock, StateRow
 
 
 class MemoryStateRows:
@@ -29,10 +29,14 @@ class MemoryStateRows:
         """The checkpoint."""
         return self._through
 
-    async def load(self) -> AsyncIterator[list[StateRow]]:
-        """All resident rows, in one batch."""
-        if resident := [row for row in self._rows.values() if row.resident]:
-            yield resident
+    async def load(self) -> AsyncIterator[StateBlock]:
+        """All resident rows, a block for each table."""
+        tables: dict[str, list[bytes]] = {}
+        for row in self._rows.values():
+            if row.resident:
+                tables.setdefault(row.subject.partition("/")[0], []).append(row.data)
+        for table, rows in tables.items():
+            yield StateBlock(table, len(rows), b"".join(rows))
 
     async def find(self, subjects: Sequence[str]) -> list[StateRow]:
         """These rows, resident or not."""

@@ -7,63 +7,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Iterable
-from hashlib import sha256
 from itertools import islice
 from typing import Any, Final
 
-import msgspec
 import structlog
 
-from domain.accounts import Counters, Reservation, Wallet
-from domain.instants import Instant
-from domain.keys import Key
-from domain.keyspaces import Keyspace
-from domain.organizations import Organization, Plan, Project
 from domain.ports import CheckpointMovedError, StateRow, StateRows
 from domain.state import State
+from services.ledger.lazy_tables import LazyTables
+from services.ledger.loading import Loading, garbage_kept
 from services.ledger.narrowings import Narrowings
+from services.ledger.row_format import decode_one, encode_row, encode_told, schema
 
 log = structlog.get_logger()
 
 _SCHEMA_ROW: Final = "meta/schema"
-_TIME_ROW: Final = "meta/at"
-_THROUGH_ROW: Final = "meta/through"
-_NARROWINGS_ROW: Final = "meta/narrowings"
 _CHUNK: Final = 2_000
 _SETTLED_KEPT: Final = 100_000
 _PART: Final = 20_000
-_FORMAT: Final = 2
-"""To be raised when rows of the same shape come to mean something else."""
-
-# A row holds what changes together: a stream's version stands with the subject it belongs to.
-_SHAPES: Final[dict[str, Any]] = {
-    "keyspaces": tuple[Keyspace, int],
-    "organizations": tuple[Organization],
-    "projects": tuple[Project],
-    "plans": tuple[Plan, int],
-    "keys": tuple[Key, int],
-    "wallets": tuple[Wallet, int],
-    "counters": tuple[Counters | None, Instant | None],
-    "reservations": tuple[Reservation],
-    "refunds": tuple[int],
-    "versions": tuple[int],
-}
 _ROW_OF_STREAM: Final = {"key": "keys", "org": "wallets", "ks": "keyspaces", "plan": "plans"}
-
-_encode = msgspec.msgpack.Encoder().encode
-_decoders = {name: msgspec.msgpack.Decoder(shape) for name, shape in _SHAPES.items()}
-
-
-def _schema() -> bytes:
-    """A digest of what rows look like: rows of another program version are not read."""
-    described = msgspec.json.encode(
-        [_FORMAT, msgspec.json.schema_components(_SHAPES.values())], order="deterministic"
-    )
-    return sha256(described).digest()
-
-
-def _decode_int(data: bytes) -> int:
-    return msgspec.msgpack.decode(data, type=int)
+"""A stream's version stands with the subject that it belongs to."""
 
 
 class StateKeeper:
@@ -81,6 +44,8 @@ class StateKeeper:
         """Are there rows that this program cannot read?"""
         self._settled: dict[str, None] = {}
         """Settled reservations still in memory, oldest first."""
+        self._lazy: LazyTables | None = None
+        """The tables that were loaded last."""
 
     # -- loading
 
@@ -88,26 +53,30 @@ class StateKeeper:
         """Fill an empty state with the rows; what they do not tell is in the log."""
         self._settled.clear()
         self._behind = 0
+        if self._lazy is not None:
+            self._lazy.release()
+            self._lazy = None
         through = await self._rows.through()
         self._foreign = through > 0 and not await self._readable()
         if through == 0 or self._foreign:
             return
-        told: dict[str, bytes] = {}
-        async for batch in self._rows.load():
-            for row in batch:
-                if row.subject.startswith("meta/"):
-                    told[row.subject] = row.data
-                else:
-                    self._restore(row)
+        with garbage_kept():
+            await self._load()
+
+    async def _load(self) -> None:
+        loading = Loading(self._state)
+        self._lazy = loading.lazy
+        async for block in self._rows.load():
+            loading.take(block)
             await asyncio.sleep(0)
-        self._state.head = self._behind = _decode_int(told[_THROUGH_ROW])
-        self._state.at = _decode_int(told[_TIME_ROW])
-        self._narrowings.open = msgspec.msgpack.decode(told[_NARROWINGS_ROW], type=dict[int, int])
-        self._derive()
+        loading.finish()
+        self._state.head = self._behind = loading.told["through"]
+        self._state.at = loading.told["at"]
+        self._narrowings.open = loading.told["narrowings"]
 
     async def _readable(self) -> bool:
         found = await self._rows.find([_SCHEMA_ROW])
-        return bool(found) and found[0].data == _schema()
+        return bool(found) and found[0].data == encode_told("schema", schema())
 
     async def take_over(self) -> bool:
         """The rows are ours to save from now on; false: all of them must be written anew."""
@@ -117,46 +86,12 @@ class StateKeeper:
         self._behind = await self._rows.through()
         return not self._foreign and self._behind <= self._state.head
 
-    def _restore(self, row: StateRow) -> None:
-        table, _, subject = row.subject.partition("/")
-        if table not in _SHAPES:
-            return
-        state, parts = self._state, _decoders[table].decode(row.data)
-        if table == "counters":
-            counters, last_used = parts
-            if counters is not None:
-                state.counters[subject] = counters
-            if last_used is not None:
-                state.last_used[subject] = last_used
-            return
-        getattr(state, table)[subject] = parts[0]
-        if len(parts) > 1:
-            state.versions[subject] = parts[1]
-
-    def _derive(self) -> None:
-        """What follows from other rows: secrets, members, the agenda."""
-        state = self._state
-        for key in state.keys.values():
-            for secret in key.secrets:
-                state.secrets[secret.fingerprint] = secret
-                if secret.ends_at is not None and not secret.retired:
-                    state.due(secret.ends_at, "secret_ends", key.id, secret.generation)
-            if key.expires_at is not None and not key.expiry_recorded:
-                state.due(key.expires_at, "key_expires", key.id)
-        for organization_id in state.organizations:
-            state.members[organization_id] = frozenset()
-        for project in state.projects.values():
-            if not project.archived:
-                state.members[project.organization_id] |= {project.id}
-        for reservation in state.reservations.values():
-            if reservation.status == "open":
-                state.due(reservation.expires_at, "reservation_expires", reservation.id)
-
     async def find_reservation(self, reservation_id: str) -> None:
         """Bring a settled reservation back into memory, if there is one of that id."""
         found = await self._rows.find([f"reservations/{reservation_id}"])
         if found and reservation_id not in self._state.reservations:
-            self._restore(found[0])
+            [reservation] = decode_one("reservations", found[0].data)
+            self._state.reservations[reservation_id] = reservation
             self._settled[reservation_id] = None
 
     # -- saving
@@ -184,8 +119,8 @@ class StateKeeper:
         gathered = self._gather(dirty)
         rows = self._told(through)
         for start in range(0, len(gathered), _CHUNK):
-            for subject, parts, resident in gathered[start : start + _CHUNK]:
-                rows.append(StateRow(subject, _encode(parts), resident))
+            for table, subject, parts, resident in gathered[start : start + _CHUNK]:
+                rows.append(StateRow(f"{table}/{subject}", encode_row(table, subject, parts), resident))
             await asyncio.sleep(0)
         await self._know_checkpoint()
         self._attempted = through
@@ -204,19 +139,20 @@ class StateKeeper:
         self._behind, self._attempted = stored, None
 
     def _told(self, through: int) -> list[StateRow]:
-        return [
-            StateRow(_SCHEMA_ROW, _schema()),
-            StateRow(_TIME_ROW, _encode(self._state.at)),
-            StateRow(_THROUGH_ROW, _encode(through)),
-            StateRow(_NARROWINGS_ROW, _encode(self._narrowings.open)),
-        ]
+        told = {
+            "schema": schema(),
+            "at": self._state.at,
+            "through": through,
+            "narrowings": self._narrowings.open,
+        }
+        return [StateRow(f"meta/{name}", encode_told(name, value)) for name, value in told.items()]
 
-    def _gather(self, dirty: dict[str, set[Any]]) -> list[tuple[str, tuple[Any, ...], bool]]:
-        gathered: list[tuple[str, tuple[Any, ...], bool]] = []
+    def _gather(self, dirty: dict[str, set[Any]]) -> list[tuple[str, str, tuple[Any, ...], bool]]:
+        gathered: list[tuple[str, str, tuple[Any, ...], bool]] = []
         for table, subject in _rows_of(dirty):
             parts = self._parts(table, subject)
             resident = table != "reservations" or parts[0].status == "open"
-            gathered.append((f"{table}/{subject}", parts, resident))
+            gathered.append((table, subject, parts, resident))
         return gathered
 
     def _parts(self, table: str, subject: str) -> tuple[Any, ...]:

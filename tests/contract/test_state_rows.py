@@ -1,5 +1,6 @@
 """What every place for state rows promises: rows and checkpoint move together."""
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -22,13 +23,23 @@ async def rows(request: pytest.FixtureRequest) -> AsyncIterator[StateRows]:
     await postgres.close()
 
 
-async def loaded(rows: StateRows) -> list[StateRow]:
-    return sorted([row async for batch in rows.load() for row in batch])
+async def loaded(rows: StateRows) -> dict[str, tuple[int, bytes]]:
+    """How many resident rows each table has, and their bytes: sorted, for no order is promised."""
+    tables: dict[str, tuple[int, bytes]] = {}
+    async for found in rows.load():
+        count, data = tables.get(found.table, (0, b""))
+        tables[found.table] = count + found.row_count, data + found.rows
+    return {table: (count, bytes(sorted(data))) for table, (count, data) in tables.items()}
+
+
+def all_of(*rows: StateRow) -> tuple[int, bytes]:
+    """What is loaded of a table that has these rows."""
+    return len(rows), bytes(sorted(b"".join(row.data for row in rows)))
 
 
 async def test_nothing_saved_means_a_checkpoint_of_0(rows: StateRows) -> None:
     assert await rows.through() == 0
-    assert await loaded(rows) == []
+    assert await loaded(rows) == {}
     assert await rows.find(["wallet/org_1"]) == []
     assert await rows.find([]) == []
 
@@ -37,7 +48,7 @@ async def test_rows_are_as_of_their_checkpoint(rows: StateRows) -> None:
     await rows.save(7, [WALLET, SETTLED], [], behind=0)
 
     assert await rows.through() == 7
-    assert await loaded(rows) == [WALLET]
+    assert await loaded(rows) == {"wallet": all_of(WALLET)}
 
 
 async def test_a_row_that_is_not_resident_is_found_by_its_subject(rows: StateRows) -> None:
@@ -53,14 +64,14 @@ async def test_a_later_save_replaces_and_removes(rows: StateRows) -> None:
     await rows.save(9, [StateRow("key/1", b"new")], ["wallet/org_1", "nobody"], behind=7)
 
     assert await rows.through() == 9
-    assert await loaded(rows) == [StateRow("key/1", b"new")]
+    assert await loaded(rows) == {"key": all_of(StateRow("key/1", b"new"))}
 
 
 async def test_a_row_that_settles_is_no_longer_loaded(rows: StateRows) -> None:
     await rows.save(7, [SETTLED._replace(resident=True)], [], behind=0)
     await rows.save(8, [SETTLED], [], behind=7)
 
-    assert await loaded(rows) == []
+    assert await loaded(rows) == {}
     assert await rows.find([SETTLED.subject]) == [SETTLED]
 
 
@@ -69,14 +80,33 @@ async def test_a_save_without_rows_moves_the_checkpoint(rows: StateRows) -> None
     await rows.save(1_000_000_000_000, [], [], behind=7)
 
     assert await rows.through() == 1_000_000_000_000
-    assert await loaded(rows) == [WALLET]
+    assert await loaded(rows) == {"wallet": all_of(WALLET)}
 
 
-async def test_many_rows_are_loaded_in_batches(rows: StateRows) -> None:
-    many = [StateRow(f"key/{n:05}", b"row") for n in range(12_345)]
-    await rows.save(1, many, [], behind=0)
+async def test_many_rows_are_loaded_in_blocks_of_one_table_each(rows: StateRows) -> None:
+    keys = [StateRow(f"key/{n:05}", f"key {n};".encode()) for n in range(12_345)]
+    wallets = [StateRow(f"wallet/{n:05}", f"wallet {n};".encode()) for n in range(1_234)]
+    await rows.save(1, [*keys, *wallets], [], behind=0)
 
-    assert await loaded(rows) == many
+    assert await loaded(rows) == {"key": all_of(*keys), "wallet": all_of(*wallets)}
+
+
+async def test_rows_are_loaded_as_they_were_saved_last(rows: StateRows) -> None:
+    saves = [
+        [StateRow(f"key/{n:05}", f"key {n} of save {number};".encode()) for n in range(2_000)]
+        for number in range(20)
+    ]
+    for number, many in enumerate(saves):
+        await rows.save(number + 1, many, [], behind=number)
+
+    assert await loaded(rows) == {"key": all_of(*saves[-1])}
+
+
+async def test_a_row_may_be_larger_than_a_page(rows: StateRows) -> None:
+    large = StateRow("key/large", os.urandom(100_000))
+    await rows.save(1, [large, WALLET], [], behind=0)
+
+    assert await loaded(rows) == {"key": all_of(large), "wallet": all_of(WALLET)}
 
 
 async def test_cleared_rows_are_gone_with_their_checkpoint(rows: StateRows) -> None:
@@ -85,7 +115,7 @@ async def test_cleared_rows_are_gone_with_their_checkpoint(rows: StateRows) -> N
     await rows.clear()
 
     assert await rows.through() == 0
-    assert await loaded(rows) == []
+    assert await loaded(rows) == {}
     assert await rows.find([SETTLED.subject]) == []
 
 
@@ -104,10 +134,24 @@ async def test_rows_are_loaded_as_of_one_checkpoint_though_the_owner_saves_meanw
     many = [StateRow(f"key/{n:05}", b"old") for n in range(12_345)]
     await rows.save(1, many, [], behind=0)
 
-    loaded: list[StateRow] = []
-    async for batch in rows.load():
-        loaded += batch
+    keys = 0
+    async for found in rows.load():
+        assert found.rows == b"old" * found.row_count
+        keys += found.row_count
         if await rows.through() == 1:
             await rows.save(2, [row._replace(data=b"new") for row in many], [], behind=1)
 
-    assert many == loaded
+    assert keys == len(many)
+    assert await loaded(rows) == {"key": all_of(*[row._replace(data=b"new") for row in many])}
+
+
+async def test_who_stops_loading_halfway_leaves_nothing_behind(rows: StateRows) -> None:
+    await rows.save(1, [StateRow(f"key/{n:05}", b"row" * 100) for n in range(12_345)], [], behind=0)
+
+    loading = rows.load()
+    async for _ in loading:
+        break
+    await loading.aclose()  # type: ignore[attr-defined]  # it is a generator in both
+
+    await rows.clear()
+    assert await loaded(rows) == {}

@@ -9,7 +9,7 @@ import pytest
 from domain import commands as c
 from domain import events as e
 from domain.ports import CheckpointMovedError, StateRow
-from services.ledger import saving
+from services.ledger import row_format, saving
 from tests.ledger.world import Process, World, charge, deep_state, reserve, until
 
 
@@ -32,8 +32,8 @@ async def busy(ledger: Process) -> None:
 async def replayed(world: World) -> Process:
     """What the whole log makes of an empty state."""
     fresh = world.process()
-    await fresh.ledger.bus._learn_data_keys(list(world.storage.events))
-    await fresh.ledger.bus.catch_up()
+    await fresh.ledger.follower.learn_data_keys(list(world.storage.events))
+    await fresh.ledger.follower.catch_up()
     return fresh
 
 
@@ -188,7 +188,7 @@ async def test_rows_of_another_shape_are_not_read_and_not_touched_by_who_only_fo
 ) -> None:
     await busy(ledger)
     await ledger.ledger._save_once()
-    monkeypatch.setattr(saving, "_FORMAT", 99)
+    monkeypatch.setattr(row_format, "_FORMAT", 99)
 
     newer = world.process()
     newer.start()

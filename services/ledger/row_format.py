@@ -1,0 +1,149 @@
+"""What a saved row looks like.
+
+A row is its id and its value, both in MessagePack, one behind the other: rows put in a line are a
+map without its header, and one call decodes thousands of them. What is large and rarely asked for
+stands in its row as bytes, to be decoded when it is asked for; beside it stands what an index needs.
+"""
+
+from __future__ import annotations
+
+import types
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+
+from domain.accounts import Counters, Reservation, Wallet
+from domain.instants import Instant
+from domain.keys import Key
+from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
+from domain.organizations import Organization, Plan, Project
+
+_FORMAT: Final = 3
+"""To be raised when rows of the same shape come to mean something else."""
+
+_MAP: Final = b"\xdf"
+_ONE: Final = b"\x81"
+
+Dues = tuple[tuple[Instant, str, int], ...]
+"""(when, kind, generation): what time will bring about for a subject."""
+
+
+class KeyEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A key's row, and what must be known of it before it is decoded."""
+
+    row: bytes
+    fingerprints: bytes | tuple[bytes, ...]
+    """Of its secret, or its secrets."""
+    dues: Dues = ()
+    at_once: bool = False
+    """Is it decoded at the start? Those of the root keyspace are, and come first in the table."""
+
+
+class ProjectEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A project's row, and the organization that it is a member of."""
+
+    row: bytes
+    member_of: str | None
+
+
+# A row holds what changes together: a stream's version stands with the subject it belongs to.
+LATER: Final[dict[str, Any]] = {
+    "organizations": tuple[Organization],
+    "projects": tuple[Project],
+    "keys": tuple[Key, int],
+    "wallets": tuple[Wallet, int],
+    "counters": tuple[Counters | None, Instant | None],
+}
+"""The tables whose rows are decoded when they are asked for."""
+AT_ONCE: Final[dict[str, Any]] = {
+    "keyspaces": tuple[Keyspace, int],
+    "plans": tuple[Plan, int],
+    "reservations": tuple[Reservation],
+    "refunds": tuple[int],
+    "versions": tuple[int],
+}
+"""The tables whose rows are decoded at the start."""
+_ENTRIES: Final[dict[str, Any]] = {
+    "organizations": bytes,
+    "projects": ProjectEntry,
+    "keys": KeyEntry,
+    "wallets": bytes,
+    "counters": bytes,
+    "meta": Any,
+} | AT_ONCE
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoders = {name: msgspec.msgpack.Decoder(shape) for name, shape in LATER.items()}
+_block_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    name: msgspec.msgpack.Decoder(types.GenericAlias(dict, (str, shape))) for name, shape in _ENTRIES.items()
+}
+
+
+def encode_row(table: str, subject: str, parts: tuple[Any, ...]) -> bytes:
+    """A row: id and value."""
+    entry: Any = parts
+    if table in LATER:
+        entry = row = _encode(parts)
+        if table == "keys":
+            entry = _key_entry(parts[0], row)
+        elif table == "projects":
+            entry = _project_entry(parts[0], row)
+    return _encode(subject) + _encode(entry)
+
+
+def encode_told(name: str, value: Any) -> bytes:
+    """A row of the table `meta`."""
+    return _encode(name) + _encode(value)
+
+
+def decode_block(table: str, row_count: int, rows: bytes) -> dict[str, Any]:
+    """Entries by id: of so many rows that stand one behind the other."""
+    header = _MAP + row_count.to_bytes(4, "big")
+    entries: dict[str, Any] = _block_decoders[table].decode(header + rows)
+    return entries
+
+
+def decode_one(table: str, row: bytes) -> Any:
+    """The entry of one row."""
+    [entry] = _block_decoders[table].decode(_ONE + row).values()
+    return entry
+
+
+def decode_later(table: str, row: bytes) -> Any:
+    """The parts of a row that was left encoded."""
+    return _decoders[table].decode(row)
+
+
+def knows(table: str) -> bool:
+    """Is it a table that rows are saved of?"""
+    return table in _ENTRIES
+
+
+def dues_of(key: Key) -> Dues:
+    """What time will bring about for a key."""
+    dues = [
+        (secret.ends_at, "secret_ends", secret.generation)
+        for secret in key.secrets
+        if secret.ends_at is not None and not secret.retired
+    ]
+    if key.expires_at is not None and not key.expiry_recorded:
+        dues.append((key.expires_at, "key_expires", 0))
+    return tuple(dues)
+
+
+def schema() -> bytes:
+    """A digest of what rows look like: rows of another program version are not read."""
+    shapes = [*LATER.values(), *_ENTRIES.values()]
+    described = msgspec.json.encode([_FORMAT, msgspec.json.schema_components(shapes)], order="deterministic")
+    return sha256(described).digest()
+
+
+def _key_entry(key: Key, row: bytes) -> KeyEntry:
+    first, *more = [secret.fingerprint for secret in key.secrets]
+    fingerprints = (first, *more) if more else first
+    return KeyEntry(row, fingerprints, dues_of(key), key.keyspace_id == ROOT_KEYSPACE_ID)
+
+
+def _project_entry(project: Project, row: bytes) -> ProjectEntry:
+    return ProjectEntry(row, None if project.archived else project.organization_id)
