@@ -106,7 +106,6 @@ class Assembled:
     log: PostgresLog
     edge_bus: EdgeBus
     projected: Projected
-    hints: Hints
     mapper: EventMapper[Event]
     reader: ProjectionReader
     published: PublishedWatch
@@ -131,7 +130,7 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
     sessions = Sessions(database_url, "keyledger reads", most=_READERS)
     edge_bus = EdgeBus(nats_url)
     incarnation = os.urandom(8).hex()
-    async with Projected(database_url) as projected, Hints(database_url) as hints:
+    async with Projected(database_url) as projected:
         ports = Ports(
             log=postgres_log,
             rows=rows,
@@ -158,7 +157,6 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
                 log=postgres_log,
                 edge_bus=edge_bus,
                 projected=projected,
-                hints=hints,
                 mapper=mapper,
                 reader=reader,
                 published=PublishedWatch(
@@ -235,7 +233,7 @@ async def run_server(
             ledger,
             parts.reader,
             source=parts.source,
-            wakeups=parts.hints,
+            wakeups=ledger.head_watch,
             published=lambda: parts.published.position,
             trusted_proxies=settings.trusted_proxies,
             more_routes=edge_routes(access),

@@ -34,9 +34,16 @@ _REFUSALS: Final[dict[str, type[Exception]]] = {
 _STREAM_VERSION_TAKEN: Final = "23505"
 
 
+AppendParameters = tuple[Any, ...]
+
+
 def append_group(connection: Connection[Any], partition: int, group: Group, decided_at: Instant) -> int:
     """Write the group and return the new head, or say which of the port's errors it was."""
-    parameters = _parameters(group, decided_at)
+    return append_packed(connection, partition, append_parameters(group, decided_at))
+
+
+def append_packed(connection: Connection[Any], partition: int, parameters: AppendParameters) -> int:
+    """The same for a group that is packed already."""
     try:
         cursor = connection.cursor(row_factory=tuple_row, binary=True)
         row = cursor.execute(_statement(partition), parameters, prepare=True).fetchone()
@@ -50,7 +57,8 @@ def _statement(partition: int) -> bytes:
     return b"SELECT ledger.append_p%d(%s)" % (partition, b", ".join([b"%s"] * 13))
 
 
-def _parameters(group: Group, decided_at: Instant) -> tuple[Any, ...]:
+def append_parameters(group: Group, decided_at: Instant) -> AppendParameters:
+    """The group as the append function takes it. Raises ValueError when it is too large."""
     if len(group.events) > MOST_EVENTS:
         raise ValueError(f"a group has at most {MOST_EVENTS} events, not {len(group.events)}")
     streams, versions, types, datas = zip(*group.events, strict=True) if group.events else ((),) * 4

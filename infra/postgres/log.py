@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -26,7 +26,7 @@ from domain.ports import (
 )
 from infra.clock import SystemClock
 from infra.owners import LogIdentity, Owner
-from infra.postgres.appending import append_group
+from infra.postgres.appending import AppendParameters, append_packed, append_parameters
 from infra.postgres.arrays import BigintArray, TextArray, UuidArray, register_packed_arrays
 from infra.postgres.connections import ADVISORY_CLASS, connect, ledger_conninfo, refuse_unsafe_settings
 from infra.postgres.hints import HintSender
@@ -140,12 +140,11 @@ class PostgresLog:
 
     # -- writing --------------------------------------------------------------------------------
 
-    async def append(self, group: Group) -> int:
-        """Write the group; the new head, once durable."""
-        head = await self._write(lambda: self._append(group))
-        if self._hints is not None:
-            self._hints.send(head)
-        return head
+    def append(self, group: Group) -> Awaitable[int]:
+        """Write the group; the new head, once durable. It is on its way before anybody waits for it."""
+        # Packed here: the writer's thread would have to wait for the interpreter to do it.
+        parameters = append_parameters(group, self._clock.now())
+        return self._write(lambda: self._append(parameters))
 
     async def committed(self, group_id: bytes) -> bool:
         """Is this group in the log? Only conclusive while the partition is held anew."""
@@ -207,8 +206,8 @@ class PostgresLog:
 
     # -- on the writer's thread -----------------------------------------------------------------
 
-    async def _write(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._writing, work)
+    def _write(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._writing, work)
 
     def _acquire(self) -> bool:
         if self._confirm():
@@ -257,17 +256,20 @@ class PostgresLog:
             writer.execute("SELECT pg_advisory_unlock_all()")
         writer.close()
 
-    def _append(self, group: Group) -> int:
+    def _append(self, parameters: AppendParameters) -> int:
         if not self._owned or self._writer is None:
             raise NotOwnerError("this process does not hold the partition")
         if self._writer.closed:
             self._drop_writer()
             raise LogUnavailableError("the writer's connection is closed; nothing was sent")
         try:
-            return append_group(self._writer, self.partition, group, self._clock.now())
+            head = append_packed(self._writer, self.partition, parameters)
         except (NotOwnerError, OutcomeUnknownError):
             self._drop_writer()
             raise
+        if self._hints is not None:
+            self._hints.send(head)
+        return head
 
     def _end_silent_owner(self, silent_seconds: float) -> None:
         try:

@@ -2,7 +2,8 @@
 
 A group is decided on a draft over the committed state, appended with one call, and only then merged
 and acknowledged: no answer rests on what is not durable. While one group is being appended, the next
-is decided on its draft, if it is of charges only; should the first fail, the second never was.
+is decided on its draft, if it is of charges only, and made ready to be sent the moment the first is
+durable; should the first fail, the second never was.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
@@ -21,24 +22,20 @@ from domain import commands as c
 from domain import events as e
 from domain.commands import Asking, Command
 from domain.decisions.passing_time import is_open
-from domain.evolve import evolve
 from domain.ids import is_id, place_of
 from domain.ports import (
     ClaimTakenError,
     Clock,
     Group,
-    HeadMovedError,
     Log,
     LogUnavailableError,
     NewDataKey,
     NewEvent,
-    NotOwnerError,
-    OutcomeUnknownError,
-    RecordedEvent,
 )
 from domain.state import Draft, Due, State
 from keyledger_edge import Change
 from services.ledger.errors import (
+    Lost,
     NotOwnerHereError,
     OverloadedError,
     UnavailableError,
@@ -48,14 +45,12 @@ from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools
 from services.ledger.jobs import Done, Idempotency, Job, Mapper, Render
 from services.ledger.narrowings import Narrowings
 from services.ledger.recent_claims import RecentClaims
+from services.ledger.sure_append import SureAppends
 
 log = structlog.get_logger()
 
 MAX_GROUP = 1_000
-_READ_BATCH = 2_000
 _MAX_TRIES = 50
-_RESOLVE_TRIES = 50
-_RESOLVE_PAUSE_SECONDS = 0.1
 _UNAVAILABLE_PAUSE_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 3_600.0
 _WORTH_HALVING = 256
@@ -65,23 +60,19 @@ Committed = Callable[[int, Sequence[Change]], None]
 """Told of each commit, right when it is known: the head, and what edges must hear."""
 
 
-class Lost(Exception):  # noqa: N818  # not an error: the partition is another's now
-    """This process does not own the partition any more, or cannot tell."""
+class _Batch:
+    """Jobs that are decided together, on their way into the log."""
 
-    def __init__(self, answer: Exception) -> None:
-        super().__init__(str(answer))
-        self.answer = answer
+    __slots__ = ("appending", "group", "jobs", "keys", "to_write")
 
-
-class LogGapError(Exception):
-    """The log has a hole, or does not go on where it was read to: it is not the log it was."""
-
-
-class _Ahead(NamedTuple):
-    """A group that was decided while the one before it was being appended."""
-
-    jobs: list[Job]
-    group: DecidedGroup
+    def __init__(self, jobs: list[Job], group: DecidedGroup) -> None:
+        self.jobs = jobs
+        self.group = group
+        self.to_write: Group | None = None
+        """Encoded; None: not yet, or there is nothing to write."""
+        self.keys: tuple[NewDataKey, ...] = ()
+        """Data keys that encoding made."""
+        self.appending: asyncio.Task[None] | None = None
 
 
 class Bus:
@@ -106,20 +97,16 @@ class Bus:
         self._waiting: deque[Job] = deque()
         self._woken = asyncio.Event()
         self._recent = RecentClaims()
-        self._ahead: _Ahead | None = None
+        self._ahead: _Batch | None = None
+        """Decided while the group before it was being appended."""
         self._finishing = False
         self._draining = False
-        self._in_doubt = False
-        """Is an append under way whose outcome is not known yet?"""
-        self._session_lost = False
-        """Was the lock's session lost at an append? Then another may have owned the partition since."""
+        self.appends = SureAppends(log_)
         self.accepting = False
         """False while this process does not own the partition."""
         self.committed: Committed = lambda _position, _changes: None
         self.is_sure: Callable[[], bool] = lambda: False
         """Is it certain, without asking, that nobody else decides?"""
-        self.doubted: Callable[[], None] = lambda: None
-        """Told when the lock's session was lost in an append: nothing may be answered from memory."""
         self.find_reservation: Callable[[str], Awaitable[None]] | None = None
         """Brings a settled reservation back into the state, if there is one of that id."""
         self.dirty: dict[str, set[Any]] = {}
@@ -185,21 +172,27 @@ class Bus:
 
     async def run(self) -> None:
         """Decide and commit until told to finish, or the partition is lost. Raises Lost."""
-        self._finishing = self._session_lost = self._in_doubt = False
+        self._finishing = False
+        self.appends.reset()
         try:
-            while not self._finishing or (self._draining and (self._waiting or self._ahead)):
+            while not self._finishing or self._is_on_its_way() or (self._draining and self._has_work()):
                 await self._next_group()
         finally:
             # Whoever was decided ahead waits again, and is refused with all that wait.
             self._forget_ahead()
 
+    def _is_on_its_way(self) -> bool:
+        return self._ahead is not None and self._ahead.appending is not None
+
+    def _has_work(self) -> bool:
+        return self._ahead is not None or bool(self._waiting)
+
     async def _next_group(self) -> None:
-        ahead = self._ahead
-        if ahead is None:
+        if self._ahead is None:
             await self._wait()
-        jobs = self._take() if ahead is None else ahead.jobs
+        jobs = self._take() if self._ahead is None else self._ahead.jobs
         try:
-            await self.commit(jobs)
+            await self._commit(jobs)
         except LogUnavailableError as error:
             # Nothing was written. Whether the partition is still held, the lock's watch finds out.
             _fail_all(jobs, _down(error))
@@ -216,9 +209,9 @@ class Bus:
 
     def _answer_to(self, error: BaseException) -> Exception:
         """What to tell those whose group was not finished; `NotOwnerHereError` means: not carried out."""
-        in_doubt, self._in_doubt = self._in_doubt, False
+        in_doubt, self.appends.in_doubt = self.appends.in_doubt, False
         if in_doubt:
-            return UnknownOutcomeError("The ledger stopped while it wrote; ask whether it was carried out.")
+            return _unknown()
         if isinstance(error, Lost):
             return error.answer
         return NotOwnerHereError("This process stops.")
@@ -241,14 +234,15 @@ class Bus:
     def _now(self) -> int:
         return max(self._clock.now(), self._state.at)
 
-    async def commit(self, jobs: list[Job]) -> None:
+    async def _commit(self, jobs: list[Job]) -> None:
         """Decide these jobs as one group, make it durable, answer.
 
         Raises Lost, or LogUnavailableError (nothing was written).
         """
         known: dict[bytes, KnownClaim] = {}
         checked: set[bytes] = set()
-        await self._read_ahead(jobs, known)
+        if self._ahead is None:
+            await self._read_ahead(jobs, known)
         tries = 0
         while tries < _MAX_TRIES:
             try:
@@ -267,18 +261,19 @@ class Bus:
     async def _try(self, jobs: list[Job], known: dict[bytes, KnownClaim], checked: set[bytes]) -> bool:
         """Decide once. False: more is known now, decide again."""
         due: list[Due] = []
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            group = ahead.group
-        else:
+        batch, self._ahead = self._ahead, None
+        decided = batch is not None
+        if batch is None:
             due = self._pop_due()
-            group = DecidedGroup(self._state, self._tools, self._clock.now(), self._finder(known))
+            now = self._clock.now()
+            batch = _Batch(jobs, DecidedGroup(self._state, self._tools, now, self._finder(known)))
+        group = batch.group
         done = False
         try:
-            if ahead is None:
+            if not decided:
                 group.decide(due, jobs, frozenset(checked))
             checked |= await self._settle_unsure(group, known)
-            done = await self._append(group)
+            done = await self._append(batch)
             if not done:
                 checked |= await self._look_up([one.digest for one in group.desk.claims], known)
         finally:
@@ -287,37 +282,48 @@ class Bus:
                 group.desk.undo()
                 self._push_due(due)
         if done:
+            self._begin_ahead()
             self._finish(group)
             self._rest_ahead_on_state()
-            if self._session_lost:
+            if self.appends.session_lost:
                 raise Lost(NotOwnerHereError("The lock's session was lost; nothing was written."))
         return done
 
     # -- making it durable
 
-    async def _append(self, group: DecidedGroup) -> bool:
+    def _prepare(self, batch: _Batch) -> None:
+        """Encode what the group writes, if anything. Raises PoisonedError."""
+        desk = batch.group.desk
+        if batch.to_write is None and (desk.placed or desk.claims):
+            events = self._encoded(batch.group)
+            batch.keys = self._mapper.take_new_data_keys()
+            batch.to_write = Group(os.urandom(16), batch.group.base, events, desk.claims, batch.keys)
+
+    def _begin(self, batch: _Batch, to_write: Group) -> asyncio.Task[None]:
+        """Send it on its way, with what else is to be written first of all."""
+        if self.new_data_keys:
+            to_write = to_write._replace(data_keys=(*batch.keys, *self.new_data_keys))
+        batch.appending = self.appends.begin(to_write)
+        return batch.appending
+
+    async def _append(self, batch: _Batch) -> bool:
         """Make the group durable. False: nothing was written, decide again."""
-        desk = group.desk
-        if not desk.placed and not desk.claims:
-            if group.outcomes:
+        self._prepare(batch)
+        if batch.to_write is None:
+            if batch.group.outcomes:
                 await self._be_sure()
             return True
-        events = self._encoded(group)
-        keys = (*self._mapper.take_new_data_keys(), *self.new_data_keys)
-        to_write = Group(os.urandom(16), group.base, events, desk.claims, keys)
-        appending = asyncio.create_task(self._append_surely(to_write), name="append")
-        # Should nobody wait for it to its end: its outcome is in doubt then, and nobody is told.
-        appending.add_done_callback(lambda done: done.cancelled() or done.exception())
+        appending = batch.appending or self._begin(batch, batch.to_write)
         try:
-            await self._decide_ahead(group)
+            await self._decide_ahead(batch.group)
             await asyncio.shield(appending)
         except ClaimTakenError:
-            self._mapper.forget_data_keys(keys)
+            self._mapper.forget_data_keys(batch.keys)
             return False
         except BaseException:
             # Nobody waits for it any more; what was sent may still be written, and is in doubt.
             appending.cancel()
-            self._mapper.forget_data_keys(keys)
+            self._mapper.forget_data_keys(batch.keys)
             raise
         self.new_data_keys = ()
         return True
@@ -329,18 +335,27 @@ class Bus:
         if self._finishing or (agenda and agenda[0][0] <= now):
             return
         jobs: list[Job] = []
-        while self._waiting and len(jobs) < MAX_GROUP and _is_simple(self._waiting[0]):
-            jobs.append(self._waiting.popleft())
+        waiting = self._waiting
+        while waiting and len(jobs) < MAX_GROUP and _is_simple(waiting[0]):
+            jobs.append(waiting.popleft())
         if not jobs:
             return
         group = DecidedGroup(self._state, self._tools, self._clock.now(), self._recent.find, above=under_way)
-        self._ahead = _Ahead(jobs, group)
+        ahead = self._ahead = _Batch(jobs, group)
         try:
             group.decide((), jobs, frozenset())
+            if not group.unsure:
+                self._prepare(ahead)
         except Exception as error:  # noqa: BLE001  # nothing may come between an append and its outcome
             # Decided again with all the others, and then left out or told.
             log.debug("group.not_decided_ahead", error=type(error).__name__)
             self._forget_ahead()
+
+    def _begin_ahead(self) -> None:
+        """The group under way is durable: the next is sent before anything else is done."""
+        ahead = self._ahead
+        if ahead is not None and ahead.to_write is not None and not self.appends.session_lost:
+            self._begin(ahead, ahead.to_write)
 
     def _rest_ahead_on_state(self) -> None:
         """The group under way is durable: what was decided on it goes on from the state."""
@@ -350,9 +365,15 @@ class Bus:
     def _forget_ahead(self) -> None:
         """What was decided ahead rested on what did not come to be: its jobs wait again."""
         ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.group.desk.undo()
-            self._waiting.extendleft(reversed(ahead.jobs))
+        if ahead is None:
+            return
+        if ahead.appending is not None:
+            # It was sent already, and nobody waits for its outcome.
+            _fail_all(ahead.jobs, _unknown())
+            return
+        ahead.group.desk.undo()
+        self._mapper.forget_data_keys(ahead.keys)
+        self._waiting.extendleft(reversed(ahead.jobs))
 
     async def _be_sure(self) -> None:
         """Answers that need no append are true only while nobody else can have decided since.
@@ -374,51 +395,6 @@ class Bus:
                 raise
             raise PoisonedError(job, error) from error
         return events
-
-    async def _append_surely(self, group: Group) -> None:
-        """Append, and find out what became of it when the connection broke meanwhile."""
-        self._in_doubt = True
-        try:
-            await self._log.append(group)
-        except OutcomeUnknownError:
-            self._session_lost = True
-            self.doubted()
-            written = await self._resolve(group)
-            self._in_doubt = False
-            if not written:
-                raise Lost(NotOwnerHereError("The connection broke; nothing was written.")) from None
-        except HeadMovedError as error:
-            # Another process appended behind the lock: it may have owned the partition meanwhile.
-            self._in_doubt = False
-            raise Lost(NotOwnerHereError("Another process wrote to the partition.")) from error
-        except NotOwnerError as error:
-            self._in_doubt = False
-            raise Lost(NotOwnerHereError("Another process owns the partition.")) from error
-        except (ClaimTakenError, LogUnavailableError):
-            self._in_doubt = False
-            raise
-        self._in_doubt = False
-
-    async def _resolve(self, group: Group) -> bool:
-        """Was the group written? Told only when it is certain.
-
-        It is there: certain. It is not, and another stands in its place: certain. Else only
-        who holds the partition anew can know that it is not being committed at this moment.
-        """
-        for attempt in range(_RESOLVE_TRIES):
-            try:
-                overtaken = await self._log.head() > group.expected_head
-                if await self._log.committed(group.group_id):
-                    return True
-                if overtaken:
-                    return False
-                if await self._log.acquire():
-                    return await self._log.committed(group.group_id)
-            except LogUnavailableError:
-                if attempt == 0:
-                    log.warning("commit.outcome_unknown")
-            await asyncio.sleep(_RESOLVE_PAUSE_SECONDS)
-        raise Lost(UnknownOutcomeError("The connection broke at the commit."))
 
     # -- what the decision needs to know
 
@@ -507,9 +483,10 @@ class Bus:
         placed = group.desk.placed
         self._recent.remember(group.base, group.desk.taken, placed)
         self.narrowings.committed(group.changes, group.draft.at, (one.event for one in placed))
-        self._note_changed(group.draft)
+        self.note_changed(group.draft)
 
-    def _note_changed(self, draft: Draft) -> None:
+    def note_changed(self, draft: Draft) -> None:
+        """Remember which rows are to be saved."""
         for table, key in draft.changed():
             rows = self.dirty.get(table)
             if rows is None:
@@ -522,58 +499,7 @@ class Bus:
         self.dirty = {}
         self.narrowings.open.clear()
 
-    # -- the past, and time
-
-    async def catch_up(self) -> int:
-        """Fold what others appended; how many events that was."""
-        count = 0
-        while batch := await self._log.read(self._state.head, _READ_BATCH):
-            await self._learn_data_keys(batch)
-            events = [(one, self._mapper.decode(one)) for one in batch]
-            brought = await self._bring_back(events)
-            self._fold(events, brought)
-            count += len(batch)
-            await asyncio.sleep(0)
-        if count:
-            self._drop_settled_due()
-        return count
-
-    async def _learn_data_keys(self, batch: list[RecordedEvent]) -> None:
-        """An event read without its data key would come without its personal fields: allowed_ips, say."""
-        data_keys = self._mapper.data_keys
-        subjects = {subject for one in batch if (subject := self._mapper.subject_of(one)) is not None}
-        if unknown := [subject for subject in subjects if not data_keys.knows(subject)]:
-            data_keys.learn(await self._log.data_keys(unknown))
-
-    async def _bring_back(self, events: list[tuple[RecordedEvent, e.Event]]) -> list[str]:
-        """Settled reservations are not kept in memory, yet one that expired may be captured late."""
-        reservations, made, brought = self._state.reservations, set[str](), list[str]()
-        for _, event in events:
-            if isinstance(event, e.CreditsReserved):
-                made.add(event.reservation_id)
-            elif isinstance(event, e.ReservationCaptured | e.ReservationReleased):
-                wanted = event.reservation_id
-                if wanted not in reservations and wanted not in made and self.find_reservation is not None:
-                    await self.find_reservation(wanted)
-                    brought.append(wanted)
-        return brought
-
-    def _fold(self, events: list[tuple[RecordedEvent, e.Event]], brought: Sequence[str] = ()) -> None:
-        state = self._state
-        ahead = {name: row for name in brought if (row := state.reservations.get(name)) is not None}
-        draft = Draft(state)
-        for recorded, event in events:
-            if recorded.position != draft.head + 1:
-                raise LogGapError(f"The log goes on at {recorded.position} behind {draft.head}.")
-            draft.versions[recorded.stream] = recorded.version
-            evolve(draft, event, recorded.position)
-            row = ahead.get(getattr(event, "reservation_id", ""))
-            if row is not None and recorded.position <= row.position:
-                # The owner saved it as it was after this event: folded again it would count twice.
-                draft.reservations[row.id] = row
-            self.narrowings.folded(event, draft, recorded.position)
-        draft.merge()
-        self._note_changed(draft)
+    # -- time
 
     def _pop_due(self) -> list[Due]:
         agenda, now = self._state.agenda, self._now()
@@ -586,7 +512,7 @@ class Bus:
         for entry in due:
             heappush(self._state.agenda, entry)
 
-    def _drop_settled_due(self) -> None:
+    def drop_settled_due(self) -> None:
         """What the owner has recorded need not be on the agenda of those who follow."""
         state = self._state
         while state.agenda and state.agenda[0][0] <= state.at and not is_open(state, state.agenda[0]):
@@ -606,6 +532,10 @@ def _fail(job: Job, answer: Exception) -> None:
 def _fail_all(jobs: list[Job], answer: Exception) -> None:
     for job in jobs:
         _fail(job, answer)
+
+
+def _unknown() -> UnknownOutcomeError:
+    return UnknownOutcomeError("The ledger stopped while it wrote; ask whether it was carried out.")
 
 
 def _report(poisoned: PoisonedError) -> None:

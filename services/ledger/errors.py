@@ -40,3 +40,15 @@ class UnknownOutcomeError(CannotAnswerError):
     """The connection broke at the commit, and what became of it could not be told in time."""
 
     code = "outcome_unknown"
+
+
+class Lost(Exception):  # noqa: N818  # not an error: the partition is another's now
+    """This process does not own the partition any more, or cannot tell."""
+
+    def __init__(self, answer: Exception) -> None:
+        super().__init__(str(answer))
+        self.answer = answer
+
+
+class LogGapError(Exception):
+    """The log has a hole, or does not go on where it was read to: it is not the log it was."""

@@ -21,7 +21,6 @@ _READ_AT_ONCE: Final = 500
 _STREAMED_AT_ONCE: Final = 100
 _WAKE_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.05
-_CATCH_UP_SECONDS: Final = 0.005
 _RETRY_MILLISECONDS: Final = 1_000
 
 _TAGS: Final = {kind.__name__: str(kind.__struct_config__.tag) for kind in get_args(LedgerEvent)}
@@ -144,9 +143,6 @@ class Feed:
         until_heartbeat = told_at + HEARTBEAT_SECONDS - time.monotonic()
         # A second at most, to notice that it is to end.
         await self._wakeups.wait_beyond(position, max(0.0, min(until_heartbeat, _WAKE_SECONDS)))
-        if self._head() <= position:
-            # Hints may be ahead of our own state, and answer at once: let it catch up.
-            await asyncio.sleep(_CATCH_UP_SECONDS)
 
     def _shown(self, placed: Placed) -> CloudEvent:
         return cloud_event(

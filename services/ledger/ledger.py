@@ -31,11 +31,13 @@ from domain.ports import (
 )
 from domain.state import State
 from keyledger_edge import Change, RateLimiter, SecretShape, fingerprint, hint
-from services.ledger.bus import Bus, Lost
-from services.ledger.errors import CannotAnswerError, NotOwnerHereError, UnavailableError
+from services.ledger.bus import Bus
+from services.ledger.errors import CannotAnswerError, Lost, NotOwnerHereError, UnavailableError
 from services.ledger.fence import Clock as FenceClock
 from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms
+from services.ledger.following import Follower
 from services.ledger.group import Tools
+from services.ledger.head_watch import HeadWatch
 from services.ledger.jobs import Done, Idempotency, Mapper, Render
 from services.ledger.saving import StateKeeper, take_part
 from services.ledger.sightings import Sightings
@@ -147,7 +149,16 @@ class Ledger:
         self.bus.find_reservation = self._keeper.find_reservation
         self.bus.committed = self._committed
         self.bus.is_sure = lambda: self.confirmed
-        self.bus.doubted = self._doubt
+        self.bus.appends.doubted = self._doubt
+        self.follower = Follower(
+            ports.log,
+            self.state,
+            ports.mapper,
+            self.bus.narrowings,
+            note_changed=self.bus.note_changed,
+            find_reservation=self._keeper.find_reservation,
+        )
+        self.head_watch = HeadWatch(lambda: self.state.head)
         self.fences = self._new_fences(os.urandom(32))
         self._receipts: list[FenceReceipt] = []
         self._fence_woken = asyncio.Event()
@@ -299,8 +310,10 @@ class Ledger:
         if self.shared_key is None:
             stored = await self.ports.log.data_keys([EDGE_KEYS_SUBJECT])
             self.shared_key = stored.get(EDGE_KEYS_SUBJECT)
-        if await self.bus.catch_up():
+        if await self.follower.catch_up():
+            self.bus.drop_settled_due()
             self.facts.forget_all()
+            self.head_watch.moved()
 
     async def _load(self, head: int) -> None:
         self._forget_state()
@@ -563,6 +576,7 @@ class Ledger:
 
     def _committed(self, position: int, changes: Sequence[Change]) -> None:
         self.fences.committed(position, changes)
+        self.head_watch.moved()
         if self.fences.open_fences:
             self._fence_woken.set()
 

@@ -24,6 +24,7 @@ from infra.postgres.state_rows import PostgresStateRows
 from keyledger_edge import fingerprint
 from services.bootstrap import MachineClock
 from services.ledger import bus as buses
+from services.ledger import sure_append
 from services.ledger.errors import CannotAnswerError
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Ledger, Ports, Terms
@@ -195,7 +196,7 @@ async def rows_tell_the_log(database: str) -> None:
         await asyncio.gather(process.task, return_exceptions=True)
         process.ledger._forget_state()
     await loaded.ledger._follow()
-    await replayed.ledger.bus.catch_up()
+    await replayed.ledger.follower.catch_up()
     assert deep_state(loaded.ledger) == deep_state(replayed.ledger)
     for process in (loaded, replayed):
         await process.rows.close()

@@ -176,7 +176,7 @@ async def test_a_backend_killed_amid_an_append_leaves_the_outcome_unknown(
     lost = group(0, 1)
 
     with blocked_appends(world.database):
-        appending = asyncio.create_task(log.append(lost))
+        appending = asyncio.ensure_future(log.append(lost))
         await until_an_append_waits(world.database)
         world.kill_backend(log)
         with pytest.raises(OutcomeUnknownError):
@@ -192,7 +192,7 @@ async def test_a_cancelled_append_wrote_nothing_and_the_owner_stays(
     world: PostgresWorld, log: PostgresLog
 ) -> None:
     with blocked_appends(world.database):
-        appending = asyncio.create_task(log.append(group(0, 1)))
+        appending = asyncio.ensure_future(log.append(group(0, 1)))
         await until_an_append_waits(world.database)
         assert log._writer is not None
         with psycopg.connect(world.database) as administrator:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from domain import commands as c
+from domain import events as e
 from services.ledger import bus as buses
 from services.ledger.errors import CannotAnswerError, NotOwnerHereError
 from services.ledger.handlers import DECIDE
@@ -167,3 +168,56 @@ async def test_whoever_was_decided_ahead_is_answered_when_the_session_is_lost(le
     await ledger.owns_again()
     assert (await ledger.charge(key, "r2", 4)).code == "valid"
     assert ledger.wallet(key).balance == 0
+
+
+async def test_what_was_decided_ahead_is_sent_before_the_state_knows_of_what_it_rests_on(
+    ledger: Process,
+) -> None:
+    """Or the log would wait while those under way are answered."""
+    key = await ledger.key(10)
+    head = ledger.ledger.state.head
+    heads: list[int] = []
+    ledger.log.on_send = lambda: heads.append(ledger.ledger.state.head)
+    [first], [second] = await under_way_and_ahead(ledger, [charge(key, "r1", 6)], [charge(key, "r2", 4)])
+
+    ledger.log.gate.set()
+    await asyncio.gather(first, second)
+
+    assert heads == [head, head]
+    assert [group.expected_head for group in ledger.log.groups[-2:]] == [head, head + 1]
+    assert ledger.wallet(key).balance == 0
+
+
+async def test_what_was_sent_ahead_and_meets_a_claim_of_another_is_decided_anew(
+    world: World, ledger: Process
+) -> None:
+    key = await ledger.key(10)
+    await ledger.charge(key, "r0", 3)
+    ledger.ledger.bus._recent.clear()
+
+    [first], [again] = await under_way_and_ahead(ledger, [charge(key, "r1", 4)], [charge(key, "r0", 3)])
+    ledger.log.gate.set()
+
+    assert (await first).result.code == "valid"  # type: ignore[attr-defined]  # Done
+    assert (await again).result.replayed  # type: ignore[attr-defined]  # Done
+    assert ledger.wallet(key).balance == 3
+
+
+async def test_the_outcome_of_what_was_sent_ahead_is_found_out_when_its_acknowledgement_is_lost(
+    world: World, ledger: Process
+) -> None:
+    key = await ledger.key(10)
+    [first], [second] = await under_way_and_ahead(ledger, [charge(key, "r1", 6)], [charge(key, "r2", 4)])
+    written: list[int] = []
+
+    def lose_the_second() -> None:
+        written.append(len(world.storage.events))
+        if len(written) == 2:
+            ledger.log.lose_next_acknowledgement(committed=True)
+
+    ledger.log.before_append = lose_the_second
+    ledger.log.gate.set()
+
+    assert (await first).result.code == "valid"  # type: ignore[attr-defined]  # Done
+    assert (await second).result.code == "valid"  # type: ignore[attr-defined]  # Done
+    assert len(world.of(e.UsageCharged)) == 2

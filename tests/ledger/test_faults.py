@@ -8,7 +8,7 @@ import pytest
 from domain import commands as c
 from domain import events as e
 from domain.ports import LogUnavailableError, TakenClaim
-from services.ledger import bus as buses
+from services.ledger import sure_append
 from services.ledger.errors import NotOwnerHereError, UnavailableError, UnknownOutcomeError
 from tests.ledger.world import Process, World, charge, deep_state, until
 
@@ -16,8 +16,8 @@ from tests.ledger.world import Process, World, charge, deep_state, until
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown outcomes are given up soon."""
-    monkeypatch.setattr(buses, "_RESOLVE_TRIES", 5)
-    monkeypatch.setattr(buses, "_RESOLVE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(sure_append, "_RESOLVE_TRIES", 5)
+    monkeypatch.setattr(sure_append, "_RESOLVE_PAUSE_SECONDS", 0.01)
 
 
 async def test_an_acknowledgement_lost_after_the_commit_is_found_in_the_log(

@@ -154,23 +154,6 @@ async def test_a_stream_begins_behind_its_position_and_follows_the_log(feed: Fee
     assert [chunk async for chunk in stream] == []
 
 
-async def test_a_hint_ahead_of_the_state_keeps_nobody_from_running(
-    book: GrowingLog, events: MemoryEvents
-) -> None:
-    class Ahead:
-        async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
-            return position + 1
-
-    feed = Feed(events, lambda: book.head, Ahead(), partition=0, source="urn:keyledger:test")
-    stream = feed.stream(after=0, wanted=EVERYTHING, goes_on=always)
-    await anext(stream)
-    waiting = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(0.02)
-    await book.charge(1)
-
-    assert parse(await asyncio.wait_for(waiting, 2))[0]["id"] == "0-1"
-
-
 async def test_a_quiet_stream_beats_and_moves_the_reader_on(
     feed: Feed, book: GrowingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from domain import commands as c
 from domain.keys import Key
 from services.ledger import bus as buses
+from services.ledger import sure_append
 from services.ledger import ledger as ledgers
 from services.ledger.errors import CannotAnswerError
 from tests.campaigns.checker import Operation, check, record
@@ -149,7 +150,7 @@ class Chaos:
 
 @pytest.mark.parametrize("turn", range(int(os.environ.get("KEYLEDGER_TURNS", "4"))))
 async def test_every_answer_was_true(world: World, turn: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buses, "_RESOLVE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(sure_append, "_RESOLVE_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(buses, "_WORTH_HALVING", 4)
     monkeypatch.setattr(ledgers, "_STAND_BY_SECONDS", 0.005)
     seed = int(os.environ.get("KEYLEDGER_TEST_SEED", random.randrange(1 << 32)))
@@ -182,6 +183,6 @@ async def test_every_answer_was_true(world: World, turn: int, monkeypatch: pytes
     assert findings.lines == []
     assert findings.acknowledged > 50
     replay = world.process()
-    await replay.ledger.bus._learn_data_keys(list(world.storage.events))
-    await replay.ledger.bus.catch_up()
+    await replay.ledger.follower.learn_data_keys(list(world.storage.events))
+    await replay.ledger.follower.catch_up()
     assert deep_state(last.ledger) == deep_state(replay.ledger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, get_args
 
@@ -51,9 +51,14 @@ class WatchedLog(MemoryLog):
         self.gate.set()
         self.arrived = asyncio.Event()
         """Set when an append stands at the gate."""
+        self.on_send: Callable[[], None] = lambda: None
         self.before_append: Callable[[], None] = lambda: None
 
-    async def append(self, group: Group) -> int:
+    def append(self, group: Group) -> Coroutine[Any, Any, int]:
+        self.on_send()
+        return self._append(group)
+
+    async def _append(self, group: Group) -> int:
         self.arrived.set()
         await self.gate.wait()
         self.before_append()

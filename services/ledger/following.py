@@ -1,0 +1,86 @@
+"""The past: events that this process did not decide, folded into its state in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from domain import events as e
+from domain.evolve import evolve
+from domain.ports import Log, RecordedEvent
+from domain.state import Draft, State
+from services.ledger.errors import LogGapError
+from services.ledger.jobs import Mapper
+from services.ledger.narrowings import Narrowings
+
+_READ_BATCH = 2_000
+
+
+class Follower:
+    """Reads the log behind the state's head, and folds it."""
+
+    def __init__(
+        self,
+        log: Log,
+        state: State,
+        mapper: Mapper,
+        narrowings: Narrowings,
+        *,
+        note_changed: Callable[[Draft], None],
+        find_reservation: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._log = log
+        self._state = state
+        self._mapper = mapper
+        self._narrowings = narrowings
+        self._note_changed = note_changed
+        self._find_reservation = find_reservation
+
+    async def catch_up(self) -> int:
+        """Fold what others appended; how many events that was. Raises LogGapError, LogUnavailableError."""
+        count = 0
+        while batch := await self._log.read(self._state.head, _READ_BATCH):
+            await self.learn_data_keys(batch)
+            events = [(one, self._mapper.decode(one)) for one in batch]
+            brought = await self._bring_back(events)
+            self._fold(events, brought)
+            count += len(batch)
+            await asyncio.sleep(0)
+        return count
+
+    async def learn_data_keys(self, batch: Sequence[RecordedEvent]) -> None:
+        """An event read without its data key would come without its personal fields: allowed_ips, say."""
+        data_keys = self._mapper.data_keys
+        subjects = {subject for one in batch if (subject := self._mapper.subject_of(one)) is not None}
+        if unknown := [subject for subject in subjects if not data_keys.knows(subject)]:
+            data_keys.learn(await self._log.data_keys(unknown))
+
+    async def _bring_back(self, events: list[tuple[RecordedEvent, e.Event]]) -> list[str]:
+        """Settled reservations are not kept in memory, yet one that expired may be captured late."""
+        reservations, made, brought = self._state.reservations, set[str](), list[str]()
+        for _, event in events:
+            if isinstance(event, e.CreditsReserved):
+                made.add(event.reservation_id)
+            elif isinstance(event, e.ReservationCaptured | e.ReservationReleased):
+                wanted = event.reservation_id
+                if wanted not in reservations and wanted not in made:
+                    await self._find_reservation(wanted)
+                    brought.append(wanted)
+        return brought
+
+    def _fold(self, events: list[tuple[RecordedEvent, e.Event]], brought: Sequence[str]) -> None:
+        state = self._state
+        ahead = {name: row for name in brought if (row := state.reservations.get(name)) is not None}
+        draft = Draft(state)
+        for recorded, event in events:
+            if recorded.position != draft.head + 1:
+                raise LogGapError(f"The log goes on at {recorded.position} behind {draft.head}.")
+            draft.versions[recorded.stream] = recorded.version
+            evolve(draft, event, recorded.position)
+            row = ahead.get(getattr(event, "reservation_id", ""))
+            if row is not None and recorded.position <= row.position:
+                # The owner saved it as it was after this event: folded again it would count twice.
+                draft.reservations[row.id] = row
+            self._narrowings.folded(event, draft, recorded.position)
+        draft.merge()
+        self._note_changed(draft)

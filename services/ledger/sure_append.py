@@ -1,0 +1,104 @@
+"""Appends whose outcome is always found out: written, not written, or said to be unknown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from domain.ports import (
+    ClaimTakenError,
+    Group,
+    HeadMovedError,
+    Log,
+    LogUnavailableError,
+    NotOwnerError,
+    OutcomeUnknownError,
+)
+from services.ledger.errors import Lost, NotOwnerHereError, UnknownOutcomeError
+
+log = structlog.get_logger()
+
+_RESOLVE_TRIES = 50
+_RESOLVE_PAUSE_SECONDS = 0.1
+
+
+class SureAppends:
+    """Appends groups, and asks what became of one when the connection broke meanwhile."""
+
+    def __init__(self, log_: Log) -> None:
+        self._log = log_
+        self.in_doubt = False
+        """Is an append under way whose outcome is not known yet?"""
+        self.session_lost = False
+        """Was the lock's session lost at an append? Then another may have owned the partition since."""
+        self.doubted: Callable[[], None] = lambda: None
+        """Told when the lock's session was lost in an append: nothing may be answered from memory."""
+
+    def reset(self) -> None:
+        """The partition is owned anew."""
+        self.in_doubt = self.session_lost = False
+
+    def begin(self, group: Group) -> asyncio.Task[None]:
+        """Append from now on; the task ends when the group is durable.
+
+        It raises ClaimTakenError and LogUnavailableError (nothing was written), or Lost.
+        """
+        self.in_doubt = True
+        # Before the task runs: it waits its turn behind all who were answered just now.
+        appending = asyncio.create_task(self._append(group, self._send(group)), name="append")
+        # Should nobody wait for it to its end: its outcome is in doubt then, and nobody is told.
+        appending.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return appending
+
+    def _send(self, group: Group) -> Awaitable[int]:
+        try:
+            return self._log.append(group)
+        except Exception as error:  # noqa: BLE001  # the task raises it
+            refused: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            refused.set_exception(error)
+            return refused
+
+    async def _append(self, group: Group, sent: Awaitable[int]) -> None:
+        try:
+            await sent
+        except OutcomeUnknownError:
+            self.session_lost = True
+            self.doubted()
+            written = await self._resolve(group)
+            self.in_doubt = False
+            if not written:
+                raise Lost(NotOwnerHereError("The connection broke; nothing was written.")) from None
+        except HeadMovedError as error:
+            # Another process appended behind the lock: it may have owned the partition meanwhile.
+            self.in_doubt = False
+            raise Lost(NotOwnerHereError("Another process wrote to the partition.")) from error
+        except NotOwnerError as error:
+            self.in_doubt = False
+            raise Lost(NotOwnerHereError("Another process owns the partition.")) from error
+        except (ClaimTakenError, LogUnavailableError):
+            self.in_doubt = False
+            raise
+        self.in_doubt = False
+
+    async def _resolve(self, group: Group) -> bool:
+        """Was the group written? Told only when it is certain.
+
+        It is there: certain. It is not, and another stands in its place: certain. Else only
+        who holds the partition anew can know that it is not being committed at this moment.
+        """
+        for attempt in range(_RESOLVE_TRIES):
+            try:
+                overtaken = await self._log.head() > group.expected_head
+                if await self._log.committed(group.group_id):
+                    return True
+                if overtaken:
+                    return False
+                if await self._log.acquire():
+                    return await self._log.committed(group.group_id)
+            except LogUnavailableError:
+                if attempt == 0:
+                    log.warning("commit.outcome_unknown")
+            await asyncio.sleep(_RESOLVE_PAUSE_SECONDS)
+        raise Lost(UnknownOutcomeError("The connection broke at the commit."))
