@@ -43,6 +43,7 @@ from services.api.hot.asgi import ASGIApp, HotPath, HotSettings
 from services.api.server import serve
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Ledger, Ports, Terms
+from services.redaction import kept_out_of_logs
 from services.settings import Settings
 
 log = structlog.get_logger()
@@ -239,6 +240,7 @@ async def run_server(
             more_routes=edge_routes(access),
         )
         hot = HotSettings(trusted_proxies=settings.trusted_proxies, max_body_bytes=settings.max_body_bytes)
+        last.enter_context(kept_out_of_logs(management.state.api.redactor.redact))
         app = HotPath(ledger, cast(ASGIApp, management), forwarder, hot)
         management.state.api.registry.register(app.counts)
 

@@ -13,6 +13,7 @@ import msgspec
 
 from keyledger_edge import SecretShape
 from services.api.problems import FieldError, ProblemError, invalid
+from services.redaction import may_hold_secret
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -20,8 +21,6 @@ _MOST_DEPTH: Final = 32
 _MOST_PARAMETERS: Final = 100
 _INT64: Final = range(-(2**63), 2**63)
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-# Secrets hold 128 bits and more: 22 base62 digits in a row at least.
-_LONG_RUN: Final = re.compile(r"[0-9A-Za-z]{22}")
 _LETTERS: Final = ascii_letters + digits
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
@@ -72,11 +71,6 @@ def read_query(query: bytes, kind: type[T]) -> T:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise complaint(str(error)) from None
-
-
-def may_hold_secret(text: str) -> bool:
-    """Is it long enough for a secret? Most texts are not, and are cleared by this one look."""
-    return _LONG_RUN.search(text) is not None
 
 
 def beginning(text: str, most: int = 100) -> str:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from time import perf_counter
 from typing import Any, Final
 from urllib.parse import unquote
 
-from domain.ids import ID_PATTERN
 from domain.state import State
 from keyledger_edge import SecretShape, ip_allowed, redact
-from services.api.bodies import known_shapes, may_hold_secret
+from services.api.bodies import known_shapes
 from services.api.hot.requests import new_request_id
+from services.redaction import may_hold_secret, without_long_runs
 
 _KEY: Final = "keyledger.trace"
 _MOST_REQUEST_ID: Final = 128
 _MOST_USER_AGENT: Final = 256
 _MOST_PATH: Final = 256
 _UNIX: Final = "unix"
-_ID_OR_LONG_RUN: Final = re.compile(rf"({ID_PATTERN})(?![0-9A-Za-z])|[0-9A-Za-z]{{22,}}")
 
 
 class Trace:
@@ -50,18 +48,20 @@ class Redactor:
     @property
     def shapes(self) -> tuple[SecretShape, ...]:
         """What the secrets of all keyspaces look like."""
-        keyspaces = self._state.keyspaces
-        mark = sum(keyspace.version for keyspace in keyspaces.values())
-        if self._known[0] != mark:
-            self._known = (mark, tuple(known_shapes(one.shape for one in keyspaces.values())))
-        return self._known[1]
+        # In one step: log lines are written in other threads too.
+        keyspaces = tuple(self._state.keyspaces.values())
+        mark = sum(keyspace.version for keyspace in keyspaces)
+        known = self._known
+        if known[0] != mark:
+            known = self._known = (mark, tuple(known_shapes(one.shape for one in keyspaces)))
+        return known[1]
 
     def redact(self, text: str) -> str:
         """The text without secrets."""
         if not may_hold_secret(text):
             return text
         told = redact(text, self.shapes)
-        return told if self._sure() else _ID_OR_LONG_RUN.sub(lambda found: found[1] or "[redacted]", told)
+        return told if self._sure() else without_long_runs(told)
 
     def holds_secret(self, text: str) -> bool:
         """Is there something in it that looks like a secret of a keyspace that is known here?"""

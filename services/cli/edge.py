@@ -62,6 +62,7 @@ def edge(
         from keyledger_edge import Sidecar, Verifier  # noqa: PLC0415 - a quick start
         from services.api.server import address_of, run, serve  # noqa: PLC0415 - a quick start
         from services.cli.logs import configure_logs  # noqa: PLC0415 - a quick start
+        from services.redaction import kept_out_of_logs, without_long_runs  # noqa: PLC0415 - a quick start
 
         configure_logs(settings)
         listener = _listen(place, anyone=anyone)
@@ -85,7 +86,9 @@ def edge(
         async def work() -> None:
             await serve(sidecar, [listener], stop_on_signals(), on_started=announce)
 
-        run(work())
+        # An edge knows its own keyspaces, and may be sent a secret of any.
+        with kept_out_of_logs(without_long_runs):
+            run(work())
 
 
 def _say(session: Session, address: str, ledger: str) -> None:

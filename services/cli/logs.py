@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+import threading
+import traceback
+from types import TracebackType
 from typing import Any, Final
 
 import structlog
 
-from domain.keyspaces import PRESETS, ROOT_PREFIX
-from keyledger_edge import SecretShape, redact
+from services.redaction import for_the_log, without_long_runs
 from services.settings import Settings
 
 _NOISY: Final = {"uvicorn.error": logging.WARNING, "asyncio": logging.WARNING, "nats": logging.CRITICAL}
@@ -43,6 +44,10 @@ def configure_logs(settings: Settings, least: str | None = None) -> None:
     root.setLevel(level)
     for name, quieter in _NOISY.items():
         logging.getLogger(name).setLevel(max(level, quieter))
+    sys.excepthook = _tell_of_a_crash
+    threading.excepthook = lambda crash: _tell_of_a_crash(
+        crash.exc_type, crash.exc_value, crash.exc_traceback
+    )
 
 
 def _rendering(settings: Settings) -> list[Any]:
@@ -52,22 +57,17 @@ def _rendering(settings: Settings) -> list[Any]:
         if as_text
         else structlog.processors.JSONRenderer()
     )
-    return [structlog.processors.format_exc_info, _without_secrets, renderer]
+    return [structlog.processors.format_exc_info, renderer, _without_secrets]
 
 
-def _shapes() -> tuple[SecretShape, ...]:
-    presets = [
-        SecretShape(prefix=preset["prefix"], format=preset["secret_format"]) for preset in PRESETS.values()
-    ]
-    return (*presets, SecretShape(prefix=ROOT_PREFIX, format=PRESETS["default"]["secret_format"]))
+def _without_secrets(_: Any, __: str, line: str) -> str:
+    """The last net: a whole line, with values of any kind and exceptions in it."""
+    return for_the_log(line)
 
 
-_SHAPES: Final = _shapes()
-
-
-def _without_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The last net: nothing that looks like a secret of a shipped shape leaves in a line."""
-    for name, value in event.items():
-        if isinstance(value, str) and any(shape.prefix in value for shape in _SHAPES):
-            event[name] = redact(value, _SHAPES)
-    return event
+def _tell_of_a_crash(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    # What this process had learned of keyspaces is gone with its end.
+    text = for_the_log("".join(traceback.format_exception(kind, error, trace)))
+    sys.stderr.write(without_long_runs(text))
