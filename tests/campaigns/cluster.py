@@ -29,6 +29,7 @@ from projections.every import every_projection
 from services.cli.first_root_key import new_root_secret
 from tests.campaigns.checker import Recorded, record
 from tests.contract.stream_worlds import read_all
+from tests.processes import ending_with_us
 from tests.servers import server_folder
 
 _PROGRAM = (sys.executable, "-P", "-c", "from keyledger_boot import main; main()")
@@ -46,7 +47,7 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
         self.wanted = False
         self.ended: list[int] = []
-        """Its status, each time that it ended by itself: PostgreSQL was not there at its start, say."""
+        """Its status, each time that it ended by itself."""
 
     @property
     def pid(self) -> int:
@@ -61,7 +62,11 @@ class Program:
         self.wanted = True
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
-                self._arguments, env=self._environment, cwd=self._folder, stdout=output, stderr=output
+                ending_with_us(self._arguments),
+                env=self._environment,
+                cwd=self._folder,
+                stdout=output,
+                stderr=output,
             )
 
     def supervise(self) -> None:

@@ -26,6 +26,7 @@ from infra.postgres.log import PostgresLog
 from infra.postgres.migrate import migrate
 from tests.contract.relay_worlds import GrowingLog
 from tests.contract.stream_worlds import read_all
+from tests.processes import ending_with_us
 from tests.servers import server_folder
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1_200)]
@@ -68,7 +69,7 @@ class Relays:
 
     def start(self) -> None:
         with self._output.open("ab") as output:
-            relay = subprocess.Popen(self._arguments, stdout=output, stderr=subprocess.STDOUT)
+            relay = subprocess.Popen(ending_with_us(self._arguments), stdout=output, stderr=subprocess.STDOUT)
         self._running.append(relay)
 
     def kill_oldest(self) -> None:

@@ -22,8 +22,8 @@ from services.settings import Settings
 
 OWN = SecretShape(prefix="acme_live_", format=SecretFormat(length=30, checksum="crc32"))
 SHIPPED = [
-    SecretShape(prefix=one["prefix"], format=one["secret_format"])
-    for one in (*PRESETS.values(), PRESETS["default"] | {"prefix": ROOT_PREFIX})
+    *(SecretShape(prefix=one["prefix"], format=one["secret_format"]) for one in PRESETS.values()),
+    SecretShape(prefix=ROOT_PREFIX, format=PRESETS["default"]["secret_format"]),
 ]
 
 

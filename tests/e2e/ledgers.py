@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.processes import ending_with_us
+
 PROGRAM = [sys.executable, "-P", "-c", "from keyledger_boot import main; main()"]
 PATIENCE_SECONDS = 30.0
 
@@ -34,7 +36,7 @@ class Place:
         words = list(arguments) or ["up"]
         with (self.folder / "log").open("a") as log:
             process = subprocess.Popen(
-                [*PROGRAM, *words, "--json"],
+                ending_with_us([*PROGRAM, *words, "--json"]),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 from infra.embedded import EmbeddedServers
 from infra.postgres.migrate import migrate
 from tests.e2e.ledgers import PROGRAM, Place, place, stop, until
+from tests.processes import ending_with_us
 from tests.servers import server_folder
 
 pytestmark = pytest.mark.timeout(120)
@@ -40,7 +41,7 @@ def here(servers: EmbeddedServers) -> Iterator[Place]:
 def begin(here: Place, *words: str, **environment: str) -> subprocess.Popen[str]:
     with (here.folder / "log").open("a") as log:
         process = subprocess.Popen(
-            [*PROGRAM, *words], stdout=subprocess.PIPE, stderr=log, text=True,
+            ending_with_us([*PROGRAM, *words]), stdout=subprocess.PIPE, stderr=log, text=True,
             env=here.environment | environment, cwd=here.folder,
         )  # fmt: skip
     here.processes.append(process)

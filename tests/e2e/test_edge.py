@@ -19,6 +19,7 @@ import pytest
 
 from keyledger_edge import KeyledgerMiddleware, Verifier, fingerprint
 from tests.edge.asgi import call
+from tests.processes import ending_with_us
 from tests.servers import server_folder
 
 _PROGRAM = (sys.executable, "-c", "from keyledger_boot import main; main()")
@@ -38,7 +39,7 @@ def ledger() -> Iterator[Running]:
     with server_folder() as folder:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KEYLEDGER_")}
         process = subprocess.Popen(
-            [*_PROGRAM, "--json", "up", "--port", "0", "--data-dir", str(folder / "data")],
+            ending_with_us([*_PROGRAM, "--json", "up", "--port", "0", "--data-dir", str(folder / "data")]),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,

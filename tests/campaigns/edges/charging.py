@@ -19,6 +19,7 @@ from tests.campaigns.checker import Operation
 from tests.campaigns.cluster import Cluster
 from tests.campaigns.edges.charging_process import Ask, Terms, Told
 from tests.campaigns.load import Client, Key
+from tests.processes import ending_with_us
 
 _TRY_SECONDS = 6.0
 _AGAIN = 500
@@ -39,7 +40,11 @@ class _Process:
         self.path.unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **environment}
+                ending_with_us(command),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **environment},
             )
         assert self._process.stdin is not None
         self._process.stdin.write(given)

@@ -26,6 +26,7 @@ from infra.postgres.mapper import EventMapper
 from tests.campaigns.cluster import Cluster
 from tests.campaigns.edges.book import Control, Plan, Slot
 from tests.campaigns.edges.network import Network, Way, Weather
+from tests.processes import ending_with_us
 from tests.servers import server_folder
 
 
@@ -67,7 +68,7 @@ class EdgeProgram:
         )
         with (world.folder / f"edge-{self.number}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.campaigns.edges.edge_process"],
+                ending_with_us([sys.executable, "-m", "tests.campaigns.edges.edge_process"]),
                 stdin=subprocess.PIPE, stdout=log, stderr=log,
             )  # fmt: skip
         assert self._process.stdin is not None
