@@ -8,8 +8,9 @@ stands in its row as bytes, to be decoded when it is asked for; beside it stands
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
@@ -135,8 +136,22 @@ def dues_of(key: Key) -> Dues:
 def schema() -> bytes:
     """A digest of what rows look like: rows of another program version are not read."""
     shapes = [*LATER.values(), *_ENTRIES.values()]
-    described = msgspec.json.encode([_FORMAT, msgspec.json.schema_components(shapes)], order="deterministic")
-    return sha256(described).digest()
+    # Both: only the first knows of tags and of limits, only the second of an array's names.
+    described = msgspec.json.schema_components(shapes), sorted(_fields_of(shapes).items())
+    return sha256(msgspec.json.encode([_FORMAT, described], order="deterministic")).digest()
+
+
+def _fields_of(shapes: Iterable[Any]) -> dict[str, tuple[str, ...]]:
+    """The names of the fields of every struct that occurs, in order: saved as an array, it has none."""
+    fields: dict[str, tuple[str, ...]] = {}
+    for shape in shapes:
+        if isinstance(shape, type) and issubclass(shape, msgspec.Struct):
+            if shape.__name__ not in fields:
+                fields[shape.__name__] = shape.__struct_fields__
+                fields |= _fields_of(get_type_hints(shape).values())
+        else:
+            fields |= _fields_of(get_args(shape))
+    return fields
 
 
 def _key_entry(key: Key, row: bytes) -> KeyEntry:
