@@ -16,6 +16,8 @@ class FactsBook:
         self.state = state
         self._by_fingerprint: dict[bytes, KeyFacts] = {}
         self._by_key: dict[str, KeyFacts] = {}
+        self.kept = self._by_fingerprint.get
+        """The facts of a secret if they were asked for since they last changed: half of `find`'s cost."""
 
     def find(self, fingerprint: bytes) -> KeyFacts | None:
         """The facts of a secret, or None when there is none such."""

@@ -85,26 +85,42 @@ class AtOnceProtocol(HttpToolsProtocol):
         self._method = self._body = b""
         self._defaults: list[tuple[bytes, bytes]] = []
         self._default_lines = b""
+        self._begun = False
+        self._idle_since = 0.0
+        self._idle: asyncio.TimerHandle | None = None
 
     # -- what the parser tells
+
+    def on_message_begin(self) -> None:
+        """A request begins; what ASGI wants to know of it is gathered only when ASGI gets it."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._begun = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        name = name.lower()
+        self.headers.append((name, value))
+        if name == b"expect":
+            self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
         """Hold the request back if it can be answered at once."""
         parser, cycle = cast(Any, self.parser), cast(RequestResponseCycle | None, self.cycle)
         self._method = parser.get_method()
+        self._body = b""
         self._held = (
             (cycle is None or cycle.response_complete)
             and self._quick.hears(self._method, self.url)
-            and not self.expect_100_continue
             and not self.flow.write_paused
             and parser.should_keep_alive()
-            and not parser.should_upgrade()
             and parser.get_http_version() == "1.1"
+            and not parser.should_upgrade()
+            and not self.expect_100_continue
         )
-        if self._held:
-            self._body = b""
-        else:
-            super().on_headers_complete()
+        if not self._held:
+            self._let_go()
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, or all of it."""
@@ -120,11 +136,16 @@ class AtOnceProtocol(HttpToolsProtocol):
         if not self._held:
             super().on_message_complete()
             return
-        scope = cast(Scope, self.scope)
-        path, _, scope["query_string"] = self.url.partition(b"?")
-        scope["method"] = str(self._method, "ascii")
-        scope["path"] = str(path, "ascii")
-        scope["raw_path"] = path
+        path, _, query = self.url.partition(b"?")
+        scope: Scope = {
+            "type": "http",
+            "method": str(self._method, "ascii"),
+            "path": str(path, "ascii"),
+            "raw_path": path,
+            "query_string": query,
+            "headers": self.headers,
+            "client": self.client,
+        }
         told = self._quick.at_once(scope, self._body)
         if told is None:
             self._let_go()
@@ -137,7 +158,14 @@ class AtOnceProtocol(HttpToolsProtocol):
             told.future.add_done_callback(waiting.finish)
         else:
             self.say(told)
-            self.on_response_complete()
+            self._rest()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client hung up, or we did."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        super().connection_lost(exc)
 
     def shutdown(self) -> None:
         """Stop: once the request that is coming in is answered, if there is one."""
@@ -146,8 +174,13 @@ class AtOnceProtocol(HttpToolsProtocol):
         super().shutdown()
 
     def _let_go(self) -> None:
-        """The request that was held back goes the usual way."""
+        """The request goes the usual way."""
         self._held = False
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        for name, value in headers:
+            super().on_header(name, value)
         super().on_headers_complete()
         if self._body:
             super().on_body(self._body)
@@ -168,10 +201,45 @@ class AtOnceProtocol(HttpToolsProtocol):
         lines += (b"\r\n", reply.body)
         self.transport.write(b"".join(lines))
 
+    # -- between two requests
+
+    def _rest(self) -> None:
+        """Wait for the next request, as long as connections are kept alive.
+
+        uvicorn sets a timer after each answer and cancels it with the next request; here it is set
+        once, and looks how long nothing came.
+        """
+        self.server_state.total_requests += 1
+        self._begun = False
+        self._idle_since = self.loop.time()
+        if self._idle is None:
+            self._idle = self.loop.call_later(self.timeout_keep_alive, self._look_whether_idle)
+
+    def _look_whether_idle(self) -> None:
+        self._idle = None
+        if self._begun:
+            return  # The answer to what has begun sets a timer again, uvicorn's or ours.
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle = self.loop.call_later(left, self._look_whether_idle)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    # -- the usual way after all
+
     def start_over(self, scope: Scope, body: bytes, *, keep_alive: bool) -> RequestResponseCycle:
         """A request that was answered neither at once nor later goes the usual way."""
+        whole = {
+            **scope,
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "state": self.app_state.copy(),
+        }
         cycle = RequestResponseCycle(
-            scope=cast(Any, scope),
+            scope=cast(Any, whole),
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,

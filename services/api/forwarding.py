@@ -266,7 +266,8 @@ def may_repeat(request: HotRequest) -> bool:
 def not_owner_answer(error: NotOwnerHereError, request_id: str) -> Answer:
     """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
     answer = error_answer(error, request_id)
-    return answer._replace(headers=[*answer.headers, (_NOT_OWNER, b"1")])
+    answer.headers.append((_NOT_OWNER, b"1"))
+    return answer
 
 
 async def _hand_back(response: aiohttp.ClientResponse, request: HotRequest, send: Send) -> _Sent:

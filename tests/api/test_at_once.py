@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
@@ -118,8 +119,8 @@ class Running(NamedTuple):
             writer.close()
 
 
-@pytest.fixture
-async def server() -> AsyncGenerator[Running]:
+@contextlib.asynccontextmanager
+async def serving_a_toy() -> AsyncGenerator[Running]:
     toy, listener, stop, started = Toy(), listen("127.0.0.1", 0), asyncio.Event(), asyncio.Event()
     port = int(address_of(listener).rpartition(":")[2])
 
@@ -128,9 +129,17 @@ async def server() -> AsyncGenerator[Running]:
 
     serving = asyncio.create_task(serve(toy, [listener], stop, on_started=on_started))
     await started.wait()
-    yield Running(toy, port, stop, serving)
-    stop.set()
-    await asyncio.wait_for(serving, 10)
+    try:
+        yield Running(toy, port, stop, serving)
+    finally:
+        stop.set()
+        await asyncio.wait_for(serving, 10)
+
+
+@pytest.fixture
+async def server() -> AsyncGenerator[Running]:
+    async with serving_a_toy() as running:
+        yield running
 
 
 def post(path: str, body: bytes = b"", *headers: str, version: str = "1.1") -> bytes:
@@ -333,4 +342,37 @@ async def test_garbage_is_refused_as_ever(server: Running) -> None:
     async with server.connected() as client:
         await client.send(b"no HTTP at all\r\n\r\n")
         assert (await client.answer())[0] == 400
+        assert await client.is_closed()
+
+
+async def test_a_connection_that_nobody_uses_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.api.server._KEEP_ALIVE_SECONDS", 1)
+    async with serving_a_toy() as server, server.connected() as client:
+        # Whichever way it was answered, and whoever's timer runs: only idle seconds count.
+        for path in ("/now", "/elsewhere", "/now"):
+            await asyncio.sleep(0.6)
+            await client.send(post(path))
+            assert (await client.answer())[0] == 200
+        begun = time.monotonic()
+
+        assert await client.is_closed()
+        assert 0.9 < time.monotonic() - begun < 3
+
+
+async def test_a_connection_that_waits_for_its_answer_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.api.server._KEEP_ALIVE_SECONDS", 1)
+    async with serving_a_toy() as server, server.connected() as client:
+        await client.send(post("/now"))
+        assert (await client.answer())[0] == 200
+        await client.send(post("/later"))
+        await asyncio.sleep(1.5)
+
+        server.toy.later[0].set_result("at last")
+
+        assert (await client.answer())[0] == 201
+        half = post("/now", b"abcdef")
+        await client.send(half[:-3])
+        await asyncio.sleep(1.5)
+        await client.send(half[-3:])
+        assert (await client.answer())[0] == 200
         assert await client.is_closed()

@@ -23,7 +23,7 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 encode = msgspec.json.Encoder().encode
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, gc=False):
     """A whole HTTP answer."""
 
     status: int
@@ -41,20 +41,28 @@ class Later(NamedTuple):
     """Of what the future brings. May raise what a handler may raise."""
 
 
+_LENGTHS: Final = [(b"content-length", b"%d" % length) for length in range(2_048)]
+
+
+def _length_of(body: bytes) -> tuple[bytes, bytes]:
+    length = len(body)
+    return _LENGTHS[length] if length < len(_LENGTHS) else (b"content-length", b"%d" % length)
+
+
 def json_answer(status: int, value: Any, code: str = "ok") -> Answer:
     """Any value as JSON."""
     body = encode(value)
-    return Answer(status, [_JSON, (b"content-length", b"%d" % len(body)), _NO_STORE], body, code)
+    return Answer(status, [_JSON, _length_of(body), _NO_STORE], body, code)
 
 
 def raw_answer(status: int, body: bytes, code: str = "ok") -> Answer:
     """JSON that is encoded already, to a POST (which no cache keeps, so no header need say so)."""
-    return Answer(status, [_JSON, (b"content-length", b"%d" % len(body))], body, code)
+    return Answer(status, [_JSON, _length_of(body)], body, code)
 
 
 def problem_answer(body: bytes, status: int, code: str, headers: Headers | None = None) -> Answer:
     """Problem details as an answer."""
-    own = [_PROBLEM, (b"content-length", b"%d" % len(body)), _NO_STORE, *(headers or ())]
+    own = [_PROBLEM, _length_of(body), _NO_STORE, *(headers or ())]
     return Answer(status, own, body, code)
 
 

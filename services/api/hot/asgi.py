@@ -302,10 +302,10 @@ async def _awaited(told: Told) -> Answer:
 
 
 async def _send(answer: Answer, request_id: str, send: Send) -> None:
-    status, headers, body, _ = answer
+    headers = answer.headers
     headers.append((b"x-request-id", request_id.encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
 
 
 def _as_it_is(answer: Answer) -> Answer:

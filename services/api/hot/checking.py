@@ -6,13 +6,25 @@ from hashlib import sha256
 
 from domain.keyspaces import Keyspace, shape_of
 from domain.quotas import Refusal, balance_refusal
-from keyledger_edge import NOT_FOUND, VALID, KeyFacts, KeyspaceView, Use, Verdict, Verifier
+from keyledger_edge import (
+    NO_USE,
+    NOT_FOUND,
+    VALID,
+    KeyFacts,
+    KeyspaceView,
+    Use,
+    Verdict,
+    Verifier,
+    is_easy,
+    judge,
+)
 from services.api.hot.secret_watch import SecretWatch
 from services.ledger.fence import OwnedFacts
 from services.ledger.ledger import Ledger
 
 _REMEMBERED_USES = 100_000
 _MOST_VIEWS = 10_000
+_MOST_WELCOMES = 100_000
 _NOT_FOUND = Verdict(NOT_FOUND)
 
 
@@ -66,9 +78,13 @@ class Checker:
     def __init__(self, ledger: Ledger, watch: SecretWatch) -> None:
         self._ledger = ledger
         self._watch = watch
-        self._facts = OwnedFacts(ledger, ledger.facts.find, _Time(ledger))
+        self._time = _Time(ledger)
+        self._facts = OwnedFacts(ledger, ledger.facts.find, self._time)
+        self._kept = ledger.facts.kept
         # It is shown the keyspace with each secret, as that is now; so it need not know any.
         self._verifier = Verifier(self._facts, {}, limiter=ledger.limiter, partition=ledger.partition)
+        self._welcomes: dict[bytes, Verdict] = {}
+        """Of keys that nothing but a change can make bad: valid as long as the facts are the same."""
         self.counted = CountedUses()
 
     def check(
@@ -81,7 +97,14 @@ class Checker:
         request_id: str | None = None,
     ) -> Verdict:
         """The verdict on a use without a cost. `organization_id` is what the caller is bound to."""
-        found = self.find(secret, keyspace, organization_id)
+        digest: bytes | None = None
+        view = view_of_keyspace(keyspace)
+        if secret and view.shape.regex.fullmatch(secret) is not None:
+            digest = sha256(secret.encode()).digest()
+            welcome = self._welcome(digest, view.keyspace_id, use, organization_id)
+            if welcome is not None:
+                return welcome
+        found = self.find(secret, keyspace, organization_id, digest)
         if isinstance(found, Verdict):
             return found
         counts = request_id is None or (found.key_id, request_id) not in self.counted
@@ -97,11 +120,42 @@ class Checker:
         if request_id is not None and counts and found.rate_limits:
             self.counted.add((found.key_id, request_id))
         self._ledger.sightings.seen(found.key_id, self._facts.at)
+        if digest is not None and is_easy(found):
+            if len(self._welcomes) >= _MOST_WELCOMES:
+                self._welcomes.clear()
+            self._welcomes[digest] = Verdict(VALID, found, (), None, verdict.partition)
         return verdict
 
-    def find(self, secret: str | None, keyspace: Keyspace, organization_id: str | None) -> KeyFacts | Verdict:
-        """The facts of a secret, or the verdict that there are none."""
-        found = self._verifier.find(secret or "", view_of_keyspace(keyspace))
+    def _welcome(
+        self, digest: bytes, keyspace_id: str, use: Use, organization_id: str | None
+    ) -> Verdict | None:
+        """What was found of a key before, if it holds still. None says nothing: then all is looked at."""
+        welcome = self._welcomes.get(digest)
+        if welcome is None:
+            return None
+        facts = welcome.facts
+        ledger = self._ledger
+        if (
+            self._kept(digest) is not facts
+            or facts is None
+            or self._time.boottime_ns() >= ledger.owner_until_ns
+            or facts.keyspace_id != keyspace_id
+            or not (organization_id is None or facts.organization_id == organization_id)
+            or not (use is NO_USE or judge(facts, use, 0) is VALID)
+        ):
+            return None
+        ledger.sightings.seen(facts.key_id, self._time.now())
+        return welcome
+
+    def find(
+        self,
+        secret: str | None,
+        keyspace: Keyspace,
+        organization_id: str | None,
+        digest: bytes | None = None,
+    ) -> KeyFacts | Verdict:
+        """The facts of a secret, or the verdict that there are none; `digest`: if its shape is right."""
+        found = self._verifier.find(secret or "", view_of_keyspace(keyspace), digest)
         if not isinstance(found, KeyFacts):
             if found is None or found.code != NOT_FOUND:
                 # What needs no look-up is told by the owner only, too: keyspaces may have changed.

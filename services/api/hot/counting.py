@@ -22,35 +22,47 @@ class _Route:
         self.seconds = 0.0
 
 
+class _Answers:
+    """Answers of one route with one status and code."""
+
+    __slots__ = ("number", "times")
+
+    def __init__(self, times: _Route) -> None:
+        self.number = 0
+        self.times = times
+
+
 class HotCounts(Collector):
     """Counters in plain integers; Prometheus reads them when it asks, so a request pays little for them."""
 
     def __init__(self) -> None:
-        self._answers: dict[tuple[str, int, str], int] = {}
+        self._answers: dict[tuple[str, int, str], _Answers] = {}
         self._routes: dict[str, _Route] = {}
 
     def count(self, route: str, status: int, code: str, seconds: float) -> None:
         """One answer went out."""
-        name = (route, status, code)
-        answers = self._answers
-        answers[name] = answers.get(name, 0) + 1
-        times = self._routes.get(route)
-        if times is None:
-            times = self._routes[route] = _Route()
+        answers = self._answers.get((route, status, code)) or self._first(route, status, code)
+        answers.number += 1
+        times = answers.times
         times.buckets[bisect_left(_BOUNDS, seconds)] += 1
         times.seconds += seconds
 
+    def _first(self, route: str, status: int, code: str) -> _Answers:
+        times = self._routes.setdefault(route, _Route())
+        answers = self._answers[route, status, code] = _Answers(times)
+        return answers
+
     def answered(self, route: str, code: str) -> int:
         """How many answers a route gave with this code."""
-        return sum(n for (r, _, c), n in self._answers.items() if (r, c) == (route, code))
+        return sum(one.number for (r, _, c), one in self._answers.items() if (r, c) == (route, code))
 
     def collect(self) -> Iterator[Metric]:
         """For Prometheus."""
         answers = CounterMetricFamily(
             "keyledger_answers", "Answers of the hot paths.", labels=["route", "status", "code"]
         )
-        for (route, status, code), number in self._answers.items():
-            answers.add_metric([route, str(status), code], number)
+        for (route, status, code), one in self._answers.items():
+            answers.add_metric([route, str(status), code], one.number)
         yield answers
         seconds = HistogramMetricFamily(
             "keyledger_answer_seconds", "From a request's headers to its answer.", labels=["route"]

@@ -108,8 +108,8 @@ class ForwardAuth:
             verdict = Verdict(VALID, facts, (), None, self._ledger.partition)
             answer = _sent(answer_verdict(verdict, None, proxy=proxy), VALID)
             known = self._welcomes[id(facts)] = (facts, proxy, answer)
-        status, headers, body, code = known[2]
-        return Answer(status, [*headers, self._position()], body, code)
+        answer = known[2]
+        return Answer(answer.status, [*answer.headers, self._position()], answer.body, answer.code)
 
     def _position(self) -> tuple[bytes, bytes]:
         ledger = self._ledger

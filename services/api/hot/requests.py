@@ -17,7 +17,9 @@ Send = Callable[[Message], Awaitable[None]]
 MAX_BODY_BYTES: Final = 1_048_576
 _MAX_REQUEST_ID: Final = 128
 
-_boot: Final = os.urandom(6).hex()
+_READ: Final = frozenset({b"authorization", b"x-request-id", b"x-keyledger-forwarded"})
+
+_PREFIX: Final = f"req_{os.urandom(6).hex()}"
 _numbers = count(1)
 
 
@@ -27,7 +29,7 @@ class ClientGoneError(Exception):
 
 def new_request_id() -> str:
     """A trace id: unique, cheap, and never an idempotency key."""
-    return f"req_{_boot}{next(_numbers):x}"
+    return f"{_PREFIX}{next(_numbers):x}"
 
 
 async def hung_up() -> Message:
@@ -51,15 +53,16 @@ class HotRequest:
         self.authorization: bytes | None = None
         self.forwarded: bytes | None = None
         """What another ledger process says of a request that it passes on; to be verified."""
-        request_id: bytes | None = None
+        given: bytes | None = None
         for name, value in scope["headers"]:
-            if name == b"authorization":
-                self.authorization = value
-            elif name == b"x-request-id":
-                request_id = value
-            elif name == b"x-keyledger-forwarded":
-                self.forwarded = value
-        self.request_id = (request_id and _sane(request_id)) or f"req_{_boot}{next(_numbers):x}"
+            if name in _READ:
+                if name == b"authorization":
+                    self.authorization = value
+                elif name == b"x-request-id":
+                    given = value
+                else:
+                    self.forwarded = value
+        self.request_id = (given and _sane(given)) or f"{_PREFIX}{next(_numbers):x}"
         client = scope["client"]
         self.peer: str | None = client[0] or None if client else None
         """Where it came from; the HTTP layer puts the client's address here when a trusted proxy forwards."""

@@ -32,7 +32,7 @@ class SecretWatch:
         body = told.encode()
         headers = [(name, value) for name, value in answer.headers if name != b"content-length"]
         headers.append((b"content-length", b"%d" % len(body)))
-        return answer._replace(headers=headers, body=body)
+        return msgspec.structs.replace(answer, headers=headers, body=body)
 
     def refuse_in(
         self, use: Use, request_id: str | None, metadata: dict[str, Any] | None, field: str = "request_id"

@@ -39,7 +39,7 @@ from keyledger_edge._forward_auth import (
     retry_after,
     status_of,
 )
-from keyledger_edge._judge import ip_allowed, judge, state_of
+from keyledger_edge._judge import ip_allowed, is_easy, judge, state_of
 from keyledger_edge._leased_cache import UNKNOWN, LeasedCache, Membership, Unknown
 from keyledger_edge._messages import (
     CHANGES_SUBJECT,
@@ -172,6 +172,7 @@ __all__ = [
     "fingerprint",
     "hint",
     "ip_allowed",
+    "is_easy",
     "judge",
     "next_chain",
     "open_grant",
