@@ -158,7 +158,7 @@ class AtOnceProtocol(HttpToolsProtocol):
             told.future.add_done_callback(waiting.finish)
         else:
             self.say(told)
-            self._rest()
+            self.rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client hung up, or we did."""
@@ -203,7 +203,7 @@ class AtOnceProtocol(HttpToolsProtocol):
 
     # -- between two requests
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
         """Wait for the next request, as long as connections are kept alive.
 
         uvicorn sets a timer after each answer and cancels it with the next request; here it is set
@@ -296,7 +296,10 @@ class _Waiting:
         protocol.say(reply, closing=not self.keep_alive)
         if not self.keep_alive:
             protocol.transport.close()
-        protocol.on_response_complete()
+        if self.keep_alive and not protocol.pipeline:
+            protocol.rest()
+        else:
+            protocol.on_response_complete()
 
 
 class _NobodyWaits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -39,6 +39,13 @@ class Later(NamedTuple):
     future: asyncio.Future[Any]
     answer: Callable[[Any], Answer]
     """Of what the future brings. May raise what a handler may raise."""
+
+
+async def awaited(told: Answer | Later | Awaitable[Answer]) -> Answer:
+    """The answer, waited for where it must be."""
+    if isinstance(told, Answer):
+        return told
+    return told.answer(await told.future) if isinstance(told, Later) else await told
 
 
 _LENGTHS: Final = [(b"content-length", b"%d" % length) for length in range(2_048)]

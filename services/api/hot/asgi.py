@@ -15,7 +15,7 @@ from services.api.at_once import ReplyLater
 from services.api.auth import reads_on
 from services.api.bodies import beginning
 from services.api.forwarding import Forwarder, not_owner_answer
-from services.api.hot.answers import Answer, Later
+from services.api.hot.answers import Answer, Later, awaited
 from services.api.hot.callers import Callers
 from services.api.hot.charges import Charges
 from services.api.hot.checking import Checker
@@ -152,7 +152,7 @@ class HotPath:
                 message = await request.receive()
                 if not request.takes_all(message):
                     await request.take(message)
-            answer = await _awaited(handle(request))
+            answer = await awaited(handle(request))
         except ClientGoneError:
             return
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
@@ -287,18 +287,12 @@ class HotPath:
             await self._management(request.scope, request.replay, send)
             return
         try:
-            answer = await _awaited(routed[1](request))
+            answer = await awaited(routed[1](request))
         except NotOwnerHereError:
             raise
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
             answer = self._watch.error_answer(error, request.request_id)
         await _send(answer, request.request_id, send)
-
-
-async def _awaited(told: Told) -> Answer:
-    if isinstance(told, Answer):
-        return told
-    return told.answer(await told.future) if isinstance(told, Later) else await told
 
 
 async def _send(answer: Answer, request_id: str, send: Send) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from domain.commands import ChargeUsage, RefundCharge
@@ -18,6 +19,8 @@ from keyledger_edge import STATUS_OF_CODE, VALID, RateState, Use
 from services.api.hot.answers import (
     Answer,
     Headers,
+    Later,
+    awaited,
     encode,
     json_answer,
     problem_answer,
@@ -33,10 +36,11 @@ from services.api.hot.bodies import (
     use_of,
 )
 from services.api.hot.callers import Caller, Callers
-from services.api.hot.metering import Metering, asked
+from services.api.hot.metering import Metering, shown_to
 from services.api.hot.money_views import charge_view, quota_views, refund_view, refusal_view, wallet_view
 from services.api.hot.requests import HotRequest
 from services.api.problems import TABLE, problem_body
+from services.ledger.jobs import Done
 from services.ledger.ledger import Ledger
 
 PERMISSION = "charges:write"
@@ -52,11 +56,10 @@ class Charges:
         self._callers = callers
         self._metering = metering
 
-    async def one(self, request: HotRequest) -> Answer:
+    def one(self, request: HotRequest) -> Answer | Later:
         """One charge."""
         caller = self._callers.authenticate(request.authorization, PERMISSION, request.peer)
-        body = read_charge(request.body)
-        return await self._charge(body, caller, request.request_id)
+        return self._charge(read_charge(request.body), caller, request.request_id)
 
     async def batch(self, request: HotRequest) -> Answer:
         """Many charges, in order, each on its own."""
@@ -76,19 +79,34 @@ class Charges:
         try:
             if isinstance(body, Exception):
                 raise body  # noqa: TRY301  # it is answered as if it had been raised alone
-            answer = await self._charge(body, caller, name)
+            answer = await awaited(self._charge(body, caller, name))
         except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
             return self._metering.watch.error_answer(error, name).body
         return answer.body if answer.code != "ok" else b'{"status":%d,%s' % (answer.status, answer.body[1:])
 
-    async def _charge(self, body: ChargeBody, caller: Caller, request_id: str) -> Answer:
-        keyspace, use = check_metering(self._metering, body, caller)
-        ask = asked(
-            request_id=body.request_id, base_micros=body.amount_micros, use=use, metadata=body.metadata
+    def _charge(self, body: ChargeBody, caller: Caller, request_id: str) -> Answer | Later:
+        metering = self._metering
+        keyspace, use = check_metering(metering, body, caller)
+        metering.watch.refuse_in(use, body.request_id, body.metadata)
+        shown = None if keyspace is None else shown_to(keyspace, body.secret)
+        if isinstance(shown, UseOutcome):
+            return self.refused(shown, keyspace, request_id)
+        command = ChargeUsage(
+            key_id=body.key_id,
+            fingerprint=shown,
+            keyspace_id=None if keyspace is None else keyspace.id,
+            request_id=body.request_id,
+            base_micros=body.amount_micros,
+            use=use,
+            metadata=body.metadata,
         )
-        if keyspace is None:
-            ask["key_id"] = body.key_id
-        outcome, position = await self._metering.ask(ChargeUsage, ask, body.secret, keyspace, caller.asking)
+        future = metering.submit(command, caller.asking)
+        return Later(future, partial(self._charged, command, keyspace, request_id))
+
+    def _charged(
+        self, command: ChargeUsage, keyspace: Keyspace | None, request_id: str, done: Done
+    ) -> Answer:
+        outcome, position = self._metering.outcome_of(command, done)
         if outcome.code != VALID:
             return self.refused(outcome, keyspace, request_id)
         event = outcome.event

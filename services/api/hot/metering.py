@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from domain.commands import Asking, ChargeUsage, ReserveCredits
@@ -12,6 +13,7 @@ from keyledger_edge import MALFORMED, MISSING, VALID, Use, fingerprint
 from services.api.hot.bodies import MAX_SECRET_LENGTH
 from services.api.hot.callers import Caller
 from services.api.hot.secret_watch import SecretWatch
+from services.ledger.jobs import Done
 from services.ledger.ledger import Ledger
 
 _MISSING = UseOutcome(code=MISSING)
@@ -51,21 +53,36 @@ class Metering:
         """
         self.watch.refuse_in(ask["use"], ask["request_id"], ask["metadata"])
         if keyspace is not None:
-            # Shape and checksum say no without a look-up.
-            if not secret:
-                return _MISSING, self._ledger.state.head
-            if len(secret) > MAX_SECRET_LENGTH or not shape_of(keyspace).recognises(secret):
-                return _MALFORMED, self._ledger.state.head
-            ask["fingerprint"] = fingerprint(secret)
+            shown = shown_to(keyspace, secret)
+            if isinstance(shown, UseOutcome):
+                return shown, self._ledger.state.head
+            ask["fingerprint"] = shown
             ask["keyspace_id"] = keyspace.id
+        asks = command(**ask)
+        return self.outcome_of(asks, await self.submit(asks, asking))
+
+    def submit(self, command: ChargeUsage | ReserveCredits, asking: Asking) -> asyncio.Future[Done]:
+        """Put it in line; what it holds was looked at."""
         self._ledger.must_own()
-        done = await self._ledger.bus.submit(command(**ask), asking)
+        return self._ledger.bus.submit(command, asking)
+
+    def outcome_of(self, command: ChargeUsage | ReserveCredits, done: Done) -> tuple[UseOutcome, int]:
+        """What became of it, and the position; a refusal is written down."""
         outcome: UseOutcome = done.result
         if outcome.code == VALID:
             return outcome, outcome.position
         if outcome.key is not None:
-            self._ledger.denied(outcome.key.id, outcome.code, ask["request_id"], ask["base_micros"])
+            self._ledger.denied(outcome.key.id, outcome.code, command.request_id, command.base_micros)
         return outcome, done.position
+
+
+def shown_to(keyspace: Keyspace, secret: str | None) -> bytes | UseOutcome:
+    """The secret's fingerprint; or what shape and checksum say without a look-up."""
+    if not secret:
+        return _MISSING
+    if len(secret) > MAX_SECRET_LENGTH or not shape_of(keyspace).recognises(secret):
+        return _MALFORMED
+    return fingerprint(secret)
 
 
 def asked(

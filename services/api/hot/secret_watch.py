@@ -44,10 +44,12 @@ class SecretWatch:
             return
         if metadata and self.holds(msgspec.json.encode(metadata).decode()):
             raise InvalidError("metadata", "holds what looks like a secret")
-        for name in ("model", "provider", "project_id"):
-            value = getattr(use, name)
-            if value is not None and self.holds(value):
-                raise InvalidError(name, "holds what looks like a secret")
         tenant = use.tenant
+        if use.model is not None and self.holds(use.model):
+            raise InvalidError("model", "holds what looks like a secret")
+        if use.provider is not None and self.holds(use.provider):
+            raise InvalidError("provider", "holds what looks like a secret")
+        if use.project_id is not None and self.holds(use.project_id):
+            raise InvalidError("project_id", "holds what looks like a secret")
         if tenant is not None and self.holds(f"{tenant.org_id} {tenant.user_id}"):
             raise InvalidError("tenant", "holds what looks like a secret")
