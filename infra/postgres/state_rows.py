@@ -14,8 +14,8 @@ from infra.postgres.arrays import BooleanArray, ByteaArray, TextArray
 from infra.postgres.connections import connect
 from infra.postgres.sessions import Sessions
 
-_PAGES: Final = 512
-"""So many pages are read at once: a few thousand rows."""
+_PAGES: Final = 128
+"""So many pages are read at once, some thousand rows: more cost PostgreSQL more time for each row."""
 _SNAPSHOT: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
     # Grouping as rows come is right for a handful of tables; the planner would sort all of them first.

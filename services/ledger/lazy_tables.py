@@ -166,9 +166,9 @@ class LazyTables:
         """Rows to be decoded when they are asked for."""
         self._encoded[table].rows.update(rows)
 
-    def add_keys(self, entries: dict[str, KeyEntry]) -> None:
-        """The same for keys, which are also found by their fingerprints."""
-        rows, key_of = self._encoded["keys"].rows, self._key_of
+    def add_keys(self, entries: dict[str, KeyEntry]) -> list[tuple[str, KeyEntry]]:
+        """The same for keys, which are also found by their fingerprints; those not to be left at that."""
+        rows, key_of, more = self._encoded["keys"].rows, self._key_of, []
         for key_id, entry in entries.items():
             rows[key_id] = entry.row
             fingerprints = entry.fingerprints
@@ -176,6 +176,9 @@ class LazyTables:
                 key_of[fingerprints] = key_id
             else:
                 key_of.update(dict.fromkeys(fingerprints, key_id))
+            if entry.dues or entry.at_once:
+                more.append((key_id, entry))
+        return more
 
     def release(self) -> None:
         """Let go of rows and tables, which refer to each other: the state is to be forgotten."""

@@ -44,10 +44,8 @@ class Loading:
             self._take_decoded(table, entries)
 
     def _take_keys(self, entries: dict[str, KeyEntry]) -> None:
-        self.lazy.add_keys(entries)
-        for key_id, entry in entries.items():
-            if entry.dues:
-                self._due.extend((when, kind, key_id, generation) for when, kind, generation in entry.dues)
+        for key_id, entry in self.lazy.add_keys(entries):
+            self._due.extend((when, kind, key_id, generation) for when, kind, generation in entry.dues)
             if entry.at_once:
                 self._at_once.append(key_id)
 
