@@ -73,6 +73,11 @@ class Owning(Protocol):
         """Is it certain?"""
         ...
 
+    @property
+    def reachable(self) -> bool:
+        """Did the log answer when it was last asked?"""
+        ...
+
 
 Here = Callable[[HotRequest, Send], Awaitable[None]]
 
@@ -159,7 +164,7 @@ class Forwarder:
                     )
                 self._address_until = 0.0
             if time.monotonic() >= deadline:
-                raise why
+                raise why if self._ledger.reachable else _unreachable()
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _owner(self) -> str | None:
@@ -177,7 +182,7 @@ class Forwarder:
             if self._address is not None:
                 # The directory is down; the owner that was known may well answer still.
                 return self._address
-            raise UnavailableError("postgresql", "PostgreSQL cannot be reached.") from error
+            raise _unreachable() from error
         finally:
             self._looking = None
         self._address = None if address is None else address.rstrip("/")
@@ -263,7 +268,11 @@ def may_repeat(request: HotRequest) -> bool:
     return request.header(b"idempotency-key") is not None
 
 
-def not_owner_answer(error: NotOwnerHereError, request_id: str) -> Answer:
+def _unreachable() -> UnavailableError:
+    return UnavailableError("postgresql", "PostgreSQL cannot be reached.")
+
+
+def not_owner_answer(error: CannotAnswerError, request_id: str) -> Answer:
     """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
     answer = error_answer(error, request_id)
     answer.headers.append((_NOT_OWNER, b"1"))

@@ -40,7 +40,7 @@ from services.api.hot.self_service import SelfService
 from services.api.hot.verify import Verify
 from services.api.problems import ProblemError
 from services.api.tracing import client_ip
-from services.ledger.errors import NotOwnerHereError
+from services.ledger.errors import CannotAnswerError, NotOwnerHereError
 from services.ledger.ledger import Ledger
 
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -266,8 +266,12 @@ class HotPath:
 
     async def _elsewhere(self, request: HotRequest, send: Send) -> None:
         """Another process owns the partition, or for a moment none: it answers, or we do once we own it."""
-        error = NotOwnerHereError("This process does not own the partition.")
         if self._forwarder is None or request.forwarded is not None:
+            try:
+                self._ledger.must_own()
+                error: CannotAnswerError = NotOwnerHereError("This process owns the partition only now.")
+            except CannotAnswerError as why:
+                error = why
             await _send(not_owner_answer(error, request.request_id), request.request_id, send)
             return
         try:

@@ -180,6 +180,40 @@ async def test_a_directory_that_is_down_is_named(world: World, owned: Owned) -> 
     )
 
 
+async def test_without_postgresql_every_process_says_so(pair: tuple[World, Beside], owned: Owned) -> None:
+    owner, other = pair
+    owner.storage.up = False
+    while owner.ledger.reachable or other.ledger.reachable:
+        await asyncio.sleep(0.01)
+    replies = [
+        await one.post(path, {"key_id": owned.id, "request_id": "r", "amount_micros": 1})
+        for path in ("/v1/charges", "/v1/verify", "/v1/keys")
+        for one in (owner, other)
+    ]
+    owner.storage.up = True
+
+    assert {(one.status, one.code, one.json["dependency"]) for one in replies} == {
+        (503, "dependency_unavailable", "postgresql")
+    }
+    assert {one.headers["retry-after"] for one in replies} == {"1"}
+
+
+async def test_a_process_that_nobody_is_beside_says_that_postgresql_is_missing(
+    world: World, owned: Owned
+) -> None:
+    world.storage.up = False
+    while world.ledger.reachable:
+        await asyncio.sleep(0.01)
+    reply = await world.post("/v1/charges", {"key_id": owned.id, "request_id": "r", "amount_micros": 1})
+    world.storage.up = True
+
+    assert (reply.status, reply.code, reply.json["dependency"]) == (
+        503,
+        "dependency_unavailable",
+        "postgresql",
+    )
+
+
 async def test_two_that_think_the_other_is_the_owner_send_nothing_round(world: World, owned: Owned) -> None:
     async with beside(world, None) as one, beside(world, None) as two:
         hops: list[str] = []
