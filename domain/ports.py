@@ -149,7 +149,7 @@ class StateRow(NamedTuple):
     """Table and id, such as `wallets/org_...`."""
     data: bytes
     resident: bool = True
-    """False: not loaded at start, but by id when it is asked for (a settled reservation)."""
+    """False: not loaded at start, but by id when it is asked for (a settled reservation). It stays so."""
 
 
 class StateBlock(NamedTuple):

@@ -1,16 +1,19 @@
-"""State rows in PostgreSQL: one per subject, flushed with their checkpoint."""
+"""State rows in PostgreSQL: one per subject, flushed with their checkpoint.
+
+Rows that no start reads are in a table beside.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import psycopg
-from psycopg import Connection, Cursor
+from psycopg import Connection
 
 from domain.ports import CheckpointMovedError, LogUnavailableError, StateBlock, StateRow
-from infra.postgres.arrays import BooleanArray, ByteaArray, TextArray
+from infra.postgres.arrays import ByteaArray, TextArray
 from infra.postgres.connections import connect
 from infra.postgres.sessions import Sessions
 
@@ -28,27 +31,27 @@ class PostgresStateRows:
 
     def __init__(self, conninfo: str, *, partition: int = 0) -> None:
         table = f"ledger.state_rows_p{partition}"
+        settled = f"{table}_settled"
         self._conninfo = conninfo
         self._partition = partition
         self._sessions = Sessions(conninfo, f"keyledger p{partition} state", most=2)
-        select = f"SELECT subject, data, resident FROM {table}"
         # Joined by PostgreSQL: a row of its own for each would cost both sides as much again.
         self._select_blocks = (
             "SELECT split_part(subject, '/', 1), count(*), string_agg(data, ''::bytea)"
-            f" FROM {table} WHERE resident AND ctid >= %s::tid AND ctid < %s::tid GROUP BY 1"
+            f" FROM {table} WHERE ctid >= %s::tid AND ctid < %s::tid GROUP BY 1"
         ).encode()
         # Locked, so that nobody moves rows to other pages while they are read.
         self._lock = f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode()
         self._count_pages = (
             f"SELECT pg_relation_size('{table}') / current_setting('block_size')::bigint"
         ).encode()
-        self._select_some = f"{select} WHERE subject = ANY(%s)".encode()
-        self._upsert = (
-            f"INSERT INTO {table} (subject, data, resident) SELECT * FROM unnest(%s, %s, %s)"
-            " ON CONFLICT (subject) DO UPDATE SET data = excluded.data, resident = excluded.resident"
+        self._select_some = (
+            f"SELECT subject, data, true FROM {table} WHERE subject = ANY(%s)"
+            f" UNION ALL SELECT subject, data, false FROM {settled} WHERE subject = ANY(%s)"
         ).encode()
-        self._delete = f"DELETE FROM {table} WHERE subject = ANY(%s)".encode()
-        self._delete_all = f"DELETE FROM {table}".encode()
+        self._upsert, self._upsert_settled = _upsert(table), _upsert(settled)
+        self._delete, self._delete_settled = _delete(table), _delete(settled)
+        self._delete_all = f"DELETE FROM {table}; DELETE FROM {settled}".encode()
 
     async def save(
         self, through: int, rows: Sequence[StateRow], removed: Sequence[str], *, behind: int
@@ -99,7 +102,15 @@ class PostgresStateRows:
 
     async def find(self, subjects: Sequence[str]) -> list[StateRow]:
         """These rows, resident or not."""
-        return await self._select(self._select_some, TextArray(subjects)) if subjects else []
+        if not subjects:
+            return []
+        array = TextArray(subjects)
+        rows = await self._sessions.run(
+            lambda connection: connection.execute(
+                self._select_some, (array, array), prepare=True, binary=True
+            ).fetchall()
+        )
+        return [StateRow(*row) for row in rows]
 
     async def clear(self) -> None:
         """Forget all rows and the checkpoint."""
@@ -109,9 +120,6 @@ class PostgresStateRows:
         """Close the connections."""
         await self._sessions.close()
 
-    async def _select(self, select: bytes, parameter: str | TextArray) -> list[StateRow]:
-        return await self._sessions.run(lambda connection: _select(connection, select, parameter))
-
     def _save(
         self,
         connection: Connection[Any],
@@ -120,16 +128,20 @@ class PostgresStateRows:
         removed: Sequence[str],
         behind: int,
     ) -> None:
-        subjects, datas, residents = zip(*rows, strict=True) if rows else ((),) * 3
+        resident = [row for row in rows if row.resident]
+        settled = [row for row in rows if not row.resident]
         # It waits for the disk: after a crash of the server the checkpoint must be the one we
         # know, or the rows that changed between the two would be missed by the next save.
         with connection.transaction():
             self._move_checkpoint(connection, behind, through)
+            if gone := [*removed, *(row.subject for row in settled)]:
+                connection.execute(self._delete, (TextArray(gone),), prepare=True)
             if removed:
-                connection.execute(self._delete, (TextArray(removed),))
-            if rows:
-                arrays = TextArray(subjects), ByteaArray(datas), BooleanArray(residents)
-                connection.execute(self._upsert, arrays, prepare=True)
+                connection.execute(self._delete_settled, (TextArray(removed),))
+            for upsert, changed in ((self._upsert, resident), (self._upsert_settled, settled)):
+                if changed:
+                    subjects, datas, _ = zip(*changed, strict=True)
+                    connection.execute(upsert, (TextArray(subjects), ByteaArray(datas)), prepare=True)
 
     def _move_checkpoint(self, connection: Connection[Any], behind: int, through: int) -> None:
         connection.execute(
@@ -149,10 +161,12 @@ class PostgresStateRows:
             connection.execute("DELETE FROM ledger.checkpoints WHERE partition = %s", (self._partition,))
 
 
-def _select(connection: Connection[Any], select: bytes, parameter: str | TextArray) -> list[StateRow]:
-    cursor = Cursor(connection, row_factory=_state_row)
-    return cursor.execute(select, (parameter,), prepare=True, binary=True).fetchall()
+def _upsert(table: str) -> bytes:
+    return (
+        f"INSERT INTO {table} (subject, data) SELECT * FROM unnest(%s, %s)"
+        " ON CONFLICT (subject) DO UPDATE SET data = excluded.data"
+    ).encode()
 
 
-def _state_row(_: Any) -> Callable[[Sequence[Any]], StateRow]:
-    return StateRow._make
+def _delete(table: str) -> bytes:
+    return f"DELETE FROM {table} WHERE subject = ANY(%s)".encode()

@@ -41,6 +41,19 @@ def test_each_is_applied_onto_the_one_before(database: str, step: Migration) -> 
     check_migrated(database, STEPS[: step.number])
 
 
+def test_a_saved_state_of_another_layout_is_dropped_with_its_checkpoint(database: str) -> None:
+    migrate(database, STEPS[:3])
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("INSERT INTO ledger.state_rows_p0 VALUES ('wallets/org_1', true, 'row')")
+        connection.execute("INSERT INTO ledger.checkpoints VALUES (0, 7)")
+
+    migrate(database, STEPS[:4])
+
+    assert rows(database, "SELECT through FROM ledger.checkpoints") == []
+    assert rows(database, "SELECT * FROM ledger.state_rows_p0") == []
+    assert rows(database, "SELECT * FROM ledger.state_rows_p0_settled") == []
+
+
 def test_a_second_run_does_nothing(database: str) -> None:
     assert migrate(database) == [step.name for step in STEPS]
     assert migrate(database) == []
