@@ -52,8 +52,8 @@ class ReplyLater(NamedTuple):
 class AnswersAtOnce(Protocol):
     """An ASGI application that answers some requests without being awaited."""
 
-    def hears(self, method: bytes, url: bytes) -> bool:
-        """May a request for this URL (path and query, as sent) be answered so?"""
+    def hears(self, method: bytes, path: bytes) -> bool:
+        """May a request for this path (as it was sent) be answered so?"""
         ...
 
     def at_once(self, scope: Scope, body: bytes) -> Reply | ReplyLater | None:
@@ -82,7 +82,7 @@ class AtOnceProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._quick = cast(AnswersAtOnce, config.app)
         self._held = False
-        self._method = self._body = b""
+        self._method = self._path = self._query = self._body = b""
         self._defaults: list[tuple[bytes, bytes]] = []
         self._default_lines = b""
         self._begun = False
@@ -110,9 +110,11 @@ class AtOnceProtocol(HttpToolsProtocol):
         parser, cycle = cast(Any, self.parser), cast(RequestResponseCycle | None, self.cycle)
         self._method = parser.get_method()
         self._body = b""
+        self._path, _, self._query = self.url.partition(b"?")
         self._held = (
             (cycle is None or cycle.response_complete)
-            and self._quick.hears(self._method, self.url)
+            and self._quick.hears(self._method, self._path)
+            and b"#" not in self._query
             and not self.flow.write_paused
             and parser.should_keep_alive()
             and parser.get_http_version() == "1.1"
@@ -136,13 +138,12 @@ class AtOnceProtocol(HttpToolsProtocol):
         if not self._held:
             super().on_message_complete()
             return
-        path, _, query = self.url.partition(b"?")
         scope: Scope = {
             "type": "http",
             "method": str(self._method, "ascii"),
-            "path": str(path, "ascii"),
-            "raw_path": path,
-            "query_string": query,
+            "path": str(self._path, "ascii"),
+            "raw_path": self._path,
+            "query_string": self._query,
             "headers": self.headers,
             "client": self.client,
         }

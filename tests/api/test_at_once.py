@@ -36,8 +36,8 @@ class Toy:
         self.arrived = asyncio.Event()
         self.answered = 0
 
-    def hears(self, method: bytes, url: bytes) -> bool:
-        return method != b"HEAD" and url.startswith((b"/now", b"/later", b"/not-now", b"/big"))
+    def hears(self, method: bytes, path: bytes) -> bool:
+        return method != b"HEAD" and path.startswith((b"/now", b"/later", b"/not-now", b"/big"))
 
     def at_once(self, scope: Any, body: bytes) -> Said | ReplyLater | None:
         if scope["path"] == "/now":
@@ -179,10 +179,12 @@ async def test_what_is_not_heard_goes_the_usual_way(server: Running) -> None:
         await client.send(post("/elsewhere", b"a"))
         assert await client.body() == b"as usual: POST /elsewhere  a"
 
+        await client.send(post("/now?a#b", b"c"))
+        assert await client.body() == b"as usual: POST /now a c"
+
         await client.send(b"HEAD /now HTTP/1.1\r\nHost: test\r\n\r\n")
         head = await client.reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
-
         await client.send(post("/not-now?a=b", b"c"))
         assert await client.body() == b"as usual: POST /not-now a=b c"
 

@@ -53,9 +53,9 @@ Routed = tuple[str, Handler]
 _HERE: Final = ("/healthz", "/readyz", "/metrics", "/docs", "/schema", "/console")
 """Answered by every process for itself, owner or not."""
 _LONG_TEXT: Final = 22
-_FORWARD_AUTH_URL: Final = FORWARD_AUTH.encode()
-_PLAIN_URL: Final = re.compile(rb"[!$&->@-~]*(\?[!$-~]*)?").fullmatch
-"""Nothing in its path has to be unquoted, and no fragment has to be cut off."""
+_BEHIND_FORWARD_AUTH: Final = FORWARD_AUTH.encode() + b"/"
+_PLAIN_PATH: Final = re.compile(rb"[!$&-~]*").fullmatch
+"""Nothing in it has to be unquoted."""
 
 
 class HotSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +111,8 @@ class HotPath:
         self._exact: dict[tuple[str, str], Routed] = {
             (method, path): (path, handle) for path, (method, handle) in self._routes.items()
         }
-        self._heard = {path.encode(): method.encode() for path, (method, _) in self._routes.items()}
+        self._exact["GET", FORWARD_AUTH] = FORWARD_AUTH, self._forward_auth.answer
+        self._heard = {path.encode(): method.encode() for method, path in self._exact}
         self._of_one: dict[tuple[str, str], tuple[str, OneHandler]] = {
             ("charges", "refund"): ("POST", charges.refund),
             ("reservations", ""): ("GET", reservations.show),
@@ -199,10 +200,10 @@ class HotPath:
 
     # -- the short cut of `AtOnceProtocol`
 
-    def hears(self, method: bytes, url: bytes) -> bool:
+    def hears(self, method: bytes, path: bytes) -> bool:
         """May a request be answered at once? The hot paths, as nearly everybody writes them."""
-        return self._heard.get(url) == method or (
-            url.startswith(_FORWARD_AUTH_URL) and method == b"GET" and _PLAIN_URL(url) is not None
+        return self._heard.get(path) == method or (
+            path.startswith(_BEHIND_FORWARD_AUTH) and method == b"GET" and _PLAIN_PATH(path) is not None
         )
 
     def at_once(self, scope: Scope, body: bytes) -> Answer | ReplyLater | None:

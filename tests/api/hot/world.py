@@ -109,7 +109,7 @@ async def call(
         "client": client,
         "server": ("127.0.0.1", 8700),
     }
-    if at_once and app.hears(method.encode(), target.encode()):
+    if at_once and app.hears(method.encode(), parts.path.encode()):
         reply = await _at_once(app, scope, data)
         if reply is not None:
             return reply
