@@ -46,6 +46,12 @@ class Wallet(msgspec.Struct, kw_only=True, gc=False):
         """May this much more be taken?"""
         return self.credit_limit is None or amount <= self.available + self.credit_limit
 
+    def pays(self, amount: int) -> bool:
+        """Does it cover this much, and stay within 64 bits?"""
+        free = self.balance - self.reserved
+        covered = self.credit_limit is None or amount <= free + self.credit_limit
+        return covered and amount <= self.headroom
+
     @property
     def headroom(self) -> int:
         """How much more may be taken or held before one of its figures would leave 64 bits.

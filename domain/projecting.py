@@ -8,8 +8,17 @@ from typing import Any, Literal, NamedTuple, Protocol
 from domain.events import Event
 
 Row = tuple[Any, ...]
-Handler = Callable[[Any, int], None]
-"""Takes an event of the type it is registered for, and its position."""
+Handler = Callable[[Sequence[Any], int], None]
+"""Takes events of the type it is registered for that follow each other in the log, and the position of
+the first of them."""
+
+
+class Run(NamedTuple):
+    """Events of one type that follow each other in the log."""
+
+    first: int
+    """The position of the first."""
+    events: Sequence[Event]
 
 
 class Column(NamedTuple):
@@ -55,6 +64,10 @@ class Projection(Protocol):
 
     def handlers(self) -> Mapping[type[Event], Handler]:
         """What to call for which event; a handler only remembers."""
+        ...
+
+    def held(self) -> int:
+        """About how many rows and events are remembered."""
         ...
 
     def take(self) -> Writing:

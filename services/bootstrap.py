@@ -8,6 +8,7 @@ import gc
 import hmac
 import os
 import socket
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -67,11 +68,15 @@ class MachineClock:
         return time.time_ns() // 1_000
 
 
-def tune_garbage_collection() -> None:
-    """Collect rarely: a million keys in memory make a full collection a pause that callers feel.
+def tune_interpreter() -> None:
+    """Collect rarely, and hand the interpreter over soon.
 
-    What the ledger holds is freed by reference counts; cycles are few and small.
+    A million keys in memory make a full collection a pause that callers feel; what the ledger holds
+    is freed by reference counts, and cycles are few and small. The writer's thread works for a
+    fraction of a millisecond between two waits for PostgreSQL: with the default of 5 ms it waited
+    longer for the interpreter than for the disk, and charges were a third fewer.
     """
+    sys.setswitchinterval(0.000_5)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1_000)
@@ -245,7 +250,7 @@ async def run_server(
         management.state.api.registry.register(app.counts)
 
         async def started() -> None:
-            tune_garbage_collection()
+            tune_interpreter()
             if on_ready is not None:
                 await _unless_stopped(on_ready(parts), stop)
 
@@ -318,5 +323,5 @@ __all__ = [
     "migrate",
     "run_server",
     "run_worker",
-    "tune_garbage_collection",
+    "tune_interpreter",
 ]

@@ -178,7 +178,7 @@ def _refusal(
     return wallet_refusal(draft, key.organization_id, amount)
 
 
-def _pay(  # what `meter` knows, by position: this runs for every charge
+def _pay(  # noqa: PLR0917  # all that `meter` knows; by name, the call took longer
     desk: Desk,
     ask: Metering,
     key: Key,

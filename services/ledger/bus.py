@@ -118,29 +118,17 @@ class Bus:
 
     # -- asking
 
-    async def execute(
-        self,
-        command: Command,
-        asking: Asking,
-        *,
-        idempotency: Idempotency | None = None,
-        render: Render | None = None,
-    ) -> Done:
-        """Carry out a command; returns when it is durable.
-
-        Raises LedgerError (refused), CannotAnswerError (ask again later).
-        """
-        return await self.submit(command, asking, idempotency=idempotency, render=render)
-
     def submit(
         self,
         command: Command,
         asking: Asking,
-        *,
         idempotency: Idempotency | None = None,
         render: Render | None = None,
     ) -> asyncio.Future[Done]:
-        """Put a command in line; the future is its answer."""
+        """Carry out a command; the future is done when what it wrote is durable.
+
+        The future raises LedgerError (refused), or CannotAnswerError (ask again later), as this does.
+        """
         if not self.accepting:
             raise NotOwnerHereError("This process does not own the partition.")
         if len(self._waiting) >= self._max_waiting:

@@ -10,6 +10,7 @@ from domain.changes import change_of
 from domain.decisions import wallets
 from domain.decisions.charging import VALID, UseOutcome
 from domain.decisions.passing_time import record_due
+from domain.decisions.plain_charges import PlainCharges
 from domain.decisions.reservations import CaptureOutcome
 from domain.desk import SYSTEM_ASKING, Desk, Limiter
 from domain.errors import IdempotencyConflictError, InvalidError, LedgerError
@@ -111,10 +112,36 @@ class DecidedGroup:
         for entry in due:
             record_due(self.desk, entry)
         self._by_time = len(self.desk.placed)
+        plain = PlainCharges(self.desk, self._was_taken)
         for job in jobs:
-            self._decide(job, checked)
+            command = job.command
+            if type(command) is c.ChargeUsage and job.idempotency is None:
+                self._decide_charge(job, command, plain, checked)
+            else:
+                self._decide(job, checked)
         if self.draft.settings_changed:
             self._collect_changes()
+
+    def _decide_charge(
+        self, job: Job, charge: c.ChargeUsage, plain: PlainCharges, checked: frozenset[bytes]
+    ) -> None:
+        desk = self.desk
+        if len(desk.placed) < MOST_EVENTS:
+            desk.begin(job.asking)
+            try:
+                outcome = plain.decide(charge)
+            except Exception as error:
+                raise PoisonedError(job, error) from error
+            if outcome is not None:
+                self._writers.append((len(desk.placed), job))
+                self.outcomes.append((job, Done(result=outcome, position=outcome.position, wrote=True)))
+                return
+        self._decide(job, checked)
+
+    def _was_taken(self, claim: bytes) -> bool:
+        """Was it taken before this group, as far as is known?"""
+        above = self._above
+        return (above is not None and claim in above.desk.taken) or self._find_known(claim) is not None
 
     def _decide(self, job: Job, checked: frozenset[bytes]) -> None:
         desk, placed, idempotency = self.desk, self.desk.placed, job.idempotency

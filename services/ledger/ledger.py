@@ -165,25 +165,25 @@ class Ledger:
 
     # -- what it offers
 
-    async def execute(
+    def execute(
         self,
         command: Command,
         asking: Asking,
         *,
         idempotency: Idempotency | None = None,
         render: Render | None = None,
-    ) -> Done:
-        """Carry out a command; returns when what it wrote is durable.
+    ) -> asyncio.Future[Done]:
+        """Carry out a command; the future is done when what it wrote is durable.
 
-        Raises LedgerError (refused) or CannotAnswerError (ask again later).
+        Raises, or the future does, LedgerError (refused) or CannotAnswerError (ask again later).
         """
         self.must_own()
-        return await self.bus.execute(command, asking, idempotency=idempotency, render=render)
+        return self.bus.submit(command, asking, idempotency, render)
 
     @property
     def confirmed(self) -> bool:
         """Is it certain that nobody else decides? Then answers from memory are the truth."""
-        return self.owner and self.fences.is_owner
+        return self.owner and self.ports.fence_clock.boottime_ns() < self.fences.owner_until_ns
 
     @property
     def owner_until_ns(self) -> int:
@@ -243,7 +243,7 @@ class Ledger:
         command = BootstrapRootKey(
             name="bootstrap", fingerprint=fingerprint(text), hint=hint(text, ROOT_PREFIX)
         )
-        await self.bus.execute(command, SYSTEM_ASKING)
+        await self.bus.submit(command, SYSTEM_ASKING)
         return None if given else text
 
     # -- owning the partition
@@ -558,7 +558,7 @@ class Ledger:
             if command is None:
                 continue
             try:
-                await self.bus.execute(command, SYSTEM_ASKING)
+                await self.bus.submit(command, SYSTEM_ASKING)
             except (LedgerError, CannotAnswerError):
                 self.sightings.put_back(command)
 

@@ -28,7 +28,7 @@ from domain.keyspaces import Keyspace
 from infra.clock import SystemClock
 from keyledger_edge import boottime_ns
 from services.api.server import listen, run, serve
-from services.bootstrap import tune_garbage_collection
+from services.bootstrap import tune_interpreter
 from tests.api.hot.world import World
 
 CONNECTIONS = 64
@@ -89,7 +89,7 @@ async def _serve_both(pipe: Connection) -> None:
     assert secret is not None
     world.root = secret
     asks = await _asks(world)
-    tune_garbage_collection()  # as a running ledger does
+    tune_interpreter()  # as a running ledger does
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(serve(bare, [listeners[0]], stop))
         tasks.create_task(serve(world.app, [listeners[1]], stop))

@@ -26,7 +26,7 @@ import pytest
 
 from keyledger_edge import KeyspaceView, RateLimiter, Sidecar, Verifier, fingerprint
 from services.api.server import listen, listen_unix, run, serve
-from services.bootstrap import tune_garbage_collection
+from services.bootstrap import tune_interpreter
 from tests.bench.bench_edge import KEYSPACE, SHAPE, facts, fill, leased_cache
 from tests.bench.bench_http import CONNECTIONS, Ask, Rate, bare, both_servers, load
 from tests.bench.targets import at_least, at_most
@@ -125,7 +125,7 @@ async def _sidecar(path: str, pipe: Connection) -> None:
         fill(cache, fingerprint(secret), facts(number))
     shown = garbage(owned[0])
     fill(cache, fingerprint(shown["stranger"]), None)
-    tune_garbage_collection()  # as a running sidecar does
+    tune_interpreter()  # as a running sidecar does
     listeners = listen_unix(Path(path)), listen("127.0.0.1", 0), listen("127.0.0.1", 0)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:

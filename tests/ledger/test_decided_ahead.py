@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from domain import commands as c
@@ -101,7 +102,9 @@ async def test_one_that_fails_while_deciding_ahead_is_left_out_and_the_others_ar
     ledger.log.hold()
     first = ledger.ask(charge(key, "r1", 1))
     await asyncio.sleep(0)
-    cursed, second = ledger.ask(charge(key, "cursed", 1)), ledger.ask(charge(key, "r2", 1))
+    # With metadata, so that it is decided the long way.
+    strange = msgspec.structs.replace(charge(key, "cursed", 1), metadata={"trace": "7"})
+    cursed, second = ledger.ask(strange), ledger.ask(charge(key, "r2", 1))
     await ledger.log.arrived.wait()
     ledger.log.gate.set()
 

@@ -145,7 +145,7 @@ async def test_a_refusal_alone_is_not_answered_by_an_owner_that_was_overtaken(
     )
 
     with pytest.raises(NotOwnerHereError):
-        await bus.execute(charge(key, "r1", 400), ledger.asking)
+        await bus.submit(charge(key, "r1", 400), ledger.asking)
 
 
 async def test_whoever_stands_by_looks_for_owners_that_are_silent(world: World, ledger: Process) -> None:
