@@ -12,8 +12,8 @@ import pytest
 from domain import commands as c
 from domain.keys import Key
 from services.ledger import bus as buses
-from services.ledger import sure_append
 from services.ledger import ledger as ledgers
+from services.ledger import sure_append
 from services.ledger.errors import CannotAnswerError
 from tests.campaigns.checker import Operation, check, record
 from tests.ledger.world import Process, World, charge, deep_state, reserve
