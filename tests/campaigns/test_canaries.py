@@ -106,9 +106,15 @@ class Aviary:
         await self.send("POST", "/v1/verify", asked)
         await self.send("POST", "/v1/verify", {**asked, "cost_micros": 3, "request_id": f"v{n}"})
         await self.send("POST", "/v1/verify/batch", {"items": [asked, {**asked, "ip": "10.0.0.1"}]})
-        await self.send("POST", "/v1/charges", {**asked, "request_id": f"c{n}", "amount_micros": 5})
+        made = await self.send("POST", "/v1/charges", {**asked, "request_id": f"c{n}", "amount_micros": 5})
+        await self.send("POST", f"/v1/charges/{made['charge']['id']}/refund", {"request_id": secret})
         await self.send("POST", "/v1/charges", {**asked, "request_id": f"d{n}", "amount_micros": 10**12})
-        await self.send("POST", "/v1/reservations", {**asked, "request_id": f"h{n}", "amount_micros": 5})
+        held = await self.send(
+            "POST", "/v1/reservations", {**asked, "request_id": f"h{n}", "amount_micros": 5}
+        )
+        for way in ("capture", "release"):
+            path = f"/v1/reservations/{held['reservation']['id']}/{way}"
+            await self.send("POST", path, {"request_id": f"{way} {secret}", "amount_micros": 1})
         await self.send("POST", "/v1/explain", asked)
         await self.send("GET", "/v1/self", None, {"Authorization": f"Bearer {secret}"})
         path = f"/v1/forward-auth?keyspace_id={self.keyspace_id}"
@@ -179,7 +185,9 @@ class Aviary:
             made = await self.send("POST", f"/v1/keys/{key_id}/rotate", {"overlap_seconds": 60}, shows=True)
             self.canaries.add(made["secret"])
         elif turn == 1:
-            await self.send("POST", "/v1/self/revoke", {}, {"Authorization": f"Bearer {secret}"})
+            holder = {"Authorization": f"Bearer {secret}", "User-Agent": f"curl %20{secret}"}
+            await self.send("POST", "/v1/self/revoke", {"reason": f"it was {secret}"}, holder)
+            await self.send("POST", "/v1/self/revoke", {}, holder)
         elif turn == 2:
             await self.send(
                 "POST", "/v1/leaks", {"secret": secret, "source": "test", "keyspace_id": self.keyspace_id}

@@ -89,7 +89,7 @@ class HotPath:
         verify = Verify(ledger, self.callers, checker, metering)
         charges = Charges(ledger, self.callers, metering)
         reservations = Reservations(ledger, self.callers, metering)
-        own = SelfService(ledger, checker)
+        own = SelfService(ledger, checker, self._watch)
         self._forward_auth = ForwardAuth(
             ledger,
             self.callers,

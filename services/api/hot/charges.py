@@ -138,6 +138,7 @@ class Charges:
         """Give back a charge, in part or whole."""
         caller = self._callers.authenticate(request.authorization, PERMISSION, request.peer)
         body = read_refund(request.body)
+        self._metering.watch.refuse(body.request_id, "request_id")
         if not is_id("chg", charge_id):
             raise NotFoundError("charge", charge_id)
         command = RefundCharge(

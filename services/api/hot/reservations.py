@@ -113,6 +113,7 @@ class Reservations:
         """Turn what is held, or part of it, into a charge."""
         caller = self._caller(request)
         body = read_capture(request.body)
+        self._metering.watch.refuse(body.request_id, "request_id")
         _check_id(reservation_id)
         command = CaptureReservation(
             reservation_id=reservation_id,
@@ -145,6 +146,7 @@ class Reservations:
         """Give back what is still held."""
         caller = self._caller(request)
         body = read_release(request.body)
+        self._metering.watch.refuse(body.request_id, "request_id")
         _check_id(reservation_id)
         command = ReleaseReservation(reservation_id=reservation_id, request_id=body.request_id)
         done = await self._ledger.execute(command, caller.asking)

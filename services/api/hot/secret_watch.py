@@ -18,15 +18,20 @@ class SecretWatch:
     """Finds secrets of any keyspace in text; `sure` as a Redactor has it."""
 
     def __init__(self, state: State, sure: Callable[[], bool]) -> None:
-        self._redactor = Redactor(state, sure)
-        self.holds = self._redactor.holds_secret
-        self.may_be_shown = self._redactor.may_be_shown
+        self.redactor = Redactor(state, sure)
+        self.holds = self.redactor.holds_secret
+        self.may_be_shown = self.redactor.may_be_shown
+
+    def refuse(self, text: str | None, field: str) -> None:
+        """Refuse a text that would be kept with a secret in it."""
+        if text is not None and self.holds(text):
+            raise InvalidError(field, "holds what looks like a secret")
 
     def error_answer(self, error: Exception, request_id: str) -> Answer:
         """An error told without a secret: what was sent in the wrong field is often named in it."""
         answer = error_answer(error, request_id)
         text = answer.body.decode()
-        told = self._redactor.redact(text)
+        told = self.redactor.redact(text)
         if told == text:
             return answer
         body = told.encode()

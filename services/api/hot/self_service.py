@@ -29,7 +29,9 @@ from services.api.hot.bodies import MAX_SECRET_LENGTH, read_revoke_self
 from services.api.hot.checking import Checker, view_of_keyspace
 from services.api.hot.money_views import quota_views, rate_views
 from services.api.hot.requests import HotRequest
+from services.api.hot.secret_watch import SecretWatch
 from services.api.problems import TABLE, ProblemError, challenge, invalid, problem_body
+from services.api.tracing import user_agent_of
 from services.api.views import key_view
 from services.ledger.ledger import Ledger
 
@@ -46,9 +48,10 @@ class _Shown(NamedTuple):
 class SelfService:
     """Free: counts against no limit."""
 
-    def __init__(self, ledger: Ledger, checker: Checker) -> None:
+    def __init__(self, ledger: Ledger, checker: Checker, watch: SecretWatch) -> None:
         self._ledger = ledger
         self._checker = checker
+        self._watch = watch
 
     async def show(self, request: HotRequest) -> Answer:
         """What the key is, and what is left of it."""
@@ -91,14 +94,14 @@ class SelfService:
         """Whoever holds the secret may kill the key; answers once no edge accepts it any more."""
         fence = _wants_fence(request)
         body = read_revoke_self(request.body)
+        self._watch.refuse(body.reason, "reason")
         shown = self._shown(request)
         if not isinstance(shown, _Shown):
             return _refused(shown, request.request_id)
         ledger = self._ledger
         key_id = shown.facts.key_id
-        origin = Origin(
-            ip=request.peer, user_agent=request.header(b"user-agent"), request_id=request.request_id
-        )
+        user_agent = user_agent_of(request.scope["headers"], self._watch.redactor)
+        origin = Origin(ip=request.peer, user_agent=user_agent, request_id=request.request_id)
         asking = Asking(actor=key_id, organization_id=shown.facts.organization_id, origin=origin)
         command = RevokeSelf(fingerprint=fingerprint(shown.secret), reason=body.reason)
         done = await ledger.execute(command, asking)
