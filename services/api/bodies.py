@@ -51,15 +51,9 @@ def read_body(data: bytes, kind: type[T], shapes: Iterable[SecretShape] = ()) ->
 
 def read_query(query: bytes, kind: type[T]) -> T:
     """The query parameters; an unknown or repeated one is refused by its name."""
-    try:
-        pairs = parse_qsl(
-            query.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS
-        )
-    except ValueError:
-        raise invalid("query", "percent-encoded UTF-8") from None
     given: dict[str, str] = {}
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
-    for name, value in pairs:
+    for name, value in read_pairs(query):
         if name not in known:
             raise invalid(beginning(name), "is not a parameter of this request")
         if name in given:
@@ -76,6 +70,16 @@ def read_query(query: bytes, kind: type[T]) -> T:
 def beginning(text: str, most: int = 100) -> str:
     """What an answer repeats of a text. Where it is cut, nothing is left of a secret that was cut through."""
     return text if len(text) <= most else text[:most].rstrip(_LETTERS) + "..."
+
+
+def read_pairs(query: bytes) -> list[tuple[str, str]]:
+    """Names and values as they stand in a query."""
+    try:
+        return parse_qsl(
+            query.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS
+        )
+    except ValueError:
+        raise invalid("query", "percent-encoded UTF-8") from None
 
 
 def complaint(message: str) -> ProblemError:

@@ -214,6 +214,19 @@ class ForwardAuthQuery(Query, frozen=True, kw_only=True):
     proxy: Annotated[str, msgspec.Meta(examples=["nginx"])] | None = None
 
 
+class SelfQuery(Query, frozen=True, kw_only=True):
+    """Whose secret it is; it may also stand where the keyspace takes secrets in a query."""
+
+    keyspace_id: str | None = None
+
+
+class RevokeSelfQuery(SelfQuery, frozen=True, kw_only=True):
+    """The same, and whether to wait."""
+
+    fence: bool = True
+    """Answer once no edge can accept the key any more; false: 202 right after the commit."""
+
+
 OPERATIONS: Final = (
     Operation(
         method="POST", path="/v1/verify", tag="Verify", summary="Is this secret good for this use?",
@@ -288,11 +301,12 @@ OPERATIONS: Final = (
     Operation(
         method="GET", path="/v1/self", tag="Self", summary="What is my key, and what is left?",
         description="With an ordinary key's own secret, where its keyspace expects it. Free: counts nowhere.",
-        answer=SelfView, codes=("unauthenticated",),
+        query=SelfQuery, answer=SelfView, codes=("unauthenticated",),
     ),
     Operation(
         method="POST", path="/v1/self/revoke", tag="Self", summary="Kill my key",
-        description="Whoever holds a secret may kill its key.", body=RevokeSelfBody, answer=RevokedSelfView,
+        description="Whoever holds a secret may kill its key.",
+        query=RevokeSelfQuery, body=RevokeSelfBody, answer=RevokedSelfView,
         codes=("unauthenticated",),
     ),
     Operation(

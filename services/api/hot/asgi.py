@@ -24,6 +24,7 @@ from services.api.hot.explain import Explain
 from services.api.hot.forward_auth import PATH as FORWARD_AUTH
 from services.api.hot.forward_auth import ForwardAuth
 from services.api.hot.metering import Metering
+from services.api.hot.queries import refuse_unknown
 from services.api.hot.requests import (
     MAX_BODY_BYTES,
     ClientGoneError,
@@ -144,16 +145,13 @@ class HotPath:
             await self._serve(request, routed, send, started)
 
     async def _serve(self, request: HotRequest, routed: Routed, send: Send, started: float) -> None:
-        route, handle = routed
-        trusted = self._settings.trusted_proxies
-        if trusted and route != FORWARD_AUTH:
-            request.peer = client_ip(request.scope, trusted)
+        route = routed[0]
         try:
             if request.scope["method"] == "POST" and route != FORWARD_AUTH:
                 message = await request.receive()
                 if not request.takes_all(message):
                     await request.take(message)
-            answer = await awaited(handle(request))
+            answer = await self._told(request, routed)
         except ClientGoneError:
             return
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
@@ -163,6 +161,16 @@ class HotPath:
             answer = failed
         self.counts.count(route, answer.status, answer.code, perf_counter() - started)
         await _send(answer, request.request_id, send)
+
+    async def _told(self, request: HotRequest, routed: Routed) -> Answer:
+        """What a hot path says to a request whose body was read."""
+        route, handle = routed
+        if route != FORWARD_AUTH:
+            if trusted := self._settings.trusted_proxies:
+                request.peer = client_ip(request.scope, trusted)
+            if query := request.scope["query_string"]:
+                refuse_unknown(route, query, self._ledger.state)
+        return await awaited(handle(request))
 
     async def _failed(self, error: Exception, request: HotRequest, send: Send) -> Answer | None:
         """An error as an answer; None when another process gives the answer."""
@@ -211,8 +219,13 @@ class HotPath:
         started = perf_counter()
         request = HotRequest(scope, hung_up)
         routed = self._route(scope["method"], scope["path"])
-        limit = self._settings.max_body_bytes
-        if routed is None or not self._ledger.owner or request.forwarded is not None or len(body) > limit:
+        if (
+            routed is None
+            or not self._ledger.owner
+            or request.forwarded is not None
+            or len(body) > self._settings.max_body_bytes
+            or (scope["query_string"] and routed[0] != FORWARD_AUTH)
+        ):
             return None
         request.body = body
         if len(request.request_id) >= _LONG_TEXT:
@@ -292,7 +305,7 @@ class HotPath:
             await self._management(request.scope, request.replay, send)
             return
         try:
-            answer = await awaited(routed[1](request))
+            answer = await self._told(request, routed)
         except NotOwnerHereError:
             raise
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer

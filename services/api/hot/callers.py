@@ -17,7 +17,6 @@ from keyledger_edge import IP_DENIED, KeyFacts, ip_allowed, is_easy, state_of
 from services.api.problems import ProblemError, challenge
 
 _FORGET_AT = 10_000
-_BEARER = (b"Bearer ", b"bearer ", b"BEARER ")
 
 
 class _Known(NamedTuple):
@@ -80,7 +79,7 @@ class Callers:
         return caller
 
     def _shown(self, authorization: bytes | None, peer: str | None) -> Caller:
-        if authorization is None or not authorization.startswith(_BEARER):
+        if authorization is None or authorization[:7].lower() != b"bearer ":
             raise _unauthenticated("Show a root key: Authorization: Bearer kl_root_...")
         secret = authorization[7:].strip()
         caller = self.find(secret, peer)

@@ -120,15 +120,17 @@ class SelfService:
     def _shown(self, request: HotRequest) -> _Shown | str:
         """The one secret that the request shows in any keyspace's manner, or the code of what is wrong.
 
-        Every keyspace's shape is tried at the places where that keyspace takes secrets.
+        Every keyspace's shape is tried at the places where that keyspace takes secrets; of one alone,
+        when the request names it.
         """
         headers = read_headers(request.scope["headers"])
         query: bytes = request.scope["query_string"]
         parameters = parse_qs(query.decode("latin-1"), max_num_fields=100) if query else {}
         found: dict[str, _Shown | str] = {}
         something = False
+        only = parameters.get("keyspace_id")
         for keyspace in self._ledger.state.keyspaces.values():
-            if keyspace.builtin:
+            if keyspace.builtin or (only is not None and keyspace.id not in only):
                 continue
             try:
                 secret = find_secret(headers, parameters, view_of_keyspace(keyspace))

@@ -159,6 +159,24 @@ async def test_the_second_process_takes_over_when_the_owner_is_gone(
     assert sum((owner.ledger.owner, other.ledger.owner)) == 1
 
 
+async def test_who_takes_over_meanwhile_sees_the_client_behind_a_trusted_proxy(
+    world: World, owned: Owned
+) -> None:
+    only_from = await world.make_root("verify", allowed_ips=("203.0.113.9/32",))
+    ask = {"secret": owned.secret, "keyspace_id": owned.key.keyspace_id}
+    other = Beside(world.storage)
+    forwarder = Forwarder(Directory(), other.ledger, own_address="http://other.test", key=lambda: KEY)
+    other.serve(forwarder=forwarder, trusted_proxies=("192.0.2.7/32",))
+    asking = asyncio.create_task(other.post("/v1/verify", ask, as_=only_from, x_forwarded_for="203.0.113.9"))
+    await asyncio.sleep(0.05)
+    world.log.cut_off()
+    await other.start()
+    reply = await asking
+    await other.stop()
+
+    assert (reply.status, reply.code) == (200, "valid")
+
+
 async def test_without_an_owner_the_answer_is_503_in_bounded_time(world: World, owned: Owned) -> None:
     async with beside(world, None) as other:
         began = time.monotonic()

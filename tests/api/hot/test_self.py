@@ -90,6 +90,18 @@ async def test_a_secret_in_the_url_counts_only_where_a_keyspace_asks_for_it(
     assert (allowed.status, refused.status, refused.code) == (200, 401, "malformed")
 
 
+async def test_a_holder_may_say_which_keyspace_is_meant(
+    world: World, owned: Owned, keyspace: Keyspace
+) -> None:
+    other = await world.make_keyspace("leanmcp")
+
+    named = await own(world, owned.secret, path=f"?keyspace_id={keyspace.id}")
+    wrong = await own(world, owned.secret, path=f"?keyspace_id={other.id}")
+
+    assert (named.status, named.json["key_id"]) == (200, owned.id)
+    assert (wrong.status, wrong.code) == (401, "malformed")
+
+
 async def test_who_shows_nothing_good_is_401(world: World, owned: Owned, keyspace: Keyspace) -> None:
     missing = await call(world.app, "GET", "/v1/self")
     malformed = await own(world, "nonsense")

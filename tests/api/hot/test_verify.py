@@ -42,6 +42,22 @@ async def test_every_reply_carries_a_request_id(world: World, owned: Owned) -> N
     assert made.headers["x-request-id"] == made.json["request_id"]
 
 
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEarer"])
+async def test_the_scheme_of_a_root_key_is_written_in_any_case(
+    world: World, owned: Owned, scheme: str
+) -> None:
+    reply = await world.post("/v1/verify", asking(owned), authorization=f"{scheme} {world.root}")
+
+    assert (reply.status, reply.code) == (200, "valid")
+
+
+@pytest.mark.parametrize("written", ["Bearer", "Bearer{}", "Basic {}", "Bearers {}", "{}", ""])
+async def test_another_scheme_or_none_is_no_root_key(world: World, owned: Owned, written: str) -> None:
+    reply = await world.post("/v1/verify", asking(owned), authorization=written.format(world.root))
+
+    assert (reply.status, reply.code) == (401, "unauthenticated")
+
+
 async def test_a_secret_as_a_trace_id_is_replaced(world: World, owned: Owned) -> None:
     reply = await world.post("/v1/verify", asking(owned), x_request_id=owned.secret)
 
