@@ -9,12 +9,11 @@ from keyledger_edge import _codes as codes
 from keyledger_edge._facts import NO_USE, Allowed, KeyFacts, Tenant, Use
 
 
-def judge(facts: KeyFacts, use: Use, now: int) -> str:  # noqa: C901, PLR0911, PLR0912 - one line per reason
+def judge(facts: KeyFacts, use: Use, now: int) -> str:  # noqa: PLR0911 - one line per reason
     """Say whether the key may be used so at `now` (microseconds, UTC). First reason wins.
 
     Rate limits, quotas and the wallet come after this; they have state of their own.
     """
-    # All in one function: calls are most of what a check costs.
     if facts.revoked:
         return codes.REVOKED
     if facts.expires_at is not None and now >= facts.expires_at:
@@ -27,6 +26,11 @@ def judge(facts: KeyFacts, use: Use, now: int) -> str:  # noqa: C901, PLR0911, P
         return codes.ORGANIZATION_SUSPENDED
     if facts.allowed_ips and not ip_allowed(facts.allowed_ips, use.ip):
         return codes.IP_DENIED
+    return judge_use(facts, use)
+
+
+def judge_use(facts: KeyFacts, use: Use) -> str:  # noqa: C901, PLR0911 - one line per reason
+    """Of a key that works: may it do this? No clock has a say in it."""
     required = facts.required_dimensions
     if use is NO_USE and not required and facts.kind == "solo":
         return codes.VALID
@@ -77,14 +81,14 @@ def state_of(facts: KeyFacts, now: int) -> str | None:
 def is_easy(facts: KeyFacts) -> bool:
     """Is a use that names nothing valid, whenever it comes?"""
     return (
-        state_of(facts, 0) is None
+        not facts.rate_limits
         and facts.expires_at is None
         and facts.secret_ends_at is None
+        and facts.kind == "solo"
         and not facts.allowed_ips
         and not facts.required_dimensions
         and not facts.require_balance
-        and not facts.rate_limits
-        and facts.kind == "solo"
+        and state_of(facts, 0) is None
     )
 
 

@@ -100,6 +100,7 @@ class LeasedCache:
         self._clock = clock_ns
         self._memory = Memory(capacity, negative_capacity)
         self._hot = self._memory.hot
+        self.welcome = self._memory.welcome
         self._tombstones = Tombstones(tombstone_capacity)
         self._member: Membership | None = None
         self.lease = Lease(clock_ns, self._memory.welcomes)

@@ -10,7 +10,6 @@ from msgspec.structs import replace
 
 from keyledger_edge import _codes as codes
 from keyledger_edge._facts import KeyFacts
-from keyledger_edge._judge import is_easy
 from keyledger_edge._verdicts import Verdict
 
 _SHARDS: Final = 256
@@ -51,7 +50,8 @@ class Memory:
         self.hot: dict[bytes, KeyFacts] = {}
         """Unpacked, and checked against every change so far. Look here first."""
         self.welcomes: dict[bytes, Verdict] = {}
-        """Of those, the ones that nothing but a change or the lease's end can make bad."""
+        """Of those, the ones that nothing but a change or the lease's end can make bad, once they were
+        shown as a secret of their keyspace's shape."""
         self._shards = [_Shard() for _ in range(_SHARDS)]
         self._shard_limit = max(1, capacity // (2 * _SHARDS))
         self._interned: dict[bytes, KeyFacts] = {}
@@ -96,6 +96,10 @@ class Memory:
         )
         self._warm(digest, facts)
         return facts
+
+    def welcome(self, digest: bytes, facts: KeyFacts) -> None:
+        """What was just looked up is good until it is dropped or cooled."""
+        self.welcomes[digest] = Verdict(codes.VALID, facts, (), None, self.partition)
 
     def put_absent(self, digest: bytes, as_of: int) -> None:
         """Remember that there is no such secret, apart from the good ones: garbage cannot push those out."""
@@ -151,8 +155,6 @@ class Memory:
         if len(self.hot) >= _HOT:
             self.cool()
         self.hot[digest] = facts
-        if is_easy(facts):
-            self.welcomes[digest] = Verdict(codes.VALID, facts, (), None, self.partition)
 
     def _packed(self, facts: KeyFacts) -> Entry:
         own = self._encode(

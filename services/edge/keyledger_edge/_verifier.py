@@ -12,7 +12,7 @@ from keyledger_edge import _codes as codes
 from keyledger_edge._clock import boottime_ns
 from keyledger_edge._facts import NO_USE, KeyFacts, Use
 from keyledger_edge._http import HttpClient
-from keyledger_edge._judge import judge
+from keyledger_edge._judge import is_easy, judge, judge_use
 from keyledger_edge._leased_cache import Lease, LeasedCache, Unknown
 from keyledger_edge._ledger_client import LedgerClient
 from keyledger_edge._link import EdgeLink
@@ -23,6 +23,8 @@ from keyledger_edge._version import VERSION
 from keyledger_edge.errors import LedgerUnreachableError, NotConnectedError, UnknownKeyspaceError
 
 _FLIGHTS_PER_USE = 3
+_LONGEST = 512
+"""A longer secret is not hashed before its shape was looked at."""
 _VALID = codes.VALID
 
 
@@ -120,6 +122,7 @@ class Verifier:
         self._partition = partition
         self._gates: dict[str, _Gate] = {}
         self._only_gate: _Gate | None = None
+        self._only_keyspace_id: str | None = None
         self._arrivals = 0
         self._flights: dict[tuple[bytes, str], _Flight] = {}
         self._link: EdgeLink | None = None
@@ -236,27 +239,41 @@ class Verifier:
 
     def verify_cached(self, secret: str, use: Use = NO_USE, keyspace_id: str | None = None) -> Verdict | None:
         """The verdict, if it can be told at once from memory; None when the ledger must be asked."""
+        lease = self._lease
+        try:
+            digest = sha256(secret.encode()).digest() if len(secret) <= _LONGEST else b""
+        except UnicodeEncodeError:
+            return MALFORMED
+        welcome = lease.welcomes.get(digest)
+        # The clock is read after the use arrived, and memory is believed only if the lease still runs.
+        if welcome is not None and lease.clock() < lease.ends:
+            facts: KeyFacts = welcome.facts  # type: ignore[assignment]  # a welcome is somebody's
+            # Whoever is welcome is so at any time: only what the use names is left to judge.
+            if facts.keyspace_id == (keyspace_id or self._only_keyspace_id) and (
+                use is NO_USE or judge_use(facts, use) is _VALID
+            ):
+                lease.hits += 1
+                return welcome
+        return self._verify_unwelcome(secret, digest, use, keyspace_id)
+
+    def _verify_unwelcome(
+        self, secret: str, digest: bytes, use: Use, keyspace_id: str | None
+    ) -> Verdict | None:
         gate = self._gates.get(keyspace_id) if keyspace_id else self._only_gate
         if gate is None:
             if self._never_connected:
                 return UNREACHABLE
             gate = self._gate(keyspace_id)
-        # Shape, then hash and look-up; the checksum costs more than both, so it waits for a miss.
         if gate.fullmatch(secret) is None:
             return MALFORMED if secret else MISSING
-        digest = sha256(secret.encode()).digest()
-        lease = self._lease
-        # The clock is read here, after the use arrived, and before anything is believed.
-        if lease.clock() < lease.ends and (welcome := lease.welcomes.get(digest)) is not None:
-            facts: KeyFacts = welcome.facts  # type: ignore[assignment]  # a welcome is somebody's
-            if facts.keyspace_id != gate.keyspace_id:
-                return NOT_FOUND
-            # Whoever is welcome is so at any time: only what the use names is left to judge.
-            if use is NO_USE or judge(facts, use, 0) is _VALID:
-                lease.hits += 1
-                return welcome
+        digest = digest or sha256(secret.encode()).digest()
+        # The checksum costs more than hash and look-up, so it waits for a miss.
         found = self._looked_up(digest, secret, gate.keyspace)
-        return self._judged(found, use, self._source.at) if isinstance(found, KeyFacts) else found
+        if not isinstance(found, KeyFacts):
+            return found
+        if self._cache is not None and is_easy(found):
+            self._cache.welcome(digest, found)
+        return self._judged(found, use, self._source.at)
 
     def find(
         self, secret: str, keyspace: KeyspaceView, digest: bytes | None = None
@@ -301,12 +318,15 @@ class Verifier:
             self._gates[keyspace_id] = gate
         else:
             self._only_gate = gate
+            self._only_keyspace_id = gate.keyspace_id
         return gate
 
     def forget_keyspaces(self) -> None:
         """What is known of keyspaces has changed."""
         self._gates.clear()
-        self._only_gate = None
+        self._only_gate = self._only_keyspace_id = None
+        # What was welcome had the shape of its keyspace as that was.
+        self._lease.welcomes.clear()
 
     def _judged(self, facts: KeyFacts, use: Use, at: int, *, counts: bool = True) -> Verdict | None:
         code = judge(facts, use, at)
