@@ -241,6 +241,7 @@ async def run_server(
             source=parts.source,
             wakeups=ledger.head_watch,
             published=lambda: parts.published.position,
+            nats_reachable=lambda: parts.edge_bus.connected and parts.published.reachable,
             trusted_proxies=settings.trusted_proxies,
             more_routes=edge_routes(access),
         )

@@ -86,18 +86,20 @@ def build_app(
     source: str = "urn:keyledger",
     wakeups: Wakeups | None = None,
     published: Callable[[], int | None] = lambda: None,
+    nats_reachable: Callable[[], bool] = lambda: True,
     trusted_proxies: tuple[str, ...] = (),
     more_routes: tuple[HTTPRouteHandler, ...] = (),
 ) -> Litestar:
     """The management API beside a ledger.
 
     `source` is where its events come from (a CloudEvents source); `wakeups` tell streams of events
-    that there are more; `published` is how far NATS is, as far as is known; `more_routes` are those
-    of other parts, and `app.state.api.registry` is where these may register what they count.
+    that there are more; `published` is how far NATS is, as far as is known; `nats_reachable` whether
+    it answers; `more_routes` are those of other parts, and `app.state.api.registry` is where these
+    may register what they count.
     """
     redactor = Redactor(ledger.state, lambda: ledger.confirmed)
     registry = CollectorRegistry()
-    registry.register(metrics.LedgerFigures(ledger, reader, published))
+    registry.register(metrics.LedgerFigures(ledger, reader, published, nats_reachable))
     feed = Feed(
         reader.events,
         lambda: ledger.state.head,
@@ -112,6 +114,7 @@ def build_app(
         registry=registry,
         description=Description(operations_of((*ROUTES, *more_routes))),
         feed=feed,
+        nats_reachable=nats_reachable,
     )
     gate = Gate(ledger, Callers(ledger), redactor, trusted_proxies)
     return Litestar(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from services.api.operations import Api, Call, Reply, operation
 from services.api.views import Position, View
@@ -15,7 +15,7 @@ class AliveView(View, frozen=True, kw_only=True):
 
 
 class WaitingView(View, frozen=True, kw_only=True):
-    """Something that is waited for."""
+    """Something that is not there."""
 
     dependency: str
     detail: str
@@ -31,6 +31,16 @@ class ReadyView(View, frozen=True, kw_only=True):
     projected: Position
     """How far lists and search are."""
     waits_for: list[WaitingView]
+    """What is needed to answer requests."""
+    does_without: list[WaitingView]
+    """What is missing though requests are answered, and what that means."""
+
+
+_WITHOUT_NATS: Final = WaitingView(
+    dependency="nats",
+    detail="NATS cannot be reached: edges ask the ledger, revocations wait for their leases to end, "
+    "and events are published when it is back.",
+)
 
 
 @operation("GET", "/healthz", tag="Operating", summary="Is it alive?", answer=AliveView)
@@ -44,7 +54,7 @@ async def get_health(_: Call[Any, Any]) -> Reply:
     "/readyz",
     tag="Operating",
     summary="Can it serve?",
-    description="503 while it cannot, with what it waits for.",
+    description="503 while it cannot, with what it waits for. Without NATS it can: that is told, too.",
     answer=ReadyView,
 )
 async def get_readiness(call: Call[Any, Any]) -> Reply:
@@ -57,6 +67,7 @@ async def get_readiness(call: Call[Any, Any]) -> Reply:
         position=call.place(ledger.state.head),
         projected=call.place(call.reader.position),
         waits_for=waits_for,
+        does_without=[] if call.api.nats_reachable() else [_WITHOUT_NATS],
     )
     return Reply(view, 200 if view.ready else 503)
 

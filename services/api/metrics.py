@@ -17,10 +17,17 @@ from services.ledger.ledger import Ledger
 class LedgerFigures(Collector):
     """The ledger as it stands."""
 
-    def __init__(self, ledger: Ledger, reader: Reader, published: Callable[[], int | None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        reader: Reader,
+        published: Callable[[], int | None],
+        nats_reachable: Callable[[], bool],
+    ) -> None:
         self._ledger = ledger
         self._reader = reader
         self._published = published
+        self._nats_reachable = nats_reachable
 
     def collect(self) -> Iterator[Metric]:
         """For Prometheus."""
@@ -29,6 +36,7 @@ class LedgerFigures(Collector):
         figures: dict[str, tuple[str, float]] = {
             "keyledger_owner": ("Does this process own the partition?", ledger.owner),
             "keyledger_log_reachable": ("Did PostgreSQL answer when last asked?", ledger.reachable),
+            "keyledger_nats_reachable": ("Did NATS answer when last asked?", self._nats_reachable()),
             "keyledger_position": ("The last event's number in its partition.", state.head),
             "keyledger_projected_position": ("How far the projections are.", self._reader.position),
             "keyledger_waiting_commands": ("Commands that wait to be decided.", ledger.bus.waiting),

@@ -35,7 +35,12 @@ class NotYet:
         if path == "/readyz":
             waits_for = [WaitingView(dependency=self._dependency, detail=self._detail)]
             view = ReadyView(
-                ready=False, owner=False, position="0-0", projected="0-0", waits_for=waits_for
-            )  # fmt: skip
+                ready=False,
+                owner=False,
+                position="0-0",
+                projected="0-0",
+                waits_for=waits_for,
+                does_without=[],
+            )
             return json_answer(503, view)
         return error_answer(UnavailableError(self._dependency, self._detail), request_id)

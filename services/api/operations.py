@@ -86,6 +86,8 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     description: Described
     feed: Feed
     """Reads the log for whoever follows it."""
+    nats_reachable: Callable[[], bool]
+    """Did NATS answer when it was last asked?"""
 
 
 Q = TypeVar("Q", bound=msgspec.Struct)

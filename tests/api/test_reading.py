@@ -355,6 +355,21 @@ async def test_it_is_alive_and_ready(api: Management) -> None:
     assert (await api.get("/healthz")).json == {"status": "alive"}
     ready = (await api.get("/readyz")).json
     assert (ready["ready"], ready["owner"], ready["waits_for"]) == (True, True, [])
+    assert ready["does_without"] == []
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+async def test_a_process_is_ready_without_nats_and_says_what_it_does_without(
+    api: Management,
+    reachable: bool,  # noqa: FBT001  # the case
+) -> None:
+    api.manage(nats_reachable=lambda: reachable)
+    ready = await api.get("/readyz")
+    figures = (await api.get("/metrics")).body.decode()
+
+    assert (ready.status, ready.json["ready"], ready.json["waits_for"]) == (200, True, [])
+    assert [one["dependency"] for one in ready.json["does_without"]] == ([] if reachable else ["nats"])
+    assert f"keyledger_nats_reachable {float(reachable)}" in figures
 
 
 async def test_figures_for_prometheus(api: Management) -> None:

@@ -45,6 +45,11 @@ class Told(NamedTuple):
         """What the ledger says that it needs."""
         return self.body.get("dependency") if self.status == 503 else None
 
+    @property
+    def without(self) -> list[str]:
+        """What a process is ready without."""
+        return [one["dependency"] for one in self.body["does_without"]]
+
 
 class Prober:
     """A caller that asks once, with a key of its own, and takes the answer as it is."""
@@ -67,6 +72,9 @@ class Prober:
     async def verify(self, address: str) -> Told:
         body = {"secret": self.key["secret"], "keyspace_id": self.key["keyspace_id"]}
         return await self.ask(address, "POST", "/v1/verify", body)
+
+    async def ready(self, address: str) -> Told:
+        return await self.ask(address, "GET", "/readyz")
 
     async def read(self, address: str) -> Told:
         return await self.ask(address, "GET", f"/v1/keys/{self.key['id']}")
@@ -236,6 +244,8 @@ async def nats_is_away(seconds: float) -> None:
             acknowledged = made.load.acknowledged
             for told in await made.every_answer("charge") + await made.every_answer("verify"):
                 assert told.status in {200, 201}, told
+            for told in await made.every_answer("ready"):
+                assert (told.status, told.without) == (200, ["nats"]), told
             # Without a lease an edge asks the ledger.
             assert (await said(near, made), near.ready) == ("valid", False)
             await asyncio.sleep(min(1.0, max(0.1, ends - time.monotonic())))
@@ -244,7 +254,7 @@ async def nats_is_away(seconds: float) -> None:
         await made.bring_back(server)
         back = await made.grants_again()
         async with asyncio.timeout(_BACK_SECONDS):
-            while not near.ready:
+            while not near.ready or any(told.without for told in await made.every_answer("ready")):
                 await asyncio.sleep(0.05)
         await finish(made, "nats", seconds, granted, back)
 
@@ -263,6 +273,7 @@ async def postgresql_is_away(seconds: float) -> None:
             for told in await made.every_answer("charge") + await made.every_answer("verify"):
                 assert told.missing == "postgresql", told
             assert {told.status for told in await made.every_answer("read")} == {200}
+            assert {told.status for told in await made.every_answer("ready")} == {503}
             assert (await said(strict, made), await said(lenient, made)) == ("ledger_unreachable",) * 2
             assert made.load.acknowledged == granted
             await asyncio.sleep(min(1.0, max(0.0, killed + seconds - time.monotonic())))
