@@ -6,7 +6,10 @@ Rows that no start reads are in a table beside.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Final
 
 import psycopg
@@ -19,6 +22,7 @@ from infra.postgres.sessions import Sessions
 
 _PAGES: Final = 128
 """So many pages are read at once, some thousand rows: more cost PostgreSQL more time for each row."""
+_AHEAD: Final = 4
 _SNAPSHOT: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
     # Grouping as rows come is right for a handful of tables; the planner would sort all of them first.
@@ -68,18 +72,18 @@ class PostgresStateRows:
     async def load(self) -> AsyncIterator[StateBlock]:
         """All resident rows, in blocks, out of one snapshot, page by page as they lie on disk."""
         connection, pages = await asyncio.to_thread(self._open_snapshot)
-        fetching: asyncio.Future[list[StateBlock]] | None = None
+        reader = ThreadPoolExecutor(1, f"keyledger p{self._partition} loading")
         try:
-            for start in range(0, pages + _PAGES, _PAGES):
-                fetched = fetching
-                # While these are decoded, PostgreSQL reads the next.
-                fetching = asyncio.ensure_future(asyncio.to_thread(self._fetch, connection, start))
-                if fetched is not None:
-                    for block in await fetched:
-                        yield block
+            starts = iter(range(0, pages, _PAGES))
+            # While blocks are decoded, PostgreSQL reads the next ones.
+            ahead = deque(reader.submit(self._fetch, connection, start) for start in islice(starts, _AHEAD))
+            while ahead:
+                blocks = await asyncio.wrap_future(ahead.popleft())
+                ahead.extend(reader.submit(self._fetch, connection, start) for start in islice(starts, 1))
+                for block in blocks:
+                    yield block
         finally:
-            if fetching is not None:
-                await asyncio.wait({fetching})
+            await asyncio.to_thread(reader.shutdown, cancel_futures=True)
             connection.close()
 
     def _open_snapshot(self) -> tuple[Connection[Any], int]:
