@@ -48,7 +48,7 @@ class Gate:
         if not wanted:
             return
         scope = connection.scope
-        if not self._ledger.owner and not reads_on(self._ledger, str(scope.get("method"))):
+        if not may_tell(self._ledger, str(scope.get("method"))):
             # Nobody can be recognised by a state that may be old, or was never read.
             self._ledger.must_own()
         ip = client_ip(scope, self._trusted)
@@ -87,13 +87,14 @@ class Gate:
         return msgspec.structs.replace(caller.asking, origin=origin)
 
 
-def reads_on(ledger: Ledger, method: str) -> bool:
-    """May what this process knows be shown, though it cannot know that it owns the partition?
+def may_tell(ledger: Ledger, method: str) -> bool:
+    """May a management request be answered from what this process knows?
 
-    Without PostgreSQL nobody writes, so what was committed is the truth still; its position says how
+    It must be sure to own the partition: one that slept may wake up when another has long taken over.
+    But without PostgreSQL nobody writes, so what was committed is the truth still; its position says how
     old it is where another process reached PostgreSQL meanwhile. (Verdicts are never given so.)
     """
-    return method == "GET" and not ledger.reachable and ledger.state.head > 0
+    return ledger.confirmed or (method == "GET" and not ledger.reachable and ledger.state.head > 0)
 
 
 def caller_of(scope: Any) -> tuple[Caller, Asking]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from services.api.at_once import ReplyLater
-from services.api.auth import reads_on
+from services.api.auth import may_tell
 from services.api.bodies import beginning
 from services.api.forwarding import Forwarder, not_owner_answer
 from services.api.hot.answers import Answer, Later, awaited
@@ -137,12 +137,13 @@ class HotPath:
             self._admit(request)
         if len(request.request_id) >= _LONG_TEXT:
             self._settle_request_id(request)
-        if not self._ledger.owner and not (routed is None and reads_on(self._ledger, scope["method"])):
-            await self._elsewhere(request, send)
-        elif routed is None:
+        if routed is not None and self._ledger.owner:
+            # Whether it is sure of that is looked at where something is decided.
+            await self._serve(request, routed, send, started)
+        elif routed is None and may_tell(self._ledger, scope["method"]):
             await self._management(scope, receive, send)
         else:
-            await self._serve(request, routed, send, started)
+            await self._elsewhere(request, send)
 
     async def _serve(self, request: HotRequest, routed: Routed, send: Send, started: float) -> None:
         route = routed[0]

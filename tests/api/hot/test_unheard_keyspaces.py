@@ -13,8 +13,9 @@ import pytest
 from domain.ids import new_id
 from domain.keyspaces import Keyspace
 from services.api.forwarding import Forwarder
+from services.api.hot.asgi import HotPath
 from tests.api.hot.test_forwarding import KEY, Beside, Directory, breaking, owning, served, world_app
-from tests.api.hot.world import Owned, World
+from tests.api.hot.world import Owned, World, call
 from tests.api.world import Management, managed
 
 HARMLESS = uuid.uuid4().hex
@@ -135,6 +136,19 @@ async def test_an_owner_that_slept_trusts_nothing_that_it_knew(world: World, own
     assert secret not in str(wrong)
 
 
+async def test_an_owner_that_slept_leaves_management_to_the_one_that_took_over(other: Beside) -> None:
+    async def stale(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise AssertionError("what it knows may be old")
+
+    app = HotPath(other.ledger, stale, other.forwarder)
+    other.ledger.owner = other.ledger.reachable = True
+    assert not other.ledger.confirmed
+    headers = {"Authorization": f"Bearer {other.root}"}
+    replies = [await call(app, method, "/v1/plans", headers=headers) for method in ("GET", "POST")]
+
+    assert [reply.body for reply in replies] == [b"router: GET /v1/plans", b"router: POST /v1/plans"]
+
+
 # -- the management API of such a process
 
 
@@ -161,6 +175,21 @@ async def test_what_every_process_answers_itself_repeats_and_logs_no_secret(
     assert all(secret not in str(reply) for reply in replies)
     assert secret not in said.out + said.err
     assert [reply.headers["x-request-id"] for reply in replies[2::3]] == ["trace-7"] * 4
+
+
+async def test_whoever_is_not_sure_to_own_the_partition_recognises_nobody(api: Management) -> None:
+    key = (await api.create())["key"]
+    asked = [
+        ("GET", f"/v1/keys/{key['id']}"),
+        ("GET", "/v1/plans"),
+        ("POST", f"/v1/keys/{key['id']}/disable"),
+    ]
+    sure = [(await api.ask(method, path, {})).status for method, path in asked]
+    api.ledger.fences.lost()
+    unsure = [await api.ask(method, path, {}) for method, path in asked]
+
+    assert sure == [200, 200, 200]
+    assert {(one.status, one.code) for one in unsure} == {(503, "not_owner")}
 
 
 async def test_without_postgresql_what_is_read_names_no_secret_that_is_new_elsewhere(api: Management) -> None:
