@@ -56,8 +56,8 @@ class AnswersAtOnce(Protocol):
         """May a request for this path (as it was sent) be answered so?"""
         ...
 
-    def at_once(self, scope: Scope, body: bytes) -> Reply | ReplyLater | None:
-        """The answer; None when the request has to go the usual way. Never raises."""
+    def at_once(self, scope: Scope, body: bytes) -> Reply | ReplyLater | asyncio.Future[Any] | None:
+        """The answer, or a future of one; None when the request has to go the usual way. Never raises."""
         ...
 
     def __call__(self, scope: Scope, receive: Any, send: Any) -> Awaitable[None]:
@@ -147,7 +147,7 @@ class AtOnceProtocol(HttpToolsProtocol):
             "headers": self.headers,
             "client": self.client,
         }
-        told = self._quick.at_once(scope, self._body)
+        told = self._at_once(scope)
         if told is None:
             self._let_go()
             super().on_message_complete()
@@ -160,6 +160,15 @@ class AtOnceProtocol(HttpToolsProtocol):
         else:
             self.say(told)
             self.rest()
+
+    def _at_once(self, scope: Scope) -> Reply | ReplyLater | None:
+        try:
+            told = self._quick.at_once(scope, self._body)
+        except Exception:
+            # From here the parser would tell the client that it was the client's fault.
+            self.logger.exception("Exception in an answer at once")
+            return None
+        return ReplyLater(told, _result_of) if isinstance(told, asyncio.Future) else told
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client hung up, or we did."""
@@ -301,6 +310,10 @@ class _Waiting:
             protocol.rest()
         else:
             protocol.on_response_complete()
+
+
+def _result_of(future: asyncio.Future[Any]) -> Reply | None:
+    return None if future.exception() is not None else future.result()
 
 
 class _NobodyWaits:

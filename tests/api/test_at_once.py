@@ -37,13 +37,19 @@ class Toy:
         self.answered = 0
 
     def hears(self, method: bytes, path: bytes) -> bool:
-        return method != b"HEAD" and path.startswith((b"/now", b"/later", b"/not-now", b"/big"))
+        return method != b"HEAD" and path.startswith(
+            (b"/now", b"/later", b"/not-now", b"/big", b"/fails", b"/task")
+        )
 
-    def at_once(self, scope: Any, body: bytes) -> Said | ReplyLater | None:
+    def at_once(self, scope: Any, body: bytes) -> Said | ReplyLater | asyncio.Future[Said] | None:
         if scope["path"] == "/now":
             return said(b"at once: %b" % self.shown(scope, body))
         if scope["path"] == "/not-now":
             return None
+        if scope["path"] == "/fails":
+            raise LookupError(body)
+        if scope["path"] == "/task":
+            return asyncio.ensure_future(self.think(body))
         if scope["path"] == "/big":
             self.answered += 1
             return said(BIG)
@@ -57,6 +63,13 @@ class Toy:
             return said(b"later, %b: %b" % (done.result().encode(), self.shown(scope, body)), 201)
 
         return ReplyLater(future, reply)
+
+    @staticmethod
+    async def think(body: bytes) -> Said:
+        await asyncio.sleep(0.01)
+        if body == b"nothing":
+            raise LookupError
+        return said(b"after thinking: %b" % body)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -230,6 +243,21 @@ async def test_an_answer_can_come_later(server: Running) -> None:
         assert (status, body) == (201, b"later, at last: POST /later a b")
         await client.send(post("/now"))
         assert await client.body() == b"at once: POST /now  "
+
+
+async def test_an_answer_can_be_a_task(server: Running) -> None:
+    async with server.connected() as client:
+        await client.send(post("/task", b"a"))
+        assert await client.body() == b"after thinking: a"
+
+        await client.send(post("/task", b"nothing"))
+        assert await client.body() == b"as usual: POST /task  nothing"
+
+
+async def test_an_application_that_fails_at_once_is_asked_the_usual_way(server: Running) -> None:
+    async with server.connected() as client:
+        await client.send(post("/fails", b"a"))
+        assert await client.body() == b"as usual: POST /fails  a"
 
 
 async def test_requests_behind_one_that_waits_are_answered_in_order(server: Running) -> None:

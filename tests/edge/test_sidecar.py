@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from keyledger_edge import KeyspaceView, RateLimit, SecretFormat, SecretShape, Sidecar, Verifier
 from keyledger_edge.testing import FakeLedger
-from tests.edge.asgi import call
+from tests.edge.asgi import AtOnce, call
 
 
 @pytest.fixture
@@ -14,9 +16,11 @@ def ledger() -> FakeLedger:
     return FakeLedger()
 
 
-@pytest.fixture
-def sidecar(ledger: FakeLedger) -> Sidecar:
-    return Sidecar(ledger.verifier())
+@pytest.fixture(params=["as usual", "at once"])
+def sidecar(ledger: FakeLedger, request: pytest.FixtureRequest) -> Any:
+    """Asked in both ways that its server has: the answers are the same."""
+    sidecar = Sidecar(ledger.verifier())
+    return AtOnce(sidecar) if request.param == "at once" else sidecar
 
 
 def key(secret: str, **more: str) -> dict[str, str]:
@@ -89,6 +93,49 @@ async def test_verify_answers_like_the_ledger(ledger: FakeLedger, sidecar: Sidec
         "scopes": {"permissions": "*", "projects": "*", "models": "*", "tenants": "*"},
         "position": "0-0",
     }
+
+
+async def test_an_answer_is_as_new_as_the_key(ledger: FakeLedger, sidecar: Sidecar) -> None:
+    secret = ledger.add_key(name="first")
+
+    async def said() -> tuple[str, str]:
+        answer = (await call(sidecar, "/v1/verify", method="POST", body={"secret": secret})).json()
+        return answer["code"], answer["name"]
+
+    assert [await said() for _ in range(2)] == [("valid", "first")] * 2
+    ledger.change(secret, name="second")
+    assert [await said() for _ in range(2)] == [("valid", "second")] * 2
+    ledger.revoke(secret)
+    assert [await said() for _ in range(2)] == [("revoked", "second")] * 2
+    assert sidecar.answers == {"valid": 4, "revoked": 2}
+
+
+async def test_what_only_the_ledger_knows_is_asked_of_it(ledger: FakeLedger, sidecar: Sidecar) -> None:
+    secret = ledger.add_key(require_balance=True)
+
+    verified = await call(sidecar, "/v1/verify", method="POST", body={"secret": secret})
+    let_in = await call(sidecar, "/v1/forward-auth", headers=key(secret))
+    ledger.reachable = False
+    lost = await call(sidecar, "/v1/verify", method="POST", body={"secret": secret})
+    shut_out = await call(sidecar, "/v1/forward-auth", headers=key(secret))
+
+    assert (verified.json()["code"], let_in.status) == ("valid", 200)
+    assert (lost.json()["code"], shut_out.status) == ("ledger_unreachable", 503)
+    assert sidecar.answers == {"valid": 2, "ledger_unreachable": 2}
+
+
+async def test_every_answer_names_its_length(ledger: FakeLedger, sidecar: Sidecar) -> None:
+    secret = ledger.add_key()
+    for asked in (
+        call(sidecar, "/v1/verify", method="POST", body={"secret": secret}),
+        call(sidecar, "/v1/verify", method="POST", body={"secret": "sk-nothing"}),
+        call(sidecar, "/v1/verify", method="POST", body={"secret": secret, "keyspace_id": "ks_none"}),
+        call(sidecar, "/v1/forward-auth", headers=key(secret)),
+        call(sidecar, "/v1/forward-auth"),
+        call(sidecar, "/healthz"),
+    ):
+        answered = await asked
+        assert answered.headers["content-length"] == str(len(answered.body))
 
 
 async def test_a_batch_is_answered_in_order(ledger: FakeLedger, sidecar: Sidecar) -> None:

@@ -6,6 +6,7 @@ must listen only where nobody else can reach it.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -13,8 +14,10 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from keyledger_edge._facts import NO_USE, Use
+from keyledger_edge import _codes as codes
+from keyledger_edge._facts import NO_USE, KeyFacts, Use
 from keyledger_edge._forward_auth import (
+    ForwardedUse,
     HttpAnswer,
     answer_error,
     answer_problem,
@@ -34,6 +37,8 @@ _FORWARD_AUTH: Final = "/v1/forward-auth"
 _MAX_BODY: Final = 1024 * 1024
 _MAX_BATCH: Final = 1_000
 _MAX_REMEMBERED: Final = 1_024
+_MAX_ANSWERS: Final = 8_192
+_HEARD: Final = {b"/v1/verify": b"POST", _FORWARD_AUTH.encode(): b"GET"}
 # A secret of any keyspace, also of one that is not known here, has 22 letters and digits in a row.
 _KEYSPACE_OR_LONG_RUN: Final = re.compile(r"(ks_[0-9A-Z]{26})(?![0-9A-Za-z])|[0-9A-Za-z]{22,}")
 _JSON: Final = (b"content-type", b"application/json")
@@ -57,6 +62,8 @@ class Sidecar:
         self._one = msgspec.json.Decoder(VerifyRequest).decode
         self._batch = msgspec.json.Decoder(VerifyBatchRequest).decode
         self._asked: dict[bytes, tuple[str | None, str | None]] = {}
+        self._good: dict[int, tuple[KeyFacts, HttpAnswer]] = {}
+        self._bad: dict[str, HttpAnswer] = {}
         self.answers: dict[str, int] = {}
         """How often each code was answered."""
 
@@ -67,10 +74,8 @@ class Sidecar:
             return
         if scope["type"] != "http":
             return
-        answer = await self._answer(scope, receive)
-        length = (b"content-length", b"%d" % len(answer.body))
-        headers = [*answer.headers, length]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        answer = _whole(await self._answer(scope, receive))
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         body = b"" if scope["method"] == "HEAD" else answer.body
         await send({"type": "http.response.body", "body": body})
 
@@ -99,22 +104,101 @@ class Sidecar:
             return HttpAnswer(200, [_TEXT], self._metrics())
         return answer_problem(404, "not_found", "There is no such path here.")
 
+    # -- at once ----------------------------------------------------------------------------
+
+    def hears(self, method: bytes, path: bytes) -> bool:
+        """For a server that can take an answer at once: may a request be asked of `at_once`?"""
+        return _HEARD.get(path) == method
+
+    def at_once(self, scope: Scope, body: bytes) -> HttpAnswer | asyncio.Future[HttpAnswer] | None:
+        """The whole answer out of memory, or a future of the ledger's; None: ask by ASGI. Never raises."""
+        if scope["path"] == _FORWARD_AUTH:
+            return self._forward_auth_at_once(scope)
+        try:
+            request = self._one(body)
+            costs = request.cost_micros is not None or request.reserve_micros is not None
+            if costs or not self._verifier.keyspaces:
+                return None
+            use, keyspace_id = _use(request), request.keyspace_id or self._keyspace_id
+            verdict = self._verifier.verify_cached(request.secret, use, keyspace_id)
+        except (msgspec.MsgspecError, UnicodeDecodeError, UnknownKeyspaceError):
+            return None
+        if verdict is None:
+            return asyncio.ensure_future(self._said_later(request.secret, use, keyspace_id))
+        return self._said(verdict)
+
+    async def _said_later(self, secret: str, use: Use, keyspace_id: str | None) -> HttpAnswer:
+        try:
+            return self._said(await self._verifier.ask(secret, use, keyspace_id))
+        except RefusedByLedgerError as error:
+            return _whole(answer_problem(error.status, error.reason, str(error)))
+
+    def _forward_auth_at_once(self, scope: Scope) -> HttpAnswer | asyncio.Future[HttpAnswer] | None:
+        asked = self._forwarded(scope, "")
+        if isinstance(asked, HttpAnswer):
+            return _whole(asked)
+        use, keyspace, proxy = asked
+        if use.cost_micros is not None:
+            return None
+        secret = use.secret or ""
+        verdict = self._verifier.verify_cached(secret, use.use, keyspace.keyspace_id)
+        if verdict is None:
+            asking = self._verifier.ask(secret, use.use, keyspace.keyspace_id)
+            return asyncio.ensure_future(self._told_later(asking, keyspace, proxy))
+        return _whole(self._counted(verdict.code, answer_verdict(verdict, keyspace, proxy=proxy)))
+
+    async def _told_later(
+        self, asking: Awaitable[Verdict], keyspace: KeyspaceView, proxy: str | None
+    ) -> HttpAnswer:
+        return _whole(await self._tell(asking, keyspace, proxy))
+
+    def _said(self, verdict: Verdict) -> HttpAnswer:
+        """A verdict as JSON, counted; the same until the key's facts change, so it is kept."""
+        code, facts = verdict.code, verdict.facts
+        self.answers[code] = self.answers.get(code, 0) + 1
+        if facts is not None and code == codes.VALID and not verdict.rate_limits:
+            known = self._good.get(id(facts))
+            if known is not None and known[0] is facts:
+                return known[1]
+            answer = self._written(verdict)
+            if len(self._good) >= _MAX_ANSWERS:
+                self._good.clear()
+            self._good[id(facts)] = facts, answer
+            return answer
+        if facts is not None or verdict.answer is not None:
+            return self._written(verdict)
+        told = self._bad.get(code)
+        if told is None:
+            told = self._bad[code] = self._written(verdict)
+        return told
+
+    def _written(self, verdict: Verdict) -> HttpAnswer:
+        return _whole(HttpAnswer(200, [_JSON], self._encode(verdict.as_answer())))
+
     # -- forward-auth -----------------------------------------------------------------------
 
     async def _forward_auth(self, scope: Scope, path: str) -> HttpAnswer:
-        query: bytes = scope.get("query_string", b"")
-        # Envoy puts its client's query here, and what the client says must not choose the keyspace.
-        keyspace_id, proxy = (None, None) if path else self._asked_by(query)
+        asked = self._forwarded(scope, path)
+        if isinstance(asked, HttpAnswer):
+            return asked
+        use, keyspace, proxy = asked
+        verdict = self._verifier.verify(
+            use.secret or "",
+            use.use,
+            keyspace_id=keyspace.keyspace_id,
+            cost_micros=use.cost_micros,
+            request_id=use.request_id,
+        )
+        return await self._tell(verdict, keyspace, proxy)
+
+    async def _tell(
+        self, asking: Awaitable[Verdict], keyspace: KeyspaceView, proxy: str | None
+    ) -> HttpAnswer:
         try:
-            verdict, keyspace = await self._forwarded(scope, path, query, keyspace_id or self._keyspace_id)
-        except BadRequestError as error:
-            return self._counted(error.code, answer_error(error, proxy=proxy))
-        except UnknownKeyspaceError as error:
-            return self._counted(error.code, answer_problem(404, "not_found", _shown(error), proxy=proxy))
+            verdict = await asking
         except RefusedByLedgerError as error:
-            return self._counted(
-                error.reason, answer_problem(error.status, error.reason, str(error), proxy=proxy)
-            )
+            refused = answer_problem(error.status, error.reason, str(error), proxy=proxy)
+            return self._counted(error.reason, refused)
         return self._counted(verdict.code, answer_verdict(verdict, keyspace, proxy=proxy))
 
     def _asked_by(self, query: bytes) -> tuple[str | None, str | None]:
@@ -127,31 +211,33 @@ class Sidecar:
                 self._asked[query] = asked
         return asked
 
-    async def _forwarded(
-        self, scope: Scope, path: str, query: bytes, keyspace_id: str | None
-    ) -> tuple[Verdict, KeyspaceView | None]:
-        keyspace = self._keyspace(keyspace_id)
-        if keyspace is None:
-            return UNREACHABLE, None
+    def _forwarded(
+        self, scope: Scope, path: str
+    ) -> tuple[ForwardedUse, KeyspaceView, str | None] | HttpAnswer:
+        """What a proxy asks: the use, the keyspace and the proxy's manner; or what is wrong with it."""
+        query: bytes = scope.get("query_string", b"")
+        # Envoy puts its client's query here, and what the client says must not choose the keyspace.
+        keyspace_id, proxy = (None, None) if path else self._asked_by(query)
         client = scope.get("client")
-        asked = read_use(
-            scope["headers"],
-            query,
-            keyspace,
-            path=path,
-            peer=client[0] if client else None,
-            trusted_proxies=self._trusted_proxies,
-        )
+        try:
+            keyspace = self._keyspace(keyspace_id or self._keyspace_id)
+            if keyspace is None:
+                return self._counted(UNREACHABLE.code, answer_verdict(UNREACHABLE, None, proxy=proxy))
+            asked = read_use(
+                scope["headers"],
+                query,
+                keyspace,
+                path=path,
+                peer=client[0] if client else None,
+                trusted_proxies=self._trusted_proxies,
+            )
+        except BadRequestError as error:
+            return self._counted(error.code, answer_error(error, proxy=proxy))
+        except UnknownKeyspaceError as error:
+            return self._counted(error.code, answer_problem(404, "not_found", _shown(error), proxy=proxy))
         if asked.secret is None:
-            return MISSING, keyspace
-        verdict = await self._verifier.verify(
-            asked.secret,
-            asked.use,
-            keyspace_id=keyspace.keyspace_id,
-            cost_micros=asked.cost_micros,
-            request_id=asked.request_id,
-        )
-        return verdict, keyspace
+            return self._counted(MISSING.code, answer_verdict(MISSING, keyspace, proxy=proxy))
+        return asked, keyspace, proxy
 
     def _keyspace(self, keyspace_id: str | None) -> KeyspaceView | None:
         """The keyspace; None while none is known at all, because the ledger was never reached."""
@@ -225,13 +311,28 @@ class Sidecar:
         return answer
 
 
+def _whole(answer: HttpAnswer) -> HttpAnswer:
+    """The answer with its length."""
+    length = (b"content-length", b"%d" % len(answer.body))
+    return HttpAnswer(answer.status, [*answer.headers, length], answer.body)
+
+
 def _shown(error: Exception) -> str:
     """What may be told of an error. It may repeat what was sent in the wrong field: a secret, say."""
     return _KEYSPACE_OR_LONG_RUN.sub(lambda found: found[1] or "[redacted]", str(error))
 
 
 def _use(request: VerifyRequest) -> Use:
-    use = Use(
+    if (
+        request.model is None
+        and request.ip is None
+        and not request.permissions
+        and request.tenant is None
+        and request.project_id is None
+        and request.provider is None
+    ):
+        return NO_USE
+    return Use(
         permissions=request.permissions,
         project_id=request.project_id,
         model=request.model,
@@ -239,7 +340,6 @@ def _use(request: VerifyRequest) -> Use:
         tenant=request.tenant,
         ip=request.ip,
     )
-    return NO_USE if use == NO_USE else use
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -356,7 +356,7 @@ class Verifier:
         """The verdict. A use with a cost is charged by the ledger, once per `request_id`."""
         if cost_micros is None and reserve_micros is None:
             verdict = self.verify_cached(secret, use, keyspace_id)
-            return verdict if verdict is not None else await self._ask(secret, use, keyspace_id)
+            return verdict if verdict is not None else await self.ask(secret, use, keyspace_id)
         if self._never_connected:
             return UNREACHABLE
         keyspace = self.keyspace(keyspace_id)
@@ -404,7 +404,8 @@ class Verifier:
 
     # -- asking the ledger ------------------------------------------------------------------
 
-    async def _ask(self, secret: str, use: Use, keyspace_id: str | None) -> Verdict:
+    async def ask(self, secret: str, use: Use = NO_USE, keyspace_id: str | None = None) -> Verdict:
+        """The verdict where `verify_cached` could not tell."""
         if self._ledger is None or self._memory is None:
             return UNREACHABLE
         keyspace = self.keyspace(keyspace_id)

@@ -145,6 +145,7 @@ async def call(
 
 async def _at_once(app: AnswersAtOnce, scope: dict[str, Any], body: bytes) -> Reply | None:
     told = app.at_once(scope, body)
+    assert not isinstance(told, asyncio.Future)
     if isinstance(told, ReplyLater):
         await asyncio.wait({told.future})
         told = told.reply(told.future)
