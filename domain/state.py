@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from heapq import heappush
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from domain.accounts import Counters, Reservation, Wallet
 from domain.instants import Instant
@@ -171,8 +171,8 @@ class Draft(Books):
         state.head = self.head
         state.at = self.at
 
-    def changed(self) -> Iterable[tuple[str, object]]:
-        """(table, id) of every row this draft has touched."""
+    def changed(self) -> Iterable[tuple[str, Iterable[Any]]]:
+        """(table, ids) of the rows that this draft has touched."""
         for name in TABLES:
-            for key in getattr(self, name):
-                yield name, key
+            if layer := getattr(self, name):
+                yield name, layer

@@ -475,11 +475,8 @@ class Bus:
 
     def note_changed(self, draft: Draft) -> None:
         """Remember which rows are to be saved."""
-        for table, key in draft.changed():
-            rows = self.dirty.get(table)
-            if rows is None:
-                rows = self.dirty[table] = set()
-            rows.add(key)
+        for table, ids in draft.changed():
+            self.dirty.setdefault(table, set()).update(ids)
 
     def forget(self) -> None:
         """The state is to be read anew: keep nothing that was known of it."""

@@ -39,14 +39,30 @@ class Follower:
     async def catch_up(self) -> int:
         """Fold what others appended; how many events that was. Raises LogGapError, LogUnavailableError."""
         count = 0
-        while batch := await self._log.read(self._state.head, _READ_BATCH):
-            await self.learn_data_keys(batch)
-            events = [(one, self._mapper.decode(one)) for one in batch]
-            brought = await self._bring_back(events)
-            self._fold(events, brought)
-            count += len(batch)
-            await asyncio.sleep(0)
+        ahead: asyncio.Future[list[RecordedEvent]] | None = None
+        try:
+            while batch := await (ahead or self._log.read(self._state.head, _READ_BATCH)):
+                # While these are folded, the next are read: a start may have many.
+                ahead = self._read_ahead(batch[-1].position) if len(batch) == _READ_BATCH else None
+                await asyncio.sleep(0)
+                await self._take(batch)
+                count += len(batch)
+        finally:
+            if ahead is not None:
+                ahead.cancel()
         return count
+
+    def _read_ahead(self, after: int) -> asyncio.Future[list[RecordedEvent]]:
+        reading = asyncio.ensure_future(self._log.read(after, _READ_BATCH))
+        # Should these not be folded, nobody waits for what comes after them.
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return reading
+
+    async def _take(self, batch: Sequence[RecordedEvent]) -> None:
+        await self.learn_data_keys(batch)
+        events = [(one, self._mapper.decode(one)) for one in batch]
+        brought = await self._bring_back(events)
+        self._fold(events, brought)
 
     async def learn_data_keys(self, batch: Sequence[RecordedEvent]) -> None:
         """An event read without its data key would come without its personal fields: allowed_ips, say."""

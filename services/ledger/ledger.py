@@ -39,6 +39,7 @@ from services.ledger.following import Follower
 from services.ledger.group import Tools
 from services.ledger.head_watch import HeadWatch
 from services.ledger.jobs import Done, Idempotency, Mapper, Render
+from services.ledger.loading import garbage_kept
 from services.ledger.saving import StateKeeper, take_part
 from services.ledger.sightings import Sightings
 
@@ -300,6 +301,10 @@ class Ledger:
 
     async def _follow(self) -> None:
         """Bring the state up to the log's head."""
+        with contextlib.nullcontext() if self._loaded else garbage_kept():
+            await self._load_and_catch_up()
+
+    async def _load_and_catch_up(self) -> None:
         head = await self.ports.log.head()
         if self._loaded and head < self.state.head:
             # The log was restored to an earlier state: what was folded is not its history.

@@ -15,7 +15,7 @@ import structlog
 from domain.ports import CheckpointMovedError, StateRow, StateRows
 from domain.state import State
 from services.ledger.lazy_tables import LazyTables
-from services.ledger.loading import Loading, garbage_kept
+from services.ledger.loading import Loading
 from services.ledger.narrowings import Narrowings
 from services.ledger.row_format import decode_one, encode_row, encode_told, schema
 
@@ -60,10 +60,6 @@ class StateKeeper:
         self._foreign = through > 0 and not await self._readable()
         if through == 0 or self._foreign:
             return
-        with garbage_kept():
-            await self._load()
-
-    async def _load(self) -> None:
         loading = Loading(self._state)
         self._lazy = loading.lazy
         async for block in self._rows.load():
