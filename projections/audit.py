@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
@@ -100,6 +100,10 @@ class Audit:
         """All but metered use."""
         return dict.fromkeys(AUDITED, self._audited)
 
+    def held(self) -> int:
+        """Lines."""
+        return len(self._lines)
+
     def take(self) -> Writing:
         """Append the lines."""
         lines, self._lines = self._lines, []
@@ -116,19 +120,21 @@ class Audit:
         """Drop what is not written."""
         self._lines = []
 
-    def _audited(self, event: e.Event, position: int) -> None:
-        self._lines.append(
-            _Line(
-                position,
-                event.at,
-                event.actor,
-                e.public_name(event),
-                event.organization_id,
-                _key_of(event),
-                _subject_of(event),
-                indexed(_origin(event).request_id),
-            )
-        )
+    def _audited(self, events: Sequence[e.Event], first: int) -> None:
+        self._lines += [_line(event, position) for position, event in enumerate(events, first)]
+
+
+def _line(event: e.Event, position: int) -> _Line:
+    return _Line(
+        position,
+        event.at,
+        event.actor,
+        e.public_name(event),
+        event.organization_id,
+        _key_of(event),
+        _subject_of(event),
+        indexed(_origin(event).request_id),
+    )
 
 
 _NOWHERE: Final = e.Origin()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -116,6 +116,10 @@ class Directory:
         """Whatever changes a subject."""
         return {event_type: self._remember(kind.table) for kind in _KINDS for event_type in kind.events}
 
+    def held(self) -> int:
+        """Changes."""
+        return sum(map(len, self._changes.values()))
+
     def take(self) -> Writing:
         """Load the rows that changed, fold the events into them, write them back."""
         changes, self._changes = self._changes, {}
@@ -132,8 +136,9 @@ class Directory:
         self._changes = {}
 
     def _remember(self, table: str) -> Handler:
-        def handler(event: e.Event, position: int) -> None:
-            self._changes.setdefault(table, []).append((event, position))
+        def handler(events: Sequence[e.Event], first: int) -> None:
+            changes = self._changes.setdefault(table, [])
+            changes += [(event, position) for position, event in enumerate(events, first)]
 
         return handler
 

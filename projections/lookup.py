@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -128,7 +128,8 @@ ON CONFLICT (id) DO UPDATE SET organization_id = excluded.organization_id,
     version = excluded.version, position = excluded.position, document = excluded.document
 """
 _USE: Final = """
-UPDATE {schema}.keys AS k SET last_used_at = u.at FROM unnest(%s, %s) AS u (id, at)
+UPDATE {schema}.keys AS k SET last_used_at = u.at
+FROM (SELECT * FROM unnest(%s, %s) AS u (id, at) ORDER BY id COLLATE "C") AS u
 WHERE k.id = u.id AND k.last_used_at < u.at
 """
 
@@ -159,6 +160,10 @@ class Lookup:
             e.KeysSeen: self._seen,
         }
 
+    def held(self) -> int:
+        """Changes, and keys that were used."""
+        return len(self._changes) + len(self._used)
+
     def take(self) -> Writing:
         """Keys first: a use may be of one that is new in this batch."""
         changes, self._changes = self._changes, []
@@ -178,15 +183,20 @@ class Lookup:
         """Drop what is not written, and what may not be."""
         self._changes, self._used, self._written = [], {}, {}
 
-    def _changed(self, event: e.KeyEvent, position: int) -> None:
-        self._changes.append((event, position))
+    def _changed(self, events: Sequence[e.KeyEvent], first: int) -> None:
+        self._changes += [(event, position) for position, event in enumerate(events, first)]
 
-    def _charged(self, event: e.Metered, _position: int) -> None:
-        self._use(event.key_id, event.at)
+    def _charged(self, events: Sequence[e.Metered], _first: int) -> None:
+        written = self._written.get
+        for event in events:
+            # Nearly always the minute is written already: this line is all that a charge costs here.
+            if written(event.key_id, NOT_YET) + _MINUTE <= event.at:
+                self._use(event.key_id, event.at)
 
-    def _seen(self, event: e.KeysSeen, _position: int) -> None:
-        for key_id, at, _ in event.seen:
-            self._use(key_id, at)
+    def _seen(self, events: Sequence[e.KeysSeen], _first: int) -> None:
+        for event in events:
+            for key_id, at, _ in event.seen:
+                self._use(key_id, at)
 
     def _use(self, key_id: str, at: Instant) -> None:
         minute = at - at % _MINUTE

@@ -6,7 +6,9 @@ eleven times the processor time of these few joins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from array import array
+from collections.abc import Sequence
 from struct import Struct
 from typing import Any, Final, Self
 
@@ -18,7 +20,6 @@ from domain.instants import Instant
 
 _HEADER: Final = Struct(">iiIii")
 _LENGTH: Final = Struct(">i").pack
-_INTEGER: Final = Struct(">ii").pack
 _BIGINT: Final = Struct(">iq").pack
 _NULL: Final = _LENGTH(-1)
 _SHORT: Final = tuple(_LENGTH(length) for length in range(1024))
@@ -75,7 +76,7 @@ class UuidArray(PackedArray):
 
     def __new__(cls, values: Sequence[bytes]) -> Self:
         """Pack digests."""
-        assert all(len(value) == 16 for value in values), "a digest has 16 bytes"  # noqa: PLR2004
+        assert set(map(len, values)) <= {16}, "a digest has 16 bytes"
         return super().__new__(cls, cls._pack(len(values), _join(values)))
 
 
@@ -87,7 +88,7 @@ class IntegerArray(PackedArray):
 
     def __new__(cls, values: Sequence[int]) -> Self:
         """Pack small integers."""
-        return super().__new__(cls, cls._pack(len(values), b"".join([_INTEGER(4, v) for v in values])))
+        return super().__new__(cls, cls._pack(len(values), _words(array("i", values))))
 
 
 class BigintArray(PackedArray):
@@ -98,7 +99,7 @@ class BigintArray(PackedArray):
 
     def __new__(cls, values: Sequence[int]) -> Self:
         """Pack integers."""
-        return super().__new__(cls, cls._pack(len(values), b"".join([_BIGINT(8, v) for v in values])))
+        return super().__new__(cls, cls._pack(len(values), _words(array("q", values))))
 
 
 class BooleanArray(PackedArray):
@@ -145,7 +146,22 @@ def register_packed_arrays(context: AdaptContext) -> None:
         context.adapters.register_dumper(kind, dumper)
 
 
-def _join(values: Iterable[bytes]) -> bytes:
+def _words(values: array[int]) -> bytes:
+    """Integers of one size in network order, each behind its length: without a call for each."""
+    words = values.itemsize // 4
+    packed = array("I", _LENGTH(values.itemsize)) * (len(values) * (words + 1))
+    if sys.byteorder == "little":
+        values.byteswap()
+    plain = array("I", values.tobytes())
+    for word in range(words):
+        packed[word + 1 :: words + 1] = plain[word::words]
+    return packed.tobytes()
+
+
+def _join(values: Sequence[bytes]) -> bytes:
+    lengths = set(map(len, values))
+    if len(lengths) == 1:  # ids, digests: no look at each
+        return _LENGTH(lengths.pop()).join((b"", *values))
     parts: list[bytes] = []
     for value in values:
         length = len(value)

@@ -103,6 +103,10 @@ class EventMapper(Generic[E]):
 
     # -- reading --------------------------------------------------------------------------------
 
+    def types_as_written(self) -> tuple[type[E], ...]:
+        """Those whose events all have today's shape: there is no upcaster for them."""
+        return tuple(one for tag, one in self._types.items() if tag not in self._schemas)
+
     def decode(self, recorded: RecordedEvent) -> E:
         """The event as its current Struct; erased personal fields are None."""
         data, tag = recorded.data, recorded.type

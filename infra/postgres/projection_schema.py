@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any, Final, Self
 
 from psycopg import Connection
 
 from domain.events import Event
-from domain.projecting import Column, Handler, Projection, Row, Writing
+from domain.projecting import Column, Handler, Projection, Row, Run, Writing
 from infra.postgres.arrays import (
     BigintArray,
     BooleanArray,
@@ -38,6 +38,7 @@ CREATE TABLE {schema}.checkpoints (
 ) WITH (fillfactor = 20);
 """
 _MOVE: Final = "UPDATE {schema}.checkpoints SET position = %s WHERE position = %s"
+_TELL: Final = "RETURNING pg_notify(%s, %s)"  # once per transaction, however many rows
 
 _ConnectionOf = Connection[tuple[Any, ...]]
 
@@ -73,15 +74,23 @@ class ProjectionSession:
 
 
 class ProjectionTables:
-    """All projections in one schema, with their common checkpoint."""
+    """All projections in one schema, with their common checkpoint; its moves are told on a NOTIFY channel."""
 
-    def __init__(self, connection: _ConnectionOf, schema: str, projections: Sequence[Projection]) -> None:
+    def __init__(
+        self,
+        connection: _ConnectionOf,
+        schema: str,
+        projections: Sequence[Projection],
+        *,
+        told_on: str | None = None,
+    ) -> None:
         self.connection = connection
         self.schema = schema
         self.projections = projections
         self._session = ProjectionSession(connection, schema)
         self._handlers = _handlers_by_type(projections)
-        self._move = _MOVE.replace("{schema}", schema).encode()
+        self._told_on = told_on
+        self._move = f"{_MOVE.replace('{schema}', schema)} {_TELL if told_on else ''}".encode()
 
     def exist(self) -> bool:
         """Has the schema been filled with tables?"""
@@ -119,18 +128,25 @@ class ProjectionTables:
         row = self.connection.execute(select.encode()).fetchone()
         return int(row[0]) if row else 0
 
-    def take(self, batch: Sequence[tuple[int, Event]]) -> list[Writing]:
-        """Hand each event to the projections that want it; what they make of them."""
+    def remember(self, runs: Iterable[Run]) -> None:
+        """Hand events to the projections that want them."""
         nobody: list[Handler] = []
-        handlers = self._handlers
-        for position, event in batch:
-            for handle in handlers.get(type(event), nobody):
-                handle(event, position)
+        for run in runs:
+            for handle in self._handlers.get(type(run.events[0]), nobody):
+                handle(run.events, run.first)
+
+    def held(self) -> int:
+        """About how many rows and events they remember."""
+        return sum(projection.held() for projection in self.projections)
+
+    def take(self) -> list[Writing]:
+        """What the projections make of all that they remember."""
         return [projection.take() for projection in self.projections]
 
     def write(self, writings: Sequence[Writing], before: int, after: int) -> None:
         """Within a transaction: move the checkpoint from `before` to `after`, and the rows along."""
-        moved = self.connection.execute(self._move, (after, before), prepare=True).rowcount
+        told = () if self._told_on is None else (self._told_on, str(after))
+        moved = self.connection.execute(self._move, (after, before, *told), prepare=True).rowcount
         if moved != len(self.projections):
             raise MovedCheckpointError(f"the checkpoint in {self.schema} is not {before}")
         for write in writings:

@@ -9,17 +9,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import psycopg
 from psycopg import Connection
 
 from domain.events import Event
-from domain.projecting import Projection, Writing
+from domain.projecting import Projection
 from infra.postgres.hints import channel
 from infra.postgres.mapper import EventMapper
-from infra.postgres.projecting_log import Numbered, RunReader
+from infra.postgres.projecting_log import RunReader
+from infra.postgres.projection_pipeline import BATCH, MOST, Pipeline, Progress
 from infra.postgres.projection_schema import (
     LIVE,
     PROJECTING_CLASS,
@@ -32,9 +32,6 @@ from infra.postgres.rebuilding import RebuildRunningError, rebuild
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 2_000
-MOST: Final = 16_000
-"""While it is behind, a batch grows up to this: counters are summed before they are written."""
 _POLL_SECONDS: Final = 0.05
 _STANDBY_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -44,14 +41,6 @@ Numbers = Callable[["Progress"], None]
 
 class _StoppedError(Exception):
     """Asked to stop while rebuilding."""
-
-
-class Progress(NamedTuple):
-    """What the writing of one batch did."""
-
-    position: int
-    events: int
-    seconds: float
 
 
 class Projector:
@@ -103,7 +92,7 @@ class Projector:
                 self._stopping.wait(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
                 failures += 1
 
-    def _go_on_unless_stopped(self, *_: int) -> None:
+    def _go_on_unless_stopped(self, _: Progress) -> None:
         if self._stopping.is_set():
             raise _StoppedError
 
@@ -113,7 +102,8 @@ class Projector:
     def _follow_on(self, connection: Connection[tuple[Any, ...]]) -> None:
         if not self._acquire(connection):
             return
-        tables = ProjectionTables(connection, LIVE, self._projections)
+        told = projected_channel(self._partition)
+        tables = ProjectionTables(connection, LIVE, self._projections, told_on=told)
         tables.forget()
         # Before the log's own migrations there is nothing to follow, and nothing to stand in their way with.
         connection.execute(f"SELECT FROM ledger.events_p{self._partition} LIMIT 0".encode())
@@ -129,14 +119,9 @@ class Projector:
                 on_progress=self._go_on_unless_stopped,
             )
         self.position = tables.position()
-        with (
-            contextlib.closing(self._connect("projector's reader")) as reader,
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="projector's reader") as ahead,
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="projector's writer") as behind,
-        ):
+        with contextlib.closing(self._connect("projector's reader")) as reader:
             reader.execute(f'LISTEN "{channel(self._partition)}"'.encode())
-            run = RunReader(reader, self._partition, self._mapper)
-            self._follow(tables, reader, lambda after, limit: ahead.submit(run.read, after, limit), behind)
+            self._follow(tables, reader)
 
     def _acquire(self, connection: Connection[tuple[Any, ...]]) -> bool:
         """Wait until no other projector holds the lock; False when stopped before."""
@@ -148,61 +133,31 @@ class Projector:
             self._stopping.wait(_STANDBY_SECONDS)
         return False
 
-    def _follow(
-        self,
-        tables: ProjectionTables,
-        reader: Connection[tuple[Any, ...]],
-        read: Callable[[int, int], Future[list[Numbered]]],
-        writer: Executor,
-    ) -> None:
-        """While it is behind: one batch is read, the one before summed, the one before that written."""
-        limit = self._batch
-        taken = self.position
-        writing: Future[None] | None = None
-        coming = read(taken, limit)
-        while not self._stopping.is_set():
-            batch = coming.result()
-            full = len(batch) == limit
-            if full:
-                limit = min(limit * 2, self._most)
-                coming = read(batch[-1][0], limit)
-            if batch:
-                before, taken = taken, batch[-1][0]
-                writings = tables.take(batch)
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(self._write, tables, writings, before, batch)
-            if not full:
-                if writing is not None:
-                    writing.result()
-                    writing = None
-                if not batch:
-                    _wait(reader)
-                limit = self._batch
-                coming = read(taken, limit)
-        if writing is not None:
-            writing.result()
+    def _follow(self, tables: ProjectionTables, reader: Connection[tuple[Any, ...]]) -> None:
+        def written(progress: Progress) -> None:
+            self.position = progress.position
+            if self._on_progress is not None:
+                self._on_progress(progress)
 
-    def _write(
-        self, tables: ProjectionTables, writings: Sequence[Writing], before: int, batch: Sequence[Numbered]
-    ) -> None:
-        started = time.perf_counter()
-        last = batch[-1][0]
-        connection = tables.connection
-        with connection.transaction():
-            tables.write(writings, before, last)
-            connection.execute(
-                "SELECT pg_notify(%s, %s)", (projected_channel(self._partition), str(last)), prepare=True
-            )
-        self.position = last
-        if self._on_progress is not None:
-            self._on_progress(Progress(last, len(batch), time.perf_counter() - started))
+        with Pipeline(
+            tables,
+            RunReader(reader, self._partition, self._mapper),
+            position=self.position,
+            batch=self._batch,
+            most=self._most,
+            on_written=written,
+            is_stopping=self._stopping.is_set,
+        ) as pipeline:
+            while not self._stopping.is_set():
+                pipeline.catch_up()
+                _wait_beyond(pipeline.position, reader)
 
 
-def _wait(reader: Connection[Any]) -> None:
-    """Until the log tells of a commit, or a poll's time is over."""
-    for _ in reader.notifies(timeout=_POLL_SECONDS, stop_after=1):
-        pass
+def _wait_beyond(position: int, reader: Connection[Any]) -> None:
+    """Until the log tells of a commit behind this position, or a poll's time is over."""
+    while told := [int(one.payload) for one in reader.notifies(timeout=_POLL_SECONDS, stop_after=1)]:
+        if max(told) > position:
+            return
 
 
 async def run_projector(projector: Projector, stop: asyncio.Event) -> None:

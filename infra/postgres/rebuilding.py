@@ -14,6 +14,7 @@ from domain.events import Event
 from domain.projecting import Projection, Table
 from infra.postgres.mapper import EventMapper
 from infra.postgres.projecting_log import RunReader
+from infra.postgres.projection_pipeline import Pipeline, Progress
 from infra.postgres.projection_schema import (
     LIVE,
     OLD,
@@ -23,16 +24,12 @@ from infra.postgres.projection_schema import (
     connect_for_projections,
 )
 
-BATCH: Final = 10_000
 MOST_SHOWN: Final = 20
 """Differences that are shown per table; all are counted."""
-_CATCH_UP: Final = 5_000
-"""A rebuild that is this near stops the live projections, does the rest, and takes their place."""
 _DROP_PATIENCE: Final = "200ms"
 
 _ConnectionOf = Connection[tuple[Any, ...]]
-OnProgress = Callable[[int, int], None]
-"""Told of the position that a rebuild has reached, and of the one that it is after."""
+OnProgress = Callable[[Progress], None]
 
 
 class RebuildRunningError(Exception):
@@ -86,13 +83,13 @@ def rebuild(
 ) -> int:
     """Derive everything anew and swap it in; the position reached. The live ones go on meanwhile."""
     with _rebuilding(conninfo, projections, mapper, partition, on_progress) as new:
-        new.build()
+        new.catch_up()
         connection = new.tables.connection
         connection.execute(f"ANALYZE {_names(REBUILD, projections)}".encode())
-        new.build()
+        new.catch_up()
         with connection.transaction():
             # The projector waits from here on, for at most a few thousand events.
-            new.build_to(_freeze_live(connection))
+            new.catch_up(until=_freeze_live(connection))
             _swap(connection)
         _drop_old(connection)
         return new.position
@@ -108,7 +105,7 @@ def check(
 ) -> Check:
     """Derive everything anew up to where the live projections are, compare, and throw it away."""
     with _rebuilding(conninfo, projections, mapper, partition, on_progress) as new:
-        new.build_to(_live_position(new.tables.connection))
+        new.catch_up(until=_live_position(new.tables.connection))
         connection = new.tables.connection
         connection.execute(f"ANALYZE {_names(REBUILD, projections)}".encode())
         with connection.transaction():
@@ -116,41 +113,9 @@ def check(
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             connection.execute("SET LOCAL work_mem = '64MB'")
             position = _live_position(connection)
-            new.build_to(position)
+            new.catch_up(until=position)
             tables = [_compare(connection, table) for p in projections for table in p.tables]
         return Check(position, tables)
-
-
-class _Build:
-    """New tables, as far as they have been filled."""
-
-    def __init__(self, tables: ProjectionTables, run: RunReader, on_progress: OnProgress | None) -> None:
-        self.tables = tables
-        self.position = 0
-        self._run = run
-        self._on_progress = on_progress
-
-    def build(self) -> None:
-        """Apply all that is in the log, each batch in a transaction of its own, until the end is near."""
-        while batch := self._run.read(self.position, BATCH):
-            self._apply(batch)
-            if len(batch) < _CATCH_UP:
-                return
-
-    def build_to(self, position: int) -> None:
-        """Apply what is missing up to exactly this position."""
-        while self.position < position:
-            batch = self._run.read(self.position, min(BATCH, position - self.position))
-            assert batch, "the live projections are never ahead of the log"
-            self._apply(batch)
-
-    def _apply(self, batch: list[tuple[int, Event]]) -> None:
-        last = batch[-1][0]
-        with self.tables.connection.transaction():
-            self.tables.write(self.tables.take(batch), self.position, last)
-        self.position = last
-        if self._on_progress is not None:
-            self._on_progress(self.position, len(batch))
 
 
 @contextmanager
@@ -160,7 +125,7 @@ def _rebuilding(
     mapper: EventMapper[Event],
     partition: int,
     on_progress: OnProgress | None,
-) -> Generator[_Build]:
+) -> Generator[Pipeline]:
     """Fresh tables in the second schema, for one rebuild at a time; whatever is left of them goes."""
     with (
         contextlib.closing(connect_for_projections(conninfo, "keyledger rebuild")) as connection,
@@ -175,8 +140,10 @@ def _rebuilding(
         tables.forget()
         tables.drop()
         tables.create()
+        run = RunReader(reader, partition, mapper)
         try:
-            yield _Build(tables, RunReader(reader, partition, mapper), on_progress)
+            with Pipeline(tables, run, position=0, on_written=on_progress) as new:
+                yield new
         finally:
             tables.forget()
             if not connection.closed:

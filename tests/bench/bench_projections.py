@@ -7,10 +7,13 @@ import random
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from domain import events as e
 from domain.ids import placed_id
@@ -18,8 +21,11 @@ from infra.embedded import EmbeddedServers
 from infra.postgres.projected import Projected
 from infra.postgres.projection_queries import PostgresQueries
 from infra.postgres.sessions import Sessions
+from keyledger_edge import Scopes
+from projections.every import every_projection
 from projections.lookup import list_keys
 from projections.pages import Page, encode_cursor, sort_of
+from tests.bench.targets import at_least, at_most
 from tests.contract.projected_worlds import projecting, reached, written_log
 from tests.histories import NOON, ROOT, History
 from tests.servers import fresh_database, server_folder
@@ -41,17 +47,47 @@ def empty_database() -> Generator[str]:
         yield database
 
 
-def charges(history: History, count: int, *, keys: int) -> Iterator[list[e.Event]]:
-    """Groups of 1,000 charges, spread evenly over keys and models."""
+def ids(number: int, keys: int) -> tuple[str, str]:
+    """The number-th of so many keys, and its organization."""
+    return f"key_{number:026d}", f"org_{number % max(1, keys // 10):026d}"
+
+
+def created(keys: int) -> list[e.Event]:
+    """Keys as the charges name them."""
+    return [
+        e.KeyCreated(
+            at=NOON,
+            actor=ROOT,
+            organization_id=organization_id,
+            key_id=key_id,
+            keyspace_id="ks_00000000000000000000000000",
+            kind="solo",
+            environment="live",
+            plan_id=None,
+            scopes=Scopes(),
+            quotas=(),
+            rate_limits=(),
+            expires_at=None,
+            fingerprint=sha256(key_id.encode()).digest(),
+            hint=f"kl_live_...{number % 10_000:04d}",
+            private=e.Private(name=f"Key {number}", owner_id=f"owner-{number % 1_000}"),
+        )
+        for number in range(keys)
+        for key_id, organization_id in [ids(number, keys)]
+    ]
+
+
+def charges(position: int, count: int, *, keys: int) -> Iterator[list[e.Event]]:
+    """Groups of 1,000 charges behind a position, spread evenly over keys and models."""
     chance = random.Random(7)
-    key_ids = [(f"key_{n:026d}", f"org_{n % max(1, keys // 10):026d}") for n in range(keys)]
-    position, at = history.head, NOON
+    every = [ids(number, keys) for number in range(keys)]
+    at = NOON
     for start in range(0, count, 1_000):
         group: list[e.Event] = []
         for number in range(start, start + 1_000):
             position += 1
             at += 1_000_000 // PER_SECOND
-            key_id, organization_id = chance.choice(key_ids)
+            key_id, organization_id = chance.choice(every)
             group.append(
                 e.UsageCharged(
                     at=at,
@@ -76,40 +112,45 @@ def charges(history: History, count: int, *, keys: int) -> Iterator[list[e.Event
 async def test_catch_up_of_charges(keys: int) -> None:
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)  # as `run_projector` does
-    history = History(1)
     with empty_database() as database:
         async with written_log(database) as log:
-            await log.write(history.untold())
+            await log.write([*History(1).untold(), *created(keys)])
+            with projecting(database) as projector:
+                await reached(projector, log.head)
+            first, size = log.head, disk_bytes(database)
             appended = 0.0
-            for group in charges(history, CHARGES, keys=keys):
+            for group in charges(log.head, CHARGES, keys=keys):
                 started = time.perf_counter()
                 await log.write(group)
                 appended += time.perf_counter() - started
             started, processor = time.perf_counter(), time.process_time()
-            with projecting(database, batch=None) as projector:
+            with projecting(database) as projector:
                 await reached(projector, log.head)
                 seconds = time.perf_counter() - started
                 processor = time.process_time() - processor
                 backend = processor_seconds(database, "%projector%")
-        size = disk_bytes(database)
+            size = disk_bytes(database) - size
+            floor, floor_backend = copy_seconds(database, first)
     print(
         f"\n{keys:,} keys, {MODELS} models: {CHARGES / seconds:,.0f} charges/s caught up"
         f" ({appended / seconds:.2f} of the append's rate);"
         f" per charge {processor / CHARGES * 1e6:.1f} us in Python, {backend / CHARGES * 1e6:.1f} us in"
-        f" PostgreSQL, {size / CHARGES:.0f} bytes on disk"
+        f" PostgreSQL, {size / CHARGES:.0f} bytes on disk;"
+        f" COPY of the charges out and of the rows in: {floor / CHARGES * 1e6:.1f} us,"
+        f" {floor_backend / CHARGES * 1e6:.1f} us of them in PostgreSQL; {seconds / floor:.1f} times that"
     )
+    assert at_least(f"catch-up, {keys:,} keys", CHARGES / seconds, 100_000, "/s")
 
 
 async def test_from_commit_to_visible() -> None:
-    history = History(2)
-    history.grow(200)
+    keys = 100
     delays = []
     with empty_database() as database:
         async with written_log(database) as log, Projected(database) as projected:
-            await log.write(history.untold())
+            await log.write([*History(2).untold(), *created(keys)])
             with projecting(database):
                 assert await projected.wait_for(log.head, 10)
-                for group in charges(history, 20_000, keys=100):
+                for group in charges(log.head, 20_000, keys=keys):
                     for start in range(0, 1_000, 20):
                         await log.write(group[start : start + 20])
                         committed = time.perf_counter()
@@ -118,6 +159,7 @@ async def test_from_commit_to_visible() -> None:
     delays.sort()
     half, most = (delays[int(len(delays) * part)] * 1_000 for part in (0.5, 0.99))
     print(f"\ncommit to visible: p50 {half:.1f} ms, p99 {most:.1f} ms, {len(delays)} commits of 20 events")
+    assert at_most("commit to visible, p99", most, 10, " ms")
 
 
 async def test_a_page_costs_the_same_at_any_depth() -> None:
@@ -156,6 +198,34 @@ def fill_with_keys(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(statement, (2**63 - 1, KEYS))
         connection.execute("ANALYZE projections.keys")
+
+
+def copy_seconds(database: str, after: int) -> tuple[float, float]:
+    """The floor: time to COPY the events out and as many rows as there are now in; PostgreSQL's own part."""
+    select = f"SELECT state FROM ledger.events_p0 WHERE notification_id > {after}"
+    named = make_conninfo(database, application_name="floor")
+    with psycopg.connect(named, autocommit=True) as connection:
+        connection.execute("SET synchronous_commit = off")
+        connection.execute("CREATE SCHEMA floor")
+        tables = [table.name for projection in every_projection() for table in projection.tables]
+        for table in tables:
+            connection.execute(
+                f"CREATE TABLE floor.{table} (LIKE projections.{table} INCLUDING ALL)".encode()
+            )
+        full = {table: copied_out(connection, f"SELECT * FROM projections.{table}") for table in tables}
+        before, started = processor_seconds(database, "floor"), time.perf_counter()
+        copied_out(connection, select)
+        for table, rows in full.items():
+            with connection.cursor().copy(f"COPY floor.{table} FROM STDIN (FORMAT binary)".encode()) as copy:
+                for part in rows:
+                    copy.write(part)
+        seconds = time.perf_counter() - started
+        return seconds, processor_seconds(database, "floor") - before
+
+
+def copied_out(connection: psycopg.Connection[Any], select: str) -> list[Any]:
+    with connection.cursor().copy(f"COPY ({select}) TO STDOUT (FORMAT binary)".encode()) as copy:
+        return [bytes(part) for part in copy]
 
 
 def processor_seconds(database: str, application_name: str) -> float:

@@ -21,8 +21,9 @@ from infra.memory.clock import FixedClock
 from infra.postgres.log import PostgresLog
 from infra.postgres.mapper import EventMapper
 from infra.postgres.migrate import migrate
+from infra.postgres.projection_pipeline import BATCH, MOST
 from infra.postgres.projection_queries import PostgresEventReader, PostgresQueries
-from infra.postgres.projector import BATCH, MOST, Projector
+from infra.postgres.projector import Projector
 from infra.postgres.sessions import Sessions
 from projections.every import every_projection
 from tests.histories import NOON, History
