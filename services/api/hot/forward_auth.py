@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -16,7 +15,6 @@ from keyledger_edge import (
     HttpAnswer,
     KeyFacts,
     KeyspaceView,
-    Use,
     Verdict,
     answer_error,
     answer_problem,
@@ -69,7 +67,6 @@ class ForwardAuth:
         self._metering = metering
         self._trusted = trusted_proxies
         self._asks: dict[bytes, _Ask] = {}
-        self._uses: dict[str | None, Use] = {}
         self._welcomes: dict[int, tuple[KeyFacts, str | None, Answer]] = {}
 
     def answer(self, request: HotRequest) -> Answer | Awaitable[Answer]:
@@ -83,7 +80,14 @@ class ForwardAuth:
             suffix: str = request.scope["path"][len(PATH) + 1 :]
             keyspace = self._keyspace(caller, ask, suffix)
             view = view_of_keyspace(keyspace)
-            asked = self._read(request, view, query, suffix)
+            asked = read_use(
+                request.scope["headers"],
+                query,
+                view,
+                path=suffix,
+                peer=request.peer,
+                trusted_proxies=self._trusted,
+            )
             if asked.cost_micros is not None:
                 return self._charged(request, ask, asked, keyspace, caller)
             verdict = self._checker.check(
@@ -144,29 +148,6 @@ class ForwardAuth:
         named = None if suffix and caller.keyspace_id is not None else ask.keyspace_id
         return self._metering.keyspace_of(caller, named)
 
-    def _read(self, request: HotRequest, view: KeyspaceView, query: bytes, suffix: str) -> Forwarded:
-        wanted = _wanted(view, forwarded=bool(self._trusted))
-        headers = [pair for pair in request.scope["headers"] if pair[0] in wanted.headers]
-        if len(headers) == 1 and headers[0][0] in wanted.lone:
-            return Forwarded(_lone_secret(headers[0], wanted), self._from(request.peer), None, None)
-        return read_use(
-            headers,
-            query if wanted.query else b"",
-            view,
-            path=suffix,
-            peer=request.peer,
-            trusted_proxies=self._trusted,
-        )
-
-    def _from(self, peer: str | None) -> Use:
-        """A use that says nothing but where it comes from."""
-        use = self._uses.get(peer)
-        if use is None:
-            if len(self._uses) >= _MOST_ASKS:
-                self._uses.clear()
-            use = self._uses[peer] = Use(ip=peer)
-        return use
-
     async def _charged(
         self, request: HotRequest, ask: _Ask, asked: Forwarded, keyspace: Keyspace, caller: Caller
     ) -> Answer:
@@ -211,65 +192,6 @@ def _refused(error: Exception, ask: _Ask, request: HotRequest) -> Answer:
     )
     headers = [*told.headers, *wire(headers_of(error))]
     return _sent(HttpAnswer(told.status, headers, told.body), problem.code)
-
-
-class _Wanted(NamedTuple):
-    """The parts of a request that say something to a keyspace."""
-
-    headers: frozenset[bytes]
-    query: bool
-    lone: dict[bytes, bytes]
-    """Headers that hold a secret in one manner only (its scheme, or none): alone, they say everything."""
-
-
-_USE_HEADERS = frozenset(
-    f"x-keyledger-{name}".encode()
-    for name in ("model", "project", "permission", "provider", "cost-micros", "request-id")
-)
-_WANTED: dict[tuple[int, bool], tuple[KeyspaceView, _Wanted]] = {}
-
-
-def _wanted(view: KeyspaceView, *, forwarded: bool) -> _Wanted:
-    """What has to be read for a keyspace: the rest of a request's headers is left unread."""
-    known = _WANTED.get((id(view), forwarded))
-    if known is not None and known[0] is view:
-        return known[1]
-    locations = (*view.credential_locations, *view.tenant_locations.values())
-    query = any(one.startswith("query:") for one in locations)
-    headers = {one.split(":")[1].lower().encode() for one in locations if one.startswith("header:")}
-    if query:
-        headers |= {b"x-original-uri", b"x-forwarded-uri"}
-    if forwarded:
-        headers |= {b"x-forwarded-for", b"x-real-ip"}
-    wanted = _Wanted(_USE_HEADERS | headers, query, {} if query or forwarded else _lone(view))
-    if len(_WANTED) > _MOST_ASKS:
-        _WANTED.clear()
-    _WANTED[id(view), forwarded] = (view, wanted)
-    return wanted
-
-
-def _lone(view: KeyspaceView) -> dict[bytes, bytes]:
-    manners: dict[bytes, set[bytes]] = {}
-    for location in view.credential_locations:
-        _, name, scheme = (*location.split(":"), "")[:3]
-        manners.setdefault(name.lower().encode(), set()).add(scheme.lower().encode())
-    tenants = {one.split(":")[1].lower().encode() for one in view.tenant_locations.values()}
-    return {
-        name: next(iter(schemes))
-        for name, schemes in manners.items()
-        if len(schemes) == 1 and name not in tenants
-    }
-
-
-def _lone_secret(pair: tuple[bytes, bytes], wanted: _Wanted) -> str | None:
-    """What `read_use` finds where nothing but this header says anything."""
-    name, value = pair
-    value = value.strip()
-    scheme = wanted.lone[name]
-    if scheme:
-        said, _, rest = value.partition(b" ")
-        value = rest.strip() if said.lower() == scheme else b""
-    return str(value, "latin-1") or None
 
 
 def _check_text(field: str, text: str | None) -> None:

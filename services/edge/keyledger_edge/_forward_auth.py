@@ -6,6 +6,7 @@ Pure functions over headers and URLs, the same for the ledger and for the sideca
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -27,6 +28,7 @@ AnswerHeaders = list[tuple[bytes, bytes]]
 
 _MAX_COST: Final = 2**63 - 1
 _UNIX: Final = "unix"
+_MOST_REMEMBERED: Final = 1_000
 _UNAUTHORIZED: Final = 401
 _NGINX_UNDERSTANDS: Final = frozenset({200, 401, 403})
 
@@ -72,15 +74,86 @@ def read_use(
     there, so the headers that other proxies name the original URI in are not believed then.
     Raises BadRequestError (400) for what cannot be read, AmbiguousCredentialsError among them.
     """
-    named = read_headers(headers)
-    original = None if path else _original_uri(named)
-    parameters = _parameters(query if original is None else _query_of(original))
+    wanted = _wanted(keyspace, believed=bool(trusted_proxies))
+    telling = [pair for pair in headers if pair[0] in wanted.headers]
+    if len(telling) == 1 and telling[0][0] in wanted.alone:
+        return ForwardedUse(_secret_alone(telling[0], wanted), _from(peer), None, None)
+    named = read_headers(telling)
+    parameters: Mapping[str, Sequence[str]] = {}
+    if wanted.query:
+        original = None if path else _original_uri(named)
+        parameters = _parameters(query if original is None else _query_of(original))
     return ForwardedUse(
         find_secret(named, parameters, keyspace),
         _use(named, parameters, keyspace, _client_ip(named, peer, trusted_proxies)),
         _cost(_first(named, "x-keyledger-cost-micros")),
         _first(named, "x-keyledger-request-id"),
     )
+
+
+class _Wanted(NamedTuple):
+    """The parts of a request that say something to a keyspace; most of a request's headers say nothing."""
+
+    keyspace: KeyspaceView
+    headers: frozenset[bytes]
+    query: bool
+    alone: dict[bytes, bytes]
+    """Headers that hold a secret in one manner only (its scheme, or none): alone, they say everything."""
+
+
+_USE_HEADERS: Final = frozenset(
+    f"x-keyledger-{name}".encode()
+    for name in ("model", "project", "permission", "provider", "cost-micros", "request-id")
+)
+_known_wanted: Final[dict[tuple[int, bool], _Wanted]] = {}
+
+
+def _wanted(keyspace: KeyspaceView, *, believed: bool) -> _Wanted:
+    """What to read; `believed`: there are proxies that may say where a request came from."""
+    known = _known_wanted.get((id(keyspace), believed))
+    if known is not None and known.keyspace is keyspace:
+        return known
+    locations = (*keyspace.credential_locations, *keyspace.tenant_locations.values())
+    query = any(one.startswith("query:") for one in locations)
+    headers = {one.split(":")[1].lower().encode() for one in locations if one.startswith("header:")}
+    if query:
+        headers |= {b"x-original-uri", b"x-forwarded-uri"}
+    if believed:
+        headers |= {b"x-forwarded-for", b"x-real-ip"}
+    alone = {} if query or believed else _alone(keyspace)
+    if len(_known_wanted) >= _MOST_REMEMBERED:
+        _known_wanted.clear()
+    wanted = _known_wanted[id(keyspace), believed] = _Wanted(keyspace, _USE_HEADERS | headers, query, alone)
+    return wanted
+
+
+def _alone(keyspace: KeyspaceView) -> dict[bytes, bytes]:
+    manners: dict[bytes, set[bytes]] = {}
+    for location in keyspace.credential_locations:
+        _, name, scheme = (*location.split(":"), "")[:3]
+        manners.setdefault(name.lower().encode(), set()).add(scheme.lower().encode())
+    tenants = {one.split(":")[1].lower().encode() for one in keyspace.tenant_locations.values()}
+    return {
+        name: next(iter(schemes))
+        for name, schemes in manners.items()
+        if len(schemes) == 1 and name not in tenants
+    }
+
+
+def _secret_alone(pair: tuple[bytes, bytes], wanted: _Wanted) -> str | None:
+    name, value = pair
+    value = value.strip()
+    scheme = wanted.alone[name]
+    if scheme:
+        said, _, rest = value.partition(b" ")
+        value = rest.strip() if said.lower() == scheme else b""
+    return str(value, "latin-1") or None
+
+
+@lru_cache(maxsize=1024)
+def _from(peer: str | None) -> Use:
+    """A use that says nothing but where it comes from."""
+    return NO_USE if peer is None else Use(ip=peer)
 
 
 def read_direct_use(

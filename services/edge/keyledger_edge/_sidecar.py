@@ -64,6 +64,7 @@ class Sidecar:
         self._asked: dict[bytes, tuple[str | None, str | None]] = {}
         self._good: dict[int, tuple[KeyFacts, HttpAnswer]] = {}
         self._bad: dict[str, HttpAnswer] = {}
+        self._welcome: dict[int, tuple[KeyFacts, str | None, HttpAnswer]] = {}
         self.answers: dict[str, int] = {}
         """How often each code was answered."""
 
@@ -145,7 +146,21 @@ class Sidecar:
         if verdict is None:
             asking = self._verifier.ask(secret, use.use, keyspace.keyspace_id)
             return asyncio.ensure_future(self._told_later(asking, keyspace, proxy))
-        return _whole(self._counted(verdict.code, answer_verdict(verdict, keyspace, proxy=proxy)))
+        facts = verdict.facts
+        if facts is None or verdict.code != codes.VALID or verdict.rate_limits:
+            return _whole(self._counted(verdict.code, answer_verdict(verdict, keyspace, proxy=proxy)))
+        return self._counted(verdict.code, self._let_in(verdict, facts, proxy))
+
+    def _let_in(self, verdict: Verdict, facts: KeyFacts, proxy: str | None) -> HttpAnswer:
+        """The answer to a good use: it says who the key is, the same until its facts change."""
+        known = self._welcome.get(id(facts))
+        if known is not None and known[0] is facts and known[1] == proxy:
+            return known[2]
+        answer = _whole(answer_verdict(verdict, None, proxy=proxy))
+        if len(self._welcome) >= _MAX_ANSWERS:
+            self._welcome.clear()
+        self._welcome[id(facts)] = facts, proxy, answer
+        return answer
 
     async def _told_later(
         self, asking: Awaitable[Verdict], keyspace: KeyspaceView, proxy: str | None
