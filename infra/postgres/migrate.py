@@ -85,6 +85,13 @@ def check_migrated(conninfo: str, steps: Sequence[Migration] | None = None) -> N
         raise MigrationMismatchError(f"{pending[0].name} is not applied yet, run `keyledger migrate`.")
 
 
+def wait_for_migration(connection: Connection[Any]) -> None:
+    """Until none is under way: the role and its rights are made at its end, after the tables."""
+    lock = (ADVISORY_CLASS, _MIGRATION_LOCK)
+    connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", lock)
+    connection.execute("SELECT pg_advisory_unlock_shared(%s, %s)", lock)
+
+
 def _has_history(connection: Connection[Any]) -> bool:
     row = connection.execute("SELECT to_regclass('ledger.migrations') IS NOT NULL").fetchone()
     return bool(row and row[0])

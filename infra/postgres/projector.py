@@ -16,8 +16,10 @@ from psycopg import Connection
 
 from domain.events import Event
 from domain.projecting import Projection
+from infra.postgres.connections import prepare_session
 from infra.postgres.hints import channel
 from infra.postgres.mapper import EventMapper
+from infra.postgres.migrate import wait_for_migration
 from infra.postgres.projecting_log import RunReader
 from infra.postgres.projection_pipeline import BATCH, MOST, Pipeline, Progress
 from infra.postgres.projection_schema import (
@@ -107,6 +109,8 @@ class Projector:
         tables.forget()
         # Before the log's own migrations there is nothing to follow, and nothing to stand in their way with.
         connection.execute(f"SELECT FROM ledger.events_p{self._partition} LIMIT 0".encode())
+        wait_for_migration(connection)
+        prepare_session(connection)  # tables made as somebody else would be closed to the service's role
         if not tables.exist():
             tables.create()
         elif not tables.are_current():

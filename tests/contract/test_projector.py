@@ -4,12 +4,15 @@ import asyncio
 import os
 import signal
 import time
+from typing import LiteralString
 
 import psycopg
 import pytest
 
 from domain.projecting import Projection
 from infra.embedded import EmbeddedPostgres, EmbeddedServers
+from infra.postgres import migrate
+from infra.postgres.connections import ADVISORY_CLASS
 from infra.postgres.projected import Projected
 from infra.postgres.rebuilding import check
 from projections.every import every_projection
@@ -156,6 +159,34 @@ def cut_off(database: str, application_name: str) -> None:
             " WHERE application_name LIKE %s AND datname = current_database()",
             (application_name,),
         )
+
+
+async def test_a_projector_that_is_there_before_the_role_makes_its_tables_as_the_role() -> None:
+    owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'projections' AND tablename = 'checkpoints'"
+    with (
+        server_folder() as folder,
+        EmbeddedServers(folder / "data", nats=False) as servers,
+        psycopg.connect(servers.postgres.dsn, autocommit=True) as migration,
+    ):
+        lock = (ADVISORY_CLASS, migrate._MIGRATION_LOCK)
+        migration.execute("SELECT pg_advisory_lock(%s, %s)", lock)
+        migration.execute(migrate._CREATE_HISTORY)
+        for step in migrate.shipped_migrations():
+            migrate._apply(migration, step)
+        with projecting(servers.postgres.dsn):
+            await first_row(migration, "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            assert migration.execute(owner).fetchone() is None
+            migration.execute((migrate._HERE / "roles.sql").read_bytes())
+            migration.execute("SELECT pg_advisory_unlock(%s, %s)", lock)
+
+            assert await first_row(migration, owner) == ("keyledger_service",)
+
+
+async def first_row(connection: psycopg.Connection[tuple[object, ...]], select: LiteralString) -> object:
+    async with asyncio.timeout(30):
+        while (row := connection.execute(select).fetchone()) is None:
+            await asyncio.sleep(0.01)
+    return row
 
 
 async def test_a_crash_of_the_server_costs_a_few_rows_that_are_derived_again() -> None:
