@@ -39,6 +39,10 @@ class Operation:
     thing: str | None = None
     """The id of what was made."""
     position: int | None = None
+    head: int | None = None
+    """The position as of which it was refused."""
+    tries: int = 1
+    """How often it was asked for."""
     replayed: bool = False
     balance: int | None = None
     """The wallet's balance, as the answer told it."""
@@ -72,6 +76,8 @@ class Findings:
     refused: int = 0
     unknown: int = 0
     unknown_written: int = 0
+    granted_later: int = 0
+    """Refused at the last try, and then granted to an earlier one that had no answer."""
     events: int = 0
     difference_micros: int = 0
     lost: int = 0
@@ -84,7 +90,8 @@ class Findings:
     def __str__(self) -> str:
         return (
             f"{self.operations:,} operations ({self.acknowledged:,} done, {self.refused:,} refused, "
-            f"{self.unknown:,} never answered, {self.unknown_written:,} of these written), "
+            f"{self.unknown:,} never answered, {self.unknown_written:,} of these written, "
+            f"{self.granted_later} granted to an earlier try after a refusal), "
             f"{self.events:,} events: {self.lost} lost, {self.doubled} doubled, "
             f"{self.difference_micros} micros of difference, {len(self.lines)} findings"
         )
@@ -216,8 +223,14 @@ def _check_operation(operation: Operation, by_name: dict[Name, Recorded], findin
         if operation.code == "revoked" and revoked is not None and revoked.position > found.position:
             # The first try's answer was lost, and the key's own state is judged at each try.
             findings.unknown_written += 1
+        elif operation.tries > 1 and operation.head is not None and found.position > operation.head:
+            # An earlier try, given up by the client, was still on its way: refused uses are decided anew.
+            findings.granted_later += 1
         else:
-            findings.add(f"{operation.kind} {operation.name} was refused ({operation.code}), and is there")
+            findings.add(
+                f"{operation.kind} {operation.name} was refused ({operation.code}) as of {operation.head} "
+                f"at try {operation.tries}, and is there at {found.position}"
+            )
         return
     findings.acknowledged += 1
     if found is None:

@@ -23,6 +23,9 @@ class Answer(NamedTuple):
 
     status: int
     body: dict[str, Any]
+    head: int | None = None
+    """The position as of which it was refused."""
+    tries: int = 1
 
     @property
     def code(self) -> str:
@@ -57,17 +60,19 @@ class Client:
     ) -> Answer | None:
         """The answer, or None when there was none within all patience."""
         assert self._session is not None
-        deadline = time.monotonic() + self._patience
+        deadline, tries = time.monotonic() + self._patience, 0
         while time.monotonic() < deadline:
             address = self._chance.choice(self._cluster.addresses)
             self.tries += 1
+            tries += 1
             try:
                 async with self._session.request(
                     method, address + path, json=body, headers=headers
                 ) as answer:
                     data = await answer.read()
                     if answer.status < _AGAIN:
-                        return Answer(answer.status, json.loads(data) if data else {})
+                        head = _number(answer.headers.get("X-Keyledger-Position"))
+                        return Answer(answer.status, json.loads(data) if data else {}, head, tries)
                     assert answer.status == 503, f"{answer.status} to {method} {path}: {data[:300]!r}"
             except (aiohttp.ClientError, TimeoutError, OSError):
                 pass
@@ -157,6 +162,7 @@ class Load:
             return
         operation.completed = time.monotonic()
         operation.code = "valid" if answer.status < _DONE else answer.code
+        operation.head, operation.tries = answer.head, answer.tries
         if answer.status >= _DONE:
             return
         self.acknowledged += 1
@@ -189,6 +195,7 @@ class Load:
         valid = answer.body.get("valid") is True
         self._finish(operation, answer, answer.body["charge"]["id"] if valid else None)
         operation.code = answer.code
+        operation.head = _number(answer.body.get("position"))
         operation.balance = None
         charge = answer.body.get("charge") or {}
         operation.replayed = bool(answer.body.get("replayed") or charge.get("replayed"))

@@ -110,6 +110,16 @@ def refuse_what_was_done(history: History) -> None:
     history.operations[250] = replace(history.operations[250], code="billing_shortfall")
 
 
+def refuse_at_a_later_try_what_was_done(history: History) -> None:
+    """As of its very position: the refusal should have been the first answer again."""
+    done = history.operations[250]
+    history.operations[250] = replace(done, code="billing_shortfall", tries=2, head=done.position)
+
+
+def grant_after_the_only_try_was_refused(history: History) -> None:
+    history.operations[250] = replace(history.operations[250], code="billing_shortfall", tries=1, head=100)
+
+
 def tell_another_position(history: History) -> None:
     history.operations[250] = replace(history.operations[250], position=7)
 
@@ -140,7 +150,7 @@ def go_back(history: History) -> None:
     "lie",
     [
         lose, double, misprice, forget_a_balance, tell_another_balance, refuse_what_was_done,
-        tell_another_position, tell_another_thing, decide_on_the_past, overspend,
+        refuse_at_a_later_try_what_was_done, grant_after_the_only_try_was_refused, tell_another_position, tell_another_thing, decide_on_the_past, overspend,
         charge_a_revoked_key, go_back,
     ],
 )  # fmt: skip
@@ -159,6 +169,20 @@ def test_what_was_never_answered_may_be_there_or_not(history: History) -> None:
 
     assert findings.lines == []
     assert (findings.unknown, findings.unknown_written) == (2, 1)
+
+
+def test_an_earlier_try_that_was_still_on_its_way_may_be_granted_after_a_later_one_was_refused(
+    history: History,
+) -> None:
+    done = history.operations[250]
+    assert done.position is not None
+    late = replace(done, code="billing_shortfall", tries=2, head=done.position - 1)
+    history.operations[250] = late
+
+    findings = history.checked()
+
+    assert findings.lines == []
+    assert findings.granted_later == 1
 
 
 def test_a_million_operations_are_checked_in_seconds() -> None:
