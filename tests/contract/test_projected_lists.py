@@ -64,12 +64,19 @@ def test_the_history_has_what_the_filters_are_about(history: History) -> None:
     assert any(key.disabled for key in keys)
 
 
-async def test_revoked_and_deleted_keys_are_hidden_unless_asked_for(history: History, asked: Reading) -> None:
+IN_EITHER_TABLE = pytest.mark.parametrize("sort", ["created_at", "last_used_at"])
+"""Lists in the order of use are read from another table."""
+
+
+@IN_EITHER_TABLE
+async def test_revoked_and_deleted_keys_are_hidden_unless_asked_for(
+    history: History, asked: Reading, sort: str
+) -> None:
     now, state = history.at, history.state
-    live = await list_keys(asked.queries, now=now, limit=500)
-    revoked_too = await list_keys(asked.queries, now=now, limit=500, include_revoked=True)
+    live = await list_keys(asked.queries, now=now, limit=500, sort=sort)
+    revoked_too = await list_keys(asked.queries, now=now, limit=500, sort=sort, include_revoked=True)
     all_of_them = await list_keys(
-        asked.queries, now=now, limit=500, include_revoked=True, include_deleted=True
+        asked.queries, now=now, limit=500, sort=sort, include_revoked=True, include_deleted=True
     )
 
     assert keys_of(state, lambda key: key.revoked_at is None) == set(live.ids)
@@ -77,12 +84,13 @@ async def test_revoked_and_deleted_keys_are_hidden_unless_asked_for(history: His
     assert set(state.keys) == set(all_of_them.ids)
 
 
-async def test_each_filter_finds_what_the_state_says(history: History, asked: Reading) -> None:
+@IN_EITHER_TABLE
+async def test_each_filter_finds_what_the_state_says(history: History, asked: Reading, sort: str) -> None:
     now, state = history.at, history.state
     organization_id = history.organizations[0]
 
     async def found(**filters: str) -> set[str]:
-        page = await list_keys(asked.queries, now=now, limit=500, include_revoked=True, **filters)  # type: ignore[arg-type]  # texts
+        page = await list_keys(asked.queries, now=now, limit=500, sort=sort, include_revoked=True, **filters)  # type: ignore[arg-type]  # texts
         return set(page.ids)
 
     def expected(fits: Callable[[Key], bool]) -> set[str]:
