@@ -175,7 +175,10 @@ class AtOnceProtocol(HttpToolsProtocol):
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
+        waiting: Any = self.cycle
         super().connection_lost(exc)
+        if isinstance(waiting, _Waiting):
+            waiting.give_up()
 
     def shutdown(self) -> None:
         """Stop: once the request that is coming in is answered, if there is one."""
@@ -285,6 +288,10 @@ class _Waiting:
         self.keep_alive = True
         self.response_complete = False
         self.message_event = _NOBODY_WAITS
+
+    def give_up(self) -> None:
+        """Nobody waits any more: what was not begun need not be."""
+        self._later.future.cancel()
 
     def finish(self, future: asyncio.Future[Any]) -> None:
         """The answer is there."""

@@ -190,10 +190,14 @@ class Bus:
             raise
 
     def _take(self) -> list[Job]:
-        """What is decided next: all that waits, or one half while the other is being written."""
+        """What is decided next: all that waits, or one half while the other is being written.
+
+        Whoever has hung up meanwhile is left out: an abandoned use that is granted late would surprise.
+        """
         waiting = len(self._waiting)
         count = waiting if waiting <= _WORTH_HALVING else (waiting + 1) // 2
-        return [self._waiting.popleft() for _ in range(min(MAX_GROUP, count))]
+        taken = [self._waiting.popleft() for _ in range(min(MAX_GROUP, count))]
+        return [job for job in taken if not job.future.done()]
 
     def _answer_to(self, error: BaseException) -> Exception:
         """What to tell those whose group was not finished; `NotOwnerHereError` means: not carried out."""
@@ -325,7 +329,9 @@ class Bus:
         jobs: list[Job] = []
         waiting = self._waiting
         while waiting and len(jobs) < MAX_GROUP and _is_simple(waiting[0]):
-            jobs.append(waiting.popleft())
+            job = waiting.popleft()
+            if not job.future.done():
+                jobs.append(job)
         if not jobs:
             return
         group = DecidedGroup(self._state, self._tools, self._clock.now(), self._recent.find, above=under_way)

@@ -24,7 +24,6 @@ from infra.postgres.state_rows import PostgresStateRows
 from keyledger_edge import fingerprint
 from services.bootstrap import MachineClock
 from services.ledger import bus as buses
-from services.ledger import sure_append
 from services.ledger.errors import CannotAnswerError
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Ledger, Ports, Terms

@@ -150,7 +150,8 @@ def go_back(history: History) -> None:
     "lie",
     [
         lose, double, misprice, forget_a_balance, tell_another_balance, refuse_what_was_done,
-        refuse_at_a_later_try_what_was_done, grant_after_the_only_try_was_refused, tell_another_position, tell_another_thing, decide_on_the_past, overspend,
+        refuse_at_a_later_try_what_was_done, grant_after_the_only_try_was_refused, tell_another_position,
+        tell_another_thing, decide_on_the_past, overspend,
         charge_a_revoked_key, go_back,
     ],
 )  # fmt: skip

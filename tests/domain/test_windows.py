@@ -127,7 +127,8 @@ def test_yesterdays_tally_is_kept_while_something_is_held_in_it_and_no_longer() 
     shop.charge(1)
     counters = shop.state.counters
 
-    assert {name.partition("/")[0] for name in counters[shop.shopper.id].past or ()} == {"day", "week", "month"}
+    past = counters[shop.shopper.id].past or {}
+    assert {name.partition("/")[0] for name in past} == {"day", "week", "month"}
 
     shop.capture(one, 4)
 

@@ -237,3 +237,39 @@ async def test_a_refusal_writes_nothing(world: World, ledger: Process) -> None:
 
     assert outcome.code == "billing_shortfall"
     assert head == len(world.storage.events)
+
+
+def charged(world: World) -> list[str]:
+    return [event.request_id for event in world.decoded() if isinstance(event, e.UsageCharged)]
+
+
+async def test_whoever_gives_up_before_it_is_decided_is_not_charged(world: World, ledger: Process) -> None:
+    key = await ledger.key(10)
+    ledger.log.hold()
+    first = ledger.ask(charge(key, "r1", 1))
+    await ledger.log.arrived.wait()
+    fence = ledger.ask(c.DisableKey(key_id=key.id))  # what changes a setting is not decided ahead
+    abandoned = ledger.ledger.execute(charge(key, "r2", 4), ledger.asking)
+    await asyncio.sleep(0)
+
+    abandoned.cancel()
+    ledger.log.gate.set()
+    await asyncio.gather(first, fence)
+
+    assert charged(world) == ["r1"]
+
+
+async def test_whoever_gives_up_after_it_was_decided_is_charged_all_the_same(
+    world: World, ledger: Process
+) -> None:
+    key = await ledger.key(10)
+    ledger.log.hold()
+    abandoned = ledger.ledger.execute(charge(key, "r1", 4), ledger.asking)
+    await ledger.log.arrived.wait()
+
+    abandoned.cancel()
+    ledger.log.gate.set()
+    await ledger.charge(key, "r2", 1)
+
+    assert charged(world) == ["r1", "r2"]
+    assert ledger.wallet(key).balance == 5
