@@ -15,6 +15,7 @@ from domain.ports import NewDataKey
 _KEY_BYTES: Final = 32
 _WRAPPED_BYTES: Final = 40
 _NONCE_BYTES: Final = 12
+_CIPHERS_KEPT: Final = 20_000
 
 
 class MasterKeyError(Exception):
@@ -33,14 +34,18 @@ class DataKeys:
         if master_key is not None and len(master_key) != _KEY_BYTES:
             raise MasterKeyError("The master key must have 32 bytes.")
         self._master_key = master_key
+        self._stored: dict[str, bytes] = {}
         self._ciphers: dict[str, AESGCM] = {}
+        """Of keys that were used: a cipher takes 2.5 KB, and longer to make than to use."""
         self._new: list[NewDataKey] = []
 
     def learn(self, stored: Mapping[str, bytes]) -> None:
-        """Take data keys as the log stores them."""
+        """Take data keys as the log stores them. Raises MasterKeyError where they need another master key."""
+        wrapped = next((material for material in stored.values() if len(material) == _WRAPPED_BYTES), None)
+        if wrapped is not None:
+            self._unwrapped(wrapped)
         for subject, material in stored.items():
-            if subject not in self._ciphers:
-                self._ciphers[subject] = AESGCM(self._unwrapped(material))
+            self._stored.setdefault(subject, material)
 
     def take_new(self) -> tuple[NewDataKey, ...]:
         """The keys that were made since the last call: they belong into the same group."""
@@ -52,21 +57,22 @@ class DataKeys:
         gone = frozenset(subjects)
         for subject in gone:
             self._ciphers.pop(subject, None)
+            self._stored.pop(subject, None)
         self._new = [key for key in self._new if key.subject not in gone]
 
     def knows(self, subject: str) -> bool:
         """Can this process read what is encrypted for the subject?"""
-        return subject in self._ciphers
+        return subject in self._stored
 
     def encrypt(self, subject: str, plaintext: bytes, context: str) -> bytes:
         """Nonce and ciphertext, bound to its context; the subject's key is made if it has none."""
-        cipher = self._ciphers.get(subject) or self._make(subject)
+        cipher = self._cipher(subject) or self._make(subject)
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + cipher.encrypt(nonce, plaintext, context.encode())
 
     def decrypt(self, subject: str, ciphertext: bytes, context: str) -> bytes | None:
         """The plaintext, or None where the subject has no key (any more)."""
-        cipher = self._ciphers.get(subject)
+        cipher = self._cipher(subject)
         if cipher is None:
             return None
         try:
@@ -74,9 +80,18 @@ class DataKeys:
         except InvalidTag:
             raise MasterKeyError(f"The personal fields of {context} do not fit their data key.") from None
 
+    def _cipher(self, subject: str) -> AESGCM | None:
+        cipher = self._ciphers.get(subject)
+        if cipher is None and (stored := self._stored.get(subject)) is not None:
+            if len(self._ciphers) >= _CIPHERS_KEPT:
+                self._ciphers.clear()
+            cipher = self._ciphers[subject] = AESGCM(self._unwrapped(stored))
+        return cipher
+
     def _make(self, subject: str) -> AESGCM:
         material = os.urandom(_KEY_BYTES)
-        self._new.append(NewDataKey(subject, self._wrapped(material)))
+        stored = self._stored[subject] = self._wrapped(material)
+        self._new.append(NewDataKey(subject, stored))
         cipher = self._ciphers[subject] = AESGCM(material)
         return cipher
 

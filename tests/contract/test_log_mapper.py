@@ -8,6 +8,7 @@ import pytest
 
 from domain.ports import Group, RecordedEvent
 from infra.memory.log import MemoryLog
+from infra.postgres import data_keys
 from infra.postgres.data_keys import DataKeys, MasterKeyError
 from infra.postgres.mapper import EventMapper, UnknownEventError, Upcaster
 from infra.postgres.reading import EventReader
@@ -149,6 +150,19 @@ def test_wrapped_keys_need_the_same_master_key() -> None:
         mapper(bytes(32)).data_keys.learn(keys)
     with pytest.raises(MasterKeyError, match="32 bytes"):
         DataKeys(b"short")
+
+
+def test_more_keys_can_be_used_than_ciphers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_keys, "_CIPHERS_KEPT", 2)
+    writer, reader = mapper(MASTER_KEY), mapper(MASTER_KEY)
+    renames = [msgspec.structs.replace(RENAME, organization_id=f"org_{n}") for n in range(5)]
+    events = [recorded(writer, rename) for rename in renames]
+    reader.data_keys.learn(stored_keys(writer))
+
+    for _ in range(2):
+        assert [reader.decode(event) for event in events] == renames
+    assert reader.data_keys.knows("org_4")
+    assert writer.take_new_data_keys() == ()
 
 
 def test_keys_from_before_there_was_a_master_key_stay_readable() -> None:
