@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import NamedTuple
 
 from domain.keyspaces import Keyspace, shape_of
 from domain.quotas import Refusal, balance_refusal
@@ -16,8 +17,9 @@ from keyledger_edge import (
     Verdict,
     Verifier,
     is_easy,
-    judge,
+    judge_use,
 )
+from services.api.hot.bodies import MAX_SECRET_LENGTH
 from services.api.hot.secret_watch import SecretWatch
 from services.ledger.fence import OwnedFacts
 from services.ledger.ledger import Ledger
@@ -32,6 +34,14 @@ class Shortfall(Verdict, frozen=True, gc=False, kw_only=True):
     """The verdict where wallet or quota are at zero, and what is left of them."""
 
     refusal: Refusal
+
+
+class _Welcome(NamedTuple):
+    """A verdict that was found, and all that it rests on beside time and ownership."""
+
+    facts: KeyFacts
+    keyspace: Keyspace
+    verdict: Verdict
 
 
 class CountedUses:
@@ -78,13 +88,15 @@ class Checker:
     def __init__(self, ledger: Ledger, watch: SecretWatch) -> None:
         self._ledger = ledger
         self._watch = watch
-        self._time = _Time(ledger)
-        self._facts = OwnedFacts(ledger, ledger.facts.find, self._time)
+        time = _Time(ledger)
+        self._facts = OwnedFacts(ledger, ledger.facts.find, time)
         self._kept = ledger.facts.kept
+        self._seen = ledger.sightings.seen
+        self._now, self._boottime_ns = time.now, time.boottime_ns
         # It is shown the keyspace with each secret, as that is now; so it need not know any.
         self._verifier = Verifier(self._facts, {}, limiter=ledger.limiter, partition=ledger.partition)
-        self._welcomes: dict[bytes, Verdict] = {}
-        """Of keys that nothing but a change can make bad: valid as long as the facts are the same."""
+        self._welcomes: dict[bytes, _Welcome] = {}
+        """Of keys that nothing but a change can make bad: valid while facts and keyspace are the same."""
         self.counted = CountedUses()
 
     def check(
@@ -97,13 +109,30 @@ class Checker:
         request_id: str | None = None,
     ) -> Verdict:
         """The verdict on a use without a cost. `organization_id` is what the caller is bound to."""
-        digest: bytes | None = None
-        view = view_of_keyspace(keyspace)
-        if secret and view.shape.regex.fullmatch(secret) is not None:
-            digest = sha256(secret.encode()).digest()
-            welcome = self._welcome(digest, view.keyspace_id, use, organization_id)
-            if welcome is not None:
+        digest = _digest_of(secret)
+        known = self._welcomes.get(digest)
+        if known is not None:
+            facts, shown_to, welcome = known
+            if (
+                self._kept(digest) is facts
+                and shown_to is keyspace
+                and self._boottime_ns() < self._ledger.owner_until_ns
+                and (organization_id is None or facts.organization_id == organization_id)
+                and (use is NO_USE or judge_use(facts, use) is VALID)
+            ):
+                self._seen(facts.key_id, self._now())
                 return welcome
+        return self._checked(secret, digest, keyspace, use, organization_id, request_id)
+
+    def _checked(  # noqa: PLR0917  # what `check` was asked
+        self,
+        secret: str | None,
+        digest: bytes,
+        keyspace: Keyspace,
+        use: Use,
+        organization_id: str | None,
+        request_id: str | None,
+    ) -> Verdict:
         found = self.find(secret, keyspace, organization_id, digest)
         if isinstance(found, Verdict):
             return found
@@ -119,42 +148,22 @@ class Checker:
             return self._denied(short, found, request_id)
         if request_id is not None and counts and found.rate_limits:
             self.counted.add((found.key_id, request_id))
-        self._ledger.sightings.seen(found.key_id, self._facts.at)
-        if digest is not None and is_easy(found):
+        self._seen(found.key_id, self._facts.at)
+        if digest and is_easy(found):
             if len(self._welcomes) >= _MOST_WELCOMES:
                 self._welcomes.clear()
-            self._welcomes[digest] = Verdict(VALID, found, (), None, verdict.partition)
+            welcome = Verdict(VALID, found, (), None, verdict.partition)
+            self._welcomes[digest] = _Welcome(found, keyspace, welcome)
         return verdict
-
-    def _welcome(
-        self, digest: bytes, keyspace_id: str, use: Use, organization_id: str | None
-    ) -> Verdict | None:
-        """What was found of a key before, if it holds still. None says nothing: then all is looked at."""
-        welcome = self._welcomes.get(digest)
-        if welcome is None:
-            return None
-        facts = welcome.facts
-        ledger = self._ledger
-        if (
-            self._kept(digest) is not facts
-            or facts is None
-            or self._time.boottime_ns() >= ledger.owner_until_ns
-            or facts.keyspace_id != keyspace_id
-            or not (organization_id is None or facts.organization_id == organization_id)
-            or not (use is NO_USE or judge(facts, use, 0) is VALID)
-        ):
-            return None
-        ledger.sightings.seen(facts.key_id, self._time.now())
-        return welcome
 
     def find(
         self,
         secret: str | None,
         keyspace: Keyspace,
         organization_id: str | None,
-        digest: bytes | None = None,
+        digest: bytes = b"",
     ) -> KeyFacts | Verdict:
-        """The facts of a secret, or the verdict that there are none; `digest`: if its shape is right."""
+        """The facts of a secret, or the verdict that there are none; `digest`: if it was made already."""
         found = self._verifier.find(secret or "", view_of_keyspace(keyspace), digest)
         if not isinstance(found, KeyFacts):
             if found is None or found.code != NOT_FOUND:
@@ -182,6 +191,16 @@ class Checker:
             request_id = None
         self._ledger.denied(facts.key_id, verdict.code, request_id)
         return verdict
+
+
+def _digest_of(secret: str | None) -> bytes:
+    """The digest of what may be a secret; empty for what is none."""
+    if not secret or len(secret) > MAX_SECRET_LENGTH:
+        return b""
+    try:
+        return sha256(secret.encode()).digest()
+    except UnicodeEncodeError:
+        return b""
 
 
 _VIEWS: dict[int, tuple[Keyspace, KeyspaceView]] = {}

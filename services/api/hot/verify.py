@@ -33,7 +33,7 @@ from services.api.problems import ProblemError
 from services.ledger.ledger import Ledger
 
 _FORGET_AT = 50_000
-_YES, _NO = b'{"valid":true,"code":', b'{"valid":false,"code":'
+_VALID, _NO = b'{"valid":true,"code":"valid",', b'{"valid":false,"code":'
 _MAY_ASK = ("verify", "edges:connect")
 _MAY_SPEND = frozenset({"verify", "charges:write"})
 
@@ -52,6 +52,7 @@ class Verify:
         self._checker = checker
         self._metering = metering
         self._described: dict[int, tuple[KeyFacts, bytes]] = {}
+        self._written = (-1, b"")
 
     def one(self, request: HotRequest) -> Answer | Awaitable[Answer]:
         """One question; only a use with a cost has to wait."""
@@ -109,38 +110,33 @@ class Verify:
 
     def _said(self, verdict: Verdict, use: Use) -> bytes:
         """A verdict as JSON. What a key is described by does not change from use to use, so it is kept."""
-        facts = verdict.facts
+        facts, code = verdict.facts, verdict.code
+        if facts is None:
+            return b'%b"%b"%b' % (_NO, code.encode(), self._position())
+        known = self._described.get(id(facts))
+        described = known[1] if known is not None and known[0] is facts else self._describe(facts)
+        said = _VALID if code == VALID else b'%b"%b",' % (_NO, code.encode())
+        return b"".join((said, described, self._figures(facts, verdict, use), self._position()))
+
+    def _position(self) -> bytes:
+        """Where the answer stands in the log, as its last member; the same until something is written."""
         ledger = self._ledger
         head = ledger.state.head
-        if facts is None:
-            return encode(
-                {
-                    "valid": False,
-                    "code": verdict.code,
-                    "position": format_position(ledger.partition, head),
-                }
-            )
-        extra = self._figures(facts, verdict, use)
-        return b'%b"%b",%b%b,"position":"%d-%d"}' % (
-            _YES if verdict.code == VALID else _NO,
-            verdict.code.encode(),
-            self._description(facts),
-            extra,
-            ledger.partition,
-            head,
-        )
+        if head != self._written[0]:
+            self._written = head, b',"position":"%d-%d"}' % (ledger.partition, head)
+        return self._written[1]
 
     def _figures(self, facts: KeyFacts, verdict: Verdict, use: Use) -> bytes:
         """What is left of everything that limits the key, as further JSON members."""
         state = self._ledger.state
-        told = b""
+        wallet = state.wallets.get(facts.organization_id or "")
+        told = (
+            b"" if wallet is None else b',"wallet_available_micros":%d' % (wallet.balance - wallet.reserved)
+        )
         levels = self._levels(facts, use)
         if levels:
             quotas = states_of(state, levels, max(self._ledger.clock.now(), state.at))
-            told += b',"quotas":' + encode(quota_views(quotas))
-        wallet = state.wallets.get(facts.organization_id or "")
-        if wallet is not None:
-            told += b',"wallet_available_micros":%d' % (wallet.balance - wallet.reserved)
+            told = b',"quotas":%b%b' % (encode(quota_views(quotas)), told)
         if verdict.rate_limits:
             told += b',"rate_limits":' + encode(rate_views(verdict.rate_limits))
         if isinstance(verdict, Shortfall):
@@ -157,10 +153,7 @@ class Verify:
                 return ()
         return levels_of(state, key, use.project_id)
 
-    def _description(self, facts: KeyFacts) -> bytes:
-        known = self._described.get(id(facts))
-        if known is not None and known[0] is facts:
-            return known[1]
+    def _describe(self, facts: KeyFacts) -> bytes:
         text = encode(describe(facts))[1:-1]
         if len(self._described) >= _FORGET_AT:
             self._described.clear()

@@ -39,7 +39,7 @@ from keyledger_edge._forward_auth import (
     retry_after,
     status_of,
 )
-from keyledger_edge._judge import ip_allowed, is_easy, judge, state_of
+from keyledger_edge._judge import ip_allowed, is_easy, judge, judge_use, state_of
 from keyledger_edge._leased_cache import UNKNOWN, LeasedCache, Membership, Unknown
 from keyledger_edge._messages import (
     CHANGES_SUBJECT,
@@ -174,6 +174,7 @@ __all__ = [
     "ip_allowed",
     "is_easy",
     "judge",
+    "judge_use",
     "next_chain",
     "open_grant",
     "rate_limit_headers",

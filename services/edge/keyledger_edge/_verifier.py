@@ -275,20 +275,15 @@ class Verifier:
             self._cache.welcome(digest, found)
         return self._judged(found, use, self._source.at)
 
-    def find(
-        self, secret: str, keyspace: KeyspaceView, digest: bytes | None = None
-    ) -> KeyFacts | Verdict | None:
+    def find(self, secret: str, keyspace: KeyspaceView, digest: bytes = b"") -> KeyFacts | Verdict | None:
         """The first half of a check: the secret's facts, the verdict without any, or None (ask the ledger).
 
-        For who knows more than a verifier, and has a say before `judge`: the ledger itself. Who has
-        matched the secret's shape already brings its `digest`.
+        For who knows more than a verifier, and has a say before `judge`: the ledger itself. It may
+        have made the secret's `digest` already.
         """
-        if digest is not None:
-            return self._looked_up(digest, secret, keyspace)
-        # What `verify_cached` says, too: a call less is a tenth of a whole check on an edge.
         if keyspace.shape.regex.fullmatch(secret) is None:
             return MALFORMED if secret else MISSING
-        return self._looked_up(sha256(secret.encode()).digest(), secret, keyspace)
+        return self._looked_up(digest or sha256(secret.encode()).digest(), secret, keyspace)
 
     def judge(self, facts: KeyFacts, use: Use, *, counts: bool = True) -> Verdict | None:
         """The second half: may the key just found do this? None when only the ledger can tell.
