@@ -33,7 +33,6 @@ from services.ledger.errors import NotOwnerHereError
 from services.ledger.ledger import Ledger
 
 PATH = "/v1/forward-auth"
-_PROXY_KEY = b"x-keyledger-proxy-key"
 _MOST_ASKS, _LONGEST_ASK = 1_000, 200
 _MOST_WELCOMES = 50_000
 _LONGEST_TEXT = 255
@@ -137,11 +136,10 @@ class ForwardAuth:
         return ask
 
     def _proxy(self, request: HotRequest) -> Caller | None:
-        for name, value in request.scope["headers"]:
-            if name == _PROXY_KEY:
-                caller = self._callers.find(value.strip(), request.peer)
-                return caller if isinstance(caller, Caller) and "verify" in caller.permissions else None
-        return None
+        if request.proxy_key is None:
+            return None
+        caller = self._callers.find(request.proxy_key.strip(), request.peer)
+        return caller if isinstance(caller, Caller) and "verify" in caller.permissions else None
 
     def _keyspace(self, caller: Caller, ask: _Ask, suffix: str) -> Keyspace:
         """Behind a path suffix (Envoy) the query is the client's own: a bound root key wins over it."""

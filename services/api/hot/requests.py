@@ -17,7 +17,9 @@ Send = Callable[[Message], Awaitable[None]]
 MAX_BODY_BYTES: Final = 1_048_576
 _MAX_REQUEST_ID: Final = 128
 
-_READ: Final = frozenset({b"authorization", b"x-request-id", b"x-keyledger-forwarded"})
+_READ: Final = frozenset(
+    {b"authorization", b"x-request-id", b"x-keyledger-forwarded", b"x-keyledger-proxy-key"}
+)
 
 _PREFIX: Final = f"req_{os.urandom(6).hex()}"
 _numbers = count(1)
@@ -41,7 +43,8 @@ class HotRequest:
     """One request: headers that every hot path needs, the rest on demand."""
 
     __slots__ = (
-        "_received", "authorization", "body", "forwarded", "limit", "peer", "receive", "request_id", "scope",
+        "_received", "authorization", "body", "forwarded", "limit", "peer", "proxy_key", "receive",
+        "request_id", "scope",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> None:
@@ -53,6 +56,7 @@ class HotRequest:
         self.authorization: bytes | None = None
         self.forwarded: bytes | None = None
         """What another ledger process says of a request that it passes on; to be verified."""
+        self.proxy_key: bytes | None = None
         given: bytes | None = None
         for name, value in scope["headers"]:
             if name in _READ:
@@ -60,8 +64,10 @@ class HotRequest:
                     self.authorization = value
                 elif name == b"x-request-id":
                     given = value
-                else:
+                elif name == b"x-keyledger-forwarded":
                     self.forwarded = value
+                elif self.proxy_key is None:
+                    self.proxy_key = value
         self.request_id = (given and _sane(given)) or f"{_PREFIX}{next(_numbers):x}"
         client = scope["client"]
         self.peer: str | None = client[0] or None if client else None

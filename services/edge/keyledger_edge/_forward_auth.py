@@ -33,7 +33,7 @@ _UNAUTHORIZED: Final = 401
 _NGINX_UNDERSTANDS: Final = frozenset({200, 401, 403})
 
 
-class ForwardedUse(NamedTuple):
+class ForwardedUse(msgspec.Struct, frozen=True, gc=False):
     """What a proxied request asks: may this secret do this, and at what cost?"""
 
     secret: str | None
