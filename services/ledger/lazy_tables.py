@@ -6,7 +6,7 @@ and most of the memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from typing import Any, Final, TypeVar
 
 from domain.accounts import Counters, Wallet
@@ -14,7 +14,7 @@ from domain.instants import Instant
 from domain.keys import Key
 from domain.organizations import Organization, Project
 from domain.state import State, Table
-from services.ledger.row_format import KeyEntry, decode_later
+from services.ledger.row_format import decode_later
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -166,19 +166,10 @@ class LazyTables:
         """Rows to be decoded when they are asked for."""
         self._encoded[table].rows.update(rows)
 
-    def add_keys(self, entries: dict[str, KeyEntry]) -> list[tuple[str, KeyEntry]]:
-        """The same for keys, which are also found by their fingerprints; those not to be left at that."""
-        rows, key_of, more = self._encoded["keys"].rows, self._key_of, []
-        for key_id, entry in entries.items():
-            rows[key_id] = entry.row
-            fingerprints = entry.fingerprints
-            if isinstance(fingerprints, bytes):
-                key_of[fingerprints] = key_id
-            else:
-                key_of.update(dict.fromkeys(fingerprints, key_id))
-            if entry.dues or entry.at_once:
-                more.append((key_id, entry))
-        return more
+    def add_keys(self, rows: Iterable[tuple[str, bytes]], key_of: Iterable[tuple[bytes, str]]) -> None:
+        """The same for keys, which are also found by the fingerprints of their secrets."""
+        self._encoded["keys"].rows.update(rows)
+        self._key_of.update(key_of)
 
     def release(self) -> None:
         """Let go of rows and tables, which refer to each other: the state is to be forgotten."""

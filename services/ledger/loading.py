@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from heapq import heapify
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from domain.ports import StateBlock
 from domain.state import Due, State
 from services.ledger.lazy_tables import LazyTables
-from services.ledger.row_format import KeyEntry, ProjectEntry, decode_block, knows
+from services.ledger.row_format import Ahead, KeyEntry, ProjectEntry, decode_block, knows
 
 
 class Loading:
@@ -44,16 +44,24 @@ class Loading:
             self._take_decoded(table, entries)
 
     def _take_keys(self, entries: dict[str, KeyEntry]) -> None:
-        for key_id, entry in self.lazy.add_keys(entries):
-            self._due.extend((when, kind, key_id, generation) for when, kind, generation in entry.dues)
-            if entry.at_once:
-                self._at_once.append(key_id)
+        # There may be millions: each is touched in loops of the interpreter's own, where that is enough.
+        rows, fingerprints, aheads = zip(*entries.values(), strict=True)
+        self.lazy.add_keys(zip(entries, rows, strict=True), _each(fingerprints, entries))
+        if any(aheads):
+            for key_id, (_, _, ahead) in entries.items():
+                if ahead is not None:
+                    self._look_ahead(key_id, ahead)
+
+    def _look_ahead(self, key_id: str, ahead: Ahead) -> None:
+        self._due.extend((when, kind, key_id, generation) for when, kind, generation in ahead.dues)
+        if ahead.at_once:
+            self._at_once.append(key_id)
 
     def _take_projects(self, entries: dict[str, ProjectEntry]) -> None:
-        self.lazy.add("projects", {project_id: entry.row for project_id, entry in entries.items()})
-        for project_id, entry in entries.items():
-            if entry.member_of is not None:
-                self._members.setdefault(entry.member_of, set()).add(project_id)
+        self.lazy.add("projects", {project_id: row for project_id, (row, _) in entries.items()})
+        for project_id, (_, member_of) in entries.items():
+            if member_of is not None:
+                self._members.setdefault(member_of, set()).add(project_id)
 
     def _take_decoded(self, table: str, entries: dict[str, tuple[Any, ...]]) -> None:
         rows, versions = getattr(self._state, table), self._state.versions
@@ -80,6 +88,18 @@ class Loading:
         state.plans.update(sorted(_taken_out(state.plans)))
         state.agenda.extend(self._due)
         heapify(state.agenda)
+
+
+def _each(
+    fingerprints: Iterable[bytes | tuple[bytes, ...]], key_ids: Iterable[str]
+) -> Iterable[tuple[bytes, str]]:
+    """Fingerprints with their keys; most keys have one."""
+    pairs: Iterable[tuple[Any, str]] = zip(fingerprints, key_ids, strict=True)
+    if {*map(type, fingerprints)} == {bytes}:
+        return pairs
+    return [
+        (one, key_id) for found, key_id in pairs for one in (found if isinstance(found, tuple) else (found,))
+    ]
 
 
 def _taken_out(table: dict[str, Any]) -> list[tuple[str, Any]]:

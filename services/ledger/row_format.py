@@ -30,22 +30,19 @@ Dues = tuple[tuple[Instant, str, int], ...]
 """(when, kind, generation): what time will bring about for a subject."""
 
 
-class KeyEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A key's row, and what must be known of it before it is decoded."""
+class Ahead(msgspec.Struct, array_like=True, frozen=True):
+    """What a start must know of a key; of most there is nothing."""
 
-    row: bytes
-    fingerprints: bytes | tuple[bytes, ...]
-    """Of its secret, or its secrets."""
-    dues: Dues = ()
-    at_once: bool = False
+    dues: Dues
+    at_once: bool
     """Is it decoded at the start? Those of the root keyspace are, and come first in the table."""
 
 
-class ProjectEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A project's row, and the organization that it is a member of."""
-
-    row: bytes
-    member_of: str | None
+# Tuples: a start takes a block's apart with one `zip`.
+KeyEntry = tuple[bytes, bytes | tuple[bytes, ...], Ahead | None]
+"""A key's row, the fingerprint of its secret (or of all its secrets), what a start must know."""
+ProjectEntry = tuple[bytes, str | None]
+"""A project's row, and the organization that it is a member of."""
 
 
 # A row holds what changes together: a stream's version stands with the subject it belongs to.
@@ -121,8 +118,7 @@ def knows(table: str) -> bool:
     return table in _ENTRIES
 
 
-def dues_of(key: Key) -> Dues:
-    """What time will bring about for a key."""
+def _dues_of(key: Key) -> Dues:
     dues = [
         (secret.ends_at, "secret_ends", secret.generation)
         for secret in key.secrets
@@ -156,9 +152,9 @@ def _fields_of(shapes: Iterable[Any]) -> dict[str, tuple[str, ...]]:
 
 def _key_entry(key: Key, row: bytes) -> KeyEntry:
     first, *more = [secret.fingerprint for secret in key.secrets]
-    fingerprints = (first, *more) if more else first
-    return KeyEntry(row, fingerprints, dues_of(key), key.keyspace_id == ROOT_KEYSPACE_ID)
+    ahead = Ahead(_dues_of(key), key.keyspace_id == ROOT_KEYSPACE_ID)
+    return row, (first, *more) if more else first, ahead if ahead.dues or ahead.at_once else None
 
 
 def _project_entry(project: Project, row: bytes) -> ProjectEntry:
-    return ProjectEntry(row, None if project.archived else project.organization_id)
+    return row, None if project.archived else project.organization_id
