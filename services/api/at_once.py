@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
+import msgspec
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -40,7 +41,7 @@ class Reply(Protocol):
         ...
 
 
-class ReplyLater(NamedTuple):
+class ReplyLater(msgspec.Struct):
     """An answer that must be waited for."""
 
     future: asyncio.Future[Any]

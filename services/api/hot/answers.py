@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -33,7 +33,7 @@ class Answer(msgspec.Struct, gc=False):
     """What metrics count it as."""
 
 
-class Later(NamedTuple):
+class Later(msgspec.Struct):
     """An answer that waits for something, without a coroutine that waits."""
 
     future: asyncio.Future[Any]

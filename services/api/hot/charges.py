@@ -37,7 +37,15 @@ from services.api.hot.bodies import (
 )
 from services.api.hot.callers import Caller, Callers
 from services.api.hot.metering import Metering, shown_to
-from services.api.hot.money_views import charge_view, quota_views, refund_view, refusal_view, wallet_view
+from services.api.hot.money_views import (
+    ChargeAnswer,
+    charge_view,
+    quota_views,
+    refund_view,
+    refusal_view,
+    view_of_charge,
+    wallet_view,
+)
 from services.api.hot.requests import HotRequest
 from services.api.problems import TABLE, problem_body
 from services.ledger.jobs import Done
@@ -111,17 +119,10 @@ class Charges:
             return self.refused(outcome, keyspace, request_id)
         event = outcome.event
         assert isinstance(event, UsageCharged), "a charge records a charge"
-        partition = self._ledger.partition
-        return json_answer(
-            _CREATED,
-            {
-                "charge": charge_view(event, position, partition),
-                "position": format_position(partition, position),
-                "replayed": outcome.replayed,
-                "quotas": quota_views(outcome.quotas),
-                "wallet": wallet_view(outcome.wallet),
-            },
-        )
+        charge = view_of_charge(event, position, self._ledger.partition)
+        quotas = quota_views(outcome.quotas) if outcome.quotas else []
+        told = ChargeAnswer(charge, charge.position, outcome.replayed, quotas, wallet_view(outcome.wallet))
+        return json_answer(_CREATED, told)
 
     def refused(self, outcome: UseOutcome, keyspace: Keyspace | None, request_id: str) -> Answer:
         """A refused use as a problem."""

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+from msgspec import UNSET, UnsetType
+
 from domain.accounts import Reservation, Wallet
 from domain.events import CreditsReserved, ReservationCaptured, UsageCharged, UsageRefunded
 from domain.ids import format_position
@@ -31,30 +34,61 @@ def tenant_view(org_id: str | None, user_id: str | None) -> dict[str, str | None
     return None if org_id is None and user_id is None else {"org_id": org_id, "user_id": user_id}
 
 
+class ChargeView(msgspec.Struct, gc=False):
+    """A charge, as it was recorded. A struct, for it is made more often than any other view."""
+
+    id: str
+    key_id: str
+    organization_id: str | None
+    request_id: str
+    base_micros: int
+    price_multiplier: str
+    amount_micros: int
+    model: str | None
+    provider: str | None
+    project_id: str | None
+    tenant: dict[str, str | None] | None
+    charged_at: str
+    position: str
+    metadata: dict[str, Any] | UnsetType = UNSET
+
+
+def view_of_charge(
+    event: UsageCharged | ReservationCaptured, position: int, partition: int = 0
+) -> ChargeView:
+    """A charge, as it was recorded."""
+    return ChargeView(
+        event.charge_id,
+        event.key_id,
+        event.organization_id,
+        event.request_id,
+        event.base_micros,
+        event.price_multiplier,
+        event.amount_micros,
+        event.model,
+        event.provider,
+        event.project_id,
+        tenant_view(event.tenant_org_id, event.tenant_user_id),
+        to_text(event.at),
+        format_position(partition, position),
+        _metadata_of(event),
+    )
+
+
+def _metadata_of(event: UsageCharged | ReservationCaptured) -> dict[str, Any] | UnsetType:
+    if isinstance(event, ReservationCaptured) or event.private is None or not event.private.metadata:
+        return UNSET
+    return event.private.metadata
+
+
 def charge_view(
     event: UsageCharged | ReservationCaptured, position: int, partition: int = 0
 ) -> dict[str, Any]:
-    """A charge, as it was recorded."""
-    view: dict[str, Any] = {
-        "id": event.charge_id,
-        "key_id": event.key_id,
-        "organization_id": event.organization_id,
-        "request_id": event.request_id,
-        "base_micros": event.base_micros,
-        "price_multiplier": event.price_multiplier,
-        "amount_micros": event.amount_micros,
-        "model": event.model,
-        "provider": event.provider,
-        "project_id": event.project_id,
-        "tenant": tenant_view(event.tenant_org_id, event.tenant_user_id),
-        "charged_at": to_text(event.at),
-        "position": format_position(partition, position),
-    }
+    """The same, for whoever has more to say of it."""
+    view: dict[str, Any] = msgspec.to_builtins(view_of_charge(event, position, partition))
     if isinstance(event, ReservationCaptured):
         view["reservation_id"] = event.reservation_id
         view["uncovered_micros"] = event.uncovered_micros
-    elif event.private is not None and event.private.metadata:
-        view["metadata"] = event.private.metadata
     return view
 
 
@@ -123,19 +157,41 @@ def reservation_view(reservation: Reservation, partition: int = 0) -> dict[str, 
     }
 
 
-def wallet_view(wallet: Wallet | None) -> dict[str, Any] | None:
+class WalletFigures(msgspec.Struct, gc=False):
+    """An organization's wallet, beside what was done with it."""
+
+    organization_id: str
+    currency: str
+    balance_micros: int
+    reserved_micros: int
+    available_micros: int
+    credit_limit_micros: int | None
+    alert_below_micros: int | None
+
+
+def wallet_view(wallet: Wallet | None) -> WalletFigures | None:
     """An organization's wallet."""
     if wallet is None:
         return None
-    return {
-        "organization_id": wallet.organization_id,
-        "currency": wallet.currency,
-        "balance_micros": wallet.balance,
-        "reserved_micros": wallet.reserved,
-        "available_micros": wallet.balance - wallet.reserved,
-        "credit_limit_micros": wallet.credit_limit,
-        "alert_below_micros": wallet.alert_below,
-    }
+    return WalletFigures(
+        wallet.organization_id,
+        wallet.currency,
+        wallet.balance,
+        wallet.reserved,
+        wallet.balance - wallet.reserved,
+        wallet.credit_limit,
+        wallet.alert_below,
+    )
+
+
+class ChargeAnswer(msgspec.Struct, gc=False):
+    """What a charge is answered with."""
+
+    charge: ChargeView
+    position: str
+    replayed: bool
+    quotas: list[dict[str, Any]]
+    wallet: WalletFigures | None
 
 
 def quota_views(states: Sequence[QuotaState]) -> list[dict[str, Any]]:
