@@ -50,10 +50,10 @@ class Measured(NamedTuple):
 
 
 @asynccontextmanager
-async def running_ledger(database: str) -> AsyncGenerator[Ledger]:
+async def running_ledger(database: str, lease_ms: int = 10_000) -> AsyncGenerator[Ledger]:
     """A ledger that owns its partition, without HTTP in front."""
     # A long lease: a busy machine must not end a bench that is about something else.
-    settings = load_settings({"KEYLEDGER_LEASE_MS": "10000"})
+    settings = load_settings({"KEYLEDGER_LEASE_MS": str(lease_ms)})
     stop = asyncio.Event()
     async with assemble(settings, database, NOWHERE) as assembled:
         running = asyncio.create_task(assembled.ledger.run(stop))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,12 +19,15 @@ from domain import commands as c
 from domain.commands import Asking
 from domain.desk import SYSTEM_ASKING
 from keyledger_edge import fingerprint
+from services.ledger import ledger as owning
 from services.ledger.ledger import Ledger
 from tests.bench.bench_charges import running_ledger
 from tests.bench.bench_log import ledger
 
 KEYS = int(os.environ.get("GROWTH_KEYS", "50000"))
 CHARGES = int(os.environ.get("GROWTH_CHARGES", "150000"))
+TAIL = 100_000
+"""So many charges are in the log and not in the saved state when a ledger is killed here."""
 KEYS_PER_ORGANIZATION = 100
 CALLERS = 1_000
 STEPS = 5
@@ -48,11 +53,11 @@ def disk_bytes(database: str) -> dict[str, int]:
 class Grower:
     """Makes organizations with keys, and charges them."""
 
-    def __init__(self, ledger_: Ledger) -> None:
+    def __init__(self, ledger_: Ledger, *, charged: int = 0) -> None:
         self.ledger = ledger_
-        self.keys: list[str] = []
-        self._asking = Asking(actor=next(iter(ledger_.state.keys)))
-        self._charged = 0
+        root, *self.keys = ledger_.state.keys
+        self._asking = Asking(actor=root)
+        self._charged = charged
 
     async def start(self) -> None:
         define = c.DefineKeyspace(name="growth")
@@ -127,9 +132,35 @@ async def test_growth() -> None:
                 )
             print(f"  memory of the owner: {(memory_mib() - before) * 2**20 / KEYS:,.0f} bytes a key")
             print(f"  disk: {', '.join(f'{name} {size / 2**20:,.0f} MiB' for name, size in disk.items())}")
-        started = time.perf_counter()
-        async with running_ledger(database) as again:
-            print(
-                f"  ready again after {time.perf_counter() - started:.1f} s, {len(again.state.keys):,} keys"
-            )
-            assert len(again.state.keys) == len(grower.keys) + 1
+        for what in ("restart", "die", "restart"):
+            # A process of its own each: what the others held does not count.
+            subprocess.run([sys.executable, "-m", "tests.bench.bench_growth", what, database], check=True)
+
+
+async def restart(database: str) -> None:
+    """How long it takes until a new process decides, and how much it holds then."""
+    before, started, worked = memory_mib(), time.perf_counter(), time.process_time()
+    async with running_ledger(database) as again:
+        seconds, cpu = time.perf_counter() - started, time.process_time() - worked
+        held = memory_mib() - before
+        keys = len(again.state.keys)
+        print(
+            f"  ready again after {seconds:.1f} s, {cpu:.1f} s of its CPU: {keys:,} keys,"
+            f" {again.state.head:,} events, {held:,.0f} MiB, {held * 2**20 / keys:,.0f} bytes a key"
+        )
+
+
+async def die(database: str) -> None:
+    """Charge, and end as if killed: with the next start begins a replay."""
+    owning._SAVE_SECONDS = 3_600.0  # noqa: SLF001  # the replay is to be as long as said, however slow this is
+    async with running_ledger(database) as running:
+        grower = Grower(running, charged=CHARGES)
+        print(
+            f"  killed after {TAIL:,} more charges, {await grower.charge(TAIL):,.0f} of them a second",
+            flush=True,
+        )
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    asyncio.run({"restart": restart, "die": die}[sys.argv[1]](sys.argv[2]))
