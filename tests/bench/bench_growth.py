@@ -140,7 +140,8 @@ async def test_growth() -> None:
 async def restart(database: str) -> None:
     """How long it takes until a new process decides, and how much it holds then."""
     before, started, worked = memory_mib(), time.perf_counter(), time.process_time()
-    async with running_ledger(database) as again:
+    # After a kill, what is left of the lease of who was killed is waited for.
+    async with running_ledger(database, lease_ms=1_000) as again:
         seconds, cpu = time.perf_counter() - started, time.process_time() - worked
         held = memory_mib() - before
         keys = len(again.state.keys)
@@ -152,13 +153,10 @@ async def restart(database: str) -> None:
 
 async def die(database: str) -> None:
     """Charge, and end as if killed: with the next start begins a replay."""
-    owning._SAVE_SECONDS = 3_600.0  # noqa: SLF001  # the replay is to be as long as said, however slow this is
+    owning._SAVE_SECONDS = 3_600.0  # the replay is to be as long as said, however slow this is
     async with running_ledger(database) as running:
-        grower = Grower(running, charged=CHARGES)
-        print(
-            f"  killed after {TAIL:,} more charges, {await grower.charge(TAIL):,.0f} of them a second",
-            flush=True,
-        )
+        rate = await Grower(running, charged=CHARGES).charge(TAIL)
+        print(f"  killed after {TAIL:,} more charges, {rate:,.0f} a second", flush=True)
         os._exit(0)
 
 
