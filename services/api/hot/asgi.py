@@ -81,7 +81,7 @@ class HotPath:
         self._ledger = ledger
         self._management = management
         self._forwarder = forwarder
-        self._settings = settings
+        self._trusted, self._most_body = settings.trusted_proxies, settings.max_body_bytes
         self._watch = SecretWatch(ledger.state, lambda: ledger.confirmed)
         self.counts = HotCounts()
         self.callers = Callers(ledger)
@@ -132,7 +132,7 @@ class HotPath:
             await self._management(scope, receive, send)
             return
         started = perf_counter()
-        request = HotRequest(scope, receive, self._settings.max_body_bytes)
+        request = HotRequest(scope, receive, self._most_body)
         if request.forwarded is not None:
             self._admit(request)
         if len(request.request_id) >= _LONG_TEXT:
@@ -167,8 +167,8 @@ class HotPath:
         """What a hot path says to a request whose body was read."""
         route, handle = routed
         if route != FORWARD_AUTH:
-            if trusted := self._settings.trusted_proxies:
-                request.peer = client_ip(request.scope, trusted)
+            if self._trusted:
+                request.peer = client_ip(request.scope, self._trusted)
             if query := request.scope["query_string"]:
                 refuse_unknown(route, query, self._ledger.state)
         return await awaited(handle(request))
@@ -218,13 +218,13 @@ class HotPath:
     def at_once(self, scope: Scope, body: bytes) -> Answer | ReplyLater | None:
         """The answer of a hot path to a request that came whole; None: it is `__call__`'s."""
         started = perf_counter()
-        request = HotRequest(scope, hung_up)
         routed = self._route(scope["method"], scope["path"])
+        request = HotRequest(scope, hung_up)
         if (
             routed is None
             or not self._ledger.owner
             or request.forwarded is not None
-            or len(body) > self._settings.max_body_bytes
+            or len(body) > self._most_body
             or (scope["query_string"] and routed[0] != FORWARD_AUTH)
         ):
             return None
@@ -232,9 +232,8 @@ class HotPath:
         if len(request.request_id) >= _LONG_TEXT:
             self._settle_request_id(request)
         route, handle = routed
-        trusted = self._settings.trusted_proxies
-        if trusted and route != FORWARD_AUTH:
-            request.peer = client_ip(scope, trusted)
+        if self._trusted and route != FORWARD_AUTH:
+            request.peer = client_ip(scope, self._trusted)
         try:
             told = handle(request)
         except NotOwnerHereError:

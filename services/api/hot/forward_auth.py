@@ -65,6 +65,7 @@ class ForwardAuth:
         self._verify = verify
         self._metering = metering
         self._trusted = trusted_proxies
+        self._placed = -1, (b"", b"")
         self._asks: dict[bytes, _Ask] = {}
         self._welcomes: dict[int, tuple[KeyFacts, str | None, Answer]] = {}
 
@@ -115,8 +116,12 @@ class ForwardAuth:
         return Answer(answer.status, [*answer.headers, self._position()], answer.body, answer.code)
 
     def _position(self) -> tuple[bytes, bytes]:
+        """Where the answer stands in the log; the same until something is written."""
         ledger = self._ledger
-        return b"x-keyledger-position", b"%d-%d" % (ledger.partition, ledger.state.head)
+        head = ledger.state.head
+        if head != self._placed[0]:
+            self._placed = head, (b"x-keyledger-position", b"%d-%d" % (ledger.partition, head))
+        return self._placed[1]
 
     def _ask(self, query: bytes) -> _Ask:
         """Our own parameters: the first of each name, so that none behind it can replace it."""
