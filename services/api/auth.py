@@ -92,9 +92,10 @@ def may_tell(ledger: Ledger, method: str) -> bool:
 
     It must be sure to own the partition: one that slept may wake up when another has long taken over.
     But without PostgreSQL nobody writes, so what was committed is the truth still; its position says how
-    old it is where another process reached PostgreSQL meanwhile. (Verdicts are never given so.)
+    old it is where another process reached PostgreSQL meanwhile. (Verdicts are never given so.) A process
+    that has not read the log to its end yet knows less than was committed, and says nothing.
     """
-    return ledger.confirmed or (method == "GET" and not ledger.reachable and ledger.state.head > 0)
+    return ledger.confirmed or (method == "GET" and not ledger.reachable and ledger.caught_up)
 
 
 def caller_of(scope: Any) -> tuple[Caller, Asking]:

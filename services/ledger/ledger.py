@@ -124,6 +124,8 @@ class Ledger:
         """Does another process own the partition?"""
         self.reachable = False
         """Did the log answer when it was last asked?"""
+        self.caught_up = False
+        """Was the log read to its end since the start? What is in memory is then what was committed."""
         self.shared_key: bytes | None = None
         """A secret of all processes of this ledger: seals leases, and what one forwards to another."""
         self._loaded = False
@@ -319,6 +321,7 @@ class Ledger:
             self.bus.drop_settled_due()
             self.facts.forget_all()
             self.head_watch.moved()
+        self.caught_up = True
 
     async def _load(self, head: int) -> None:
         self._forget_state()
@@ -340,7 +343,7 @@ class Ledger:
         self.bus.forget()
         self.facts.forget_all()
         self._older_dirty = {}
-        self._loaded = False
+        self._loaded = self.caught_up = False
 
     async def _stand_by(self) -> None:
         """What is to be done while another process owns the partition."""

@@ -299,6 +299,22 @@ async def test_only_the_owner_says_that_a_fence_holds(api: Management, tail: str
     assert (answer.status, answer.code) == (503, "dependency_unavailable")
 
 
+@pytest.mark.parametrize(("caught_up", "status"), [(True, 200), (False, 503)])
+async def test_without_postgresql_a_process_reads_on_unless_it_was_still_starting(
+    api: Management,
+    caught_up: bool,  # noqa: FBT001  # the case
+    status: int,
+) -> None:
+    """Half of the log is not what was committed: an old balance was told so."""
+    made = await api.create()
+    path = f"/v1/organizations/{made['key']['organization_id']}/wallet"
+    assert (await api.get(path)).status == 200
+    api.ledger.owner = api.ledger.reachable = False
+    api.ledger.caught_up = caught_up
+
+    assert (await api.get(path)).status == status
+
+
 async def test_a_leaked_secrets_key_dies(api: Management) -> None:
     made = await api.create()
     body = {"secret": made["secret"], "source": "scanner", "where": f"https://x.test/{made['secret']}"}

@@ -7,7 +7,7 @@ import pytest
 
 from domain import commands as c
 from domain import events as e
-from domain.ports import LogUnavailableError, TakenClaim
+from domain.ports import LogUnavailableError, RecordedEvent, TakenClaim
 from services.ledger import sure_append
 from services.ledger.errors import NotOwnerHereError, UnavailableError, UnknownOutcomeError
 from tests.ledger.world import Process, World, charge, deep_state, until
@@ -270,3 +270,31 @@ async def test_a_failure_nobody_foresaw_makes_the_ledger_read_its_state_anew(
     fresh = world.process()
     await fresh.ledger._follow()
     assert deep_state(fresh.ledger) == deep_state(ledger.ledger)
+
+
+async def test_a_process_knows_what_was_committed_once_it_has_read_the_log_to_its_end(
+    world: World, ledger: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before: what it has loaded then is as old as its rows, and no answer may be made of it."""
+    await ledger.key(10)
+    await ledger.ledger._save_once()
+    other = world.process()
+    held, read = asyncio.Event(), other.log.read
+
+    async def slow(after: int, limit: int) -> list[RecordedEvent]:
+        await held.wait()
+        return await read(after, limit)
+
+    monkeypatch.setattr(other.log, "read", slow)
+    other.start()
+    await until(lambda: other.ledger.state.head > 0)
+    assert (other.ledger.caught_up, other.ledger.reachable) == (False, False)
+
+    held.set()
+    await until(lambda: other.ledger.reachable)
+    assert other.ledger.caught_up
+
+    world.storage.up = False
+    await until(lambda: not other.ledger.reachable)
+    assert other.ledger.caught_up
+    await other.stopped()
