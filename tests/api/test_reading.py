@@ -299,7 +299,7 @@ async def test_only_the_owner_says_that_a_fence_holds(api: Management, tail: str
     assert (answer.status, answer.code) == (503, "dependency_unavailable")
 
 
-@pytest.mark.parametrize(("caught_up", "status"), [(True, 200), (False, 503)])
+@pytest.mark.parametrize("caught_up, status", [(True, 200), (False, 503)])
 async def test_without_postgresql_a_process_reads_on_unless_it_was_still_starting(
     api: Management,
     caught_up: bool,  # noqa: FBT001  # the case
