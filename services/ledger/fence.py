@@ -505,8 +505,10 @@ class OwnedFacts:
         """The facts as committed, or UNKNOWN when somebody else may own the partition by now."""
         if self._boottime_ns() >= self._ownership.owner_until_ns:
             return UNKNOWN
-        self.at = self._now()
-        return self._facts_of(digest)
+        facts = self._facts_of(digest)
+        if facts is not None:
+            self.at = self._now()
+        return facts
 
 
 def _wake(fence: _Fence) -> None:

@@ -122,20 +122,14 @@ class Checker:
             ):
                 self._seen(facts.key_id, self._now())
                 return welcome
-        return self._checked(secret, digest, keyspace, use, organization_id, request_id)
-
-    def _checked(  # noqa: PLR0917  # what `check` was asked
-        self,
-        secret: str | None,
-        digest: bytes,
-        keyspace: Keyspace,
-        use: Use,
-        organization_id: str | None,
-        request_id: str | None,
-    ) -> Verdict:
         found = self.find(secret, keyspace, organization_id, digest)
         if isinstance(found, Verdict):
             return found
+        return self._judged(found, digest, keyspace, use, request_id)
+
+    def _judged(
+        self, found: KeyFacts, digest: bytes, keyspace: Keyspace, use: Use, request_id: str | None
+    ) -> Verdict:
         counts = request_id is None or (found.key_id, request_id) not in self.counted
         verdict = self._verifier.judge(found, use, counts=counts)
         assert verdict is not None, "a verifier without a ledger to ask always tells"

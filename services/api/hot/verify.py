@@ -15,7 +15,7 @@ from domain.ids import format_position
 from domain.instants import to_text
 from domain.keyspaces import Keyspace
 from domain.quotas import Levels, QuotaState, Refusal, levels_of, states_of
-from keyledger_edge import VALID, KeyFacts, RateState, Use, Verdict
+from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict
 from services.api.hot.answers import Answer, encode, json_answer, raw_answer
 from services.api.hot.bodies import (
     VerifyBody,
@@ -34,6 +34,7 @@ from services.ledger.ledger import Ledger
 
 _FORGET_AT = 50_000
 _VALID, _NO = b'{"valid":true,"code":"valid",', b'{"valid":false,"code":'
+_NOBODY = {code: b'%b"%b"' % (_NO, code.encode()) for code in STATUS_OF_CODE}
 _MAY_ASK = ("verify", "edges:connect")
 _MAY_SPEND = frozenset({"verify", "charges:write"})
 
@@ -112,7 +113,7 @@ class Verify:
         """A verdict as JSON. What a key is described by does not change from use to use, so it is kept."""
         facts, code = verdict.facts, verdict.code
         if facts is None:
-            return b'%b"%b"%b' % (_NO, code.encode(), self._position())
+            return _NOBODY[code] + self._position()
         known = self._described.get(id(facts))
         described = known[1] if known is not None and known[0] is facts else self._describe(facts)
         said = _VALID if code == VALID else b'%b"%b",' % (_NO, code.encode())
