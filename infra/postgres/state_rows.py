@@ -23,6 +23,7 @@ from infra.postgres.sessions import Sessions
 _PAGES: Final = 128
 """So many pages are read at once, some thousand rows: more cost PostgreSQL more time for each row."""
 _AHEAD: Final = 4
+_LARGE: Final = 8_192
 _SNAPSHOT: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
     # Grouping as rows come is right for a handful of tables; the planner would sort all of them first.
@@ -39,10 +40,12 @@ class PostgresStateRows:
         self._conninfo = conninfo
         self._partition = partition
         self._sessions = Sessions(conninfo, f"keyledger p{partition} state", most=2)
-        # Joined by PostgreSQL: a row of its own for each would cost both sides as much again.
+        # Joined by PostgreSQL: a row of its own for each would cost the reader twice as much. Large
+        # ones stand alone: a value cannot have more than 1 GB, and such a ledger could never start.
         self._select_blocks = (
             "SELECT split_part(subject, '/', 1), count(*), string_agg(data, ''::bytea)"
-            f" FROM {table} WHERE ctid >= %s::tid AND ctid < %s::tid GROUP BY 1"
+            f" FROM {table} WHERE ctid >= %s::tid AND ctid < %s::tid"
+            f" GROUP BY 1, CASE WHEN octet_length(data) > {_LARGE} THEN subject END"
         ).encode()
         # Locked, so that nobody moves rows to other pages while they are read.
         self._lock = f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode()

@@ -109,6 +109,20 @@ async def test_a_row_may_be_larger_than_a_page(rows: StateRows) -> None:
     assert await loaded(rows) == {"key": all_of(large), "wallet": all_of(WALLET)}
 
 
+async def test_large_rows_are_not_joined_by_postgresql_which_has_an_end_at_1_gb(
+    ledger_database: str,
+) -> None:
+    postgres = PostgresStateRows(ledger_database)
+    large = [StateRow(f"key/large {n}", os.urandom(8_193)) for n in range(20)]
+    small = [StateRow(f"key/small {n}", os.urandom(8_192)) for n in range(20)]
+    await postgres.save(1, [*large, *small], [], behind=0)
+
+    found = [(one.row_count, len(one.rows)) async for one in postgres.load()]
+
+    assert sorted(found) == [(1, 8_193)] * 20 + [(20, 20 * 8_192)]
+    await postgres.close()
+
+
 async def test_cleared_rows_are_gone_with_their_checkpoint(rows: StateRows) -> None:
     await rows.save(7, [WALLET, SETTLED], [], behind=0)
 
