@@ -6,7 +6,7 @@ import gc
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from heapq import heapify
-from typing import Any
+from typing import Any, cast
 
 from domain.ports import StateBlock
 from domain.state import Due, State
@@ -94,11 +94,12 @@ def _each(
     fingerprints: Iterable[bytes | tuple[bytes, ...]], key_ids: Iterable[str]
 ) -> Iterable[tuple[bytes, str]]:
     """Fingerprints with their keys; most keys have one."""
-    pairs: Iterable[tuple[Any, str]] = zip(fingerprints, key_ids, strict=True)
     if {*map(type, fingerprints)} == {bytes}:
-        return pairs
+        return zip(cast(Iterable[bytes], fingerprints), key_ids, strict=True)
     return [
-        (one, key_id) for found, key_id in pairs for one in (found if isinstance(found, tuple) else (found,))
+        (one, key_id)
+        for found, key_id in zip(fingerprints, key_ids, strict=True)
+        for one in (found if isinstance(found, tuple) else (found,))
     ]
 
 
