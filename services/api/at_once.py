@@ -212,8 +212,14 @@ class AtOnceProtocol(HttpToolsProtocol):
             lines += (name, b": ", value, b"\r\n")
         if closing:
             lines.append(b"connection: close\r\n")
-        lines += (b"\r\n", reply.body)
-        self.transport.write(b"".join(lines))
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(defaults) + len(reply.headers) + closing + 2:
+            # What was put into a header would begin another one, or another answer.
+            self.logger.error("An answer's header holds a line break.")
+            self.transport.close()
+            return
+        self.transport.write(head + reply.body)
 
     # -- between two requests
 

@@ -38,7 +38,7 @@ class Toy:
 
     def hears(self, method: bytes, path: bytes) -> bool:
         return method != b"HEAD" and path.startswith(
-            (b"/now", b"/later", b"/not-now", b"/big", b"/fails", b"/task")
+            (b"/now", b"/later", b"/not-now", b"/big", b"/fails", b"/task", b"/splits")
         )
 
     def at_once(self, scope: Any, body: bytes) -> Said | ReplyLater | asyncio.Future[Said] | None:
@@ -48,6 +48,8 @@ class Toy:
             return None
         if scope["path"] == "/fails":
             raise LookupError(body)
+        if scope["path"] == "/splits":
+            return Said(200, [(b"content-length", b"0"), (b"x-said", body)], b"")
         if scope["path"] == "/task":
             return asyncio.ensure_future(self.think(body))
         if scope["path"] == "/big":
@@ -258,6 +260,15 @@ async def test_an_application_that_fails_at_once_is_asked_the_usual_way(server: 
     async with server.connected() as client:
         await client.send(post("/fails", b"a"))
         assert await client.body() == b"as usual: POST /fails  a"
+
+
+async def test_no_header_can_begin_another(server: Running) -> None:
+    async with server.connected() as client:
+        await client.send(post("/splits", b"fine"))
+        assert (await client.answer())[1][b"x-said"] == b"fine"
+
+        await client.send(post("/splits", b"fine\r\nset-cookie: mine"))
+        assert await client.is_closed()
 
 
 async def test_requests_behind_one_that_waits_are_answered_in_order(server: Running) -> None:
