@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.processes import ending_with_us
+from tests.processes import start_with_us
 
 PROGRAM = [sys.executable, "-P", "-c", "from keyledger_boot import main; main()"]
 PATIENCE_SECONDS = 30.0
@@ -35,14 +35,13 @@ class Place:
         """Start `keyledger up` (or another command that stays) and wait until it is ready."""
         words = list(arguments) or ["up"]
         with (self.folder / "log").open("a") as log:
-            process = subprocess.Popen(
-                ending_with_us([*PROGRAM, *words, "--json"]),
+            process = start_with_us(
+                [*PROGRAM, *words, "--json"],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=self.environment,
                 cwd=self.folder,
-                text=True,
             )
         self.processes.append(process)
         assert process.stdout is not None
