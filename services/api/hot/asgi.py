@@ -53,7 +53,6 @@ Routed = tuple[str, Handler]
 
 _HERE: Final = ("/healthz", "/readyz", "/metrics", "/docs", "/schema", "/console")
 """Answered by every process for itself, owner or not."""
-_LONG_TEXT: Final = 22
 _BEHIND_FORWARD_AUTH: Final = FORWARD_AUTH.encode() + b"/"
 _PLAIN_PATH: Final = re.compile(rb"[!$&-~]*").fullmatch
 """Nothing in it has to be unquoted."""
@@ -135,7 +134,7 @@ class HotPath:
         request = HotRequest(scope, receive, self._most_body)
         if request.forwarded is not None:
             self._admit(request)
-        if len(request.request_id) >= _LONG_TEXT:
+        if request.has_long_id:
             self._settle_request_id(request)
         if routed is not None and self._ledger.owner:
             # Whether it is sure of that is looked at where something is decided.
@@ -229,7 +228,7 @@ class HotPath:
         ):
             return None
         request.body = body
-        if len(request.request_id) >= _LONG_TEXT:
+        if request.has_long_id:
             self._settle_request_id(request)
         route, handle = routed
         if self._trusted and route != FORWARD_AUTH:
@@ -264,7 +263,7 @@ class HotPath:
 
     def _done(self, answer: Answer, request: HotRequest, route: str, started: float) -> Answer:
         self.counts.count(route, answer.status, answer.code, perf_counter() - started)
-        answer.headers.append((b"x-request-id", request.request_id.encode()))
+        answer.headers.append((b"x-request-id", request.shown_id))
         return answer
 
     # -- answering elsewhere

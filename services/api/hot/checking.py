@@ -75,7 +75,8 @@ class _Time:
 
     def now(self) -> int:
         """The time of day, microseconds."""
-        return max(self._now(), self._state.at)
+        now, at = self._now(), self._state.at
+        return max(at, now)
 
 
 class Checker:
@@ -109,7 +110,11 @@ class Checker:
         request_id: str | None = None,
     ) -> Verdict:
         """The verdict on a use without a cost. `organization_id` is what the caller is bound to."""
-        digest = _digest_of(secret)
+        try:
+            # What is too long for a secret is not even hashed.
+            digest = sha256(secret.encode()).digest() if secret and len(secret) <= MAX_SECRET_LENGTH else b""
+        except UnicodeEncodeError:
+            digest = b""
         known = self._welcomes.get(digest)
         if known is not None:
             facts, shown_to, welcome = known
@@ -185,16 +190,6 @@ class Checker:
             request_id = None
         self._ledger.denied(facts.key_id, verdict.code, request_id)
         return verdict
-
-
-def _digest_of(secret: str | None) -> bytes:
-    """The digest of what may be a secret; empty for what is none."""
-    if not secret or len(secret) > MAX_SECRET_LENGTH:
-        return b""
-    try:
-        return sha256(secret.encode()).digest()
-    except UnicodeEncodeError:
-        return b""
 
 
 _VIEWS: dict[int, tuple[Keyspace, KeyspaceView]] = {}

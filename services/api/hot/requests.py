@@ -22,7 +22,9 @@ _READ: Final = frozenset(
 )
 
 _PREFIX: Final = f"req_{os.urandom(6).hex()}"
+_PREFIX_BYTES: Final = _PREFIX.encode()
 _numbers = count(1)
+_LONG_TEXT: Final = 22
 
 
 class ClientGoneError(Exception):
@@ -43,8 +45,8 @@ class HotRequest:
     """One request: headers that every hot path needs, the rest on demand."""
 
     __slots__ = (
-        "_received", "authorization", "body", "forwarded", "limit", "peer", "proxy_key", "receive",
-        "request_id", "scope",
+        "_received", "_request_id", "authorization", "body", "forwarded", "limit", "peer", "proxy_key",
+        "receive", "scope",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> None:
@@ -68,10 +70,33 @@ class HotRequest:
                     self.forwarded = value
                 elif self.proxy_key is None:
                     self.proxy_key = value
-        self.request_id = (given and _sane(given)) or f"{_PREFIX}{next(_numbers):x}"
+        self._request_id = None if given is None else _sane(given)
         client = scope["client"]
         self.peer: str | None = client[0] or None if client else None
         """Where it came from; the HTTP layer puts the client's address here when a trusted proxy forwards."""
+
+    @property
+    def request_id(self) -> str:
+        """Its trace id: the client's own, or one that is made when it is asked for."""
+        if self._request_id is None:
+            self._request_id = f"{_PREFIX}{next(_numbers):x}"
+        return self._request_id
+
+    @request_id.setter
+    def request_id(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    @property
+    def shown_id(self) -> bytes:
+        """The trace id as a header."""
+        if self._request_id is None:
+            return b"%b%x" % (_PREFIX_BYTES, next(_numbers))
+        return self._request_id.encode()
+
+    @property
+    def has_long_id(self) -> bool:
+        """Did the client give it, and could it hold a secret?"""
+        return self._request_id is not None and len(self._request_id) >= _LONG_TEXT
 
     @property
     def given_id(self) -> str | None:

@@ -14,7 +14,7 @@ from domain.events import UsageCharged
 from domain.ids import format_position
 from domain.instants import to_text
 from domain.keyspaces import Keyspace
-from domain.quotas import Levels, QuotaState, Refusal, levels_of, states_of
+from domain.quotas import QuotaState, Refusal, levels_of, states_of
 from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict
 from services.api.hot.answers import Answer, encode, json_answer, raw_answer
 from services.api.hot.bodies import (
@@ -49,6 +49,7 @@ class Verify:
 
     def __init__(self, ledger: Ledger, callers: Callers, checker: Checker, metering: Metering) -> None:
         self._ledger = ledger
+        self._state = ledger.state
         self._callers = callers
         self._checker = checker
         self._metering = metering
@@ -121,38 +122,30 @@ class Verify:
 
     def _position(self) -> bytes:
         """Where the answer stands in the log, as its last member; the same until something is written."""
-        ledger = self._ledger
-        head = ledger.state.head
+        head = self._state.head
         if head != self._written[0]:
-            self._written = head, b',"position":"%d-%d"}' % (ledger.partition, head)
+            self._written = head, b',"position":"%d-%d"}' % (self._ledger.partition, head)
         return self._written[1]
 
     def _figures(self, facts: KeyFacts, verdict: Verdict, use: Use) -> bytes:
         """What is left of everything that limits the key, as further JSON members."""
-        state = self._ledger.state
-        wallet = state.wallets.get(facts.organization_id or "")
-        told = (
-            b"" if wallet is None else b',"wallet_available_micros":%d' % (wallet.balance - wallet.reserved)
-        )
-        levels = self._levels(facts, use)
-        if levels:
-            quotas = states_of(state, levels, max(self._ledger.clock.now(), state.at))
-            told = b',"quotas":%b%b' % (encode(quota_views(quotas)), told)
+        state = self._state
+        told, organization_id = b"", facts.organization_id or ""
+        wallet = state.wallets.get(organization_id)
+        if wallet is not None:
+            told = b',"wallet_available_micros":%d' % (wallet.balance - wallet.reserved)
+        key, organization = state.keys[facts.key_id], state.organizations.get(organization_id)
+        # Most keys have no quota above them, and that is told quickly.
+        if key.quotas or use.project_id is not None or (organization is not None and organization.quotas):
+            levels = levels_of(state, key, use.project_id)
+            if levels:
+                quotas = states_of(state, levels, max(self._ledger.clock.now(), state.at))
+                told = b',"quotas":%b%b' % (encode(quota_views(quotas)), told)
         if verdict.rate_limits:
             told += b',"rate_limits":' + encode(rate_views(verdict.rate_limits))
         if isinstance(verdict, Shortfall):
             told += b',"refusal":' + encode(refusal_view(verdict.refusal))
         return told
-
-    def _levels(self, facts: KeyFacts, use: Use) -> Levels:
-        """Whose quotas the use is checked against; most keys have none, and that is told quickly."""
-        state = self._ledger.state
-        key = state.keys[facts.key_id]
-        if not key.quotas and use.project_id is None:
-            organization = state.organizations.get(facts.organization_id or "")
-            if organization is None or not organization.quotas:
-                return ()
-        return levels_of(state, key, use.project_id)
 
     def _describe(self, facts: KeyFacts) -> bytes:
         text = encode(describe(facts))[1:-1]
