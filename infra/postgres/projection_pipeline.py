@@ -16,8 +16,9 @@ BATCH: Final = 2_000
 """The first read. While it is behind, reads double."""
 MOST: Final = 16_000
 """Events of one read, and about as many in memory."""
-FOLD: Final = 8
-"""Far behind, so many reads are summed before they are written: a row is written once for all of them."""
+LEAST_FOLD, FOLD = 2, 8
+"""Far behind, so many reads are summed before they are written, the more the longer the writer is busy: a
+row is written once for all of them."""
 MOST_HELD: Final = 65_536
 """Rows and events that are remembered before they are written whatever is behind them."""
 
@@ -95,10 +96,11 @@ class Pipeline:
         self._gathered += batch.size
 
     def _is_due(self, *, near: bool) -> bool:
-        """Near the end of the log whenever the writer is free; far behind, when it is worth it."""
+        """Is it time to write? Near the end of the log whenever the writer is free."""
+        if self._gathered >= FOLD * self._most or self.tables.held() >= MOST_HELD:
+            return True
         idle = self._writing is None or self._writing.done()
-        enough = self._gathered >= FOLD * self._most or self.tables.held() >= MOST_HELD
-        return enough or (near and idle)
+        return idle and (near or self._gathered >= LEAST_FOLD * self._most)
 
     def _take(self) -> tuple[list[Writing], int, int]:
         events, self._gathered = self._gathered, 0

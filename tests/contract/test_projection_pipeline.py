@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+import threading
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing, contextmanager
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from domain.events import Event, LedgerEvent, UsageCharged
 from infra.postgres import projecting_log, projection_pipeline
 from infra.postgres.mapper import EventMapper, UnknownEventError
 from infra.postgres.projecting_log import HoleError, RunReader
-from infra.postgres.projection_pipeline import FOLD, Pipeline, Progress
+from infra.postgres.projection_pipeline import FOLD, LEAST_FOLD, Pipeline, Progress
 from infra.postgres.projection_schema import REBUILD, ProjectionTables, connect_for_projections
 from projections.every import every_projection
 from tests.contract.projected_worlds import Written, mapper, projecting, reached, table_rows, written_log
@@ -30,9 +31,16 @@ async def log(database: str) -> AsyncIterator[Written]:
 
 
 @contextmanager
-def pipeline(log: Written, **options: Any) -> Generator[tuple[Pipeline, list[Progress]]]:
+def pipeline(
+    log: Written, when_written: Callable[[], object] = bool, **options: Any
+) -> Generator[tuple[Pipeline, list[Progress]]]:
     """One that fills a second schema, and what it has written."""
     written: list[Progress] = []
+
+    def on_written(progress: Progress) -> None:
+        written.append(progress)
+        when_written()
+
     with (
         closing(connect_for_projections(log.database, "test writer")) as connection,
         closing(connect_for_projections(log.database, "test reader")) as reader,
@@ -40,7 +48,7 @@ def pipeline(log: Written, **options: Any) -> Generator[tuple[Pipeline, list[Pro
         tables = ProjectionTables(connection, REBUILD, every_projection())
         tables.create()
         run = RunReader(reader, 0, mapper())
-        with Pipeline(tables, run, position=0, on_written=written.append, **options) as pipeline:
+        with Pipeline(tables, run, position=0, on_written=on_written, **options) as pipeline:
             yield pipeline, written
 
 
@@ -49,18 +57,35 @@ def rows_in(database: str, schema: str) -> dict[str, Any]:
     return {table: table_rows(database, table, schema) for table in tables}
 
 
-async def test_far_behind_many_reads_are_written_at_once(log: Written) -> None:
-    with pipeline(log, batch=READ, most=READ) as (behind, written):
-        applied = behind.catch_up()
+async def test_far_behind_more_is_written_at_once_the_longer_the_writer_is_busy(
+    log: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_for = threading.Event()
+    await_writer = Pipeline._await_writer
 
-        assert applied == log.head == behind.position
-        *folds, rest = [one.events for one in written]
-        assert folds == [FOLD * READ] * (log.head // (FOLD * READ))
-        assert 0 < rest < FOLD * READ
+    def tell(self: Pipeline) -> None:
+        if self._writing is not None:
+            waited_for.set()
+        await_writer(self)
 
+    monkeypatch.setattr(Pipeline, "_await_writer", tell)
+    with pipeline(log, lambda: waited_for.wait(60), batch=READ, most=READ) as (behind, written):
+        assert behind.catch_up() == log.head == behind.position
+        assert behind.catch_up() == 0
+
+    first, second, *others = [one.events for one in written]
+    assert (first, second) == (LEAST_FOLD * READ, FOLD * READ)
+    assert all(LEAST_FOLD * READ <= one <= FOLD * READ for one in others[:-1])
     with projecting(log.database, batch=1) as projector:
         await reached(projector, log.head)
     assert rows_in(log.database, REBUILD) == rows_in(log.database, "projections")
+
+
+async def test_near_the_end_whatever_is_read_is_written(log: Written) -> None:
+    with pipeline(log, batch=READ, most=10_000) as (behind, written):
+        behind.catch_up()
+
+    assert written[0].events == READ
 
 
 async def test_what_is_remembered_is_bounded(log: Written, monkeypatch: pytest.MonkeyPatch) -> None:
