@@ -6,9 +6,19 @@ import shutil
 import pytest
 
 from tests.ledger_database import ledger_database, ledger_template
+from tests.replicas import replica_template, replicated_postgres
 from tests.servers import database, nats_server, nats_url, postgres_server
 
-__all__ = ["database", "ledger_database", "ledger_template", "nats_server", "nats_url", "postgres_server"]
+__all__ = [
+    "database",
+    "ledger_database",
+    "ledger_template",
+    "nats_server",
+    "nats_url",
+    "postgres_server",
+    "replica_template",
+    "replicated_postgres",
+]
 
 PROGRAMS = ("nginx", "chromium")
 

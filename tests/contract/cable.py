@@ -16,12 +16,16 @@ SOCKET = ".s.PGSQL.5432"
 class Cable:
     """Forwards a unix socket to the server's, connection by connection."""
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, conninfo: str, *, open_to_servers: bool = False) -> None:
         given = conninfo_to_dict(conninfo)
         self._server = str(Path(str(given["host"])) / f".s.PGSQL.{given.get('port') or 5432}")
         self._folder = tempfile.TemporaryDirectory(prefix="cable-", dir="/tmp")
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(Path(self._folder.name) / SOCKET))
+        if open_to_servers:
+            # A standby runs as a user of its own when we are root.
+            Path(self._folder.name).chmod(0o711)
+            (Path(self._folder.name) / SOCKET).chmod(0o777)
         self._listener.listen(50)
         self._open: list[socket.socket] = []
         self.plugged = True
@@ -52,7 +56,13 @@ class Cable:
                     client.close()
                     continue
                 server = socket.socket(socket.AF_UNIX)
-                server.connect(self._server)
+                try:
+                    server.connect(self._server)
+                except OSError:
+                    # Nobody is there just now: as refused as without a cable.
+                    server.close()
+                    client.close()
+                    continue
                 self._open += [client, server]
                 threading.Thread(
                     target=self._carry, args=(client, server, "lose_question"), daemon=True
