@@ -10,6 +10,7 @@ import msgspec
 from domain.commands import UNSET, NewScopes
 from domain.errors import EmptyScopeError, InvalidError
 from domain.events import Quota
+from domain.metadata import MAX_METADATA_DEPTH, is_deeper
 from domain.money import MAX_MICROS
 from keyledger_edge import Allowed, RateLimit, Scopes
 
@@ -57,10 +58,12 @@ def check_rate_limits(limits: tuple[RateLimit, ...]) -> None:
 
 
 def check_metadata(metadata: dict[str, Any]) -> None:
-    """Metadata is kept with an event, whose numbers have 64 bits."""
+    """Metadata is kept with an event, whose numbers have 64 bits, and is read with it for ever."""
+    if is_deeper(metadata):
+        raise InvalidError("metadata", f"nested at most {MAX_METADATA_DEPTH} deep")
     try:
         msgspec.msgpack.encode(metadata)
-    except (OverflowError, TypeError, UnicodeEncodeError, RecursionError):
+    except (OverflowError, TypeError, UnicodeEncodeError):
         raise InvalidError("metadata", "holds what cannot be kept, such as a number beyond 64 bits") from None
 
 

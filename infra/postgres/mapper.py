@@ -7,10 +7,12 @@ schema version beyond 1, it is an array instead: [map, ciphertext or nil, versio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from domain.metadata import cut, is_deeper
 from domain.ports import NewDataKey, NewEvent, RecordedEvent
 from infra.postgres.data_keys import DataKeys
 
@@ -130,7 +132,7 @@ class EventMapper(Generic[E]):
         plaintext = self.data_keys.decrypt(_subject(event), wrapped.private, context)
         if plaintext is None:
             return Decoded(event, erased=True)
-        private = self._private_decoders[self._tags[type(event)]].decode(plaintext)
+        private = _read_private(self._private_decoders[self._tags[type(event)]], plaintext)
         return Decoded(msgspec.structs.replace(event, private=private), erased=False)
 
     def subject_of(self, recorded: RecordedEvent) -> str | None:
@@ -174,3 +176,20 @@ def _subject(event: msgspec.Struct) -> str:
 def _private_decoder(event_type: type[msgspec.Struct]) -> msgspec.msgpack.Decoder[Any]:
     private = next(field for field in msgspec.structs.fields(event_type) if field.name == "private")
     return msgspec.msgpack.Decoder(private.type)
+
+
+def _read_private(decoder: msgspec.msgpack.Decoder[Any], plaintext: bytes) -> Any:
+    """Personal fields, down to where anybody can go on with them.
+
+    Early logs hold metadata that is nested as deep as the interpreter went, from the shallow stack on
+    which requests are read. Whoever reads the event stands deeper, and has to encode it again.
+    """
+    try:
+        private = decoder.decode(plaintext)
+    except RecursionError:
+        with ThreadPoolExecutor(1) as shallow:  # each thread has a stack of its own
+            private = shallow.submit(decoder.decode, plaintext).result()
+    metadata = getattr(private, "metadata", None)
+    if not metadata or not is_deeper(metadata):
+        return private
+    return msgspec.structs.replace(private, metadata=cut(metadata))

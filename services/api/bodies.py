@@ -11,13 +11,15 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from domain.metadata import MAX_METADATA_DEPTH
 from keyledger_edge import SecretShape
 from services.api.problems import FieldError, ProblemError, invalid
 from services.redaction import may_hold_secret
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_MOST_DEPTH: Final = 32
+_MOST_DEPTH: Final = MAX_METADATA_DEPTH + 8
+"""Of a whole body; metadata, which alone may be deep, says its own bound, also inside an import's items."""
 _MOST_PARAMETERS: Final = 100
 _INT64: Final = range(-(2**63), 2**63)
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -40,11 +42,7 @@ def read_body(data: bytes, kind: type[T], shapes: Iterable[SecretShape] = ()) ->
         _decoded(data, kind)  # A number out of range: the typed decoder may know its field.
         raise complaint(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ProblemError(
-            "malformed_body",
-            "The body is not JSON in UTF-8, or is nested too deep.",
-            errors=(FieldError(field="body", message="JSON in UTF-8"),),
-        ) from None
+        raise malformed() from None
     _check(plain, "", 0, tuple(shapes))
     return _decoded(data, kind)
 
@@ -82,6 +80,15 @@ def read_pairs(query: bytes) -> list[tuple[str, str]]:
         raise invalid("query", "percent-encoded UTF-8") from None
 
 
+def malformed() -> ProblemError:
+    """The body is no JSON at all."""
+    return ProblemError(
+        "malformed_body",
+        "The body is not JSON in UTF-8, or is nested too deep.",
+        errors=(FieldError(field="body", message="JSON in UTF-8"),),
+    )
+
+
 def complaint(message: str) -> ProblemError:
     """A decoder's complaint as a problem that names the field, such as `items[3].amount_micros`."""
     found = _PLACE.search(message)
@@ -113,6 +120,8 @@ def _decoded(data: bytes, kind: type[T]) -> T:
         body: T = _decoder(kind).decode(data)
     except msgspec.ValidationError as error:
         raise complaint(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise malformed() from None
     return body
 
 

@@ -10,12 +10,12 @@ import msgspec
 from domain.commands import UNSET, NewScopes, UnsetType
 from domain.events import Quota
 from domain.instants import Instant, from_datetime
+from domain.metadata import MAX_METADATA_DEPTH, is_deeper
 from domain.money import MAX_MICROS
 from keyledger_edge import Allowed, RateLimit
 from services.api.problems import invalid
 
 MAX_METADATA_BYTES: Final = 16_384
-MAX_METADATA_DEPTH: Final = 8
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S", examples=["Checkout"])]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -29,7 +29,10 @@ Tags = Annotated[tuple[Tag, ...], msgspec.Meta(max_length=50)]
 Address = Annotated[str, msgspec.Meta(min_length=2, max_length=64, examples=["203.0.113.0/24"])]
 Addresses = Annotated[tuple[Address, ...], msgspec.Meta(max_length=200)]
 Metadata = Annotated[
-    dict[str, Any], msgspec.Meta(description=f"Yours; at most {MAX_METADATA_BYTES} bytes as JSON.")
+    dict[str, Any],
+    msgspec.Meta(
+        description=f"Yours; at most {MAX_METADATA_BYTES} bytes as JSON, and {MAX_METADATA_DEPTH} deep."
+    ),
 ]
 When = Annotated[datetime, msgspec.Meta(tz=True)]
 """RFC 3339, with its zone."""
@@ -122,17 +125,8 @@ def instant_at(when: datetime, field: str) -> Instant:
 
 def checked_metadata(metadata: dict[str, Any], field: str = "metadata") -> dict[str, Any]:
     """Metadata, if it is small and flat enough to be kept with every event."""
+    if is_deeper(metadata):
+        raise invalid(field, f"nested at most {MAX_METADATA_DEPTH} deep")
     if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
         raise invalid(field, f"at most {MAX_METADATA_BYTES} bytes as JSON")
-    if depth_of(metadata) > MAX_METADATA_DEPTH:
-        raise invalid(field, f"nested at most {MAX_METADATA_DEPTH} deep")
     return metadata
-
-
-def depth_of(value: Any) -> int:
-    """How deep a JSON value is nested; a plain value is 0 deep."""
-    if isinstance(value, dict):
-        return 1 + max(map(depth_of, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(depth_of, value), default=0)
-    return 0

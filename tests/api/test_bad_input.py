@@ -59,7 +59,7 @@ KEYS = [
     ({"metadata": {"n": BIG}}, "metadata.n"),
     ({"metadata": {"n": -BIG - 1}}, "metadata.n"),
     ({"metadata": {"x": "y" * 16_384}}, "metadata"),
-    ({"metadata": {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {}}}}}}}}}}, "metadata"),
+    ({"metadata": json.loads('{"a":' * 33 + "1" + "}" * 33)}, "metadata"),
     ({"metadata": {"a\u0000": 1}}, "metadata"),
     ({"owner_id": "x" * 201}, "owner_id"),
     ({"plan_id": "nonsense"}, "plan_id"),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 
 from domain.errors import InvalidError
+from domain.metadata import MAX_METADATA_DEPTH, is_deeper
 from keyledger_edge import NO_USE, Tenant, Use
-from services.api.bodies import complaint
-from services.api.problems import FieldError, ProblemError
+from services.api.bodies import complaint, malformed
+from services.api.fields import MAX_METADATA_BYTES
+from services.api.problems import ProblemError
 
 MAX_MICROS = 2**63 - 1
 MAX_SECRET_LENGTH = 512
 """Longer than any keyspace's shape: such a secret is malformed, not a bad request."""
 MAX_BATCH = 1_000
-_MAX_METADATA_BYTES = 16_384
 _MAX_PERMISSIONS = 100
 
 Micros = Annotated[int, msgspec.Meta(ge=0, le=MAX_MICROS)]
@@ -134,6 +137,7 @@ class RevokeSelfBody(Body, kw_only=True):
 
 
 B = TypeVar("B", bound=Body)
+U = TypeVar("U", bound=UseBody)
 
 
 class Reader(Generic[B]):
@@ -142,6 +146,7 @@ class Reader(Generic[B]):
     def __init__(self, kind: type[B], *, may_be_empty: bool = False) -> None:
         self._decode = msgspec.json.Decoder(kind).decode
         self._may_be_empty = may_be_empty
+        self._has_metadata = issubclass(kind, UseBody)
 
     def __call__(self, data: bytes) -> B:
         """The body, or a problem that names the field."""
@@ -152,9 +157,12 @@ class Reader(Generic[B]):
         except msgspec.ValidationError as error:
             raise complaint(str(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise malformed() from None
+            data = _marked(data)
+            body = _decoded(self._decode, data)
+        if self._has_metadata:
+            check_metadata(body.metadata)  # type: ignore[attr-defined]  # a UseBody
         if b"\\u00" in data:
-            _refuse_control_characters(msgspec.to_builtins(body), "")
+            _refuse_control_characters(body)
         return body
 
 
@@ -164,55 +172,79 @@ class _Items(Body, kw_only=True):
     items: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_BATCH)]
 
 
-class BatchReader(Generic[B]):
+class BatchReader(Generic[U]):
     """Reads many bodies, each on its own: a bad one spoils only itself, and is what is wrong with it."""
 
-    def __init__(self, kind: type[B], whole: type[Any]) -> None:
+    def __init__(self, kind: type[U], whole: type[Any]) -> None:
         self._read = Reader(kind)
         self._read_whole = Reader(whole)
-        self._split = Reader(_Items)
+        self._split = msgspec.json.Decoder(_Items).decode
 
-    def __call__(self, data: bytes) -> list[B] | list[B | Exception]:
+    def __call__(self, data: bytes) -> list[U] | list[U | Exception]:
         """Each item's body or refusal, in order; or a problem with what stands around them."""
         try:
-            whole: list[B] = self._read_whole(data).items
+            whole: list[U] = self._read_whole(data).items
+            for item in whole:
+                check_metadata(item.metadata)
         except (ProblemError, InvalidError):
             # One by one takes seven times as long, so only where something is wrong.
-            return [self._item(bytes(item)) for item in self._split(data).items]
+            return [self._item(bytes(item)) for item in _decoded(self._split, _marked(data)).items]
         return whole
 
-    def _item(self, data: bytes) -> B | Exception:
+    def _item(self, data: bytes) -> U | Exception:
         try:
             return self._read(data)
         except (ProblemError, InvalidError) as error:
             return error
 
 
-def malformed() -> ProblemError:
-    """The body is no JSON at all."""
-    return ProblemError(
-        "malformed_body",
-        "The body is not JSON in UTF-8, or is nested too deep.",
-        errors=(FieldError(field="body", message="JSON in UTF-8"),),
-    )
+_ESCAPE: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+def _marked(data: bytes) -> bytes:
+    """The same with a NUL's escape for each half of a surrogate pair, which is no character either.
+
+    The decoder takes a body with one for no JSON at all, though it is; so the field can be named, and
+    the other items of a batch are answered.
+    """
+    return _ESCAPE.sub(lambda found: rb"\u0000" if found[1] else found[0], data) if rb"\u" in data else data
+
+
+def _decoded(decode: Callable[[bytes], B], data: bytes) -> B:
+    try:
+        return decode(data)
+    except msgspec.ValidationError as error:
+        raise complaint(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise malformed() from None
 
 
 def _join(path: str, field: str) -> str:
     return f"{path}.{field}" if path else field
 
 
-def _refuse_control_characters(value: Any, path: str) -> None:
+def _refuse_control_characters(body: Body) -> None:
     """PostgreSQL's text holds no NUL, and nobody's ids hold control characters."""
+    try:
+        _look_for_control_characters(msgspec.to_builtins(body), "")
+    except RecursionError:  # `as_of` takes anything yet
+        raise malformed() from None
+
+
+def _look_for_control_characters(value: Any, path: str) -> None:
     if isinstance(value, str):
         if any(character < " " and character not in "\t\n\r" for character in value):
             raise InvalidError(path or "body", "holds control characters")
     elif isinstance(value, dict):
         for name, inner in value.items():
-            _refuse_control_characters(name, path or "body")
-            _refuse_control_characters(inner, _join(path, name))
+            _look_for_control_characters(name, path or "body")
+            _look_for_control_characters(inner, _join(path, name))
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            _refuse_control_characters(inner, f"{path}[{index}]")
+            _look_for_control_characters(inner, f"{path}[{index}]")
 
 
 def use_of(body: UseBody, *, permissions: tuple[str, ...] | None = None, ip: str | None = None) -> Use:
@@ -256,9 +288,13 @@ def _is_address(text: str) -> bool:
 
 
 def check_metadata(metadata: dict[str, Any] | None) -> None:
-    """Metadata is kept with the charge for ever, so it stays small."""
-    if metadata and len(msgspec.json.encode(metadata)) > _MAX_METADATA_BYTES:
-        raise InvalidError("metadata", f"at most {_MAX_METADATA_BYTES} bytes as JSON")
+    """Metadata is kept with the charge for ever, so it stays small and flat."""
+    if not metadata:
+        return
+    if is_deeper(metadata):
+        raise InvalidError("metadata", f"nested at most {MAX_METADATA_DEPTH} deep")
+    if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
+        raise InvalidError("metadata", f"at most {MAX_METADATA_BYTES} bytes as JSON")
 
 
 read_verify = Reader(VerifyBody)

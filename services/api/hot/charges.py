@@ -29,7 +29,6 @@ from services.api.hot.answers import (
 from services.api.hot.bodies import (
     ChargeBody,
     MeteringBody,
-    check_metadata,
     read_charge,
     read_charge_batch,
     read_refund,
@@ -175,7 +174,6 @@ def quotas_of(ledger: Ledger, key: Key | None, project_id: str | None) -> tuple[
 
 def check_metering(metering: Metering, body: MeteringBody, caller: Caller) -> tuple[Keyspace | None, Use]:
     """The keyspace of the secret (None: the key is named by its id) and the use."""
-    check_metadata(body.metadata)
     use = use_of(body, permissions=body.permissions, ip=body.ip)
     if body.secret is None:
         if body.key_id is None:

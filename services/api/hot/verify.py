@@ -19,7 +19,6 @@ from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verd
 from services.api.hot.answers import Answer, encode, json_answer, raw_answer
 from services.api.hot.bodies import (
     VerifyBody,
-    check_metadata,
     read_verify,
     read_verify_batch,
     use_of,
@@ -167,7 +166,6 @@ class Verify:
                 "A use with a cost needs a root key with verify or charges:write.",
                 permission="charges:write",
             )
-        check_metadata(body.metadata)
         outcome, position = await self.meter(
             body.secret,
             use,
