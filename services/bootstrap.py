@@ -43,6 +43,7 @@ from services.api.forwarding import Forwarder
 from services.api.hot.asgi import ASGIApp, HotPath, HotSettings
 from services.api.server import serve
 from services.ledger.fence import LeaseTerms
+from services.ledger.lease_table import EdgeBounds
 from services.ledger.ledger import Ledger, Ports, Terms
 from services.redaction import kept_out_of_logs
 from services.settings import Settings
@@ -199,6 +200,7 @@ def _terms(settings: Settings) -> Terms:
     )
     return Terms(
         lease=lease,
+        edges=EdgeBounds(per_root_key=settings.max_edges_per_root_key, total=settings.max_edges),
         max_waiting=settings.queue_limit,
         idempotency_seconds=settings.idempotency_hours * 3_600,
     )

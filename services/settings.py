@@ -91,6 +91,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_serve_stale_ms: int = 0
     """The longest `serve_stale` that an edge may choose; 0: none."""
 
+    max_edges_per_root_key: int = 1_000
+    """Edges that may take part with one root key; more are answered 429."""
+    max_edges: int = 10_000
+    """Edges that may take part in all; more are answered 429."""
+
     queue_limit: int = 20_000
     """Commands that may wait; more are answered 503."""
     max_body_bytes: int = 1_048_576
@@ -351,6 +356,8 @@ _READ: Final[dict[str, _Reader]] = {
     "ping_ms": _integer(10, 30_000),
     "drift": _fraction(0, 0.2),
     "max_serve_stale_ms": _integer(0, 3_600_000),
+    "max_edges_per_root_key": _integer(1, 100_000),
+    "max_edges": _integer(1, 1_000_000),
     "queue_limit": _integer(1, 1_000_000),
     "max_body_bytes": _integer(1_024, 67_108_864),
     "idempotency_hours": _integer(1, 8_760),

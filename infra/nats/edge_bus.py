@@ -28,7 +28,7 @@ _MOST_PENDING_BYTES: Final = 4 * 1024 * 1024
 _MOST_QUEUED: Final = 10_000
 
 Handle = Callable[[bytes], tuple[str, bytes] | None]
-"""Takes what an edge says; answers with the edge's id and its grant, if it gets one."""
+"""Takes what an edge says; answers with `<root key id>.<edge id>` and the grant, if it gets one."""
 
 
 class EdgeBus:
@@ -80,8 +80,8 @@ class EdgeBus:
     async def _hear(self, message: Msg) -> None:
         answered = self.handle(message.data)
         if answered is not None:
-            edge_id, grant = answered
-            self._put(f"{GRANT_SUBJECT}.{edge_id}", grant)
+            whom, grant = answered
+            self._put(f"{GRANT_SUBJECT}.{whom}", grant)
 
     async def _send_while_connected(self, client: Client, stopping: asyncio.Task[bool]) -> None:
         while client.is_connected and not stopping.done():

@@ -13,12 +13,22 @@ from litestar.handlers import HTTPRouteHandler
 from domain.decisions.access import find_keyspace
 from domain.ids import is_id, new_id
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
-from keyledger_edge import ConnectAnswer, ConnectRequest, FillAnswer, FillRequest, KeyspaceView
+from keyledger_edge import (
+    ConnectAnswer,
+    ConnectRequest,
+    EdgeIdentity,
+    FillAnswer,
+    FillRequest,
+    KeyspaceView,
+)
 from services.api.operations import Call, NoQuery, Reply, operation
-from services.api.problems import invalid
+from services.api.problems import ProblemError, invalid
 from services.ledger.fence import LeaseTerms
+from services.ledger.lease_table import IncarnationTakenError, LeasedEdge, TooManyEdgesError
 
 _INCARNATION_BYTES = 16
+_NONCE_BYTES = 24
+_PROOF_BYTES = 16
 _FINGERPRINT_BYTES = 32
 
 
@@ -41,27 +51,32 @@ def _connect_route(access: EdgeAccess) -> HTTPRouteHandler:
         "/v1/edges/connect",
         tag="Edges",
         summary="Take part as an edge",
-        description="The terms, the keyspaces, the key that seals leases, and how to reach NATS.",
+        description=(
+            "The terms, the keyspaces, the key that seals leases, and how to reach NATS. The key is told "
+            "once: an incarnation that asks again proves with `nonce` and `proof` that it is the same."
+        ),
         permissions=("edges:connect",),
         body=ConnectRequest,
         answer=ConnectAnswer,
-        codes=("not_found",),
+        codes=("not_found", "edge_taken", "too_many_edges"),
         example={"incarnation": "9f86d081884c7d659a2feaa0c55ad015", "version": "0.1.0"},
     )
     async def connect_edge(call: Call[NoQuery, ConnectRequest]) -> Reply:
         """Tell an edge what it needs."""
         call.ledger.must_own()
         asked = call.body
-        incarnation = _bytes("incarnation", asked.incarnation, _INCARNATION_BYTES)
-        edge_id = _edge_id(call, asked.edge_id)
+        edge = _admitted(call)
         urls, user, password = _credentials(access.nats_url)
         answer = ConnectAnswer(
-            edge_id=edge_id,
-            edge_key=call.ledger.fences.edge_key(edge_id, incarnation).hex(),
+            edge_id=edge.who.edge_id,
+            root_key_id=edge.who.root_key_id,
+            nonce=edge.who.nonce.hex(),
+            edge_key=edge.key.hex() if asked.proof is None else None,
             keyspaces=[_view(one) for one in _keyspaces(call, asked.keyspace_ids)],
             lease_ms=access.lease.lease_ms,
             ping_ms=access.lease.ping_ms,
             drift=access.lease.drift,
+            max_serve_stale_ms=access.lease.max_serve_stale_ms,
             partition=call.partition,
             epoch=call.ledger.fences.epoch,
             nats_urls=urls,
@@ -111,6 +126,25 @@ async def fill_edge(call: Call[NoQuery, FillRequest]) -> Reply:
         utc=call.now,
     )
     return Reply(msgspec.json.encode(answer))
+
+
+def _admitted(call: Call[Any, ConnectRequest]) -> LeasedEdge:
+    """The caller as an edge: a new incarnation, or one that proves to be who it says."""
+    asked, fences = call.body, call.ledger.fences
+    incarnation = _bytes("incarnation", asked.incarnation, _INCARNATION_BYTES)
+    edge_id = _edge_id(call, asked.edge_id)
+    try:
+        if asked.nonce is None or asked.proof is None:
+            return fences.admit(call.asking.actor, edge_id, incarnation)
+        nonce = _bytes("nonce", asked.nonce, _NONCE_BYTES)
+        who = EdgeIdentity(call.asking.actor, edge_id, incarnation, nonce)
+        return fences.readmit(who, _bytes("proof", asked.proof, _PROOF_BYTES))
+    except IncarnationTakenError:
+        raise ProblemError(
+            "edge_taken", "This incarnation takes part already: each start of a process draws a new one."
+        ) from None
+    except TooManyEdgesError as error:
+        raise ProblemError("too_many_edges", str(error), headers={"Retry-After": "10"}) from None
 
 
 def _edge_id(call: Call[Any, Any], given: str | None) -> str:

@@ -14,6 +14,8 @@ class ConnectedEdge(View, frozen=True, kw_only=True):
     """One incarnation of an edge."""
 
     id: str
+    root_key_id: str
+    """The root key that it takes part with."""
     incarnation: str
     version: str
     position: Position
@@ -50,6 +52,7 @@ async def get_edges(call: Call[Any, Any]) -> Reply:
     items = [
         ConnectedEdge(
             id=edge.edge_id,
+            root_key_id=edge.root_key_id,
             incarnation=edge.incarnation,
             version=edge.version,
             position=edge.position,

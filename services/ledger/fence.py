@@ -7,11 +7,9 @@ can run it. The rules by number are those of docs/fence.md.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import sha256
 from typing import Final, Protocol
 
 import msgspec
@@ -20,22 +18,21 @@ from keyledger_edge import (
     UNKNOWN,
     Change,
     ChangeMessage,
+    EdgeIdentity,
     Grant,
     KeyFacts,
     LeaseRequest,
     Unknown,
     next_chain,
     read_request,
-    request_is_sealed,
     seal_grant,
     write_changes,
 )
+from services.ledger.lease_table import EdgeBounds, LeasedEdge, LeaseTable
 
-_NS: Final = 1_000_000_000
 _KEPT_CHANGES: Final = 100_000
 _KEPT_FENCES: Final = 10_000
 _MAX_GRANTED_CHANGES: Final = 4_000
-_FORGET_EDGES_AFTER_NS: Final = 600 * _NS
 
 
 class Clock(Protocol):
@@ -105,27 +102,12 @@ class EdgeView(msgspec.Struct, frozen=True, kw_only=True):
     """Who is connected, for people."""
 
     edge_id: str
+    root_key_id: str
     incarnation: str
     version: str
     position: str
     lease_left_ms: int
     last_heard_ms: int
-
-
-class _Edge:
-    """One incarnation of an edge, as the lease table knows it."""
-
-    __slots__ = ("edge_id", "ends", "heard", "incarnation", "known", "number", "position", "version")
-
-    def __init__(self, edge_id: str, incarnation: bytes) -> None:
-        self.edge_id = edge_id
-        self.incarnation = incarnation
-        self.ends = 0
-        self.heard = 0
-        self.known = 0
-        self.number = 0
-        self.position = 0
-        self.version = ""
 
 
 class _Fence:
@@ -137,7 +119,11 @@ class _Fence:
     )  # fmt: skip
 
     def __init__(
-        self, positions: tuple[int, ...], committed_ns: int, committed_at: int, waiting: dict[bytes, int]
+        self,
+        positions: tuple[int, ...],
+        committed_ns: int,
+        committed_at: int,
+        waiting: dict[EdgeIdentity, int],
     ) -> None:
         self.positions = positions
         self.position = positions[-1]
@@ -170,13 +156,15 @@ class FenceKeeper:
         master_key: bytes,
         publish: Callable[[bytes], None],
         record_receipt: Callable[[FenceReceipt], None],
+        may_connect: Callable[[str], bool] = lambda _root_key_id: True,
+        bounds: EdgeBounds | None = None,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._clock = clock
         self._terms = terms
         self._partition = partition
         self._epoch = epoch
-        self._master_key = master_key
+        self._may_connect = may_connect
         self._publish = publish
         self._record_receipt = record_receipt
         self._lineage = random_bytes(8)
@@ -187,7 +175,7 @@ class FenceKeeper:
         self._changes: list[Change] = []
         self._change_positions: list[int] = []
         self._changes_after = head
-        self._edges: dict[bytes, _Edge] = {}
+        self._leases = LeaseTable(clock, master_key, bounds or EdgeBounds(), random_bytes)
         self._open: dict[int, _Fence] = {}
         self._fences: dict[int, _Fence] = {}
         self.owner_until_ns = 0
@@ -272,7 +260,8 @@ class FenceKeeper:
 
     def _raise_fence(self, narrowing: tuple[int, ...]) -> None:
         now = self._clock.boottime_ns()
-        waiting = {edge.incarnation: edge.ends for edge in self._edges.values() if edge.ends > now}
+        # Who never got a grant believes nothing, and is not waited for.
+        waiting = {edge.who: edge.ends for edge in self._leases if edge.ends > now}
         self._add_fence(_Fence(narrowing, now, self._clock.now(), waiting))
 
     def resume(self, positions: tuple[int, ...], committed_at: int) -> None:
@@ -293,65 +282,75 @@ class FenceKeeper:
 
     # -- what edges say ---------------------------------------------------------------------
 
-    def edge_key(self, edge_id: str, incarnation: bytes) -> bytes:
-        """The key that seals what this incarnation says and hears; any owner can derive it."""
-        return derive_edge_key(self._master_key, edge_id, incarnation)
+    def admit(self, root_key_id: str, edge_id: str, incarnation: bytes) -> LeasedEdge:
+        """Let a new incarnation take part; IncarnationTakenError or TooManyEdgesError."""
+        return self._leases.admit(root_key_id, edge_id, incarnation)
+
+    def readmit(self, who: EdgeIdentity, proof: bytes) -> LeasedEdge:
+        """An incarnation asks for the terms again; it keeps its key, and is not told it again."""
+        return self._leases.readmit(who, proof)
 
     def handle(self, data: bytes) -> tuple[str, bytes] | None:
-        """Take a request or an acknowledgement; the edge and its grant, if it asked for one."""
+        """Take a request or an acknowledgement; whom to answer, and the grant, if it asked for one."""
         request = read_request(data)
         if request is None or request.partition != self._partition:
             return None
-        key = self.edge_key(request.edge_id, request.incarnation)
-        if not request_is_sealed(data, key):
+        edge = self._leases.speaker(data, request, self._may_connect)
+        if edge is None:
             return None
         if request.epoch == self._epoch and request.vouched > self._head:
             return None  # It knows more than we do: somebody else owns the partition.
         now = self._clock.boottime_ns()
-        edge = self._heard(request, now)
-        if request.number <= edge.number:
-            return None  # An acknowledgement (0), or somebody replays what the edge once said.
-        edge.number = request.number
-        grant = self._grant(edge, request, now)
-        return None if grant is None else (request.edge_id, seal_grant(grant, key))
+        self._heard(edge, request, now)
+        grant = self._grant(edge, request, now) if self._may_be_granted(edge, request, now) else None
+        if grant is None:
+            return None
+        return f"{edge.who.root_key_id}.{edge.who.edge_id}", seal_grant(grant, edge.key)
 
-    def _heard(self, request: LeaseRequest, now: int) -> _Edge:
-        edge = self._edges.get(request.incarnation)
-        if edge is None:
-            edge = self._edges[request.incarnation] = _Edge(request.edge_id, request.incarnation)
+    def _may_be_granted(self, edge: LeasedEdge, request: LeaseRequest, now: int) -> bool:
+        """Does it ask (0 only acknowledges), once, and with a root key that still lets it take part?"""
+        return (
+            request.number > 0
+            and self._leases.takes_number(edge, request.number, now)
+            and self._may_connect(edge.who.root_key_id)
+        )
+
+    def _heard(self, edge: LeasedEdge, request: LeaseRequest, now: int) -> None:
         edge.heard = now
+        edge.spoke = True
         edge.position = request.position
         edge.version = request.version
         if request.epoch == self._epoch:
-            known = max(request.vouched, self._known_chains.get(request.chain, 0))
+            known = max(edge.proven_head(request.vouched), self._known_chains.get(request.chain, 0))
             if known > edge.known:
                 edge.known = known
                 self._acknowledge(edge, now)
-        return edge
 
-    def _acknowledge(self, edge: _Edge, now: int) -> None:
+    def _acknowledge(self, edge: LeasedEdge, now: int) -> None:
         """The edge applied everything up to `known`, and what it applied is what we sent."""
         for fence in list(self._open.values()):
-            if fence.position <= edge.known and fence.waiting.pop(edge.incarnation, None) is not None:
+            if fence.position <= edge.known and fence.waiting.pop(edge.who, None) is not None:
                 fence.acknowledged += 1
                 if not fence.waiting:
                     self._settle(fence, now)
 
-    def _grant(self, edge: _Edge, request: LeaseRequest, now: int) -> Grant | None:
+    def _grant(self, edge: LeasedEdge, request: LeaseRequest, now: int) -> Grant | None:
         remaining = self._remaining_ns(now)
         if remaining <= 0:
             return None
         stale_ms = self._terms.stale_ms(request.serve_stale_ms)
         self._book(edge, now, stale_ms)
+        edge.note_grant(self._head)
         confirmed = request.chain in self._known_chains
         changes = self._changes_since(request)
         return Grant(
-            request.incarnation,
+            request.who,
             request.number,
             self._partition,
             self._epoch,
             self._lineage,
             self._head,
+            self._last_message,
             self._chain,
             confirmed,
             changes is None,
@@ -360,7 +359,7 @@ class FenceKeeper:
             self._clock.now(),
         )
 
-    def _book(self, edge: _Edge, now: int, stale_ms: int) -> None:
+    def _book(self, edge: LeasedEdge, now: int, stale_ms: int) -> None:
         edge.ends = max(edge.ends, now + self._terms.booked_ns(stale_ms))
 
     def _changes_since(self, request: LeaseRequest) -> tuple[Change, ...] | None:
@@ -394,9 +393,7 @@ class FenceKeeper:
         now = self._clock.boottime_ns()
         for fence in list(self._open.values()):
             self._settle(fence, now)
-        gone = now - _FORGET_EDGES_AFTER_NS
-        for edge in [one for one in self._edges.values() if one.heard < gone and one.ends < now]:
-            del self._edges[edge.incarnation]
+        self._leases.forget_old(now)
 
     def _settle(self, fence: _Fence, now: int) -> None:
         if fence.held_ns is not None or now < fence.not_before or self._remaining_ns(now) <= 0:
@@ -461,20 +458,17 @@ class FenceKeeper:
         now = self._clock.boottime_ns()
         return [
             EdgeView(
-                edge_id=edge.edge_id,
-                incarnation=edge.incarnation.hex(),
+                edge_id=edge.who.edge_id,
+                root_key_id=edge.who.root_key_id,
+                incarnation=edge.who.incarnation.hex(),
                 version=edge.version,
                 position=f"{self._partition}-{edge.position}",
                 lease_left_ms=max(0, edge.ends - now) // 1_000_000,
                 last_heard_ms=(now - edge.heard) // 1_000_000,
             )
-            for edge in self._edges.values()
+            for edge in self._leases
+            if edge.spoke
         ]
-
-
-def derive_edge_key(master_key: bytes, edge_id: str, incarnation: bytes) -> bytes:
-    """One key for one incarnation of one edge; all owners of a ledger derive the same."""
-    return hmac.digest(master_key, edge_id.encode() + b"\0" + incarnation, sha256)
 
 
 class Ownership(Protocol):

@@ -15,6 +15,7 @@ import structlog
 from domain.accounts import Reservation
 from domain.changes import change_of
 from domain.commands import Asking, BootstrapRootKey, Command, RecordFence
+from domain.decisions.access import is_root, permissions_of
 from domain.desk import SYSTEM_ASKING
 from domain.errors import LedgerError
 from domain.facts import FactsBook
@@ -39,6 +40,7 @@ from services.ledger.following import Follower
 from services.ledger.group import Tools
 from services.ledger.head_watch import HeadWatch
 from services.ledger.jobs import Done, Idempotency, Mapper, Render
+from services.ledger.lease_table import EdgeBounds
 from services.ledger.loading import garbage_kept
 from services.ledger.saving import StateKeeper, take_part
 from services.ledger.sightings import Sightings
@@ -102,6 +104,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """How this ledger is set up."""
 
     lease: LeaseTerms = LeaseTerms()
+    edges: EdgeBounds = EdgeBounds()
     max_waiting: int = 20_000
     idempotency_seconds: int = 86_400
 
@@ -412,7 +415,18 @@ class Ledger:
             master_key=master_key,
             publish=self.ports.publish_change,
             record_receipt=self._receipt,
+            may_connect=self.may_connect,
+            bounds=self.terms.edges,
         )
+
+    def may_connect(self, root_key_id: str) -> bool:
+        """Is this a root key that works, as committed, and may edges take part with it?"""
+        key = self.state.keys.get(root_key_id)
+        if key is None or not is_root(key) or key.deleted or key.status(self.clock.now()) != "active":
+            return False
+        organization = self.state.organizations.get(key.organization_id) if key.organization_id else None
+        suspended = organization is not None and organization.suspended
+        return not suspended and "edges:connect" in permissions_of(key)
 
     async def _resume_fences(self) -> None:
         """Fences without a receipt go on, however long ago; edges are told of the latest changes."""

@@ -27,6 +27,7 @@ from infra.nats.edge_bus import EdgeBus as LedgerEnd
 from keyledger_edge import (
     Change,
     ConnectAnswer,
+    EdgeIdentity,
     FillAnswer,
     Grant,
     KeyFacts,
@@ -45,7 +46,8 @@ from keyledger_edge import (
     seal_grant,
 )
 from keyledger_edge._bus import EdgeBus as EdgeEnd
-from services.ledger.fence import FenceKeeper, LeaseTerms, derive_edge_key
+from services.ledger.fence import FenceKeeper, LeaseTerms
+from services.ledger.lease_table import derive_edge_key
 from tests.bench.targets import at_most
 from tests.servers import server_folder
 
@@ -61,12 +63,13 @@ ROUNDS = 300
 def leased_cache(capacity: int = 2_000_000) -> LeasedCache:
     """A cache with a lease of a day."""
     cache = LeasedCache(boottime_ns, capacity=capacity)
-    member = Membership(edge_id="edge_1", incarnation=bytes(16), key=b"k" * 32)
+    who = EdgeIdentity("key_1", "edge_1", bytes(16), bytes(24))
+    member = Membership(who=who, key=b"k" * 32, longest_lease_ns=86_400 * 10**9)
     cache.join(member)
     request = read_request(cache.request() or b"")
     assert request is not None
     grant = Grant(
-        member.incarnation, request.number, 0, 1, b"lineage1", 1, bytes(16), True, False, (),
+        who, request.number, 0, 1, b"lineage1", 1, 1, bytes(16), True, False, (),
         86_400 * 10**9, time.time_ns() // 1000,
     )  # fmt: skip
     assert cache.granted(seal_grant(grant, member.key))
@@ -313,11 +316,13 @@ async def _edges(url: str, edges: int, pipe: Connection) -> None:
 
 async def _edge(url: str, number: int) -> None:
     cache = LeasedCache(boottime_ns)
-    edge_id, incarnation = f"edge_{number}", secrets.token_bytes(16)
-    key = derive_edge_key(MASTER_KEY, edge_id, incarnation)
-    cache.join(Membership(edge_id=edge_id, incarnation=incarnation, key=key))
+    drawn_at = (time.time_ns() // 1_000).to_bytes(8, "big")
+    who = EdgeIdentity("key_1", f"edge_{number}", secrets.token_bytes(16), drawn_at + secrets.token_bytes(16))
+    key = derive_edge_key(MASTER_KEY, who)
+    cache.join(Membership(who=who, key=key, longest_lease_ns=1_980_000_000))
     terms = ConnectAnswer(
-        edge_id=edge_id, edge_key=key.hex(), keyspaces=[], lease_ms=2_000, ping_ms=250, drift=0.01,
+        edge_id=who.edge_id, root_key_id=who.root_key_id, nonce=who.nonce.hex(), edge_key=key.hex(),
+        keyspaces=[], lease_ms=2_000, ping_ms=250, drift=0.01, max_serve_stale_ms=0,
         partition=0, epoch=1, nats_urls=[url],
     )  # fmt: skip
     saying: set[asyncio.Task[None]] = set()

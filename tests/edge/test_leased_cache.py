@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from keyledger_edge import (
     UNKNOWN,
     Change,
     ChangeMessage,
+    EdgeIdentity,
     FillAnswer,
     Grant,
     KeyFacts,
@@ -23,7 +25,8 @@ from keyledger_edge import (
 
 MS = 1_000_000
 KEY = b"k" * 32
-ME = Membership(edge_id="edge_1", incarnation=b"i" * 16, key=KEY)
+WHO = EdgeIdentity("key_1", "edge_1", b"i" * 16, b"n" * 24)
+ME = Membership(who=WHO, key=KEY, longest_lease_ns=1_500 * MS)
 SECRET, OTHER = bytes(32), b"\1" * 32
 CHAIN, LINEAGE = b"c" * 16, b"lineage1"
 
@@ -43,6 +46,7 @@ class Edge:
         self.clock = Clock()
         self.cache = LeasedCache(self.clock, **options)
         self.cache.join(ME)
+        self.chain, self.last_message = CHAIN, 0
 
     def ask(self) -> int:
         data = self.cache.request()
@@ -52,10 +56,12 @@ class Edge:
         return request.number
 
     def grant(self, number: int, head: int, *changes: Change, key: bytes = KEY, **other: object) -> bool:
+        if changes:
+            self.chain, self.last_message = next_chain(self.chain, b"unheard"), changes[-1].position
         fields = {
-            "incarnation": ME.incarnation, "number": number, "partition": 0, "epoch": 0, "lineage": LINEAGE,
-            "head": head, "chain": CHAIN, "confirmed": True, "reset": False, "changes": changes,
-            "lease_ns": 1000 * MS, "utc": 5_000_000,
+            "who": ME.who, "number": number, "partition": 0, "epoch": 0, "lineage": LINEAGE,
+            "head": head, "last_message": self.last_message, "chain": self.chain, "confirmed": True,
+            "reset": False, "changes": changes, "lease_ns": 1000 * MS, "utc": 5_000_000,
         }  # fmt: skip
         return self.cache.granted(seal_grant(Grant(**{**fields, **other}), key))  # type: ignore[arg-type]  # a table of fields
 
@@ -73,6 +79,7 @@ class Edge:
         self, prev: int, position: int, *changes: Change, lineage: bytes = LINEAGE, epoch: int = 0
     ) -> bytes:
         data = write_changes(ChangeMessage(0, epoch, lineage, prev, position, changes))
+        self.chain, self.last_message = next_chain(self.chain, data), position
         self.answer = self.cache.changed(data)
         return data
 
@@ -141,7 +148,7 @@ def test_a_reset_or_another_epoch_empties_the_memory(other: dict[str, object]) -
 
 
 @pytest.mark.parametrize(
-    "other", [{"key": b"x" * 32}, {"number": 99}, {"incarnation": b"j" * 16}, {"partition": 1}]
+    "other", [{"key": b"x" * 32}, {"number": 99}, {"who": replace(WHO, nonce=b"o" * 24)}, {"partition": 1}]
 )
 def test_a_grant_that_is_not_an_answer_to_us_gives_nothing(other: dict[str, object]) -> None:
     edge = Edge()
@@ -311,7 +318,7 @@ def test_time_is_the_ledgers_and_never_goes_back() -> None:
 
 def test_a_stale_bound_lengthens_the_lease_and_shows() -> None:
     edge = Edge()
-    edge.cache.join(Membership(edge_id="edge_1", incarnation=ME.incarnation, key=KEY, serve_stale_ms=500))
+    edge.cache.join(replace(ME, serve_stale_ms=500))
     edge.leased(lease_ns=1500 * MS)
     edge.clock.ns += 999 * MS
 
@@ -327,7 +334,74 @@ def test_a_stale_bound_lengthens_the_lease_and_shows() -> None:
 def test_a_new_incarnation_knows_nothing() -> None:
     edge = Edge().leased()
     edge.fill(10)
-    edge.cache.join(Membership(edge_id="edge_1", incarnation=b"j" * 16, key=KEY))
+    edge.cache.join(replace(ME, who=replace(WHO, incarnation=b"j" * 16)))
 
     assert edge.cache.facts_of(SECRET) is UNKNOWN
     assert len(edge.cache) == 0
+
+
+def test_a_grant_runs_no_longer_than_the_terms_that_were_told() -> None:
+    edge = Edge().leased(lease_ns=3_600_000 * MS)
+    edge.clock.ns += 1_499 * MS
+
+    assert edge.cache.has_lease
+
+    edge.clock.ns += 1 * MS
+
+    assert not edge.cache.has_lease
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"head": 9},
+        {"head": 30, "last_message": 31},
+        {"head": 1 << 50, "chain": b"another chain..."},
+        {"head": 30, "last_message": 25},
+        {"head": 30, "chain": b"another chain...", "last_message": 25},
+    ],
+    ids=["back", "chain beyond head", "another chain", "later message", "unexplained"],
+)
+def test_a_head_that_moves_without_its_chain_makes_the_edge_forget_everything(
+    other: dict[str, object],
+) -> None:
+    edge = Edge().leased()
+    edge.fill(10)
+
+    assert not edge.grant(**{"number": edge.ask(), **other})  # type: ignore[arg-type]  # a table of fields
+    assert len(edge.cache) == 0
+    assert not edge.cache.has_lease
+    assert not edge.fill(15)
+
+    edge.leased(40)
+
+    assert edge.fill(40)
+    assert edge.knows()
+
+
+def test_a_change_that_a_grant_kept_silent_about_makes_the_edge_forget_everything() -> None:
+    edge = Edge().leased()
+    edge.fill(10)
+    edge.leased(1 << 50)  # somebody who has its key says that nothing will change for long
+
+    assert edge.knows()
+
+    edge.clock.ns += 100 * MS
+    edge.hear(10, 11, Change(11, "organization", "org_9"))
+
+    assert not edge.knows()
+    assert len(edge.cache) == 0
+    assert edge.answer is not None
+    said = read_request(edge.answer)
+    assert said is not None
+    assert (said.number, said.epoch, said.vouched) == (3, -1, 0)
+
+
+def test_a_change_that_a_grant_overtook_is_no_contradiction() -> None:
+    edge = Edge().leased()
+    edge.fill(10)
+    edge.grant(edge.ask(), 20, Change(15, "organization", "org_9"))
+    edge.hear(10, 15, Change(15, "organization", "org_9"))
+
+    assert edge.knows()
+    assert edge.cache.position == 20

@@ -9,14 +9,17 @@ import pytest
 from keyledger_edge import (
     UNKNOWN,
     Change,
+    EdgeIdentity,
     Grant,
     LeaseRequest,
     next_chain,
     open_grant,
+    prove_identity,
     read_changes,
     seal_request,
 )
-from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms, OwnedFacts, derive_edge_key
+from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms, OwnedFacts
+from services.ledger.lease_table import EdgeBounds, IncarnationTakenError, TooManyEdgesError
 
 MS = 1_000_000
 MASTER_KEY = b"m" * 32
@@ -37,8 +40,9 @@ class Clock:
 class Ledger:
     """A keeper whose lock is confirmed, and that came to be long ago."""
 
-    def __init__(self, *, settled: bool = True, head: int = 10) -> None:
-        self.clock = Clock()
+    def __init__(self, *, settled: bool = True, head: int = 10, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
+        self.dead_root_keys: set[str] = set()
         self.sent: list[bytes] = []
         self.receipts: list[FenceReceipt] = []
         self.keeper = FenceKeeper(
@@ -50,6 +54,8 @@ class Ledger:
             master_key=MASTER_KEY,
             publish=self.sent.append,
             record_receipt=self.receipts.append,
+            may_connect=lambda root_key_id: root_key_id not in self.dead_root_keys,
+            bounds=EdgeBounds(per_root_key=20, total=50),
         )
         if settled:
             self.pass_ms(5_000)
@@ -79,19 +85,18 @@ class Ledger:
 class Edge:
     """What an edge says, and nothing of what it does."""
 
-    def __init__(self, ledger: Ledger, name: str = "edge_1", **said: object) -> None:
+    def __init__(self, ledger: Ledger, name: str = "edge_1", root_key_id: str = "key_1") -> None:
         self.ledger = ledger
-        self.name = name
-        self.incarnation = name.encode().ljust(16, b".")
-        self.key = derive_edge_key(MASTER_KEY, name, self.incarnation)
+        admitted = ledger.keeper.admit(root_key_id, name, name.encode().ljust(16, b"."))
+        self.who, self.key = admitted.who, admitted.key
         self.number = 0
         self.vouched, self.chain, self.epoch = 0, bytes(16), -1
         self.stale_ms = 0
+        self.version = "v"
 
-    def say(self, number: int, *, key: bytes | None = None) -> Grant | None:
+    def say(self, number: int, *, key: bytes | None = None, who: EdgeIdentity | None = None) -> Grant | None:
         request = LeaseRequest(
-            self.name,
-            self.incarnation,
+            who or self.who,
             number,
             0,
             self.epoch,
@@ -99,7 +104,7 @@ class Edge:
             self.chain,
             0,
             self.stale_ms,
-            "v",
+            self.version,
         )
         answered = self.ledger.keeper.handle(seal_request(request, key or self.key))
         return open_grant(answered[1], self.key) if answered is not None else None
@@ -363,6 +368,171 @@ def test_who_is_connected_can_be_seen(ledger: Ledger) -> None:
     [view] = ledger.keeper.edges()
 
     assert (view.edge_id, view.lease_left_ms, view.last_heard_ms) == ("edge_1", 910, 100)
+
+
+def stranger(edge: Edge, root_key_id: str = "key_2", at: Ledger | None = None) -> Edge:
+    """Somebody with another root key who overheard the edge's ids."""
+    other = Edge.__new__(Edge)
+    other.ledger = at or edge.ledger
+    admitted = other.ledger.keeper.admit(root_key_id, edge.who.edge_id, edge.who.incarnation)
+    other.who, other.key = admitted.who, admitted.key
+    other.number, other.stale_ms, other.version = 0, 0, "v"
+    other.vouched, other.chain, other.epoch = 0, bytes(16), -1
+    return other
+
+
+def test_an_incarnation_connects_once(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+
+    with pytest.raises(IncarnationTakenError):
+        stranger(edge)
+    with pytest.raises(IncarnationTakenError):
+        stranger(edge, "key_1")
+
+
+def test_the_incarnation_itself_may_ask_again_and_nobody_else(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    again = ledger.keeper.readmit(edge.who, prove_identity(edge.who, edge.key))
+
+    assert (again.who, again.key) == (edge.who, edge.key)
+    with pytest.raises(IncarnationTakenError):
+        ledger.keeper.readmit(edge.who, prove_identity(edge.who, b"x" * 32))
+
+
+def test_a_stranger_with_overheard_ids_acknowledges_for_nobody_else() -> None:
+    before = Ledger()
+    edge = Edge(before)
+    edge.ask()
+    ledger = Ledger(clock=before.clock)  # a fail-over: who takes part is not known yet
+    other = stranger(edge, at=ledger)
+    edge.ledger = ledger
+    edge.ask()
+    ledger.revoke(11)
+    other.ask()
+    other.apply(ledger.sent[0])
+    other.say(0)
+
+    assert other.key != edge.key
+    assert other.say(0, who=edge.who) is None
+    assert not ledger.held(11)
+
+    edge.say(0)
+    assert not ledger.held(11)
+
+    edge.apply(ledger.sent[0])
+    edge.say(0)
+
+    assert ledger.held(11)
+
+
+def test_what_it_was_vouched_for_counts_only_where_this_owner_granted_just_that(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+    ledger.revoke(11)
+    edge.vouched, edge.chain = 11, b"never heard of.."
+    edge.say(0)
+
+    assert not ledger.held(11)
+
+    edge.ask()
+    edge.say(0)
+
+    assert ledger.held(11)
+
+
+def test_a_number_that_jumps_is_not_taken_and_ends_nothing(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+
+    assert edge.say(1 << 62) is None
+    assert edge.ask().number == 2
+
+    after = Ledger(clock=ledger.clock)
+    edge.ledger = after
+
+    assert edge.say(1 << 62) is None
+    assert edge.ask().number == 3
+
+
+def test_numbers_go_on_after_a_long_silence(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+    edge.number = 14_000  # it pinged for an hour, and nothing came through
+    ledger.pass_ms(3_600_000)
+    ledger.confirm()
+
+    assert edge.ask().number == 14_001
+
+
+def test_one_root_key_takes_so_many_edges_and_the_dead_make_room(ledger: Ledger) -> None:
+    edges = [Edge(ledger, f"edge_{n}") for n in range(20)]
+    edges[0].ask()
+    with pytest.raises(TooManyEdgesError):
+        Edge(ledger, "edge_20")
+    Edge(ledger, "edge_other", "key_2").ask()
+    ledger.pass_ms(11_011)
+    ledger.confirm()
+    Edge(ledger, "edge_20").ask()
+
+    assert len(ledger.keeper.edges()) == 2
+
+
+def test_all_root_keys_together_take_so_many_edges_and_an_owner_takes_in_no_more() -> None:
+    ledger = Ledger()
+    edges = [Edge(ledger, f"edge_{n}", f"key_{n % 5}") for n in range(50)]
+    with pytest.raises(TooManyEdgesError):
+        Edge(ledger, "edge_50", "key_6")
+    after = Ledger(clock=ledger.clock)
+    for number in range(20):
+        Edge(after, f"own_{number}", "key_0")
+    edges[0].ledger = edges[1].ledger = after
+
+    assert edges[0].say(1) is None
+    assert edges[1].ask().number == 1
+
+
+def test_edges_that_were_never_granted_anything_make_no_fence_wait(ledger: Ledger) -> None:
+    for number in range(20):
+        Edge(ledger, f"edge_{number}").say(0)
+    ledger.revoke(11)
+
+    assert ledger.held(11)
+
+
+def test_a_root_key_that_died_ends_its_edges_and_their_words_still_count(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+    ledger.dead_root_keys.add("key_1")
+    ledger.revoke(11)
+
+    assert edge.say(2) is None
+    assert not ledger.held(11)
+
+    edge.apply(ledger.sent[0])
+    edge.say(0)
+
+    assert ledger.held(11)
+
+
+def test_a_new_owner_takes_in_no_edge_of_a_dead_root_key(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    after = Ledger(clock=ledger.clock)
+    after.dead_root_keys.add("key_1")
+    edge.ledger = after
+
+    assert edge.say(1) is None
+    assert after.keeper.edges() == []
+
+
+def test_a_long_version_is_no_request(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.version = "v" * 65
+
+    assert edge.say(1) is None
+
+    edge.version = "v" * 64
+
+    assert edge.say(1) is not None
 
 
 def test_owned_facts_stop_when_the_lock_is_in_doubt(ledger: Ledger) -> None:

@@ -11,6 +11,7 @@ from keyledger_edge import (
     NO_USE,
     Change,
     ChangeMessage,
+    EdgeIdentity,
     FillAnswer,
     KeyFacts,
     KeyspaceView,
@@ -30,7 +31,8 @@ from keyledger_edge import (
     read_changes,
     write_changes,
 )
-from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms, OwnedFacts, derive_edge_key
+from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms, OwnedFacts
+from services.ledger.lease_table import derive_edge_key
 from tests.simulation.checker import Checker, Subject
 from tests.simulation.world import MS, SECOND, Callback, Machine, World
 
@@ -517,11 +519,19 @@ class EdgeMachine(Machine):
 
     def start(self) -> None:
         self.cache = self.cluster.parts.cache(self.clock, capacity=4096, tombstone_capacity=16)
-        incarnation = self.world.random.randbytes(16)
-        key = derive_edge_key(MASTER_KEY, self.name, incarnation)
-        stale_ms = self.world.random.choice((0, self.cluster.terms.max_serve_stale_ms))
+        terms = self.cluster.terms
+        stale_ms = self.world.random.choice((0, terms.max_serve_stale_ms))
+        randbytes = self.world.random.randbytes
+        drawn_at = (1_700_000_000_000_000 + self.world.now // 1000).to_bytes(8, "big")
+        who = EdgeIdentity("key_fleet", self.name, randbytes(16), drawn_at + randbytes(16))
+        longest = int((terms.lease_ms + stale_ms) * MS * (1 - terms.drift))
         self.cache.join(
-            Membership(edge_id=self.name, incarnation=incarnation, key=key, serve_stale_ms=stale_ms)
+            Membership(
+                who=who,
+                key=derive_edge_key(MASTER_KEY, who),
+                longest_lease_ns=longest,
+                serve_stale_ms=stale_ms,
+            )
         )
         self.verifier = self.cluster.parts.verifier(
             self.cache, KEYSPACES, limiter=RateLimiter(self.time), ledger=self, memory=self.cache

@@ -14,22 +14,23 @@ from keyledger_edge import (
     Verifier,
     read_changes,
 )
-from services.ledger.fence import FenceKeeper, _Edge, _Fence
+from services.ledger.fence import FenceKeeper, _Fence
+from services.ledger.lease_table import LeasedEdge
 from tests.simulation.cluster import Parts
 
 
 class AcknowledgementWithoutProof(FenceKeeper):
     """Rule 10: the ledger believes an edge's position, whoever told the edge."""
 
-    def _heard(self, request: LeaseRequest, now: int) -> _Edge:
+    def _heard(self, edge: LeasedEdge, request: LeaseRequest, now: int) -> None:
         self._known_chains.setdefault(request.chain, request.position)
-        return super()._heard(request, now)
+        super()._heard(edge, request, now)
 
 
 class StaleBoundNotBooked(FenceKeeper):
     """Rule 11: the fence does not wait for edges that chose to serve stale."""
 
-    def _book(self, edge: _Edge, now: int, stale_ms: int) -> None:
+    def _book(self, edge: LeasedEdge, now: int, stale_ms: int) -> None:
         super()._book(edge, now, 0)
 
 
@@ -137,7 +138,7 @@ class LedgerForgetsLeases(FenceKeeper):
 class BooksTooLittle(FenceKeeper):
     """Rule 1: the ledger waits only for half of what it granted."""
 
-    def _book(self, edge: _Edge, now: int, stale_ms: int) -> None:
+    def _book(self, edge: LeasedEdge, now: int, stale_ms: int) -> None:
         edge.ends = max(edge.ends, now + self._terms.booked_ns(stale_ms) // 2)
 
 

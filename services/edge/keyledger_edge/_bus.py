@@ -62,7 +62,7 @@ class EdgeBus:
             raise BusUnreachableError(type(error).__name__) from None
         bus = cls(client)
         try:
-            await client.subscribe(f"{GRANT_SUBJECT}.{terms.edge_id}", cb=hear_grant)
+            await client.subscribe(f"{GRANT_SUBJECT}.{terms.root_key_id}.{terms.edge_id}", cb=hear_grant)
             await client.subscribe(CHANGES_SUBJECT, cb=hear_changes)
             await client.flush(_CONNECT_SECONDS)
         except (OSError, Error) as error:

@@ -7,7 +7,7 @@ The rules by number are those of docs/fence.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,7 @@ from keyledger_edge._memory import Entry, Memory
 from keyledger_edge._messages import (
     Change,
     ChangeMessage,
+    EdgeIdentity,
     FillAnswer,
     Grant,
     LeaseRequest,
@@ -42,13 +43,22 @@ UNKNOWN: Final = Unknown()
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
     """Who this edge is to the ledger, in this incarnation."""
 
-    edge_id: str
-    incarnation: bytes
+    who: EdgeIdentity
     key: bytes
     """Seals this incarnation's requests and grants."""
+    longest_lease_ns: int
+    """By the terms it was told: no grant runs for longer, whatever it says (rule 14)."""
     partition: int = 0
     serve_stale_ms: int = 0
     version: str = ""
+
+
+class _Asked(NamedTuple):
+    """A request that is not answered yet."""
+
+    at: int
+    chain: bytes
+    last_message: int
 
 
 class Counters:
@@ -106,12 +116,13 @@ class LeasedCache:
         self.lease = Lease(clock_ns, self._memory.welcomes)
         self._utc_offset = 0
         self._number = 0
-        self._sent: dict[int, int] = {}
+        self._sent: dict[int, _Asked] = {}
         self._epoch = -1
         self._lineage = b""
         self._vouched = 0
         self._position = 0
         self._chain = _NO_CHAIN
+        self._last_message = 0
         self._stale_from = 0
         self.at = 0
         """The ledger's time of day at the last look-up, microseconds."""
@@ -195,7 +206,7 @@ class LeasedCache:
     @property
     def incarnation(self) -> bytes | None:
         """This process's life, as the ledger knows it."""
-        return self._member.incarnation if self._member else None
+        return self._member.who.incarnation if self._member else None
 
     def now_utc(self) -> int:
         """The ledger's time of day, advanced on our clock; microseconds."""
@@ -212,6 +223,11 @@ class LeasedCache:
         self._member = member
         self._memory.partition = member.partition
 
+    def retold(self, longest_lease_ns: int) -> None:
+        """The same incarnation was told the terms again."""
+        if self._member is not None:
+            self._member = msgspec.structs.replace(self._member, longest_lease_ns=longest_lease_ns)
+
     def leave(self) -> None:
         """Give everything up: after a fork, a restore of the machine, or at the end."""
         self._member = None
@@ -224,7 +240,7 @@ class LeasedCache:
         self._memory.clear()
         self._tombstones.start_from(position)
         self._epoch = epoch
-        self._vouched = self._position = position
+        self._vouched = self._position = self._last_message = position
         self._chain = _NO_CHAIN
         self._lineage = b""
 
@@ -237,7 +253,7 @@ class LeasedCache:
         self._number += 1
         if len(self._sent) >= _MAX_OUTSTANDING:
             del self._sent[next(iter(self._sent))]
-        self._sent[self._number] = self._clock()
+        self._sent[self._number] = _Asked(self._clock(), self._chain, self._last_message)
         return self._sealed(self._number)
 
     def acknowledgement(self) -> bytes | None:
@@ -249,8 +265,7 @@ class LeasedCache:
         assert member is not None, "only a member speaks to the ledger"
         return seal_request(
             LeaseRequest(
-                member.edge_id,
-                member.incarnation,
+                member.who,
                 number,
                 member.partition,
                 self._epoch,
@@ -264,25 +279,50 @@ class LeasedCache:
         )
 
     def granted(self, data: bytes) -> bool:
-        """Take a grant; False when it is forged, late, or not an answer to us."""
+        """Take a grant; False when it is forged, late, not an answer to us, or does not follow."""
         member = self._member
         grant = open_grant(data, member.key) if member is not None else None
         if (
             grant is None
             or member is None
-            or grant.incarnation != member.incarnation
+            or grant.who != member.who
             or grant.partition != member.partition
-            or (sent := self._sent.pop(grant.number, None)) is None
+            or (asked := self._sent.pop(grant.number, None)) is None
         ):
             self.counters.grants_refused += 1
             return False
         # Grants count in the order they were asked for: an older one knows less.
         for number in [one for one in self._sent if one < grant.number]:
             del self._sent[number]
+        if not self._goes_on(grant, asked):
+            self.counters.grants_refused += 1
+            self._disown()
+            return False
         self._catch_up(grant)
-        self._extend(grant, sent)
+        self._extend(grant, asked.at)
         self.counters.grants += 1
         return True
+
+    def _goes_on(self, grant: Grant, asked: _Asked) -> bool:
+        """Rule 14: does the head move with its chain, and the chain with what explains it?"""
+        if grant.last_message > grant.head:
+            return False
+        if grant.reset or grant.epoch != self._epoch:
+            return True
+        if grant.head < self._vouched:
+            return False
+        if grant.lineage != self._lineage or not grant.confirmed:
+            return True  # Another ledger process, which answers for all since `vouched` by what it carries.
+        if grant.chain == asked.chain:
+            return grant.last_message == asked.last_message
+        return any(asked.last_message < change.position <= grant.last_message for change in grant.changes)
+
+    def _disown(self) -> None:
+        """What we were told cannot all be true: remember nothing, and begin anew with the next grant."""
+        self.counters.resets += 1
+        self.keyspace_changes += 1
+        self.lease.ends = 0
+        self._forget(0, -1)
 
     def _catch_up(self, grant: Grant) -> None:
         """Rule 3: changes first, then the lease."""
@@ -298,16 +338,18 @@ class LeasedCache:
             self._apply(change)
         self._vouched = self._position = grant.head
         self._chain = grant.chain
+        self._last_message = grant.last_message
         self._lineage = grant.lineage
 
     def _extend(self, grant: Grant, sent: int) -> None:
         """Rule 1: the lease counts from when we asked, not from when we were answered."""
         member = self._member
         assert member is not None, "granted to a member"
-        ends = sent + grant.lease_ns
+        lease_ns = min(grant.lease_ns, member.longest_lease_ns)
+        ends = sent + lease_ns
         if ends > self.lease.ends:
             self.lease.ends = ends
-            self._stale_from = ends - min(grant.lease_ns, member.serve_stale_ms * 1_000_000)
+            self._stale_from = ends - min(lease_ns, member.serve_stale_ms * 1_000_000)
         # Rule 11. The ledger read its time after `sent`, so ours is never behind; and it never
         # goes back behind a time that something was judged with.
         self._utc_offset = max(grant.utc - sent // 1000, self.at - self._clock() // 1000)
@@ -321,6 +363,10 @@ class LeasedCache:
         if message is None or member is None or message.partition != member.partition:
             return None
         if message.epoch == self._epoch and message.position <= self._position:
+            if message.lineage == self._lineage and message.position > self._last_message:
+                # Rule 14: a grant said that nothing changed up to here, and something did.
+                self._disown()
+                return self._hurried_request()
             return None
         if not self._follows(message):
             # Rule 4: a hole, another ledger process or another epoch; only a grant can help.
@@ -328,7 +374,7 @@ class LeasedCache:
             return self._hurried_request()
         for change in message.changes:
             self._apply(change)
-        self._position = message.position
+        self._position = self._last_message = message.position
         self._chain = next_chain(self._chain, data)
         # Rule 5: only now.
         return self.acknowledgement()
@@ -336,7 +382,7 @@ class LeasedCache:
     def _hurried_request(self) -> bytes | None:
         """A request out of turn, but no flood of them."""
         last = self._sent.get(self._number)
-        if last is not None and self._clock() - last < _HURRY_NS:
+        if last is not None and self._clock() - last.at < _HURRY_NS:
             return None
         return self.request()
 

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from keyledger_edge._leased_cache import LeasedCache, Membership
 from keyledger_edge._ledger_client import LedgerClient
-from keyledger_edge._messages import ConnectAnswer, ConnectRequest, KeyspaceView
-from keyledger_edge.errors import EdgeError
+from keyledger_edge._messages import (
+    ConnectAnswer,
+    ConnectRequest,
+    EdgeIdentity,
+    KeyspaceView,
+    prove_identity,
+)
+from keyledger_edge.errors import EdgeError, LedgerUnreachableError, RefusedByLedgerError
 
 if TYPE_CHECKING:
     from keyledger_edge._bus import EdgeBus
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
 _PAUSE_SECONDS: Final = 0.05
 _MAX_PAUSE_SECONDS: Final = 1.0
 _LOST_AFTER_LEASES: Final = 2
+_CONFLICT: Final = 409
+_MOST_UNANSWERED: Final = 2
 
 
 class EdgeLink:
@@ -42,7 +50,11 @@ class EdgeLink:
         self._keyspace_ids = keyspace_ids
         self._serve_stale_ms = serve_stale_ms
         self._terms: ConnectAnswer | None = None
-        self._incarnation = b""
+        self._member: Membership | None = None
+        self._ignored = False
+        """NATS took our requests, and no grant came."""
+        self._unanswered = 0
+        """How often we were ignored though the ledger answers over HTTP."""
         self._tasks: list[asyncio.Task[None]] = []
         self._saying: set[asyncio.Task[None]] = set()
         self._bus: EdgeBus | None = None
@@ -123,39 +135,65 @@ class EdgeLink:
         self._bus = self._leased = None
 
     async def _join(self) -> None:
-        self._incarnation = secrets.token_bytes(16)
-        self._accept(await self._introduce())
-
-    async def _introduce_again(self) -> None:
-        """The ledger may have come back with another NATS, other keyspaces, or another key for us."""
-        known, terms = self._terms, await self._introduce()
-        if known is not None and (known.edge_key, known.partition) == (terms.edge_key, terms.partition):
-            self._terms = terms
-        else:
-            self._accept(terms)
-
-    def _accept(self, terms: ConnectAnswer) -> None:
-        self._terms = terms
-        self._cache.join(
-            Membership(
-                edge_id=terms.edge_id,
-                incarnation=self._incarnation,
-                key=bytes.fromhex(terms.edge_key),
-                partition=terms.partition,
-                serve_stale_ms=self._serve_stale_ms,
-                version=self._version,
-            )
-        )
-
-    async def _introduce(self) -> ConnectAnswer:
-        terms = await self.client.connect(
+        """Take part as a new incarnation: no memory, no lease."""
+        incarnation = secrets.token_bytes(16)
+        terms = await self._introduce(
             ConnectRequest(
                 edge_id=self.edge_id,
-                incarnation=self._incarnation.hex(),
+                incarnation=incarnation.hex(),
                 version=self._version,
                 keyspace_ids=self._keyspace_ids,
             )
         )
+        if terms.edge_key is None:
+            raise LedgerUnreachableError("The ledger told no edge key.")
+        self._ignored, self._unanswered = False, 0
+        self._member = Membership(
+            who=EdgeIdentity(terms.root_key_id, terms.edge_id, incarnation, bytes.fromhex(terms.nonce)),
+            key=bytes.fromhex(terms.edge_key),
+            longest_lease_ns=self._longest_lease_ns(terms),
+            partition=terms.partition,
+            serve_stale_ms=self._serve_stale_ms,
+            version=self._version,
+        )
+        self._cache.join(self._member)
+
+    def _longest_lease_ns(self, terms: ConnectAnswer) -> int:
+        stale_ms = min(self._serve_stale_ms, terms.max_serve_stale_ms)
+        return int((terms.lease_ms + stale_ms) * 1_000_000 * (1 - terms.drift))
+
+    async def _introduce_again(self) -> None:
+        """The ledger may have come back with another NATS, other terms, or without knowing us.
+
+        We prove who we are and keep our memory. A ledger that does not take the proof, or that
+        answers here and grants nothing, gets us as a new incarnation.
+        """
+        member = self._member
+        if member is None or self._unanswered >= _MOST_UNANSWERED:
+            return await self._join()
+        try:
+            terms = await self._introduce(
+                ConnectRequest(
+                    edge_id=member.who.edge_id,
+                    incarnation=member.who.incarnation.hex(),
+                    version=self._version,
+                    keyspace_ids=self._keyspace_ids,
+                    nonce=member.who.nonce.hex(),
+                    proof=prove_identity(member.who, member.key).hex(),
+                )
+            )
+        except RefusedByLedgerError as refusal:
+            if refusal.status != _CONFLICT:
+                raise
+            return await self._join()
+        if terms.partition != member.partition:
+            return await self._join()
+        self._unanswered += self._ignored
+        self._cache.retold(self._longest_lease_ns(terms))
+        return None
+
+    async def _introduce(self, request: ConnectRequest) -> ConnectAnswer:
+        terms = self._terms = await self.client.connect(request)
         # In place: verifiers hold on to this dict.
         self.keyspaces.update({one.keyspace_id: one for one in terms.keyspaces})
         for gone in self.keyspaces.keys() - {one.keyspace_id for one in terms.keyspaces}:
@@ -206,7 +244,9 @@ class EdgeLink:
             await asyncio.sleep(terms.ping_ms / 1000)
             if self._cache.counters.grants != grants:
                 grants, heard = self._cache.counters.grants, loop.time()
+                self._ignored, self._unanswered = False, 0
             elif loop.time() - heard > lost_after:
+                self._ignored = True
                 return
 
     def _hear_grant(self, data: bytes) -> None:

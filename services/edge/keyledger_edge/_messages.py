@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -17,9 +17,16 @@ from keyledger_edge._secrets import SecretShape
 LEASE_SUBJECT: Final = "keyledger.edge.lease"
 CHANGES_SUBJECT: Final = "keyledger.edge.changes"
 GRANT_SUBJECT: Final = "keyledger.edge.grant"
-"""Followed by `.<edge id>`: an edge hears its own grants only."""
+"""Followed by `.<root key id>.<edge id>`: an edge hears the grants of its own root key only."""
 
 SEAL_LENGTH: Final = 16
+INCARNATION_LENGTH: Final = 16
+NONCE_LENGTH: Final = 24
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+_Version = Annotated[str, msgspec.Meta(max_length=64)]
+_Chain = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+_Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class KeyspaceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,21 +74,30 @@ class ConnectRequest(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     """The one it had before, if any; the ledger gives a new one otherwise."""
     incarnation: str
     """32 hex digits, new for every start and fork of a process."""
-    version: str = ""
+    version: _Version = ""
     keyspace_ids: tuple[str, ...] = ()
     """The keyspaces it serves; none means all that its root key may see."""
+    nonce: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """Of an earlier answer: the same incarnation asks for the terms again, and proves who it is."""
+    proof: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """32 hex digits that only the holder of the edge key can make (`prove_identity`)."""
 
 
 class ConnectAnswer(msgspec.Struct, kw_only=True):
     """Everything an edge needs to take part."""
 
     edge_id: str
-    edge_key: str
-    """64 hex digits: seals this incarnation's messages and grants."""
+    root_key_id: str
+    nonce: str
+    """48 hex digits, drawn by the ledger: part of who this incarnation is, and of its key."""
+    edge_key: str | None
+    """64 hex digits: seals this incarnation's messages and grants. Told once, never to who asks again."""
     keyspaces: list[KeyspaceView]
     lease_ms: int
     ping_ms: int
     drift: float
+    max_serve_stale_ms: int
+    """The longest `serve_stale` that is granted, whatever is asked for."""
     partition: int
     epoch: int
     nats_urls: list[str] = []
@@ -139,35 +155,46 @@ class ChangeMessage(msgspec.Struct, frozen=True, array_like=True):
     changes: tuple[Change, ...]
 
 
+class EdgeIdentity(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Who an edge is: no part of it alone, and nobody else has all of them."""
+
+    root_key_id: _Name
+    edge_id: _Name
+    incarnation: Annotated[bytes, msgspec.Meta(min_length=INCARNATION_LENGTH, max_length=INCARNATION_LENGTH)]
+    nonce: Annotated[bytes, msgspec.Meta(min_length=NONCE_LENGTH, max_length=NONCE_LENGTH)]
+    """Drawn by the ledger when the incarnation connected."""
+
+
 class LeaseRequest(msgspec.Struct, frozen=True, array_like=True):
     """An edge asks for a lease, or only acknowledges (`number` 0)."""
 
-    edge_id: str
-    incarnation: bytes
-    number: int
+    who: EdgeIdentity
+    number: _Number
     """Counts this incarnation's requests; the grant repeats it."""
     partition: int
     epoch: int
-    vouched: int
+    vouched: _Number
     """The head of the last grant: up to there the edge knows everything."""
-    chain: bytes
+    chain: _Chain
     """Stands for the change messages applied since: proves which, to who sent them."""
     position: int
     """Where the edge believes to be; for people."""
     serve_stale_ms: int
-    version: str
+    version: _Version
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True):
     """The ledger's answer: what changed, and how long the edge may rely on the rest."""
 
-    incarnation: bytes
+    who: EdgeIdentity
     number: int
     partition: int
     epoch: int
     lineage: bytes
     head: int
-    chain: bytes
+    last_message: int
+    """The position of the last change message up to `head`: the one that `chain` ends with."""
+    chain: _Chain
     confirmed: bool
     """The request's chain was known: all that the edge heard since `vouched` was true."""
     reset: bool
@@ -197,6 +224,11 @@ def _seal_of(payload: bytes, key: bytes) -> bytes:
 def _unsealed(data: bytes, key: bytes) -> bytes | None:
     payload = data[SEAL_LENGTH:]
     return payload if compare_digest(data[:SEAL_LENGTH], _seal_of(payload, key)) else None
+
+
+def prove_identity(who: EdgeIdentity, key: bytes) -> bytes:
+    """What shows the ledger, over HTTP, that the incarnation itself asks again."""
+    return blake2b(_encoder.encode(who), digest_size=SEAL_LENGTH, key=key, person=b"keyledger proof").digest()
 
 
 def seal_request(request: LeaseRequest, key: bytes) -> bytes:
