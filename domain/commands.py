@@ -261,11 +261,12 @@ class ReportLeak(Command, frozen=True, kw_only=True):
 
 
 class BootstrapRootKey(Command, frozen=True, kw_only=True):
-    """Make the built-in keyspace, and the first root key if there is none."""
+    """Make the built-in keyspace, and a root key of this secret if there is none."""
 
     name: str
     fingerprint: bytes
     hint: str
+    reason: str | None = None
 
 
 # -- money

@@ -120,3 +120,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """The presets that ship, by name."""
+
+ROOT_SHAPE = SecretShape(prefix=ROOT_PREFIX, format=PRESETS["default"]["secret_format"])
+"""What the secret of a root key looks like."""

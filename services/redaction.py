@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from domain.ids import ID_PATTERN
-from domain.keyspaces import PRESETS, ROOT_PREFIX
+from domain.keyspaces import PRESETS, ROOT_SHAPE
 from keyledger_edge import SecretShape, redact
 
 Redaction = Callable[[str], str]
@@ -18,7 +18,7 @@ _LONG_RUN: Final = re.compile(r"[0-9A-Za-z]{22}")
 _ID_OR_LONG_RUN: Final = re.compile(rf"({ID_PATTERN})(?![0-9A-Za-z])|[0-9A-Za-z]{{22,}}")
 _SHIPPED: Final = (
     *(SecretShape(prefix=one["prefix"], format=one["secret_format"]) for one in PRESETS.values()),
-    SecretShape(prefix=ROOT_PREFIX, format=PRESETS["default"]["secret_format"]),
+    ROOT_SHAPE,
 )
 
 _learned: list[Redaction] = []

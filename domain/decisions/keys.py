@@ -54,7 +54,7 @@ from domain.errors import (
 )
 from domain.instants import SECOND
 from domain.keys import Key
-from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, ROOT_PREFIX
+from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, ROOT_SHAPE
 from keyledger_edge import Scopes
 
 _MAX_OVERLAP_SECONDS = 90 * 86_400
@@ -415,7 +415,7 @@ def bootstrap_root_key(desk: Desk, command: BootstrapRootKey) -> Key | None:
     desk.record(
         e.KeyCreated(
             at=desk.now,
-            private=desk.private(name=command.name),
+            private=desk.private(name=command.name, reason=command.reason),
             key_id=key_id,
             keyspace_id=ROOT_KEYSPACE_ID,
             kind="solo",
@@ -440,7 +440,7 @@ def _root_keyspace(desk: Desk) -> e.KeyspaceDefined:
         name="root",
         preset=None,
         prefix=ROOT_PREFIX,
-        secret_format=PRESETS["default"]["secret_format"],
+        secret_format=ROOT_SHAPE.format,
         accepted_formats=(),
         credential_locations=("header:Authorization:Bearer",),
         tenant_locations={},

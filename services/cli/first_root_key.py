@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
-from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, ROOT_PREFIX
-from keyledger_edge import SecretShape, fingerprint
+from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_SHAPE
+from keyledger_edge import fingerprint
 from services.bootstrap import Assembled
 from services.cli.root_key import FILE_NAME, read_private, write_private
 from services.ledger.errors import CannotAnswerError
@@ -20,7 +20,7 @@ _PAUSE_SECONDS: Final = 0.1
 
 def new_root_secret() -> str:
     """A secret that a root key may have."""
-    return SecretShape(prefix=ROOT_PREFIX, format=PRESETS["default"]["secret_format"]).generate()
+    return ROOT_SHAPE.generate()
 
 
 async def ensure_root_key(assembled: Assembled, settings: Settings) -> Path | None:

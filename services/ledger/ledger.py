@@ -20,7 +20,7 @@ from domain.desk import SYSTEM_ASKING
 from domain.errors import LedgerError
 from domain.facts import FactsBook
 from domain.instants import Instant
-from domain.keyspaces import PRESETS, ROOT_PREFIX
+from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, ROOT_SHAPE
 from domain.ports import (
     CheckpointMovedError,
     Clock,
@@ -31,7 +31,7 @@ from domain.ports import (
     StateRows,
 )
 from domain.state import State
-from keyledger_edge import Change, RateLimiter, SecretShape, fingerprint, hint
+from keyledger_edge import Change, RateLimiter, fingerprint, hint
 from services.ledger.bus import Bus
 from services.ledger.errors import CannotAnswerError, Lost, NotOwnerHereError, UnavailableError
 from services.ledger.fence import Clock as FenceClock
@@ -50,6 +50,7 @@ log = structlog.get_logger()
 EDGE_KEYS_SUBJECT = "edges"
 """The data key that leases are sealed with: every owner derives the same keys from it."""
 
+_GIVEN_BESIDE_OTHERS = "KEYLEDGER_ROOT_KEY names one that was not there; the others still work"
 _STAND_BY_SECONDS = 0.1
 _SAVE_LOOK_SECONDS = 1.0
 _SAVE_SECONDS = 30.0
@@ -239,18 +240,25 @@ class Ledger:
     async def bootstrap(self, secret: str | None = None) -> str | None:
         """Make the first root key, or the one with this secret; the secret if it was made here.
 
-        None when there is a root key already.
+        None when there is a root key already. One that is given and new is made beside those that
+        there are: the log and the audit say so.
         """
-        given = secret is not None
-        if not given and any(key.keyspace_id.endswith("0" * 26) for key in self.state.keys.values()):
+        others = any(key.keyspace_id == ROOT_KEYSPACE_ID for key in self.state.keys.values())
+        if secret is None and others:
             return None
-        shape = SecretShape(prefix=ROOT_PREFIX, format=PRESETS["default"]["secret_format"])
-        text = secret if secret is not None else shape.generate()
+        text = ROOT_SHAPE.generate() if secret is None else secret
         command = BootstrapRootKey(
-            name="bootstrap", fingerprint=fingerprint(text), hint=hint(text, ROOT_PREFIX)
+            name="bootstrap",
+            fingerprint=fingerprint(text),
+            hint=hint(text, ROOT_PREFIX),
+            reason=_GIVEN_BESIDE_OTHERS if others else None,
         )
-        await self.bus.submit(command, SYSTEM_ASKING)
-        return None if given else text
+        done = await self.bus.submit(command, SYSTEM_ASKING)
+        if done.wrote and others:
+            log.warning(
+                "root_key.added", key_id=done.result.id, hint=command.hint, reason=_GIVEN_BESIDE_OTHERS
+            )
+        return text if secret is None else None
 
     # -- owning the partition
 

@@ -8,9 +8,11 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from domain import commands as c
 from domain.events import LedgerEvent
+from domain.keyspaces import ROOT_SHAPE
 from tests.api.world import Management
 
 # -- the change feed
@@ -202,6 +204,21 @@ async def test_the_audit_tells_who_what_when_and_from_where(api: Management) -> 
     assert line["ip"] == "192.0.2.7"
     assert line["after"]["name"] == "Checkout"
     assert line["request_id"].startswith("req_")
+
+
+async def test_a_root_key_that_is_given_beside_others_is_logged_and_in_the_audit(api: Management) -> None:
+    given = ROOT_SHAPE.generate()
+    with capture_logs() as logs:
+        await api.ledger.bootstrap(given)
+        await api.ledger.bootstrap(given)
+    page = (await audited(api, "?action=KeyCreated&limit=500")).json
+    (line,) = [one for one in logs if one["event"] == "root_key.added"]
+    (entry,) = [one for one in page["items"] if one["key_id"] == line["key_id"]]
+
+    assert line["log_level"] == "warning"
+    assert "KEYLEDGER_ROOT_KEY" in line["reason"]
+    assert (entry["actor"], entry["reason"]) == ("system", line["reason"])
+    assert given not in str(logs) + str(page)
 
 
 async def test_the_audit_comes_as_lines_and_as_a_table(api: Management) -> None:

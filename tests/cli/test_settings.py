@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from services.cli.first_root_key import new_root_secret
 from services.settings import Settings, SettingsError, load_settings, unknown_variables
 
 MASTER_KEY = "5a" * 32
+ROOT_KEY = new_root_secret()
 
 
 def test_nothing_set_is_one_machine_with_embedded_servers(
@@ -89,7 +91,7 @@ def test_no_secret_is_shown() -> None:
         "KEYLEDGER_DATABASE_URL": "postgresql://ledger:pass-1@db/ledger",
         "KEYLEDGER_NATS_URL": "nats://ledger:pass-2@nats",
         "KEYLEDGER_EDGE_NATS_URL": "nats://edge:pass-3@nats",
-        "KEYLEDGER_ROOT_KEY": "kl_root_pass-4",
+        "KEYLEDGER_ROOT_KEY": ROOT_KEY,
         "KEYLEDGER_API_KEY": "kl_root_pass-5",
         "KEYLEDGER_EDGE_KEY": "kl_root_pass-6",
         "KEYLEDGER_MASTER_KEY": MASTER_KEY,
@@ -97,6 +99,7 @@ def test_no_secret_is_shown() -> None:
     shown = repr(load_settings(secrets))
 
     assert "pass-" not in shown
+    assert ROOT_KEY not in shown
     assert "5a5a" not in shown
     assert "database_url=(set)" in shown
 
@@ -106,6 +109,32 @@ def test_a_wrong_secret_is_not_shown_either() -> None:
         load_settings({"KEYLEDGER_MASTER_KEY": "hunter2"})
 
     assert "hunter2" not in str(refused.value)
+
+
+CUT = slice(0, -1)
+NOT_ROOT_KEYS = [
+    "abc",
+    "kl_root_abc",
+    ROOT_KEY[CUT],
+    ROOT_KEY + "0",
+    ROOT_KEY[CUT] + ("1" if ROOT_KEY.endswith("0") else "0"),
+    ROOT_KEY.replace("kl_root_", "kl_live_"),
+    "kl_root_" + "5a" * 18,
+]
+
+
+@pytest.mark.parametrize("value", NOT_ROOT_KEYS)
+def test_what_is_no_root_key_cannot_become_one(value: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings({"KEYLEDGER_ROOT_KEY": value})
+
+    sentence = str(refused.value)
+    assert sentence.startswith("KEYLEDGER_ROOT_KEY must be a whole root key (kl_root_ + 30 base62 + CRC32")
+    assert value not in sentence
+
+
+def test_a_whole_root_key_is_taken() -> None:
+    assert load_settings({"KEYLEDGER_ROOT_KEY": f" {ROOT_KEY}\n"}).root_key == ROOT_KEY
 
 
 def test_another_process_gets_the_same_settings_by_its_environment() -> None:

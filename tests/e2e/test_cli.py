@@ -351,6 +351,15 @@ def test_a_wrong_setting_is_told_before_anything_starts() -> None:
         assert not (here.folder / "data").exists()
 
 
+def test_what_is_no_root_key_never_becomes_one() -> None:
+    with place(KEYLEDGER_ROOT_KEY="abc") as here:
+        done = here.run("up")
+
+        assert done.returncode == 2
+        assert "KEYLEDGER_ROOT_KEY must be a whole root key" in done.stderr
+        assert not (here.folder / "data").exists()
+
+
 def test_a_sidecar_answers_on_a_unix_socket(ledger: Place, acme: str) -> None:
     _, secret = make(ledger, "Near")
     edge_key = ledger.ask("keys", "create", "edge", "--root", "--permission", "edges:connect")["secret"]
