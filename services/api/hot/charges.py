@@ -97,7 +97,7 @@ class Charges:
         metering.watch.refuse_in(use, body.request_id, body.metadata)
         shown = None if keyspace is None else shown_to(keyspace, body.secret)
         if isinstance(shown, UseOutcome):
-            return self.refused(shown, keyspace, request_id)
+            return self.refused(shown, keyspace, request_id, self._ledger.state.head)
         command = ChargeUsage(
             key_id=body.key_id,
             fingerprint=shown,
@@ -115,7 +115,7 @@ class Charges:
     ) -> Answer:
         outcome, position = self._metering.outcome_of(command, done)
         if outcome.code != VALID:
-            return self.refused(outcome, keyspace, request_id)
+            return self.refused(outcome, keyspace, request_id, position)
         event = outcome.event
         assert isinstance(event, UsageCharged), "a charge records a charge"
         charge = view_of_charge(event, position, self._ledger.partition)
@@ -123,14 +123,14 @@ class Charges:
         told = ChargeAnswer(charge, charge.position, outcome.replayed, quotas, wallet_view(outcome.wallet))
         return json_answer(_CREATED, told)
 
-    def refused(self, outcome: UseOutcome, keyspace: Keyspace | None, request_id: str) -> Answer:
-        """A refused use as a problem."""
+    def refused(
+        self, outcome: UseOutcome, keyspace: Keyspace | None, request_id: str, position: int
+    ) -> Answer:
+        """A refused use as a problem, with the position on which it was decided."""
         if keyspace is None and outcome.key is not None:
             keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
         answer = refused(outcome.code, keyspace, request_id, outcome.refusal, outcome.rates)
-        position = format_position(self._ledger.partition, self._ledger.state.head)
-        answer.headers.append((b"x-keyledger-position", position.encode()))
-        return answer
+        return placed(answer, self._ledger.partition, position)
 
     # -- refunds
 
@@ -203,6 +203,12 @@ def refused(
     if rates:
         headers.append((b"retry-after", b"%d" % max(1, *(one.reset_seconds for one in rates))))
     return problem_answer(body, status, code, headers)
+
+
+def placed(answer: Answer, partition: int, position: int) -> Answer:
+    """A refusal says, too, on which state it was decided. What was written since is not in it."""
+    answer.headers.append((b"x-keyledger-position", format_position(partition, position).encode()))
+    return answer
 
 
 def _detail(code: str, refusal: Refusal | None) -> str:

@@ -24,6 +24,7 @@ from keyledger_edge import (
 from keyledger_edge import ForwardedUse as Forwarded
 from services.api.hot.answers import Answer, wire
 from services.api.hot.callers import Caller, Callers
+from services.api.hot.charges import placed
 from services.api.hot.checking import Checker, view_of_keyspace
 from services.api.hot.metering import Metering
 from services.api.hot.requests import HotRequest
@@ -101,7 +102,9 @@ class ForwardAuth:
             return _refused(error, ask, request)
         if verdict.code == VALID and verdict.facts is not None and not verdict.rate_limits:
             return self._welcome(verdict.facts, ask.proxy)
-        return self._told(verdict, view, ask, request)
+        answer = self._told(verdict, view, ask, request)
+        answer.headers.append(self._position())
+        return answer
 
     def _welcome(self, facts: KeyFacts, proxy: str | None) -> Answer:
         """The answer to a good use: it says who the key is, the same each time until the key changes."""
@@ -156,7 +159,7 @@ class ForwardAuth:
     ) -> Answer:
         try:
             _check_text("X-Keyledger-Request-Id", asked.request_id)
-            outcome, _ = await self._verify.meter(
+            outcome, position = await self._verify.meter(
                 asked.secret,
                 asked.use,
                 keyspace,
@@ -169,13 +172,13 @@ class ForwardAuth:
         except Exception as error:  # noqa: BLE001  # a proxy is answered in its own manner
             return _refused(error, ask, request)
         verdict = Verdict(outcome.code, outcome.facts, outcome.rates, None, self._ledger.partition)
-        return self._told(verdict, view_of_keyspace(keyspace), ask, request)
+        return placed(
+            self._told(verdict, view_of_keyspace(keyspace), ask, request), self._ledger.partition, position
+        )
 
     def _told(self, verdict: Verdict, view: KeyspaceView, ask: _Ask, request: HotRequest) -> Answer:
         answer = answer_verdict(verdict, view, proxy=ask.proxy, request_id=request.request_id)
-        sent = _sent(answer, verdict.code)
-        sent.headers.append(self._position())
-        return sent
+        return _sent(answer, verdict.code)
 
 
 def _refused(error: Exception, ask: _Ask, request: HotRequest) -> Answer:

@@ -11,7 +11,7 @@ from keyledger_edge import VALID
 from services.api.hot.answers import Answer, json_answer
 from services.api.hot.bodies import read_capture, read_release, read_reserve
 from services.api.hot.callers import Caller, Callers
-from services.api.hot.charges import PERMISSION, check_metering, quotas_of, refused
+from services.api.hot.charges import PERMISSION, check_metering, placed, quotas_of, refused
 from services.api.hot.metering import Metering, asked
 from services.api.hot.money_views import (
     charge_view,
@@ -52,7 +52,7 @@ class Reservations:
             if keyspace is None and outcome.key is not None:
                 keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
             answer = refused(outcome.code, keyspace, request.request_id, outcome.refusal, outcome.rates)
-            return self._placed(answer)
+            return placed(answer, self._ledger.partition, position)
         event, partition = outcome.event, self._ledger.partition
         assert isinstance(event, CreditsReserved), "a reservation records a reservation"
         view = reserved_view(event, position, partition)
@@ -68,12 +68,6 @@ class Reservations:
                 "wallet": wallet_view(outcome.wallet),
             },
         )
-
-    def _placed(self, answer: Answer) -> Answer:
-        """A refusal says, too, on which state it was decided."""
-        position = format_position(self._ledger.partition, self._ledger.state.head)
-        answer.headers.append((b"x-keyledger-position", position.encode()))
-        return answer
 
     async def _bring_up_to_date(self, view: dict[str, object], reservation_id: str) -> None:
         """A replayed answer shows what became of the reservation since."""
@@ -123,12 +117,13 @@ class Reservations:
         )
         done = await self._ledger.execute(command, caller.asking)
         outcome: CaptureOutcome = done.result
+        partition = self._ledger.partition
         if outcome.code != VALID:
             self._ledger.denied(outcome.key.id, outcome.code, body.request_id, body.amount_micros)
             keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
-            return self._placed(refused(outcome.code, keyspace, request.request_id, outcome.refusal))
+            answer = refused(outcome.code, keyspace, request.request_id, outcome.refusal)
+            return placed(answer, partition, done.position)
         assert outcome.event is not None, "a capture that was granted is recorded"
-        partition = self._ledger.partition
         return json_answer(
             _CREATED,
             {
