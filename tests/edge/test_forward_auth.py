@@ -92,7 +92,39 @@ def test_a_client_cannot_name_another_original_uri_than_the_proxy() -> None:
     with pytest.raises(BadRequestError):
         read_use(lying, "", tenants)
 
-    assert read_use(lying, "user_id=theirs", tenants, path="chat").use.tenant == Tenant(user_id="theirs")
+    for behind in ("chat", ""):
+        assert read_use(lying, "user_id=theirs", tenants, path=behind).use.tenant == Tenant(user_id="theirs")
+
+
+TWO_READINGS = [
+    [("x-original-uri", "/?user_id=mine#&user_id=yours")],
+    [("x-original-uri", "/?user\t_id=mine")],
+    [("x-forwarded-uri", "/?user_id=mine\t")],
+    [("x-forwarded-uri", "/?user_id=mine\x7f")],
+    [("x-original-uri", "/?user_id=mine"), ("x-original-uri", "/?user_id=yours")],
+    [("x-original-uri", "/?user_id=mine"), ("x-original-uri", "")],
+    [("x-forwarded-uri", ""), ("x-original-uri", "/?user_id=mine")],
+    [("x-keyledger-model", "small"), ("x-keyledger-model", "large")],
+    [("x-keyledger-model", ""), ("x-keyledger-model", "large")],
+    [("x-keyledger-project", "a\tb")],
+    [("x-keyledger-permission", "chat"), ("x-keyledger-permission", "images")],
+    [("x-keyledger-cost-micros", "1"), ("x-keyledger-cost-micros", "2")],
+]
+
+
+@pytest.mark.parametrize("locations", [{}, {"user_id": "query:user_id"}])
+@pytest.mark.parametrize("said", TWO_READINGS)
+def test_what_two_readers_might_read_differently_is_refused(
+    said: list[tuple[str, str]], locations: dict[str, str]
+) -> None:
+    keyspace = KeyspaceView(keyspace_id="ks_1", shape=SHAPE, tenant_locations=locations)
+    shown = [(name.encode(), value.encode("latin-1")) for name, value in said]
+
+    for beside in ([], headers(authorization=f"Bearer {SECRET}")):
+        with pytest.raises(BadRequestError) as refused:
+            read_use([*shown, *beside], "", keyspace)
+
+        assert (refused.value.field or "").lower() in {said[0][0], "x-original-uri"}
 
 
 def test_the_use_is_read_from_headers_and_from_the_original_uri() -> None:

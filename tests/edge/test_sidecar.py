@@ -73,9 +73,10 @@ async def test_envoys_client_cannot_choose_the_keyspace(ledger: FakeLedger) -> N
     secret = ledger.add_key()
 
     chosen = await call(sidecar, "/v1/forward-auth/chat?keyspace_id=ks_other", headers=key(secret))
+    at_root = await call(sidecar, "/v1/forward-auth/?keyspace_id=ks_other", headers=key(secret))
     named = await call(sidecar, "/v1/forward-auth?keyspace_id=ks_other", headers=key(secret))
 
-    assert (chosen.status, named.status) == (200, 401)
+    assert (chosen.status, at_root.status, named.status) == (200, 200, 401)
     assert (await call(sidecar, "/v1/forward-auth?keyspace_id=ks_none")).status == 404
 
 
@@ -171,3 +172,12 @@ async def test_without_a_ledger_it_is_alive_not_ready_and_refuses() -> None:
     assert (await call(sidecar, "/v1/forward-auth", headers=key("x"))).status == 503
     verified = await call(sidecar, "/v1/verify", method="POST", body={"secret": "x"})
     assert verified.json()["code"] == "ledger_unreachable"
+
+
+@pytest.mark.parametrize("uri", ["/chat#?key=x", "/chat?a=\tb"])
+async def test_an_original_uri_that_two_readers_might_read_differently_is_refused(
+    ledger: FakeLedger, sidecar: Sidecar, uri: str
+) -> None:
+    shown = key(ledger.add_key(), **{"X-Original-URI": uri})
+
+    assert (await call(sidecar, "/v1/forward-auth", headers=shown)).status == 400

@@ -27,7 +27,7 @@ from services.api.hot.callers import Caller, Callers
 from services.api.hot.charges import placed
 from services.api.hot.checking import Checker, view_of_keyspace
 from services.api.hot.metering import Metering
-from services.api.hot.requests import HotRequest
+from services.api.hot.requests import CONFLICTING, HotRequest
 from services.api.hot.verify import Verify
 from services.api.problems import headers_of, problem_of
 from services.ledger.errors import NotOwnerHereError
@@ -45,6 +45,14 @@ class _Ask(msgspec.Struct, frozen=True):
 
     keyspace_id: str | None
     proxy: str | None
+
+
+_PROXY_KEY = "X-Keyledger-Proxy-Key"
+_UNBOUND = (
+    "must be bound to its keyspace where a path stands behind /v1/forward-auth: the query is the "
+    "client's there, and would choose the keyspace"
+)
+_SAYS_NOTHING = _Ask(None, None)
 
 
 class ForwardAuth:
@@ -73,12 +81,17 @@ class ForwardAuth:
     def answer(self, request: HotRequest) -> Answer | Awaitable[Answer]:
         """The verdict as the proxy and its client understand it; only a use with a cost has to wait."""
         query: bytes = request.scope["query_string"]
-        ask = self._ask(query)
+        path: str = request.scope["path"]
+        # Envoy puts its client's path and query there: they are no parameters of the proxy's.
+        suffix = None if path == PATH else path[len(PATH) + 1 :]
+        ask = self._ask(query) if suffix is None else _SAYS_NOTHING
+        if request.proxy_key == CONFLICTING:
+            two = BadRequestError("The request shows two different root keys.", field=_PROXY_KEY)
+            return _refused(two, ask, request)
         caller = self._proxy(request)
         if caller is None:
             return _sent(_unauthenticated(ask.proxy, request.request_id))
         try:
-            suffix: str = request.scope["path"][len(PATH) + 1 :]
             keyspace = self._keyspace(caller, ask, suffix)
             view = view_of_keyspace(keyspace)
             asked = read_use(
@@ -149,10 +162,11 @@ class ForwardAuth:
         caller = self._callers.find(request.proxy_key.strip(), request.peer)
         return caller if isinstance(caller, Caller) and "verify" in caller.permissions else None
 
-    def _keyspace(self, caller: Caller, ask: _Ask, suffix: str) -> Keyspace:
-        """Behind a path suffix (Envoy) the query is the client's own: a bound root key wins over it."""
-        named = None if suffix and caller.keyspace_id is not None else ask.keyspace_id
-        return self._metering.keyspace_of(caller, named)
+    def _keyspace(self, caller: Caller, ask: _Ask, suffix: str | None) -> Keyspace:
+        """The proxy's; behind a path only its root key can say which, for the query is the client's."""
+        if suffix is not None and caller.keyspace_id is None:
+            raise InvalidError(_PROXY_KEY, _UNBOUND)
+        return self._metering.keyspace_of(caller, ask.keyspace_id)
 
     async def _charged(
         self, request: HotRequest, ask: _Ask, asked: Forwarded, keyspace: Keyspace, caller: Caller

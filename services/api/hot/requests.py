@@ -21,6 +21,9 @@ _READ: Final = frozenset(
     {b"authorization", b"x-request-id", b"x-keyledger-forwarded", b"x-keyledger-proxy-key"}
 )
 
+CONFLICTING: Final = b"\0"
+"""In place of a header that was sent twice, with different values; no server lets it through as one."""
+
 _PREFIX: Final = f"req_{os.urandom(6).hex()}"
 _PREFIX_BYTES: Final = _PREFIX.encode()
 _numbers = count(1)
@@ -68,8 +71,10 @@ class HotRequest:
                     given = value
                 elif name == b"x-keyledger-forwarded":
                     self.forwarded = value
-                elif self.proxy_key is None:
+                elif self.proxy_key is None or self.proxy_key == value:
                     self.proxy_key = value
+                else:
+                    self.proxy_key = CONFLICTING
         self._request_id = None if given is None else _sane(given)
         client = scope["client"]
         self.peer: str | None = client[0] or None if client else None

@@ -5,11 +5,12 @@ Pure functions over headers and URLs, the same for the ledger and for the sideca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -55,7 +56,7 @@ def read_headers(headers: Headers) -> dict[str, list[str]]:
     """Header values by lower-case name, in order."""
     found: dict[str, list[str]] = {}
     for name, value in headers:
-        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1").strip())
+        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1").strip(" \t"))
     return found
 
 
@@ -64,30 +65,34 @@ def read_use(
     query: bytes | str,
     keyspace: KeyspaceView,
     *,
-    path: str = "",
+    path: str | None = None,
     peer: str | None = None,
     trusted_proxies: tuple[str, ...] = (),
 ) -> ForwardedUse:
     """Read a forwarded request. `query` is the query string of the forward-auth request itself.
 
-    `path` is what stands behind `/v1/forward-auth/`: Envoy puts the original path and query
-    there, so the headers that other proxies name the original URI in are not believed then.
+    `path` is what stands behind `/v1/forward-auth/` (it may be empty), None without that slash: Envoy
+    puts the original path and query there, so the headers that other proxies name the original URI in
+    are not believed then.
     Raises BadRequestError (400) for what cannot be read, AmbiguousCredentialsError among them.
     """
     wanted = _wanted(keyspace, believed=bool(trusted_proxies))
     telling = [pair for pair in headers if pair[0] in wanted.headers]
+    original = None
+    if path is None and any(name in _URI_HEADERS for name, _ in telling):
+        original = _original_uri([value for name, value in telling if name in _URI_HEADERS])
+        telling = [pair for pair in telling if pair[0] not in _URI_HEADERS]
     if len(telling) == 1 and telling[0][0] in wanted.alone:
         return ForwardedUse(_secret_alone(telling[0], wanted), _from(peer), None, None)
     named = read_headers(telling)
     parameters: Mapping[str, Sequence[str]] = {}
     if wanted.query:
-        original = None if path else _original_uri(named)
-        parameters = _parameters(query if original is None else _query_of(original))
+        parameters = _parameters(query if original is None else original.partition("?")[2])
     return ForwardedUse(
         find_secret(named, parameters, keyspace),
         _use(named, parameters, keyspace, _client_ip(named, peer, trusted_proxies)),
-        _cost(_first(named, "x-keyledger-cost-micros")),
-        _first(named, "x-keyledger-request-id"),
+        _cost(_said(named, "x-keyledger-cost-micros")),
+        _said(named, "x-keyledger-request-id"),
     )
 
 
@@ -105,6 +110,8 @@ _USE_HEADERS: Final = frozenset(
     f"x-keyledger-{name}".encode()
     for name in ("model", "project", "permission", "provider", "cost-micros", "request-id")
 )
+_URI_HEADERS: Final = frozenset({b"x-original-uri", b"x-forwarded-uri"})
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _known_wanted: Final[dict[tuple[int, bool], _Wanted]] = {}
 
 
@@ -116,8 +123,7 @@ def _wanted(keyspace: KeyspaceView, *, believed: bool) -> _Wanted:
     locations = (*keyspace.credential_locations, *keyspace.tenant_locations.values())
     query = any(one.startswith("query:") for one in locations)
     headers = {one.split(":")[1].lower().encode() for one in locations if one.startswith("header:")}
-    if query:
-        headers |= {b"x-original-uri", b"x-forwarded-uri"}
+    headers |= _URI_HEADERS
     if believed:
         headers |= {b"x-forwarded-for", b"x-real-ip"}
     alone = {} if query or believed else _alone(keyspace)
@@ -142,7 +148,7 @@ def _alone(keyspace: KeyspaceView) -> dict[bytes, bytes]:
 
 def _secret_alone(pair: tuple[bytes, bytes], wanted: _Wanted) -> str | None:
     name, value = pair
-    value = value.strip()
+    value = value.strip(b" \t")
     scheme = wanted.alone[name]
     if scheme:
         said, _, rest = value.partition(b" ")
@@ -176,7 +182,7 @@ def read_direct_use(
         find_secret(named, parameters, keyspace),
         NO_USE if use == NO_USE else use,
         None,
-        _first(named, "x-keyledger-request-id"),
+        _said(named, "x-keyledger-request-id"),
     )
 
 
@@ -222,12 +228,17 @@ def _without_scheme(value: str, scheme: str) -> str:
     return rest.strip() if said.lower() == scheme.lower() else ""
 
 
-def _original_uri(headers: Mapping[str, Sequence[str]]) -> str | None:
-    """As nginx says it (`X-Original-URI`) or Traefik (`X-Forwarded-Uri`); whoever says both may lie."""
-    said = {*headers.get("x-original-uri", ()), *headers.get("x-forwarded-uri", ())} - {""}
-    if len(said) > 1:
+def _original_uri(said: Sequence[bytes]) -> str | None:
+    """As nginx says it (`X-Original-URI`) or Traefik (`X-Forwarded-Uri`); whoever says two may lie.
+
+    What readers of URIs disagree about is refused: the upstream might read another query than we do.
+    """
+    if any(value != said[0] for value in said):
         raise BadRequestError("The request names two different original URIs.", field="X-Original-URI")
-    return said.pop() if said else None
+    uri = str(said[0], "latin-1")
+    if "#" in uri or _CONTROL.search(uri):
+        raise BadRequestError("The original URI holds a # or a control character.", field="X-Original-URI")
+    return uri or None
 
 
 def _parameters(query: bytes | str) -> dict[str, list[str]]:
@@ -243,16 +254,26 @@ def _parameters(query: bytes | str) -> dict[str, list[str]]:
     return found
 
 
-def _query_of(uri: str) -> str:
-    try:
-        return urlsplit(uri).query
-    except ValueError:
-        raise BadRequestError("The original URI cannot be read.", field="X-Original-URI") from None
-
-
 def _first(headers: Mapping[str, Sequence[str]], name: str) -> str | None:
     values = headers.get(name)
     return (values[0] or None) if values else None
+
+
+def _said(headers: Mapping[str, Sequence[str]], name: str) -> str | None:
+    """What one of our own headers says; a proxy says it once, so the second would be the client's."""
+    values = headers.get(name)
+    if not values:
+        return None
+    value = values[0]
+    if len(values) > 1 and any(other != value for other in values):
+        raise BadRequestError(f"The request says {_title(name)} twice, differently.", field=_title(name))
+    if _CONTROL.search(value):
+        raise BadRequestError(f"{_title(name)} holds a control character.", field=_title(name))
+    return value or None
+
+
+def _title(name: str) -> str:
+    return name.title()
 
 
 def _use(
@@ -261,12 +282,12 @@ def _use(
     keyspace: KeyspaceView,
     ip: str | None,
 ) -> Use:
-    permissions = ",".join(headers.get("x-keyledger-permission", ()))
+    permissions = _said(headers, "x-keyledger-permission") or ""
     use = Use(
         permissions=tuple(one.strip() for one in permissions.split(",") if one.strip()),
-        project_id=_first(headers, "x-keyledger-project"),
-        model=_first(headers, "x-keyledger-model"),
-        provider=_first(headers, "x-keyledger-provider"),
+        project_id=_said(headers, "x-keyledger-project"),
+        model=_said(headers, "x-keyledger-model"),
+        provider=_said(headers, "x-keyledger-provider"),
         tenant=_tenant(headers, parameters, keyspace.tenant_locations),
         ip=ip,
     )

@@ -94,7 +94,8 @@ class Sidecar:
     async def _answer(self, scope: Scope, receive: Receive) -> HttpAnswer:
         path: str = scope["path"]
         if path == _FORWARD_AUTH or path.startswith(_FORWARD_AUTH + "/"):
-            return await self._forward_auth(scope, path[len(_FORWARD_AUTH) + 1 :])
+            behind = None if path == _FORWARD_AUTH else path[len(_FORWARD_AUTH) + 1 :]
+            return await self._forward_auth(scope, behind)
         if path in {"/v1/verify", "/v1/verify/batch"}:
             return await self._verify(scope, receive, batch=path.endswith("batch"))
         if path == "/healthz":
@@ -135,7 +136,7 @@ class Sidecar:
             return _whole(answer_problem(error.status, error.reason, str(error)))
 
     def _forward_auth_at_once(self, scope: Scope) -> HttpAnswer | asyncio.Future[HttpAnswer] | None:
-        asked = self._forwarded(scope, "")
+        asked = self._forwarded(scope, None)
         if isinstance(asked, HttpAnswer):
             return _whole(asked)
         use, keyspace, proxy = asked
@@ -192,7 +193,7 @@ class Sidecar:
 
     # -- forward-auth -----------------------------------------------------------------------
 
-    async def _forward_auth(self, scope: Scope, path: str) -> HttpAnswer:
+    async def _forward_auth(self, scope: Scope, path: str | None) -> HttpAnswer:
         asked = self._forwarded(scope, path)
         if isinstance(asked, HttpAnswer):
             return asked
@@ -220,19 +221,21 @@ class Sidecar:
         """The proxy's own parameters; the same few queries come again and again."""
         asked = self._asked.get(query)
         if asked is None:
-            said = dict(parse_qsl(query.decode("latin-1")))
+            said: dict[str, str] = {}
+            for name, value in parse_qsl(query.decode("latin-1")):
+                said.setdefault(name, value)  # as the ledger reads them: none behind it can replace it
             asked = said.get("keyspace_id"), said.get("proxy")
             if len(self._asked) < _MAX_REMEMBERED:
                 self._asked[query] = asked
         return asked
 
     def _forwarded(
-        self, scope: Scope, path: str
+        self, scope: Scope, path: str | None
     ) -> tuple[ForwardedUse, KeyspaceView, str | None] | HttpAnswer:
         """What a proxy asks: the use, the keyspace and the proxy's manner; or what is wrong with it."""
         query: bytes = scope.get("query_string", b"")
         # Envoy puts its client's query here, and what the client says must not choose the keyspace.
-        keyspace_id, proxy = (None, None) if path else self._asked_by(query)
+        keyspace_id, proxy = self._asked_by(query) if path is None else (None, None)
         client = scope.get("client")
         try:
             keyspace = self._keyspace(keyspace_id or self._keyspace_id)

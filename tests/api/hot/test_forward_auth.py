@@ -51,9 +51,12 @@ async def test_a_good_key_is_let_through_and_named_upstream(
 async def test_every_method_asks_the_same(
     world: World, keyspace: Keyspace, owned: Owned, method: str
 ) -> None:
-    reply = await ask(world, keyspace, ("X-API-Key", owned.secret), method=method, path="/v1/chat")
+    bound = await world.make_root("verify", bound_keyspace_id=keyspace.id)
+    shown = ("X-API-Key", owned.secret)
+    plain = await ask(world, keyspace, shown, method=method)
+    behind = await ask(world, keyspace, shown, method=method, path="/v1/chat", proxy_key=bound)
 
-    assert reply.status == 200
+    assert (plain.status, behind.status) == (200, 200)
 
 
 async def test_the_proxy_must_show_a_root_key_with_verify(
@@ -172,6 +175,87 @@ async def test_envoy_puts_the_original_path_behind_and_its_root_key_says_which_k
     )
 
     assert reply.status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/forward-auth/v1/chat", "/v1/forward-auth/"])
+async def test_behind_a_path_no_client_chooses_the_keyspace(
+    world: World, keyspace: Keyspace, owned: Owned, path: str
+) -> None:
+    headers = [("X-Keyledger-Proxy-Key", world.root), bearer(owned)]
+
+    chosen = await call(
+        world.app,
+        "GET",
+        f"{path}?keyspace_id={keyspace.id}&proxy=nginx",
+        headers=headers,
+        at_once=world.at_once,
+    )
+    plain = await call(world.app, "GET", f"/v1/forward-auth?keyspace_id={keyspace.id}", headers=headers)
+
+    assert (chosen.status, chosen.code, plain.status) == (400, "invalid_request", 200)
+    assert chosen.json["errors"][0]["field"] == "X-Keyledger-Proxy-Key"
+
+
+@pytest.mark.parametrize("path", ["/v1/forward-auth/v1/chat", "/v1/forward-auth/"])
+async def test_behind_a_path_the_query_is_the_clients_and_no_header_is(
+    world: World, acme: Organization, path: str
+) -> None:
+    mindproxy = await world.make_keyspace("mindproxy")
+    bound = await world.make_root("verify", bound_keyspace_id=mindproxy.id)
+    in_url = await world.make_key(mindproxy, acme)
+    own = ("X-Keyledger-Proxy-Key", bound)
+    named = ("X-Forwarded-Uri", f"/v1/chat?key={in_url.secret}")
+
+    shown = await call(world.app, "GET", f"{path}?key={in_url.secret}", headers=[own])
+    told = await call(world.app, "GET", path, headers=[own, named], at_once=world.at_once)
+
+    assert (shown.status, told.status, told.code) == (200, 401, "missing")
+
+
+TWO_READINGS = [
+    ([("X-Original-URI", "/v1/chat?a=1#&key={}")], "X-Original-URI"),
+    ([("X-Original-URI", "/v1/chat#?key={}")], "X-Original-URI"),
+    ([("X-Original-URI", "/v1/chat?ke\ty={}")], "X-Original-URI"),
+    ([("X-Forwarded-Uri", "/v1/chat?key={}\t")], "X-Original-URI"),
+    ([("X-Forwarded-Uri", "/v1/chat?key={}\x00")], "X-Original-URI"),
+    ([("X-Original-URI", "/v1/chat?key={}"), ("X-Original-URI", "/v1/chat")], "X-Original-URI"),
+    ([("X-Original-URI", "/v1/chat?key={}"), ("X-Original-URI", "")], "X-Original-URI"),
+    ([("X-Original-URI", ""), ("X-Forwarded-Uri", "/v1/chat?key={}")], "X-Original-URI"),
+    ([("X-Forwarded-Uri", "/v1/chat?key={}"), ("X-Original-URI", "/v1")], "X-Original-URI"),
+    ([("X-Keyledger-Model", "large"), ("X-Keyledger-Model", "small")], "X-Keyledger-Model"),
+    ([("X-Keyledger-Model", ""), ("X-Keyledger-Model", "small")], "X-Keyledger-Model"),
+    ([("X-Keyledger-Project", "a"), ("X-Keyledger-Project", "b")], "X-Keyledger-Project"),
+    ([("X-Keyledger-Permission", "a"), ("X-Keyledger-Permission", "")], "X-Keyledger-Permission"),
+    ([("X-Keyledger-Provider", "a\tb")], "X-Keyledger-Provider"),
+    ([("X-Keyledger-Cost-Micros", "1"), ("X-Keyledger-Cost-Micros", "2")], "X-Keyledger-Cost-Micros"),
+    ([("X-Keyledger-Request-Id", "1"), ("X-Keyledger-Request-Id", "2")], "X-Keyledger-Request-Id"),
+    ([("X-Keyledger-Proxy-Key", "kl_root_other")], "X-Keyledger-Proxy-Key"),
+]
+
+
+@pytest.mark.parametrize("preset", ["mindproxy", "default"])
+@pytest.mark.parametrize("headers,field", TWO_READINGS)
+async def test_what_two_readers_might_read_differently_is_refused(
+    world: World, acme: Organization, preset: str, headers: list[tuple[str, str]], field: str
+) -> None:
+    keyspace = await world.make_keyspace(preset, prefix="two_")
+    owned = await world.make_key(keyspace, acme)
+    shown = [(name, value.format(owned.secret)) for name, value in headers]
+
+    reply = await ask(world, keyspace, bearer(owned), *shown)
+
+    assert (reply.status, reply.json["code"]) == (400, "invalid_request"), reply
+    assert [one["field"] for one in reply.json["errors"]] == [field]
+    assert owned.secret not in reply.body.decode()
+
+
+async def test_what_is_said_twice_alike_is_said_once(world: World, acme: Organization) -> None:
+    mindproxy = await world.make_keyspace("mindproxy")
+    owned = await world.make_key(mindproxy, acme)
+    uri = f"/v1/chat?key={owned.secret}"
+    twice = [("X-Original-URI", uri), ("X-Forwarded-Uri", uri), *[("X-Keyledger-Model", "small")] * 2]
+
+    assert (await ask(world, mindproxy, *twice)).status == 200
 
 
 async def test_an_unknown_keyspace_is_told(world: World, keyspace: Keyspace) -> None:
