@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from domain.instants import Instant
 
@@ -27,6 +27,33 @@ class RecordedEvent(NamedTuple):
     version: int
     type: str
     data: bytes
+    mark: int = 0
+    """The mark of the group that wrote it; 0: written before there were marks."""
+
+
+def mark_of(group_id: bytes) -> int:
+    """The mark of a group: 8 of its random bytes, as a signed number."""
+    return int.from_bytes(group_id[:8], "big", signed=True)
+
+
+class HistoryPoint(NamedTuple):
+    """A place in one history of a log.
+
+    Where two logs have the same mark at a position, all before it is the same, too: a group is
+    appended only behind the mark that it names. A number alone does not tell a log from what
+    became of its backup.
+    """
+
+    position: int
+    """Of the last event that counts; 0: none does."""
+    mark: int
+    """The mark of that event; 0 where there is none."""
+    epoch: int
+    """The log's epoch: raised by hand when the log lost events that others have seen."""
+
+
+BEGINNING: Final = HistoryPoint(0, 0, 0)
+"""Before everything, in any history."""
 
 
 class NewClaim(NamedTuple):
@@ -62,14 +89,28 @@ class Group(NamedTuple):
 
     group_id: bytes
     """16 random bytes, claimed with the group: an unknown outcome is looked up by them."""
-    expected_head: int
+    behind: HistoryPoint
+    """The end of the log that it was decided on; it is written nowhere else."""
     events: Sequence[NewEvent]
     claims: Sequence[NewClaim] = ()
     data_keys: Sequence[NewDataKey] = ()
 
+    @property
+    def end(self) -> HistoryPoint:
+        """The end of the log once the group is written."""
+        if not self.events:
+            return self.behind
+        return self.behind._replace(
+            position=self.behind.position + len(self.events), mark=mark_of(self.group_id)
+        )
+
 
 class HeadMovedError(Exception):
     """Another writer appended first: catch up and decide again. Nothing was written."""
+
+
+class OtherHistoryError(HeadMovedError):
+    """The log is not the one that was read: another mark at a position, or another epoch."""
 
 
 class ClaimTakenError(Exception):
@@ -109,11 +150,16 @@ class Log(Protocol):
         """The position of the last event; 0 for an empty log."""
         ...
 
-    def append(self, group: Group) -> Awaitable[int]:
-        """Write the group at positions expected_head+1 ..; the new head, once durable.
+    async def end(self) -> HistoryPoint:
+        """Where the log ends: the last event's position and mark, and the log's epoch."""
+        ...
 
-        Raises HeadMovedError, ClaimTakenError, NotOwnerError, LogUnavailableError (in
-        all four nothing was written), or OutcomeUnknownError.
+    def append(self, group: Group) -> Awaitable[int]:
+        """Write the group right behind the point that it names; the new head, once durable.
+
+        Raises HeadMovedError (OtherHistoryError where it is mark or epoch that differ),
+        ClaimTakenError, NotOwnerError, LogUnavailableError (in all of these nothing was written),
+        or OutcomeUnknownError.
         """
         ...
 
@@ -173,7 +219,7 @@ class StateRows(Protocol):
     """
 
     async def save(
-        self, through: int, rows: Sequence[StateRow], removed: Sequence[str], *, behind: int
+        self, through: HistoryPoint, rows: Sequence[StateRow], removed: Sequence[str], *, behind: HistoryPoint
     ) -> None:
         """Write rows and checkpoint together; afterwards all rows are as of `through`.
 
@@ -182,8 +228,8 @@ class StateRows(Protocol):
         """
         ...
 
-    async def through(self) -> int:
-        """The checkpoint; 0 when there is none."""
+    async def through(self) -> HistoryPoint:
+        """The checkpoint; the beginning when there is none."""
         ...
 
     def load(self) -> AsyncIterator[StateBlock]:

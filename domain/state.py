@@ -104,6 +104,8 @@ class Books(ABC):
     members: Table[str, frozenset[str]]
     """The projects of an organization that can be used."""
     head: int
+    mark: int
+    """The mark of the history up to `head`; a draft knows its own once its group has an id."""
     at: Instant
     """The time of the last event: time in the log never steps back."""
     settings_changed: bool
@@ -121,6 +123,7 @@ class State(Books):
         for name in TABLES:
             setattr(self, name, Table())
         self.head = 0
+        self.mark = 0
         self.at = 0
         self.settings_changed = False
         self.agenda: list[Due] = []
@@ -146,6 +149,7 @@ class Draft(Books):
             setattr(self, name, Layer(getattr(below, name)))
         self.state = state
         self.head = below.head
+        self.mark = below.mark
         self.at = below.at
         self.settings_changed = above is not None and above.settings_changed
         self.pending_due: list[Due] = []
@@ -169,6 +173,7 @@ class Draft(Books):
         for entry in self.pending_due:
             heappush(state.agenda, entry)
         state.head = self.head
+        state.mark = self.mark
         state.at = self.at
 
     def changed(self) -> Iterable[tuple[str, Iterable[Any]]]:

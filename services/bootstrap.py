@@ -152,7 +152,6 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
             succeeds_nobody=lambda: _succeeds_nobody(postgres_log, incarnation),
             end_silent_owner=lambda: postgres_log.end_silent_owner(max(5.0, 3 * settings.lease_ms / 1_000)),
             prune=lambda: _prune(postgres_log, clock),
-            epoch=identity.epoch,
         )
         ledger = Ledger(ports, _terms(settings))
         edge_bus.handle = lambda data: ledger.fences.handle(data) if ledger.owner else None

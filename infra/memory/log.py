@@ -13,12 +13,15 @@ from domain.ports import (
     Clock,
     Group,
     HeadMovedError,
+    HistoryPoint,
     LogUnavailableError,
     NewClaim,
     NotOwnerError,
+    OtherHistoryError,
     OutcomeUnknownError,
     RecordedEvent,
     TakenClaim,
+    mark_of,
 )
 from infra.clock import SystemClock
 from infra.owners import LogIdentity, Owner
@@ -40,6 +43,29 @@ class MemoryStorage:
         self.announced: Owner | None = None
         self.identity = LogIdentity(str(uuid4()), epoch=1)
         self.up = True
+
+    @property
+    def end(self) -> HistoryPoint:
+        """Where the log ends."""
+        mark = self.events[-1].mark if self.events else 0
+        return HistoryPoint(len(self.events), mark, self.identity.epoch)
+
+    def raise_epoch(self) -> None:
+        """What `keyledger new-epoch` does."""
+        self.identity = self.identity._replace(epoch=self.identity.epoch + 1)
+
+    def copy(self) -> MemoryStorage:
+        """A backup, as of now."""
+        made = MemoryStorage()
+        made.restore(self)
+        return made
+
+    def restore(self, backup: MemoryStorage) -> None:
+        """Become what the backup was; whoever held the lock is cut off."""
+        self.events, self.versions = list(backup.events), set(backup.versions)
+        self.claims, self.groups = dict(backup.claims), set(backup.groups)
+        self.data_keys, self.identity = dict(backup.data_keys), backup.identity
+        self.owner = None
 
 
 class MemoryLog:
@@ -99,6 +125,11 @@ class MemoryLog:
         """The last position."""
         self._reach()
         return len(self.storage.events)
+
+    async def end(self) -> HistoryPoint:
+        """Where the log ends."""
+        self._reach()
+        return self.storage.end
 
     async def append(self, group: Group) -> int:
         """Write all of the group, or nothing."""
@@ -163,8 +194,13 @@ class MemoryLog:
         return expires_at is None or expires_at > self._clock.now()
 
     def _refuse(self, group: Group) -> None:
-        if group.expected_head != len(self.storage.events):
+        end = self.storage.end
+        if group.behind.epoch != end.epoch:
+            raise OtherHistoryError
+        if group.behind.position != end.position:
             raise HeadMovedError
+        if group.behind.mark != end.mark:
+            raise OtherHistoryError
         streams = [(event.stream, event.version) for event in group.events]
         if len(set(streams)) < len(streams) or not self.storage.versions.isdisjoint(streams):
             raise ValueError("a stream has this version already")
@@ -175,9 +211,11 @@ class MemoryLog:
             raise ClaimTakenError
 
     def _write(self, group: Group) -> None:
-        head = group.expected_head
+        head, mark = group.behind.position, mark_of(group.group_id)
         storage = self.storage
-        storage.events += [RecordedEvent(head + n, *event) for n, event in enumerate(group.events, start=1)]
+        storage.events += [
+            RecordedEvent(head + n, *event, mark) for n, event in enumerate(group.events, start=1)
+        ]
         storage.versions.update((event.stream, event.version) for event in group.events)
         storage.claims.update({claim.digest: _taken(head, claim) for claim in group.claims})
         storage.groups.add(group.group_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from domain.ports import CheckpointMovedError, StateBlock, StateRow
+from domain.ports import BEGINNING, CheckpointMovedError, HistoryPoint, StateBlock, StateRow
 
 
 class MemoryStateRows:
@@ -12,20 +12,20 @@ class MemoryStateRows:
 
     def __init__(self) -> None:
         self._rows: dict[str, StateRow] = {}
-        self._through = 0
+        self._through = BEGINNING
 
     async def save(
-        self, through: int, rows: Sequence[StateRow], removed: Sequence[str], *, behind: int
+        self, through: HistoryPoint, rows: Sequence[StateRow], removed: Sequence[str], *, behind: HistoryPoint
     ) -> None:
         """Write rows and checkpoint together, if the checkpoint is the one expected."""
-        if behind != self._through:
+        if behind[:2] != self._through[:2]:
             raise CheckpointMovedError(f"The checkpoint is {self._through}, not {behind}.")
         for subject in removed:
             self._rows.pop(subject, None)
         self._rows.update({row.subject: row for row in rows})
         self._through = through
 
-    async def through(self) -> int:
+    async def through(self) -> HistoryPoint:
         """The checkpoint."""
         return self._through
 
@@ -45,4 +45,4 @@ class MemoryStateRows:
     async def clear(self) -> None:
         """Forget everything."""
         self._rows.clear()
-        self._through = 0
+        self._through = BEGINNING

@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 from psycopg import Connection
 from psycopg.rows import tuple_row
-from psycopg.types.numeric import Int8
+from psycopg.types.numeric import Int4, Int8
 
 from domain.instants import Instant, to_datetime
 from domain.ports import (
@@ -18,6 +18,7 @@ from domain.ports import (
     HeadMovedError,
     LogUnavailableError,
     NotOwnerError,
+    OtherHistoryError,
     OutcomeUnknownError,
 )
 from infra.postgres.arrays import BigintArray, ByteaArray, InstantArray, IntegerArray, TextArray, UuidArray
@@ -30,6 +31,7 @@ _REFUSALS: Final[dict[str, type[Exception]]] = {
     "KL002": ClaimTakenError,
     "21000": ClaimTakenError,  # the same claim twice in one group
     "KL003": NotOwnerError,
+    "KL006": OtherHistoryError,
 }
 _STREAM_VERSION_TAKEN: Final = "23505"
 
@@ -54,7 +56,7 @@ def append_packed(connection: Connection[Any], partition: int, parameters: Appen
 
 
 def _statement(partition: int) -> bytes:
-    return b"SELECT ledger.append_p%d(%s)" % (partition, b", ".join([b"%s"] * 13))
+    return b"SELECT ledger.append_p%d(%s)" % (partition, b", ".join([b"%s"] * 15))
 
 
 def append_parameters(group: Group, decided_at: Instant) -> AppendParameters:
@@ -65,7 +67,9 @@ def append_parameters(group: Group, decided_at: Instant) -> AppendParameters:
     digests, indexes, expires, answers = zip(*group.claims, strict=True) if group.claims else ((),) * 4
     subjects, materials = zip(*group.data_keys, strict=True) if group.data_keys else ((),) * 2
     return (
-        Int8(group.expected_head),
+        Int8(group.behind.position),
+        Int8(group.behind.mark),
+        Int4(group.behind.epoch),
         UUID(bytes=group.group_id),
         to_datetime(decided_at),
         TextArray(streams),

@@ -60,6 +60,12 @@ class DataKeys:
             self._stored.pop(subject, None)
         self._new = [key for key in self._new if key.subject not in gone]
 
+    def forget_all(self) -> None:
+        """The log lost events, and the keys that came with them: all are to be learned anew."""
+        self._stored.clear()
+        self._ciphers.clear()
+        self._new.clear()
+
     def knows(self, subject: str) -> bool:
         """Can this process read what is encrypted for the subject?"""
         return subject in self._stored

@@ -18,6 +18,7 @@ from domain.instants import Instant, to_datetime
 from domain.ports import (
     Clock,
     Group,
+    HistoryPoint,
     LogUnavailableError,
     NotOwnerError,
     OutcomeUnknownError,
@@ -42,7 +43,7 @@ _END_SILENT_OWNER: Final = """
 T = TypeVar("T")
 _Connection = Connection[tuple[Any, ...]]
 
-_COLUMNS: Final = "notification_id, originator_id, originator_version, topic, state"
+_COLUMNS: Final = "notification_id, originator_id, originator_version, topic, state, mark"
 _HOLDS_LOCK: Final = """
     SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -53,6 +54,15 @@ _ANNOUNCE: Final = """
     ON CONFLICT (partition) DO UPDATE SET address = excluded.address,
         incarnation = excluded.incarnation, pid = excluded.pid, since = now()
 """
+
+
+def select_end(partition: int) -> bytes:
+    """Asks where a partition's log ends: position, mark, epoch."""
+    return (
+        "SELECT coalesce(last.notification_id, 0), coalesce(last.mark, 0), i.epoch"
+        " FROM ledger.identity AS i LEFT JOIN LATERAL (SELECT notification_id, mark"
+        f" FROM ledger.events_p{partition} ORDER BY notification_id DESC LIMIT 1) AS last ON true"
+    ).encode()
 
 
 class PostgresLog:
@@ -86,6 +96,7 @@ class PostgresLog:
         self._select_head = (
             f"SELECT coalesce(max(notification_id), 0) FROM ledger.events_p{partition}".encode()
         )
+        self._select_end = select_end(partition)
         self._select_claims = (
             f"SELECT uuid_send(digest), position, answer FROM ledger.claims_p{partition}"
             " WHERE digest = ANY(%s) AND (expires_at IS NULL OR expires_at > %s)"
@@ -164,6 +175,10 @@ class PostgresLog:
     async def head(self) -> int:
         """The position of the last event."""
         return int((await self._rows(self._select_head, ()))[0][0])
+
+    async def end(self) -> HistoryPoint:
+        """Where the log ends, with its mark and epoch."""
+        return HistoryPoint(*(await self._rows(self._select_end, ()))[0])
 
     async def claims(self, digests: Sequence[bytes]) -> dict[bytes, TakenClaim]:
         """Those of the claims that are taken and not expired."""

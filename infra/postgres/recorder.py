@@ -24,10 +24,11 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.utils import Environment, EnvType, resolve_topic
 from psycopg import Connection
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 
 from domain.ports import (
     Group,
+    HistoryPoint,
     LogUnavailableError,
     NewEvent,
     NotOwnerError,
@@ -39,6 +40,7 @@ from infra.postgres.appending import append_group
 from infra.postgres.arrays import register_packed_arrays
 from infra.postgres.connections import ADVISORY_CLASS, ledger_conninfo, prepare_session
 from infra.postgres.data_keys import DataKeys
+from infra.postgres.log import select_end
 from infra.postgres.mapper import EventMapper
 
 _POOL_SIZE: Final = 4
@@ -101,8 +103,8 @@ class LedgerRecorder(postgres.PostgresApplicationRecorder):
         keys = self._data_keys.take_new()
         try:
             with self.datastore.get_connection() as connection, connection.transaction():
-                head = self._locked_head(connection)
-                group = Group(os.urandom(16), head, events, (), keys)
+                behind = self._locked_end(connection)
+                group = Group(os.urandom(16), behind, events, (), keys)
                 append_group(connection, self._partition, group, self._clock.now())
         except ValueError as error:
             self._data_keys.forget(key.subject for key in keys)
@@ -110,16 +112,17 @@ class LedgerRecorder(postgres.PostgresApplicationRecorder):
         except (NotOwnerError, LogUnavailableError, OutcomeUnknownError) as error:
             self._data_keys.forget(key.subject for key in keys)
             raise OperationalError(str(error)) from error
-        return range(head + 1, head + 1 + len(events))
+        first = behind.position + 1
+        return range(first, first + len(events))
 
-    def _locked_head(self, connection: Connection[Any]) -> int:
+    def _locked_end(self, connection: Connection[Any]) -> HistoryPoint:
         lock = "SELECT pg_try_advisory_xact_lock(%s, %s) AS locked"
         row = connection.execute(lock, (ADVISORY_CLASS, self._partition)).fetchone()
         if not (row and row["locked"]):
             raise NotOwnerError(f"another session owns partition {self._partition}")
-        select = f"SELECT coalesce(max(notification_id), 0) AS head FROM ledger.{self.events_table_name}"
-        row = connection.execute(select.encode()).fetchone()
-        return int(row["head"]) if row else 0
+        end = connection.cursor(row_factory=tuple_row).execute(select_end(self._partition)).fetchone()
+        assert end is not None, "a log has an identity"
+        return HistoryPoint(*end)
 
 
 class LedgerMapper(Mapper[str]):

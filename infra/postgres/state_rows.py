@@ -15,7 +15,14 @@ from typing import Any, Final
 import psycopg
 from psycopg import Connection
 
-from domain.ports import CheckpointMovedError, LogUnavailableError, StateBlock, StateRow
+from domain.ports import (
+    BEGINNING,
+    CheckpointMovedError,
+    HistoryPoint,
+    LogUnavailableError,
+    StateBlock,
+    StateRow,
+)
 from infra.postgres.arrays import ByteaArray, TextArray
 from infra.postgres.connections import connect
 from infra.postgres.sessions import Sessions
@@ -61,16 +68,16 @@ class PostgresStateRows:
         self._delete_all = f"DELETE FROM {table}; DELETE FROM {settled}".encode()
 
     async def save(
-        self, through: int, rows: Sequence[StateRow], removed: Sequence[str], *, behind: int
+        self, through: HistoryPoint, rows: Sequence[StateRow], removed: Sequence[str], *, behind: HistoryPoint
     ) -> None:
         """Write rows and checkpoint in one transaction, if the checkpoint is the one expected."""
         await self._sessions.run(lambda connection: self._save(connection, through, rows, removed, behind))
 
-    async def through(self) -> int:
+    async def through(self) -> HistoryPoint:
         """The checkpoint."""
-        select = b"SELECT through FROM ledger.checkpoints WHERE partition = %s"
+        select = b"SELECT through, mark, epoch FROM ledger.checkpoints WHERE partition = %s"
         rows = await self._sessions.run(lambda c: c.execute(select, (self._partition,)).fetchall())
-        return int(rows[0][0]) if rows else 0
+        return HistoryPoint(*rows[0]) if rows else BEGINNING
 
     async def load(self) -> AsyncIterator[StateBlock]:
         """All resident rows, in blocks, out of one snapshot, page by page as they lie on disk."""
@@ -130,10 +137,10 @@ class PostgresStateRows:
     def _save(
         self,
         connection: Connection[Any],
-        through: int,
+        through: HistoryPoint,
         rows: Sequence[StateRow],
         removed: Sequence[str],
-        behind: int,
+        behind: HistoryPoint,
     ) -> None:
         resident = [row for row in rows if row.resident]
         settled = [row for row in rows if not row.resident]
@@ -150,17 +157,22 @@ class PostgresStateRows:
                     subjects, datas, _ = zip(*changed, strict=True)
                     connection.execute(upsert, (TextArray(subjects), ByteaArray(datas)), prepare=True)
 
-    def _move_checkpoint(self, connection: Connection[Any], behind: int, through: int) -> None:
+    def _move_checkpoint(
+        self, connection: Connection[Any], behind: HistoryPoint, through: HistoryPoint
+    ) -> None:
         connection.execute(
             "INSERT INTO ledger.checkpoints (partition, through) VALUES (%s, 0) ON CONFLICT DO NOTHING",
             (self._partition,),
         )
         moved = connection.execute(
-            "UPDATE ledger.checkpoints SET through = %s WHERE partition = %s AND through = %s",
-            (through, self._partition, behind),
+            "UPDATE ledger.checkpoints SET through = %s, mark = %s, epoch = %s"
+            " WHERE partition = %s AND through = %s AND mark = %s",
+            (*through, self._partition, behind.position, behind.mark),
         )
         if moved.rowcount != 1:
-            raise CheckpointMovedError(f"The checkpoint is not {behind} any more.")
+            raise CheckpointMovedError(
+                f"The checkpoint is not {behind.position} any more, or of another history."
+            )
 
     def _clear(self, connection: Connection[Any]) -> None:
         with connection.transaction():

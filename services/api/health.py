@@ -75,6 +75,8 @@ async def get_readiness(call: Call[Any, Any]) -> Reply:
 def waiting(api: Api) -> list[WaitingView]:
     """What this process waits for before it can serve."""
     ledger = api.ledger
+    if ledger.other_history is not None:
+        return [WaitingView(dependency="postgresql", detail=ledger.other_history.detail)]
     if not ledger.reachable:
         return [WaitingView(dependency="postgresql", detail="PostgreSQL cannot be reached.")]
     if not (ledger.confirmed or ledger.stands_by):

@@ -56,7 +56,7 @@ async def _saved_state(rows: PostgresStateRows) -> State | None:
         keeper = StateKeeper(_ReadOnly(rows), state, Narrowings())  # type: ignore[arg-type]  # a reader of rows is all it needs
         await keeper.load()
         # The owner may have saved meanwhile, and rows of two moments are no state.
-        if await rows.through() == keeper.through:
+        if await rows.through() == keeper.checkpoint:
             return state if state.head else None
     return None
 

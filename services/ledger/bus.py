@@ -27,6 +27,7 @@ from domain.ports import (
     ClaimTakenError,
     Clock,
     Group,
+    HistoryPoint,
     Log,
     LogUnavailableError,
     NewDataKey,
@@ -102,6 +103,8 @@ class Bus:
         self._finishing = False
         self._draining = False
         self.appends = SureAppends(log_)
+        self.epoch = 0
+        """The epoch of the log that was read: nothing is appended to another."""
         self.accepting = False
         """False while this process does not own the partition."""
         self.committed: Committed = lambda _position, _changes: None
@@ -289,7 +292,9 @@ class Bus:
         if batch.to_write is None and (desk.placed or desk.claims):
             events = self._encoded(batch.group)
             batch.keys = self._mapper.take_new_data_keys()
-            batch.to_write = Group(os.urandom(16), batch.group.base, events, desk.claims, batch.keys)
+            behind = HistoryPoint(batch.group.base, batch.group.base_mark, self.epoch)
+            batch.to_write = Group(os.urandom(16), behind, events, desk.claims, batch.keys)
+            batch.group.draft.mark = batch.to_write.end.mark
 
     def _begin(self, batch: _Batch, to_write: Group) -> asyncio.Task[None]:
         """Send it on its way, with what else is to be written first of all."""

@@ -42,6 +42,21 @@ class UnknownOutcomeError(CannotAnswerError):
     code = "outcome_unknown"
 
 
+class OtherHistoryHereError(UnavailableError):
+    """What this process knows is not in the log: it says so, and decides nothing."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("postgresql", other_history(what))
+
+
+def other_history(what: str) -> str:
+    """What to tell the operator when a log is not the one that was followed."""
+    return (
+        f"{what}: the log was restored, or a fail-over lost events that were acknowledged. Once it is sure"
+        " that this is the log to go on with, run `keyledger new-epoch`."
+    )
+
+
 class Lost(Exception):  # noqa: N818  # not an error: the partition is another's now
     """This process does not own the partition any more, or cannot tell."""
 

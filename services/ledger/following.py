@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from domain import events as e
 from domain.evolve import evolve
-from domain.ports import Log, RecordedEvent
+from domain.ports import HistoryPoint, Log, OtherHistoryError, RecordedEvent
 from domain.state import Draft, State
 from services.ledger.errors import LogGapError
 from services.ledger.jobs import Mapper
@@ -37,13 +37,17 @@ class Follower:
         self._find_reservation = find_reservation
 
     async def catch_up(self) -> int:
-        """Fold what others appended; how many events that was. Raises LogGapError, LogUnavailableError."""
+        """Fold what others appended; how many events that was.
+
+        Raises OtherHistoryError where the log is not the one that was folded, LogGapError,
+        LogUnavailableError.
+        """
         count = 0
         ahead: asyncio.Future[list[RecordedEvent]] | None = None
         try:
-            while batch := await (ahead or self._log.read(self._state.head, _READ_BATCH)):
+            while batch := await (ahead or self._read(self._state.head, self._state.mark)):
                 # While these are folded, the next are read: a start may have many.
-                ahead = self._read_ahead(batch[-1].position) if len(batch) == _READ_BATCH else None
+                ahead = self._read_ahead(batch[-1]) if len(batch) == _READ_BATCH else None
                 await asyncio.sleep(0)
                 await self._take(batch)
                 count += len(batch)
@@ -52,8 +56,24 @@ class Follower:
                 ahead.cancel()
         return count
 
-    def _read_ahead(self, after: int) -> asyncio.Future[list[RecordedEvent]]:
-        reading = asyncio.ensure_future(self._log.read(after, _READ_BATCH))
+    async def is_in_log(self, point: HistoryPoint) -> bool:
+        """Is this a point in the log's history?"""
+        found = await self._log.read_at([point.position])
+        return point.position == 0 or (bool(found) and found[0].mark == point.mark)
+
+    async def _read(self, last: int, mark: int) -> list[RecordedEvent]:
+        """What follows the last event that was folded, which is read with it and compared."""
+        if last == 0:
+            return await self._log.read(0, _READ_BATCH)
+        found = await self._log.read(last - 1, _READ_BATCH + 1)
+        if not found or found[0].position != last:
+            raise OtherHistoryError(f"Event {last}, which was read from the log, is not in it any more")
+        if found[0].mark != mark:
+            raise OtherHistoryError(f"Event {last} of the log is not the one that was read from it")
+        return found[1:]
+
+    def _read_ahead(self, last: RecordedEvent) -> asyncio.Future[list[RecordedEvent]]:
+        reading = asyncio.ensure_future(self._read(last.position, last.mark))
         # Should these not be folded, nobody waits for what comes after them.
         reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         return reading
@@ -91,6 +111,10 @@ class Follower:
         for recorded, event in events:
             if recorded.position != draft.head + 1:
                 raise LogGapError(f"The log goes on at {recorded.position} behind {draft.head}.")
+            if recorded.version != (draft.versions.find(recorded.stream) or 0) + 1:
+                raise OtherHistoryError(
+                    f"Event {recorded.position} does not follow what was read of {recorded.stream}"
+                )
             draft.versions[recorded.stream] = recorded.version
             evolve(draft, event, recorded.position)
             row = ahead.get(getattr(event, "reservation_id", ""))
@@ -98,5 +122,6 @@ class Follower:
                 # The owner saved it as it was after this event: folded again it would count twice.
                 draft.reservations[row.id] = row
             self._narrowings.folded(event, draft, recorded.position)
+        draft.mark = events[-1][0].mark
         draft.merge()
         self._note_changed(draft)

@@ -82,6 +82,7 @@ class DecidedGroup:
     ) -> None:
         self.draft: Draft = Draft(state, None if above is None else above.draft)
         self.base = self.draft.head
+        self.base_mark = self.draft.mark
         self._above = above
         self.desk = Desk(
             self.draft,

@@ -78,6 +78,10 @@ class DataKeyring(Protocol):
         """Take data keys as the log stores them."""
         ...
 
+    def forget_all(self) -> None:
+        """The log may have lost some of them: all are to be learned anew."""
+        ...
+
 
 class Mapper(Protocol):
     """Events to bytes and back."""

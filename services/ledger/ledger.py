@@ -28,12 +28,19 @@ from domain.ports import (
     LogUnavailableError,
     NewDataKey,
     NotOwnerError,
+    OtherHistoryError,
     StateRows,
 )
 from domain.state import State
 from keyledger_edge import Change, RateLimiter, fingerprint, hint
 from services.ledger.bus import Bus
-from services.ledger.errors import CannotAnswerError, Lost, NotOwnerHereError, UnavailableError
+from services.ledger.errors import (
+    CannotAnswerError,
+    Lost,
+    NotOwnerHereError,
+    OtherHistoryHereError,
+    UnavailableError,
+)
 from services.ledger.fence import Clock as FenceClock
 from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms
 from services.ledger.following import Follower
@@ -52,6 +59,7 @@ EDGE_KEYS_SUBJECT = "edges"
 
 _GIVEN_BESIDE_OTHERS = "KEYLEDGER_ROOT_KEY names one that was not there; the others still work"
 _STAND_BY_SECONDS = 0.1
+_EPOCH_LOOK_SECONDS = 1.0
 _SAVE_LOOK_SECONDS = 1.0
 _SAVE_SECONDS = 30.0
 _SAVE_EVENTS = 200_000
@@ -98,7 +106,6 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     """End the session of an owner that holds the partition and has not been heard of for long."""
     prune: Callable[[], Awaitable[None]] = _nothing
     """Let the log forget claims and groups that nobody asks for any more."""
-    epoch: int = 1
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +137,10 @@ class Ledger:
         """Did the log answer when it was last asked?"""
         self.caught_up = False
         """Was the log read to its end since the start? What is in memory is then what was committed."""
+        self.epoch = 0
+        """The log's epoch, as it was read last; 0 before that."""
+        self.other_history: OtherHistoryHereError | None = None
+        """Why this process answers nothing: what it knows is not in the log."""
         self.shared_key: bytes | None = None
         """A secret of all processes of this ledger: seals leases, and what one forwards to another."""
         self._loaded = False
@@ -201,6 +212,8 @@ class Ledger:
         """Raise unless this process may answer for the partition now."""
         if self.confirmed:
             return
+        if self.other_history is not None:
+            raise self.other_history
         if not self.reachable:
             raise UnavailableError("postgresql", "PostgreSQL cannot be reached.")
         raise NotOwnerHereError("This process does not own the partition.")
@@ -283,6 +296,9 @@ class Ledger:
         except LogUnavailableError as error:
             self._note_unreachable(error)
             return
+        except OtherHistoryError as error:
+            await self._stop_at_other_history(error)
+            return
         except NotOwnerError:
             self._step_down(NotOwnerHereError("The partition's lock was lost again."))
             return
@@ -317,14 +333,27 @@ class Ledger:
         with contextlib.nullcontext() if self._loaded else garbage_kept():
             await self._load_and_catch_up()
 
+    async def _stop_at_other_history(self, error: OtherHistoryError) -> None:
+        """What this process knows is not in the log: it answers nothing until the operator has decided.
+
+        Looked at again and again: a raised epoch makes it read the log anew, and it may be
+        that it was led to the wrong server for a moment.
+        """
+        self.reachable, self.stands_by = True, False
+        if self.other_history is None:
+            self.other_history = OtherHistoryHereError(str(error))
+            log.error("history.differs", problem=self.other_history.detail)
+        self._step_down(self.other_history)
+        # Whoever has read this log may own the partition.
+        with contextlib.suppress(LogUnavailableError):
+            await self.ports.log.release()
+
     async def _load_and_catch_up(self) -> None:
-        head = await self.ports.log.head()
-        if self._loaded and head < self.state.head:
-            # The log was restored to an earlier state: what was folded is not its history.
-            log.error("log.went_back", head=head, was=self.state.head)
-            self._loaded = False
+        end = await self.ports.log.end()
+        if end.epoch != self.epoch:
+            self._enter(end.epoch)
         if not self._loaded:
-            await self._load(head)
+            await self._load()
         if self.shared_key is None:
             stored = await self.ports.log.data_keys([EDGE_KEYS_SUBJECT])
             self.shared_key = stored.get(EDGE_KEYS_SUBJECT)
@@ -333,16 +362,27 @@ class Ledger:
             self.facts.forget_all()
             self.head_watch.moved()
         self.caught_up = True
+        self.other_history = None
 
-    async def _load(self, head: int) -> None:
+    def _enter(self, epoch: int) -> None:
+        """The log's epoch was raised: whatever is known may be of events that it has lost."""
+        was, self.epoch = self.epoch, epoch
+        self.bus.epoch = self._keeper.epoch = epoch
+        if was:
+            log.warning("log.epoch_raised", epoch=epoch, was=was)
+            self._loaded = False
+            self.shared_key = None
+            self.sightings.forget()
+            self.ports.mapper.data_keys.forget_all()
+
+    async def _load(self) -> None:
         self._forget_state()
         await self._keeper.load()
-        if self.state.head > head:
-            head = await self.ports.log.head()
-        if self.state.head > head:
-            # Rows of a log that was restored to an earlier state since.
+        saved = self._keeper.checkpoint
+        if saved.epoch < self.epoch and not await self.follower.is_in_log(saved):
+            # Of events that were lost before the epoch was raised: the owner will drop them.
+            log.warning("state.of_another_history", through=saved.position)
             self._forget_state()
-            self._everything_dirty = True
         # After the rows: a key that is made later comes with its first event, and is learned then.
         self.ports.learn_data_keys(await self.ports.log.data_keys())
         self.facts.forget_all()
@@ -363,7 +403,7 @@ class Ledger:
             return
         self._looked_for_silence_ns = now
         await self.ports.end_silent_owner()
-        if await self.ports.rows.through() >= self._older_head:
+        if (await self.ports.rows.through()).position >= self._older_head:
             # The owner has saved these rows: neither need we, nor keep what is settled in memory.
             self._keeper.forget_settled(
                 self._older_dirty.get("reservations", ()), self.bus.dirty.get("reservations", ())
@@ -406,7 +446,7 @@ class Ledger:
     async def _take_over_rows(self) -> None:
         older, self._older_dirty = self._older_dirty, {}
         self._mark_dirty(older)
-        if not await self._keeper.take_over():
+        if not await self._keeper.take_over(self.follower.is_in_log):
             self._everything_dirty = True
 
     def _mark_dirty(self, dirty: dict[str, set[Any]]) -> None:
@@ -418,7 +458,7 @@ class Ledger:
             self.ports.fence_clock,
             terms=self.terms.lease,
             partition=self.partition,
-            epoch=self.ports.epoch,
+            epoch=self.epoch,
             head=self.state.head,
             master_key=master_key,
             publish=self.ports.publish_change,
@@ -468,6 +508,7 @@ class Ledger:
         bus = asyncio.create_task(self.bus.run(), name="bus")
         others = [
             asyncio.create_task(self._confirm(), name="confirm"),
+            asyncio.create_task(self._watch_epoch(), name="epoch"),
             asyncio.create_task(self._save(), name="save"),
             asyncio.create_task(self._watch_fences(), name="fences"),
             asyncio.create_task(self._write_sightings(), name="sightings"),
@@ -532,6 +573,14 @@ class Ledger:
             self.fences.confirmed(asked)
             await asyncio.sleep(pause)
 
+    async def _watch_epoch(self) -> None:
+        """An owner that writes nothing must notice, too, that the epoch was raised."""
+        while True:
+            await asyncio.sleep(_EPOCH_LOOK_SECONDS)
+            with contextlib.suppress(LogUnavailableError):
+                if (await self.ports.log.end()).epoch != self.epoch:
+                    raise Lost(NotOwnerHereError("The log's epoch was raised."))
+
     async def _save(self) -> None:
         saved_at = self.ports.fence_clock.boottime_ns()
         while True:
@@ -567,7 +616,7 @@ class Ledger:
             self._everything_dirty = True
             if not await self.ports.log.confirm():
                 raise Lost(NotOwnerHereError("Another process owns the partition.")) from error
-            await self._keeper.take_over()
+            await self._keeper.take_over(self.follower.is_in_log)
             return False
         except BaseException:
             self._mark_dirty(dirty)

@@ -20,7 +20,7 @@ from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
 from domain.organizations import Organization, Plan, Project
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 """To be raised when rows of the same shape come to mean something else."""
 
 _MAP: Final = b"\xdf"

@@ -6,13 +6,13 @@ A row never tells more than the log; dropping them all costs time at the next st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from itertools import islice
 from typing import Any, Final
 
 import structlog
 
-from domain.ports import CheckpointMovedError, StateRow, StateRows
+from domain.ports import BEGINNING, CheckpointMovedError, HistoryPoint, StateRow, StateRows
 from domain.state import State
 from services.ledger.lazy_tables import LazyTables
 from services.ledger.loading import Loading
@@ -36,9 +36,11 @@ class StateKeeper:
         self._rows = rows
         self._state = state
         self._narrowings = narrowings
-        self._behind = 0
+        self.epoch = 0
+        """The epoch of the log that the state was read from."""
+        self._behind = BEGINNING
         """The checkpoint that the rows have, as far as we know."""
-        self._attempted: int | None = None
+        self._attempted: HistoryPoint | None = None
         """The checkpoint of a save whose outcome is not known."""
         self._foreign = False
         """Are there rows that this program cannot read?"""
@@ -52,13 +54,13 @@ class StateKeeper:
     async def load(self) -> None:
         """Fill an empty state with the rows; what they do not tell is in the log."""
         self._settled.clear()
-        self._behind = 0
+        self._behind = BEGINNING
         if self._lazy is not None:
             self._lazy.release()
             self._lazy = None
         through = await self._rows.through()
-        self._foreign = through > 0 and not await self._readable()
-        if through == 0 or self._foreign:
+        self._foreign = through.position > 0 and not await self._readable()
+        if through.position == 0 or self._foreign:
             return
         loading = Loading(self._state)
         self._lazy = loading.lazy
@@ -66,7 +68,8 @@ class StateKeeper:
             loading.take(block)
             await asyncio.sleep(0)
         loading.finish()
-        self._state.head = self._behind = loading.told["through"]
+        self._behind = HistoryPoint(*loading.told["through"])
+        self._state.head, self._state.mark = self._behind.position, self._behind.mark
         self._state.at = loading.told["at"]
         self._narrowings.open = loading.told["narrowings"]
 
@@ -74,13 +77,18 @@ class StateKeeper:
         found = await self._rows.find([_SCHEMA_ROW])
         return bool(found) and found[0].data == encode_told("schema", schema())
 
-    async def take_over(self) -> bool:
-        """The rows are ours to save from now on; false: all of them must be written anew."""
+    async def take_over(self, is_in_log: Callable[[HistoryPoint], Awaitable[bool]]) -> bool:
+        """The rows are ours to save from now on; false: all of them must be written anew.
+
+        Those of another history are dropped: what only that one knew must not come back.
+        """
         self._attempted = None
-        if self._foreign:
-            await self._rows.clear()
         self._behind = await self._rows.through()
-        return not self._foreign and self._behind <= self._state.head
+        if self._foreign or not await is_in_log(self._behind):
+            await self._rows.clear()
+            self._behind = BEGINNING
+            return False
+        return True
 
     async def find_reservation(self, reservation_id: str) -> None:
         """Bring a settled reservation back into memory, if there is one of that id."""
@@ -95,12 +103,17 @@ class StateKeeper:
     @property
     def through(self) -> int:
         """The position that the rows are as of."""
+        return self._behind.position
+
+    @property
+    def checkpoint(self) -> HistoryPoint:
+        """The same, with its mark, and the epoch that the rows were saved in."""
         return self._behind
 
     @property
     def begins(self) -> bool:
         """Is there no checkpoint yet? Then rows may be written in parts, before the first."""
-        return self._behind == 0 and self._attempted is None
+        return self._behind.position == 0 and self._attempted is None
 
     async def save(self, dirty: dict[str, set[Any]], *, in_parts: bool = False) -> None:
         """Write the rows that changed, as of the state's head at this moment.
@@ -109,7 +122,7 @@ class StateKeeper:
         encoded and written while decisions go on. `in_parts`: leave the checkpoint at 0, so that
         what is written counts for nothing yet. Raises CheckpointMovedError.
         """
-        through = 0 if in_parts else self._state.head
+        through = BEGINNING if in_parts else HistoryPoint(self._state.head, self._state.mark, self.epoch)
         if through == self._behind and self._attempted is None and not dirty:
             return
         gathered = self._gather(dirty)
@@ -130,11 +143,13 @@ class StateKeeper:
         if self._attempted is None:
             return
         stored = await self._rows.through()
-        if stored not in (self._behind, self._attempted):
-            raise CheckpointMovedError(f"The checkpoint is {stored}, not {self._behind}.")
+        if stored[:2] not in (self._behind[:2], self._attempted[:2]):
+            raise CheckpointMovedError(
+                f"The checkpoint is {stored.position}, not {self._behind.position}, or of another history."
+            )
         self._behind, self._attempted = stored, None
 
-    def _told(self, through: int) -> list[StateRow]:
+    def _told(self, through: HistoryPoint) -> list[StateRow]:
         told = {
             "schema": schema(),
             "at": self._state.at,

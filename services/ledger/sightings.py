@@ -35,6 +35,14 @@ class Sightings:
         self._denials_written: dict[str, Instant] = {}
         self._requests = 0
 
+    def forget(self) -> None:
+        """The log may have lost these keys."""
+        self._seen.clear()
+        self._written.clear()
+        self._denied.clear()
+        self._denials_written.clear()
+        self._requests = 0
+
     def seen(self, key_id: str, at: Instant) -> None:
         """A use of the key was found valid."""
         sighting = self._seen.get(key_id)

@@ -34,7 +34,8 @@ class SureAppends:
         self.session_lost = False
         """Was the lock's session lost at an append? Then another may have owned the partition since."""
         self.doubted: Callable[[], None] = lambda: None
-        """Told when the lock's session was lost in an append: nothing may be answered from memory."""
+        """Told when an append showed that nothing may be answered from memory: the lock's session was
+        lost, or the log is not the one that was read."""
 
     def reset(self) -> None:
         """The partition is owned anew."""
@@ -71,9 +72,10 @@ class SureAppends:
             if not written:
                 raise Lost(NotOwnerHereError("The connection broke; nothing was written.")) from None
         except HeadMovedError as error:
-            # Another process appended behind the lock: it may have owned the partition meanwhile.
+            # Another process appended behind the lock, or the log is another than was decided on.
             self.in_doubt = False
-            raise Lost(NotOwnerHereError("Another process wrote to the partition.")) from error
+            self.doubted()
+            raise Lost(NotOwnerHereError("The log is not as it was when this was decided.")) from error
         except NotOwnerError as error:
             self.in_doubt = False
             raise Lost(NotOwnerHereError("Another process owns the partition.")) from error
@@ -90,7 +92,7 @@ class SureAppends:
         """
         for attempt in range(_RESOLVE_TRIES):
             try:
-                overtaken = await self._log.head() > group.expected_head
+                overtaken = await self._log.head() > group.behind.position
                 if await self._log.committed(group.group_id):
                     return True
                 if overtaken:

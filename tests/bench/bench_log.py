@@ -51,25 +51,28 @@ def charges(head: int, count: int) -> list[NewEvent]:
 
 
 async def append(log: PostgresLog, *, claims: bool) -> None:
-    head = await log.head()
+    end = await log.end()
     for _ in range(GROUPS):
-        events = charges(head, GROUP_SIZE)
+        events = charges(end.position, GROUP_SIZE)
         taken = [NewClaim(os.urandom(16), n) for n in range(len(events))] if claims else []
-        head = await log.append(Group(os.urandom(16), head, events, taken))
+        group = Group(os.urandom(16), end, events, taken)
+        await log.append(group)
+        end = group.end
 
 
 async def copy(connection: psycopg.Connection) -> None:
     connection.execute("CREATE TABLE IF NOT EXISTS floor (LIKE ledger.events_p0 INCLUDING ALL)")
     [head] = connection.execute("SELECT coalesce(max(notification_id), 0) FROM floor").fetchone() or [0]
     statement = (
-        "COPY floor (notification_id, originator_id, originator_version, topic, state) FROM STDIN BINARY"
+        "COPY floor (notification_id, originator_id, originator_version, topic, state, mark)"
+        " FROM STDIN BINARY"
     )
     for _ in range(GROUPS):
         events = charges(head, GROUP_SIZE)
         with connection.cursor() as cursor, cursor.copy(statement) as rows:
-            rows.set_types(["int8", "text", "int8", "text", "bytea"])
+            rows.set_types(["int8", "text", "int8", "text", "bytea", "int8"])
             for position, event in enumerate(events, head + 1):
-                rows.write_row((position, *event))
+                rows.write_row((position, *event, head))
         head += len(events)
 
 
@@ -87,9 +90,11 @@ async def look_up_claims(log: PostgresLog) -> None:
 
 
 async def append_one_by_one(log: PostgresLog) -> None:
-    head = await log.head()
+    end = await log.end()
     for _ in range(GROUPS):
-        head = await log.append(Group(os.urandom(16), head, charges(head, 1)))
+        group = Group(os.urandom(16), end, charges(end.position, 1))
+        await log.append(group)
+        end = group.end
 
 
 async def rate(work: Callable[[], Awaitable[None]], items: int) -> float:

@@ -9,6 +9,7 @@ from domain.ports import Log
 from infra.memory.clock import FixedClock
 from infra.memory.log import MemoryLog, MemoryStorage
 from infra.owners import LogIdentity, Owner
+from infra.postgres.connections import connect
 from infra.postgres.log import PostgresLog
 from tests.contract.cable import Cable
 
@@ -34,6 +35,7 @@ class LogWorld(Protocol):
     def lose_acknowledgement(self, log: Log, *, committed: bool) -> None: ...
     def go_down(self) -> None: ...
     def come_up(self) -> None: ...
+    def raise_epoch(self) -> None: ...
 
 
 class MemoryWorld:
@@ -57,6 +59,9 @@ class MemoryWorld:
 
     def come_up(self) -> None:
         self._storage.up = True
+
+    def raise_epoch(self) -> None:
+        self._storage.raise_epoch()
 
     async def close(self) -> None:
         pass
@@ -93,6 +98,10 @@ class PostgresWorld:
 
     def come_up(self) -> None:
         self._cable.plug()
+
+    def raise_epoch(self) -> None:
+        with connect(self.database, "test") as connection:
+            connection.execute("SELECT ledger.raise_epoch(1, 0)")
 
     async def close(self) -> None:
         for session in self._sessions:

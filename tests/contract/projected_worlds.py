@@ -65,7 +65,7 @@ class Written:
             request_id = getattr(event, "request_id", None)
             if request_id is not None:
                 claims.append(NewClaim(request_claim(str(event.organization_id), request_id), index))
-        group = Group(os.urandom(16), self.head, new, claims, self.mapper.take_new_data_keys())
+        group = Group(os.urandom(16), await self.log.end(), new, claims, self.mapper.take_new_data_keys())
         self.head = await self.log.append(group)
 
 

@@ -56,7 +56,7 @@ class GrowingLog:
     async def append(self, *events: Event) -> int:
         new = [self._writer.new_event(stream_of(event), next(self._versions), event) for event in events]
         keys = self._writer.take_new_data_keys()
-        self.head = await self.log.append(Group(os.urandom(16), self.head, new, (), keys))
+        self.head = await self.log.append(Group(os.urandom(16), await self.log.end(), new, (), keys))
         return self.head
 
     async def charge(self, count: int) -> int:

@@ -10,20 +10,25 @@ from domain.ports import (
     ClaimTakenError,
     Group,
     HeadMovedError,
+    HistoryPoint,
     LogUnavailableError,
     NewClaim,
     NewDataKey,
     NewEvent,
     NotOwnerError,
+    OtherHistoryError,
     OutcomeUnknownError,
     RecordedEvent,
     TakenClaim,
+    mark_of,
 )
 from infra.owners import Owner
 from tests.contract.log_worlds import LogWorld, MemoryWorld, OwnedLog, PostgresWorld
 
 WORLDS = ("memory", "postgres")
 DIGEST = bytes(range(16))
+MARK = (77).to_bytes(8)
+"""What the ids of groups begin with here, so that all events have one mark."""
 
 
 @pytest.fixture(params=WORLDS)
@@ -43,8 +48,12 @@ async def log(world: LogWorld) -> OwnedLog:
     return owner
 
 
+def behind(head: int) -> HistoryPoint:
+    return HistoryPoint(head, 77 if head else 0, 1)
+
+
 def group(head: int, *events: NewEvent, claims: tuple[NewClaim, ...] = ()) -> Group:
-    return Group(os.urandom(16), head, events, claims)
+    return Group(MARK + os.urandom(8), behind(head), events, claims)
 
 
 def event(stream: str, version: int, data: bytes = b"data") -> NewEvent:
@@ -68,9 +77,9 @@ async def test_events_get_the_positions_behind_the_head_in_their_order(log: Owne
     assert await log.append(group(2, event("key_1", 2, b"\x00\xff"))) == 3
 
     assert await log.read(0, 10) == [
-        RecordedEvent(1, "key_1", 1, "key.revoked", b"data"),
-        RecordedEvent(2, "org_1", 1, "key.revoked", b"data"),
-        RecordedEvent(3, "key_1", 2, "key.revoked", b"\x00\xff"),
+        RecordedEvent(1, "key_1", 1, "key.revoked", b"data", 77),
+        RecordedEvent(2, "org_1", 1, "key.revoked", b"data", 77),
+        RecordedEvent(3, "key_1", 2, "key.revoked", b"\x00\xff", 77),
     ]
     assert await log.head() == 3
 
@@ -80,7 +89,7 @@ async def test_text_and_bytes_come_back_as_they_were(log: OwnedLog) -> None:
 
     await log.append(group(0, odd))
 
-    assert (await log.read_stream("schlüssel_✓"))[0][1:] == odd
+    assert (await log.read_stream("schlüssel_✓"))[0][1:5] == odd
 
 
 async def test_it_is_read_in_pages(log: OwnedLog) -> None:
@@ -114,6 +123,49 @@ async def test_a_writer_that_is_behind_writes_nothing(log: OwnedLog) -> None:
         await log.append(group(2, event("key_1", 2)))
 
     assert await log.head() == 1
+
+
+async def test_every_event_has_the_mark_of_its_group(log: OwnedLog) -> None:
+    first = Group(os.urandom(16), await log.end(), [event("key_1", 1), event("key_1", 2)])
+    await log.append(first)
+    second = Group(os.urandom(16), first.end, [event("key_1", 3)])
+    await log.append(second)
+
+    marks = [mark_of(first.group_id), mark_of(first.group_id), mark_of(second.group_id)]
+    assert [e.mark for e in await log.read(0, 10)] == marks
+    assert [e.mark for e in await log.read_at([1, 2, 3])] == marks
+    assert [e.mark for e in await log.read_stream("key_1")] == marks
+    assert await log.end() == second.end == HistoryPoint(3, marks[-1], 1)
+
+
+async def test_a_group_of_claims_alone_changes_no_mark(log: OwnedLog) -> None:
+    await log.append(group(0, event("key_1", 1)))
+    nothing = Group(os.urandom(16), await log.end(), [], [NewClaim(DIGEST, -1, None, b"answer")])
+
+    assert await log.append(nothing) == 1
+    assert await log.end() == nothing.end == behind(1)
+
+
+async def test_a_writer_with_the_right_number_of_another_history_writes_nothing(log: OwnedLog) -> None:
+    await log.append(group(0, event("key_1", 1)))
+
+    for mark in (0, 78, -77):
+        other = behind(1)._replace(mark=mark)
+        with pytest.raises(OtherHistoryError):
+            await log.append(Group(os.urandom(16), other, [event("key_1", 2)]))
+
+    assert await log.end() == behind(1)
+
+
+async def test_a_writer_of_an_epoch_that_is_over_writes_nothing(world: LogWorld, log: OwnedLog) -> None:
+    await log.append(group(0, event("key_1", 1)))
+    world.raise_epoch()
+
+    with pytest.raises(OtherHistoryError):
+        await log.append(group(1, event("key_1", 2)))
+
+    assert await log.end() == behind(1)._replace(epoch=2)
+    await log.append(Group(os.urandom(16), await log.end(), [event("key_1", 2)]))
 
 
 async def test_a_version_that_a_stream_has_is_a_mistake_and_nothing_is_written(log: OwnedLog) -> None:
@@ -213,7 +265,7 @@ async def test_a_group_is_in_the_log_once(log: OwnedLog) -> None:
     await log.append(first)
 
     with pytest.raises(ClaimTakenError):
-        await log.append(first._replace(expected_head=1, events=[event("key_1", 2)]))
+        await log.append(first._replace(behind=first.end, events=[event("key_1", 2)]))
 
     assert await log.head() == 1
 

@@ -8,7 +8,7 @@ import pytest
 from eventsourcing.application import Application
 from eventsourcing.persistence import IntegrityError, OperationalError
 
-from domain.ports import Group, NewEvent
+from domain.ports import Group, HistoryPoint, NewEvent
 from infra.postgres.log import PostgresLog
 from infra.postgres.recorder import StreamEvent
 from tests.contract.log_samples import Charged, Personal, Renamed
@@ -34,7 +34,9 @@ async def test_it_reads_what_the_append_function_wrote(
     await log.acquire()
     charge = Charged(at=1, amount_micros=5)
     data = msgspec.msgpack.encode(charge)
-    await log.append(Group(os.urandom(16), 0, [NewEvent("key_1", 1, "sample.charged", data)]))
+    await log.append(
+        Group(os.urandom(16), HistoryPoint(0, 0, 1), [NewEvent("key_1", 1, "sample.charged", data)])
+    )
     await log.close()
 
     assert list(application.events.get("key_1")) == [StreamEvent("key_1", 1, charge)]

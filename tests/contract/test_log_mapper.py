@@ -237,7 +237,7 @@ async def test_a_reader_learns_keys_as_it_meets_them() -> None:
     for version in (1, 2):
         event = msgspec.structs.replace(RENAME, organization_id=f"org_{version}")
         new = writer.new_event("key_1", version, event)
-        await log.append(Group(os.urandom(16), version - 1, [new], (), writer.take_new_data_keys()))
+        await log.append(Group(os.urandom(16), await log.end(), [new], (), writer.take_new_data_keys()))
 
         assert [(r.position, e) for r, e in await reader.read(version - 1, 10)] == [(version, event)]
 
@@ -245,7 +245,7 @@ async def test_a_reader_learns_keys_as_it_meets_them() -> None:
 async def test_a_reader_gets_over_keys_that_were_deleted() -> None:
     log, writer = MemoryLog(), mapper()
     await log.acquire()
-    await log.append(Group(os.urandom(16), 0, [writer.new_event("key_1", 1, RENAME)]))
+    await log.append(Group(os.urandom(16), await log.end(), [writer.new_event("key_1", 1, RENAME)]))
 
     reader = EventReader(log, mapper())
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
@@ -12,11 +13,14 @@ from psycopg.conninfo import conninfo_to_dict
 
 from domain.instants import DAY
 from domain.ports import (
+    BEGINNING,
     Group,
     HeadMovedError,
+    HistoryPoint,
     NewClaim,
     NewEvent,
     NotOwnerError,
+    OtherHistoryError,
     OutcomeUnknownError,
     StateRow,
 )
@@ -47,8 +51,63 @@ async def log(world: PostgresWorld) -> PostgresLog:
     return log
 
 
+MARK = (77).to_bytes(8)
+
+
+def behind(head: int) -> HistoryPoint:
+    return HistoryPoint(head, 77 if head else 0, 1)
+
+
 def group(head: int, version: int, *claims: NewClaim) -> Group:
-    return Group(os.urandom(16), head, [NewEvent("key_1", version, "key.revoked", b"")], claims)
+    return Group(MARK + os.urandom(8), behind(head), [NewEvent("key_1", version, "key.revoked", b"")], claims)
+
+
+async def test_raising_the_epoch_waits_for_the_append_under_way_and_refuses_the_next(
+    log: PostgresLog, ledger_database: str
+) -> None:
+    await log.append(group(0, 1))
+    with psycopg.connect(ledger_database) as holding, ThreadPoolExecutor(1) as other:
+        # As an append does, up to its commit.
+        holding.execute("SELECT epoch FROM ledger.identity")
+        raising = other.submit(raise_epoch, ledger_database)
+        await until_waiting(ledger_database)
+        late = asyncio.create_task(append_late(log))
+        await asyncio.sleep(0.1)
+        assert not raising.done()
+        assert not late.done()
+        holding.rollback()
+
+        assert raising.result(10) == 2
+        with pytest.raises(OtherHistoryError):
+            await asyncio.wait_for(late, 10)
+    assert await log.end() == behind(1)._replace(epoch=2)
+
+
+async def append_late(log: PostgresLog) -> None:
+    await log.append(group(1, 2))
+
+
+def raise_epoch(database: str) -> int:
+    with connect(database, "test") as connection:
+        [(epoch,)] = connection.execute("SELECT ledger.raise_epoch(1, 0)").fetchall()
+        return int(epoch)
+
+
+async def until_waiting(database: str) -> None:
+    """Until somebody waits for the lock that the epoch is raised under."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+    with psycopg.connect(database, autocommit=True) as connection:
+        while connection.execute(waiting).fetchone() == (0,):  # PostgreSQL tells nobody
+            await asyncio.sleep(0.01)
+
+
+def test_the_epoch_is_raised_beyond_what_was_seen_and_once_for_each_time_that_it_was_read(
+    ledger_database: str,
+) -> None:
+    with connect(ledger_database, "test") as connection:
+        assert connection.execute("SELECT ledger.raise_epoch(1, 4)").fetchone() == (5,)
+        with pytest.raises(psycopg.DatabaseError, match="the epoch is not 1 any more"):
+            connection.execute("SELECT ledger.raise_epoch(1, 0)")
 
 
 # -- append-only by grant -------------------------------------------------------------------------
@@ -220,7 +279,7 @@ async def test_a_server_that_crashes_is_recovered_from_without_a_restart() -> No
         log, rows = PostgresLog(postgres.dsn), PostgresStateRows(postgres.dsn)
         await log.acquire()
         await log.append(group(0, 1))
-        await rows.save(1, [StateRow("key_1", b"")], [], behind=0)
+        await rows.save(behind(1), [StateRow("key_1", b"")], [], behind=BEGINNING)
 
         crash(postgres)
         with pytest.raises(OutcomeUnknownError):
@@ -230,7 +289,7 @@ async def test_a_server_that_crashes_is_recovered_from_without_a_restart() -> No
         assert await log.acquire()
         assert await log.append(group(await log.head(), 2)) == 2
         assert [e.version for e in await log.read(0, 10)] == [1, 2]
-        assert await rows.through() in {0, 1}
+        assert await rows.through() in {BEGINNING, behind(1)}
         await log.close()
         await rows.close()
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from domain.ports import Group, NewEvent, NotOwnerError, OutcomeUnknownError
+from domain.ports import Group, HistoryPoint, NewEvent, NotOwnerError, OutcomeUnknownError
 from infra.postgres.log import PostgresLog
 
 
@@ -48,7 +48,9 @@ async def test_an_owner_that_was_ended_cannot_append(sessions: tuple[PostgresLog
     await taken(other)
 
     with pytest.raises((NotOwnerError, OutcomeUnknownError)):
-        await owner.append(Group(b"g" * 16, 0, [NewEvent("key_1", 1, "sample.renamed", b"x")]))
+        await owner.append(
+            Group(b"g" * 16, HistoryPoint(0, 0, 1), [NewEvent("key_1", 1, "sample.renamed", b"x")])
+        )
 
     assert await other.head() == 0
 

@@ -187,7 +187,7 @@ async def test_what_was_decided_ahead_is_sent_before_the_state_knows_of_what_it_
     await asyncio.gather(first, second)
 
     assert heads == [head, head]
-    assert [group.expected_head for group in ledger.log.groups[-2:]] == [head, head + 1]
+    assert [group.behind.position for group in ledger.log.groups[-2:]] == [head, head + 1]
     assert ledger.wallet(key).balance == 0
 
 

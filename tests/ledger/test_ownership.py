@@ -7,6 +7,7 @@ import pytest
 from domain import commands as c
 from domain import events as e
 from domain.errors import NotFoundError
+from domain.ports import OtherHistoryError
 from services.ledger.errors import NotOwnerHereError
 from services.ledger.fence import LeaseTerms
 from tests.ledger.world import Process, World, charge, deep_state, reserve, until
@@ -179,7 +180,9 @@ async def test_two_that_take_turns_write_one_history(world: World) -> None:
     assert positions == list(range(1, len(positions) + 1))
 
 
-async def test_a_log_that_went_back_is_read_anew(world: World, ledger: Process) -> None:
+async def test_a_log_that_went_back_is_read_anew_once_its_epoch_was_raised(
+    world: World, ledger: Process
+) -> None:
     """It was restored from a backup: what was folded of it is not its history."""
     key = await ledger.key(10)
     kept = len(world.storage.events)
@@ -190,6 +193,9 @@ async def test_a_log_that_went_back_is_read_anew(world: World, ledger: Process) 
     del world.storage.events[kept:]
     await world.rows.clear()
 
+    with pytest.raises(OtherHistoryError):
+        await restored.ledger._follow()
+    world.storage.raise_epoch()
     await restored.ledger._follow()
 
     assert kept == restored.ledger.state.head
@@ -210,7 +216,7 @@ async def test_stopping_decides_what_waits_and_leaves_nothing_to_replay(
     await stopping
 
     assert [(await one).result.code for one in asked] == ["valid"] * 3
-    assert await world.rows.through() == len(world.storage.events)
+    assert (await world.rows.through()).position == len(world.storage.events)
 
 
 async def test_a_root_key_is_made_once(world: World, ledger: Process) -> None:

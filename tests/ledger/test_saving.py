@@ -8,7 +8,7 @@ import pytest
 
 from domain import commands as c
 from domain import events as e
-from domain.ports import CheckpointMovedError, StateRow
+from domain.ports import CheckpointMovedError, HistoryPoint, StateRow
 from services.ledger import row_format, saving
 from tests.ledger.world import Process, World, charge, deep_state, reserve, until
 
@@ -47,7 +47,7 @@ async def test_rows_and_a_replay_of_the_rest_give_the_state_that_was(world: Worl
 
     assert deep_state(ledger.ledger) == deep_state(loaded.ledger)
     assert deep_state(ledger.ledger) == deep_state((await replayed(world)).ledger)
-    assert 0 < await world.rows.through() < ledger.ledger.state.head
+    assert 0 < (await world.rows.through()).position < ledger.ledger.state.head
 
 
 async def test_a_reservation_that_was_settled_comes_back_when_it_is_asked_for(
@@ -152,7 +152,7 @@ async def test_a_last_save_of_an_owner_of_old_is_put_right_by_its_successor(
     await other.ledger._save_once()
     await other.ledger._save_once()
 
-    assert await world.rows.through() == other.ledger.state.head
+    assert (await world.rows.through()).position == other.ledger.state.head
     loaded = world.process()
     await loaded.ledger._follow()
     assert deep_state(other.ledger) == deep_state(loaded.ledger)
@@ -165,7 +165,7 @@ async def test_a_save_whose_outcome_is_not_known_is_made_good(
     save = world.rows.save
 
     async def saves_and_breaks(
-        through: int, rows: list[StateRow], removed: list[str], *, behind: int
+        through: HistoryPoint, rows: list[StateRow], removed: list[str], *, behind: HistoryPoint
     ) -> None:
         await save(through, rows, removed, behind=behind)
         raise ConnectionError
@@ -195,7 +195,7 @@ async def test_rows_of_another_shape_are_not_read_and_not_touched_by_who_only_fo
     await until(lambda: newer.ledger.stands_by)
     await until(lambda: newer.ledger.state.head == ledger.ledger.state.head)
 
-    assert await world.rows.through() > 0
+    assert (await world.rows.through()).position > 0
     assert deep_state(ledger.ledger) == deep_state(newer.ledger)
     await ledger.killed()
     await until(lambda: newer.ledger.owner)
@@ -213,8 +213,10 @@ async def test_a_first_save_of_very_much_is_written_in_parts_that_count_for_noth
     checkpoints: list[int] = []
     save = world.rows.save
 
-    async def watched(through: int, rows: list[StateRow], removed: list[str], *, behind: int) -> None:
-        checkpoints.append(through)
+    async def watched(
+        through: HistoryPoint, rows: list[StateRow], removed: list[str], *, behind: HistoryPoint
+    ) -> None:
+        checkpoints.append(through.position)
         await save(through, rows, removed, behind=behind)
 
     monkeypatch.setattr(world.rows, "save", watched)
