@@ -12,8 +12,12 @@ from domain.events import Event, public_name
 
 MESSAGE_ID: Final = "Nats-Msg-Id"
 LOG_ID: Final = "Keyledger-Log"
+MARK: Final = "Keyledger-Mark"
+"""Of the event's history, 16 hex digits: the same position of another history has another."""
 _NOTHING: Final = "_"
-_MARK: Final = "mark"
+_REPEATED: Final = "repeated"
+_NUMBERS: Final = 3
+_NO_MARK: Final = "0" * 16
 
 
 class Place(NamedTuple):
@@ -23,6 +27,8 @@ class Place(NamedTuple):
     epoch: int
     partition: int
     number: int
+    mark: int = 0
+    """The mark of that event; 0: published before there were marks."""
 
 
 class Message(NamedTuple):
@@ -50,7 +56,7 @@ def prefix_of(partition: int) -> str:
 
 
 def subjects_of(partition: int) -> tuple[str, str]:
-    """The subjects that a partition's stream holds: events, and the relay's own marks."""
+    """The subjects that a partition's stream holds: events, and places that the relay repeats."""
     return f"{prefix_of(partition)}.events.>", f"{prefix_of(partition)}.relay"
 
 
@@ -67,10 +73,10 @@ def event_message(event: Event, place: Place, *, source: str, most_bytes: int) -
     return Message(subject, _headers(place), body)
 
 
-def mark_message(place: Place, sequence: int) -> Message:
+def place_message(place: Place, sequence: int) -> Message:
     """Repeats a place behind `sequence`, lest the message that carries it grow too old to be kept."""
     headers = _headers(place)
-    headers[MESSAGE_ID] += f".{_MARK}{sequence}"
+    headers[MESSAGE_ID] += f".{_REPEATED}{sequence}"
     return Message(subjects_of(place.partition)[1], headers, b"")
 
 
@@ -79,13 +85,27 @@ def place_in(headers: dict[str, str] | None) -> Place | None:
     if headers is None or MESSAGE_ID not in headers or LOG_ID not in headers:
         return None
     numbers = headers[MESSAGE_ID].split(".")[:3]
-    if len(numbers) < len(Place._fields) - 1 or not all(n.isascii() and n.isdigit() for n in numbers):
+    mark = _mark_in(headers)
+    if len(numbers) < _NUMBERS or mark is None or not all(n.isascii() and n.isdigit() for n in numbers):
         return None
-    return Place(headers[LOG_ID], *map(int, numbers))
+    epoch, partition, number = map(int, numbers)
+    return Place(headers[LOG_ID], epoch, partition, number, mark)
 
 
 def _headers(place: Place) -> dict[str, str]:
-    return {MESSAGE_ID: f"{place.epoch}.{place.partition}.{place.number}", LOG_ID: place.log_id}
+    return {
+        MESSAGE_ID: f"{place.epoch}.{place.partition}.{place.number}",
+        LOG_ID: place.log_id,
+        MARK: place.mark.to_bytes(8, "big", signed=True).hex(),
+    }
+
+
+def _mark_in(headers: dict[str, str]) -> int | None:
+    try:
+        mark = bytes.fromhex(headers.get(MARK, _NO_MARK))
+    except ValueError:
+        return None
+    return int.from_bytes(mark, "big", signed=True) if len(mark) == len(_NO_MARK) // 2 else None
 
 
 # -- the port -------------------------------------------------------------------------------------

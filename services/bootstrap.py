@@ -166,7 +166,10 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
                 mapper=mapper,
                 reader=reader,
                 published=PublishedWatch(
-                    nats_url, postgres_log.partition, log_id=identity.log_id, epoch=identity.epoch
+                    nats_url,
+                    postgres_log.partition,
+                    log_id=identity.log_id,
+                    epoch=lambda: ledger.epoch,
                 ),
                 source=source_of(identity.log_id),
             )
@@ -297,7 +300,6 @@ async def run_worker(
             mapper.decode,
             nats_url,
             log_id=identity.log_id,
-            epoch=identity.epoch,
             partition=reading.partition,
             wakeups=hints,
             stop=stop,

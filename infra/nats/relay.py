@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol, Self
 
 from domain.cloud_events import source_of
 from domain.events import Event
-from domain.ports import LogUnavailableError, RecordedEvent
+from domain.ports import HistoryPoint, LogUnavailableError, RecordedEvent
 from domain.publishing import (
     Message,
     Place,
@@ -27,8 +27,8 @@ from domain.publishing import (
     StreamRefusedError,
     StreamUnavailableError,
     event_message,
-    mark_message,
     place_in,
+    place_message,
 )
 from infra.nats.public_stream import JetStreamPublicStream, peek
 from infra.nats.streams import StreamLimits
@@ -42,6 +42,11 @@ _REFUSED_PAUSE: Final = 5.0
 _STANDBY_SECONDS: Final = 1.0
 _CONFLICT_SECONDS: Final = 5.0
 _FAREWELL_SECONDS: Final = 2.0
+_EPOCH_SECONDS: Final = 1.0
+_WHAT_TO_DO: Final = (
+    ". Nothing is published meanwhile. Once it is sure that this is the log to go on with, run"
+    " `keyledger new-epoch`: all of it is then published anew under the next epoch."
+)
 
 Decode = Callable[[RecordedEvent], Event]
 """A mapper without data keys: what it cannot read cannot be published."""
@@ -49,11 +54,15 @@ Open = Callable[[], Awaitable[PublicStream]]
 RelayState = Literal["starting", "publishing", "standing_by", "disconnected", "refused", "stopped"]
 
 
+class _EpochRaisedError(Exception):
+    """Everything is to be published anew."""
+
+
 class LogReader(Protocol):
     """What the relay needs of the log."""
 
-    async def head(self) -> int:
-        """The position of the last event."""
+    async def end(self) -> HistoryPoint:
+        """Where the log ends, and its epoch."""
         ...
 
     async def read(self, after: int, limit: int) -> list[RecordedEvent]:
@@ -109,7 +118,6 @@ class Relay:
         open_stream: Open,
         *,
         log_id: str,
-        epoch: int,
         partition: int,
         wakeups: Wakeups,
         stop: asyncio.Event,
@@ -119,7 +127,9 @@ class Relay:
         self._reader = reader
         self._decode = decode
         self._open = open_stream
-        self._origin = Place(log_id, epoch, partition, republish_after)
+        self._log_id = log_id
+        self._partition = partition
+        self._republish_after = republish_after
         self._source = source_of(log_id)
         self._wakeups = wakeups
         self._stop = stop
@@ -134,6 +144,8 @@ class Relay:
             try:
                 await self._stand_by()
                 await self._connect_and_publish()
+            except _EpochRaisedError:
+                continue
             except StreamConflictError as error:
                 self._note_rival(str(error))
             except StreamRefusedError as error:
@@ -159,43 +171,64 @@ class Relay:
         finally:
             await stream.close()
 
-    async def _resume(self, end: StreamEnd) -> Place:
-        """From where to go on: behind what the stream ends with, if that is this log's."""
-        found, head = place_in(end.headers), await self._reader.head()
-        self._status.head = max(self._status.head, head)
+    async def _resume(self, stream_end: StreamEnd) -> Place:
+        """From where to go on: behind what the stream ends with, if that is in this log."""
+        found, end = place_in(stream_end.headers), await self._reader.end()
+        self._status.head = max(self._status.head, end.position)
         if found is None:
-            return self._origin
-        if found.log_id != self._origin.log_id or found.partition != self._origin.partition:
+            return await self._origin(end)
+        if found.log_id != self._log_id or found.partition != self._partition:
             raise StreamRefusedError(
                 f"The stream holds events of another log ({found.log_id}): give this ledger a NATS account of"
                 " its own, or delete the stream."
             )
-        if found.epoch < self._origin.epoch:
-            return self._origin
-        if found.epoch > self._origin.epoch or found.number > head:
-            raise StreamRefusedError(
-                f"The stream ends with {found.epoch}.{found.partition}.{found.number} and the log with"
-                f" {self._origin.epoch}.{found.partition}.{head}: the log has lost events. Restore it with a"
-                " new epoch, so that subscribers can tell."
-            )
+        if found.epoch < end.epoch:
+            return await self._origin(end)
+        if found.epoch > end.epoch or not await self._is_in_log(found):
+            raise StreamRefusedError(_other_history(found, end))
         return found
 
+    async def _origin(self, end: HistoryPoint) -> Place:
+        """Where a stream begins that holds nothing of this log's epoch."""
+        after = self._republish_after
+        if after > end.position:
+            raise StreamRefusedError(
+                f"KEYLEDGER_NATS_REPUBLISH_AFTER is {after}, and the log ends with {end.position}."
+            )
+        mark = (await self._mark_at(after) or 0) if after else 0
+        return Place(self._log_id, end.epoch, self._partition, after, mark)
+
+    async def _is_in_log(self, found: Place) -> bool:
+        return found.number == 0 or await self._mark_at(found.number) == found.mark
+
+    async def _mark_at(self, position: int) -> int | None:
+        there = await self._reader.read(position - 1, 1)
+        return there[0].mark if there else None
+
     async def _publish(self, visit: _Visit) -> None:
-        async with _Ahead(self._reader, visit.place.number) as ahead:
+        looked = time.monotonic()
+        async with _Ahead(self._reader, visit.place) as ahead:
             while self._goes_on():
                 self._report(visit)
+                if time.monotonic() - looked >= _EPOCH_SECONDS:
+                    await self._refuse_another_epoch(visit)
+                    looked = time.monotonic()
                 batch = await ahead.next()
                 if batch:
                     _refuse_holes(batch, visit.place.number)
-                    await visit.send([self._message(recorded, visit) for recorded in batch])
+                    await visit.send([self._message(recorded, visit) for recorded in batch], batch[-1].mark)
                     self._status.head = max(self._status.head, visit.place.number)
                 elif visit.is_under_way():
                     await visit.stream.settle()
                 else:
                     await self._idle(visit)
 
+    async def _refuse_another_epoch(self, visit: _Visit) -> None:
+        if (await self._reader.end()).epoch != visit.place.epoch:
+            raise _EpochRaisedError
+
     def _message(self, recorded: RecordedEvent, visit: _Visit) -> Message:
-        place = self._origin._replace(number=recorded.position)
+        place = visit.place._replace(number=recorded.position, mark=recorded.mark)
         return event_message(
             self._decode(recorded), place, source=self._source, most_bytes=visit.stream.most_bytes
         )
@@ -203,7 +236,7 @@ class Relay:
     async def _idle(self, visit: _Visit) -> None:
         self._report(visit)
         if visit.is_getting_old():
-            await visit.mark()
+            await visit.repeat_place()
         head = await self._wakeups.wait_beyond(visit.place.number, _IDLE_SECONDS)
         self._status.head = max(self._status.head, head)
 
@@ -261,6 +294,13 @@ class Relay:
             await stream.close()
 
 
+def _other_history(found: Place, end: HistoryPoint) -> str:
+    return (
+        f"The stream ends with {found.epoch}.{found.partition}.{found.number}, which is not in the log; that"
+        f" ends with {end.epoch}.{found.partition}.{end.position}: the log has lost events{_WHAT_TO_DO}"
+    )
+
+
 def _refuse_holes(batch: list[RecordedEvent], after: int) -> None:
     if (batch[0].position, batch[-1].position) != (after + 1, after + len(batch)):
         raise StreamRefusedError(f"The log misses positions behind {after}: restore it, and start again.")
@@ -278,11 +318,11 @@ class _Visit:
         self._stored_at = time.time() if end.stored_at is None else end.stored_at
         self._empty = end.headers is None
 
-    async def send(self, messages: Sequence[Message]) -> None:
-        """Send one message for each next event."""
+    async def send(self, messages: Sequence[Message], mark: int) -> None:
+        """Send one message for each next event, the last of which has this mark."""
         await self.stream.send(messages, behind=self._sequence)
         self._sequence += len(messages)
-        self.place = self.place._replace(number=self.place.number + len(messages))
+        self.place = self.place._replace(number=self.place.number + len(messages), mark=mark)
         self._stored_at, self._empty = time.time(), False
 
     def confirmed(self) -> int:
@@ -299,9 +339,9 @@ class _Visit:
         most = self.stream.most_age_seconds
         return not self._empty and 0 < most / 2 < time.time() - self._stored_at
 
-    async def mark(self) -> None:
+    async def repeat_place(self) -> None:
         """Repeat the place, and nothing else."""
-        await self.stream.send([mark_message(self.place, self._sequence)], behind=self._sequence)
+        await self.stream.send([place_message(self.place, self._sequence)], behind=self._sequence)
         self._sequence += 1
         await self.stream.settle()
         self._first = self._sequence
@@ -309,11 +349,15 @@ class _Visit:
 
 
 class _Ahead:
-    """Reads the next batch while the one before is being published."""
+    """Reads the next batch while the one before is being published.
 
-    def __init__(self, reader: LogReader, after: int) -> None:
+    Each reading begins with the last event that was read, and compares its mark.
+    """
+
+    def __init__(self, reader: LogReader, place: Place) -> None:
         self._reader = reader
-        self._after = after
+        self._after = place.number
+        self._mark = place.mark
         self._reading: asyncio.Task[list[RecordedEvent]] | None = None
 
     async def __aenter__(self) -> Self:
@@ -327,12 +371,23 @@ class _Ahead:
     async def next(self) -> list[RecordedEvent]:
         """The next batch; empty when there is nothing more."""
         reading, self._reading = self._reading, None
-        batch = await (reading or self._reader.read(self._after, BATCH))
+        batch = await (reading or self._read())
         if batch:
-            self._after = batch[-1].position
-            self._reading = asyncio.create_task(self._reader.read(self._after, BATCH))
+            self._after, self._mark = batch[-1].position, batch[-1].mark
+            self._reading = asyncio.create_task(self._read())
             await asyncio.sleep(0)  # so that it begins, and a log in memory keeps nobody from running
         return batch
+
+    async def _read(self) -> list[RecordedEvent]:
+        if self._after == 0:
+            return await self._reader.read(0, BATCH)
+        found = await self._reader.read(self._after - 1, BATCH + 1)
+        if not found or (found[0].position, found[0].mark) != (self._after, self._mark):
+            raise StreamRefusedError(
+                f"Event {self._after}, which was published, is not in the log any more, or another one is in"
+                f" its place{_WHAT_TO_DO}"
+            )
+        return found[1:]
 
 
 async def run_relay(
@@ -341,7 +396,6 @@ async def run_relay(
     nats_url: str,
     *,
     log_id: str,
-    epoch: int,
     partition: int,
     wakeups: Wakeups,
     stop: asyncio.Event,
@@ -359,7 +413,6 @@ async def run_relay(
         decode,
         open_stream,
         log_id=log_id,
-        epoch=epoch,
         partition=partition,
         wakeups=wakeups,
         stop=stop,

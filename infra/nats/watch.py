@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final
 
 from nats.aio.client import Client
@@ -23,7 +24,7 @@ _MOST_PENDING_BYTES: Final = 1 << 16
 class PublishedWatch:
     """Looks each second where the stream of a partition ends."""
 
-    def __init__(self, url: str, partition: int, *, log_id: str, epoch: int) -> None:
+    def __init__(self, url: str, partition: int, *, log_id: str, epoch: Callable[[], int]) -> None:
         self._url = url
         self._partition = partition
         self._log_id = log_id
@@ -58,7 +59,7 @@ class PublishedWatch:
 
     def _note(self, end: StreamEnd) -> None:
         place = place_in(end.headers)
-        ours = place is not None and (place.log_id, place.epoch) == (self._log_id, self._epoch)
+        ours = place is not None and (place.log_id, place.epoch) == (self._log_id, self._epoch())
         self.position = place.number if place is not None and ours else 0
         self.reachable = True
 

@@ -33,7 +33,6 @@ async def test_the_relay_keeps_up_with_20_000_events_a_second(ledger_database: s
                 mapper().decode,
                 nats_url,
                 log_id=LOG_ID,
-                epoch=1,
                 partition=0,
                 wakeups=hints,
                 stop=stop,

@@ -25,7 +25,6 @@ async def main(conninfo: str, nats_url: str) -> None:
             mapper().decode,
             nats_url,
             log_id=LOG_ID,
-            epoch=1,
             partition=0,
             wakeups=hints,
             stop=asyncio.Event(),

@@ -89,7 +89,7 @@ class RunningRelay:
     def __init__(self, log: Log, open_stream: Open, **overrides: Any) -> None:
         self.status = RelayStatus()
         self.stop = asyncio.Event()
-        settings: dict[str, Any] = {"log_id": LOG_ID, "epoch": 1, "partition": 0, "wakeups": Polling(log)}
+        settings: dict[str, Any] = {"log_id": LOG_ID, "partition": 0, "wakeups": Polling(log)}
         settings |= overrides
         self.relay = Relay(log, mapper().decode, open_stream, stop=self.stop, status=self.status, **settings)
         self.task = asyncio.create_task(self.relay.run())

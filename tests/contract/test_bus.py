@@ -19,8 +19,8 @@ from domain.publishing import (
     StreamConflictError,
     StreamRefusedError,
     StreamUnavailableError,
-    mark_message,
     place_in,
+    place_message,
 )
 from infra.embedded import EmbeddedNats, EmbeddedServers
 from infra.nats.public_stream import peek
@@ -59,7 +59,7 @@ async def delete_stream(url: str) -> None:
 
 def message(number: int, body: bytes = b"{}") -> Message:
     place = Place("log", 1, 0, number)
-    headers = mark_message(place, 0).headers | {"Nats-Msg-Id": f"1.0.{number}"}
+    headers = place_message(place, 0).headers | {"Nats-Msg-Id": f"1.0.{number}"}
     return Message("keyledger.events._._.KeyRevoked", headers, body)
 
 

@@ -14,9 +14,9 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from domain.events import KeysSeen
-from domain.publishing import Place, mark_message, place_in
+from domain.publishing import Place, place_in, place_message
 from infra.embedded import EmbeddedNats, EmbeddedServers
-from infra.memory.log import MemoryLog
+from infra.memory.log import MemoryLog, MemoryStorage
 from infra.nats.relay import RelayStatus, published_place, run_relay
 from infra.nats.watch import PublishedWatch
 from tests.contract.relay_worlds import (
@@ -273,16 +273,86 @@ async def test_a_new_epoch_is_published_whole(world: StreamWorld, book: GrowingL
     await before.reaches(10)
     await before.end()
     restored = MemoryLog()
+    restored.storage.raise_epoch()
     assert await restored.acquire()
     book = GrowingLog(restored)
     await book.charge(4)
 
-    after = RunningRelay(restored, world.open, epoch=2)
+    after = RunningRelay(restored, world.open)
     await after.reaches(4)
     await after.has(lambda status: status.published == 4)
     await after.end()
 
     assert_each_once((await world.stored())[10:], 4, epoch=2)
+
+
+async def test_an_event_that_is_not_in_the_log_any_more_stops_it_until_the_epoch_is_raised(
+    world: StreamWorld,
+) -> None:
+    log = MemoryLog()
+    assert await log.acquire()
+    book = GrowingLog(log)
+    await book.charge(5)
+    backup = log.storage.copy()
+    await book.charge(3)
+    before = RunningRelay(log, world.open)
+    await before.reaches(8)
+    await before.end()
+    restore(log, backup)
+    book.head = 5
+    await book.charge(6)  # as many as before, and more
+
+    relay = RunningRelay(log, world.open)
+    await relay.has(lambda status: status.state == "refused")
+    assert "keyledger new-epoch" in str(relay.status.problem)
+    assert len(await world.stored()) == 8
+
+    log.storage.raise_epoch()
+    await relay.reaches(11)
+    await relay.has(lambda status: status.published == 11)
+    await relay.end()
+    assert_each_once((await world.stored())[8:], 11, epoch=2)
+
+
+async def test_a_log_that_is_restored_under_it_stops_it_though_it_is_longer_now(world: StreamWorld) -> None:
+    log = MemoryLog()
+    assert await log.acquire()
+    book = GrowingLog(log)
+    await book.charge(5)
+    backup = log.storage.copy()
+    await book.charge(3)
+    relay = RunningRelay(log, world.open)
+    await relay.reaches(8)
+
+    restore(log, backup)
+    book.head = 5
+    await book.charge(6)  # at once: it was never seen shorter
+    await relay.has(lambda status: status.state == "refused")
+    await relay.end()
+
+    assert "keyledger new-epoch" in str(relay.status.problem)
+    assert len(await world.stored()) == 8
+
+
+async def test_a_raised_epoch_is_noticed_while_it_runs(world: StreamWorld) -> None:
+    log = MemoryLog()
+    assert await log.acquire()
+    book = GrowingLog(log)
+    await book.charge(3)
+    relay = RunningRelay(log, world.open)
+    await relay.reaches(3)
+
+    log.storage.raise_epoch()
+
+    await relay.has(lambda status: status.published == 6)
+    await relay.end()
+    assert_each_once((await world.stored())[3:], 3, epoch=2)
+
+
+def restore(log: MemoryLog, backup: MemoryStorage) -> None:
+    """Put a backup in the place of the log; its writer is the owner still."""
+    log.storage.restore(backup)
+    log.storage.owner = log
 
 
 REFUSED = """
@@ -300,7 +370,7 @@ async def test_a_stream_that_this_log_cannot_follow_is_left_alone(
     log_id, epoch, number, why = line.split(maxsplit=3)
     place = Place(LOG_ID if log_id == "same" else "another", int(epoch), 0, int(number))
     stream = await world.open()
-    await stream.send([mark_message(place, 0)], behind=0)
+    await stream.send([place_message(place, 0)], behind=0)
     await stream.settle()
     await stream.close()
     await book.charge(10)
@@ -315,6 +385,10 @@ async def test_a_stream_that_this_log_cannot_follow_is_left_alone(
     await stream.close()
 
 
+async def mark(book: GrowingLog) -> int:
+    return (await book.log.end()).mark
+
+
 async def test_before_its_last_message_is_too_old_the_place_is_repeated(book: GrowingLog) -> None:
     world = MemoryStreamWorld()
     world.storage.most_age_seconds = 0.4
@@ -326,7 +400,7 @@ async def test_before_its_last_message_is_too_old_the_place_is_repeated(book: Gr
         while world.storage.last_sequence == 3:
             await asyncio.sleep(0.05)
     last = world.storage.last_sequence
-    assert place_in(world.storage.messages[last].headers) == Place(LOG_ID, 1, 0, 3)
+    assert place_in(world.storage.messages[last].headers) == Place(LOG_ID, 1, 0, 3, await mark(book))
     assert world.storage.messages[last].subject == "keyledger.relay"
     await book.charge(3)
     await relay.reaches(6)
@@ -376,7 +450,6 @@ async def test_it_runs_on_a_url_and_a_doctor_sees_how_far_it_is(
             mapper().decode,
             url,
             log_id=LOG_ID,
-            epoch=1,
             partition=0,
             wakeups=Polling(book.log),
             stop=stop,
@@ -389,13 +462,13 @@ async def test_it_runs_on_a_url_and_a_doctor_sees_how_far_it_is(
     stop.set()
     await running
 
-    assert await published_place(url, 0) == Place(LOG_ID, 1, 0, 10)
+    assert await published_place(url, 0) == Place(LOG_ID, 1, 0, 10, await mark(book))
 
 
 async def test_a_watch_sees_how_far_it_is_from_another_process(
     nats_world: NatsStreamWorld, book: GrowingLog
 ) -> None:
-    stop, watch = asyncio.Event(), PublishedWatch(nats_world.server.url, 0, log_id=LOG_ID, epoch=1)
+    stop, watch = asyncio.Event(), PublishedWatch(nats_world.server.url, 0, log_id=LOG_ID, epoch=lambda: 1)
     watching = asyncio.create_task(watch.run(stop))
     await until(lambda: watch.position == 0)
     await book.charge(10)
@@ -453,7 +526,7 @@ async def freeze(world: NatsStreamWorld, seconds: float) -> None:
 
 
 def test_a_place_is_read_only_from_a_relays_own_message() -> None:
-    good = mark_message(Place("log", 1, 0, 42), 7).headers
+    good = place_message(Place("log", 1, 0, 42), 7).headers
 
     assert place_in(good) == Place("log", 1, 0, 42)
     assert place_in(None) is None
