@@ -38,6 +38,7 @@ from infra.postgres.state_rows import PostgresStateRows
 from keyledger_edge import boottime_ns
 from projections.every import every_projection
 from services.api.app import build_app
+from services.api.connections import Connections, bounds_of
 from services.api.edge_membership import EdgeAccess, edge_routes
 from services.api.forwarding import Forwarder
 from services.api.hot.asgi import ASGIApp, HotPath, HotSettings
@@ -252,7 +253,9 @@ async def run_server(
         hot = HotSettings(trusted_proxies=settings.trusted_proxies, max_body_bytes=settings.max_body_bytes)
         last.enter_context(kept_out_of_logs(management.state.api.redactor.redact))
         app = HotPath(ledger, cast(ASGIApp, management), forwarder, hot)
+        connections = Connections(bounds_of(settings))
         management.state.api.registry.register(app.counts)
+        management.state.api.registry.register(connections)
 
         async def started() -> None:
             tune_interpreter()
@@ -263,7 +266,8 @@ async def run_server(
             tasks.create_task(ledger.run(stop), name="ledger")
             tasks.create_task(parts.edge_bus.run(stop), name="edges")
             tasks.create_task(parts.published.run(stop), name="published")
-            tasks.create_task(serve(app, listeners, stop, on_started=started), name="server")
+            serving = serve(app, listeners, stop, on_started=started, connections=connections)
+            tasks.create_task(serving, name="server")
 
 
 async def _unless_stopped(what: Awaitable[None], stop: asyncio.Event) -> None:

@@ -100,6 +100,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Commands that may wait; more are answered 503."""
     max_body_bytes: int = 1_048_576
     """A request body longer than this is refused."""
+    max_header_bytes: int = 32_768
+    """A request whose headers, or trailers, are larger is refused."""
+    max_headers: int = 100
+    """One with more of them is refused."""
+    max_url_bytes: int = 8_192
+    """One with a longer URL is refused."""
+    header_seconds: int = 10
+    """How long a client may take to send headers."""
+    body_seconds: int = 30
+    """How long it may take to send a body, and a second more for each 16 KiB."""
+    max_connections: int | None = None
+    """Connections of clients at one time; unset: what the limit of open files leaves, at most 10,000."""
     idempotency_hours: int = 24
     """How long the first answer is kept under its Idempotency-Key."""
 
@@ -372,6 +384,12 @@ _READ: Final[dict[str, _Reader]] = {
     "max_edges": _integer(1, 1_000_000),
     "queue_limit": _integer(1, 1_000_000),
     "max_body_bytes": _integer(1_024, 67_108_864),
+    "max_header_bytes": _integer(4_096, 1_048_576),
+    "max_headers": _integer(20, 10_000),
+    "max_url_bytes": _integer(1_024, 65_536),
+    "header_seconds": _integer(1, 3_600),
+    "body_seconds": _integer(1, 3_600),
+    "max_connections": _integer(1, 1_000_000),
     "idempotency_hours": _integer(1, 8_760),
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("auto", "text", "json"),

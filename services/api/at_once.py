@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with a short cut: a request that has come whole is answered in the same breath.
+"""Our HTTP protocol with a short cut: a request that has come whole is answered in the same breath.
 
 ASGI takes a task, an event and three coroutines for every request; that is half of what a small answer
 costs. An application that can answer some requests without waiting says so (`AnswersAtOnce`), and gets
@@ -16,8 +16,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from services.api.bounded import BODY, HEADERS, SLICE, WHOLE, BoundedProtocol
+
 _MOST_BODY: Final = 65_536
 """A larger body is read by the application itself, at its own pace."""
+_MOST_PIECES: Final = 64
+"""So is one that comes in many pieces: to put it together costs the square of their number."""
 
 Scope = MutableMapping[str, Any]
 
@@ -66,7 +70,7 @@ class AnswersAtOnce(Protocol):
         ...
 
 
-class AtOnceProtocol(HttpToolsProtocol):
+class AtOnceProtocol(BoundedProtocol):
     """One connection to an application that answers at once.
 
     A request is held back from its headers on until its body is whole. While it is, `cycle` is the
@@ -83,6 +87,9 @@ class AtOnceProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._quick = cast(AnswersAtOnce, config.app)
         self._held = False
+        self._pieces: tuple[Any, int] = None, 0  # of which request, and how many
+        self._take: Callable[[tuple[bytes, bytes]], None] = _nobody_takes
+        self._take_trailer: Callable[[tuple[bytes, bytes]], None] = self.on_trailer
         self._method = self._path = self._query = self._body = b""
         self._defaults: list[tuple[bytes, bytes]] = []
         self._default_lines = b""
@@ -96,18 +103,24 @@ class AtOnceProtocol(HttpToolsProtocol):
         """A request begins; what ASGI wants to know of it is gathered only when ASGI gets it."""
         self.url = b""
         self.headers = []
+        self._take = self.headers.append
         self.expect_100_continue = False
         self._begun = True
+        self._stage = HEADERS
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header, or a trailer."""
         name = name.lower()
-        self.headers.append((name, value))
+        self._take((name, value))
         if name == b"expect":
             self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
         """Hold the request back if it can be answered at once."""
+        if self._fed > self._unmeasured or len(self.headers) > self._most_headers:
+            self.check_headers()
+        self._stage = BODY
+        self._take = self._take_trailer
         parser, cycle = cast(Any, self.parser), cast(RequestResponseCycle | None, self.cycle)
         self._method = parser.get_method()
         self._body = b""
@@ -127,18 +140,29 @@ class AtOnceProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, or all of it."""
-        if self._held and len(self._body) + len(body) > _MOST_BODY:
-            self._let_go()
-        if self._held:
-            self._body = self._body + body if self._body else body
-        else:
+        if not self._held:
             super().on_body(body)
+        elif not self._body and len(body) <= _MOST_BODY:
+            self._body = body  # nearly always all of it
+        elif self._takes_piece(body):
+            self._body += body
+            self._fed = SLICE
+        else:
+            self._let_go()
+            super().on_body(body)
+
+    def _takes_piece(self, body: bytes) -> bool:
+        if self._pieces[0] is not self.headers:
+            self._pieces = self.headers, 1
+        self._pieces = self.headers, self._pieces[1] + 1
+        return len(self._body) + len(body) <= _MOST_BODY and self._pieces[1] <= _MOST_PIECES
 
     def on_message_complete(self) -> None:
         """Answer what was held back."""
         if not self._held:
             super().on_message_complete()
             return
+        self._stage = WHOLE
         scope: Scope = {
             "type": "http",
             "method": str(self._method, "ascii"),
@@ -151,7 +175,7 @@ class AtOnceProtocol(HttpToolsProtocol):
         told = self._at_once(scope)
         if told is None:
             self._let_go()
-            super().on_message_complete()
+            HttpToolsProtocol.on_message_complete(self)
             return
         self._held = False
         if isinstance(told, ReplyLater):
@@ -176,6 +200,7 @@ class AtOnceProtocol(HttpToolsProtocol):
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
+        self._take = self._take_trailer = _nobody_takes
         waiting: Any = self.cycle
         super().connection_lost(exc)
         if isinstance(waiting, _Waiting):
@@ -188,16 +213,30 @@ class AtOnceProtocol(HttpToolsProtocol):
         super().shutdown()
 
     def _let_go(self) -> None:
-        """The request goes the usual way."""
+        """The request goes the usual way, as uvicorn has it."""
         self._held = False
         url, headers = self.url, self.headers
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)
         self.url = url
         for name, value in headers:
-            super().on_header(name, value)
-        super().on_headers_complete()
+            HttpToolsProtocol.on_header(self, name, value)
+        HttpToolsProtocol.on_headers_complete(self)
         if self._body:
-            super().on_body(self._body)
+            HttpToolsProtocol.on_body(self, self._body)
+
+    @property
+    def holds_back(self) -> bool:
+        """Is the request that is coming in not passed on yet?"""
+        return self._held
+
+    @property
+    def has_asked(self) -> bool:
+        """Did a request's headers ever come whole?"""
+        return self._method != b""
+
+    def is_loose(self) -> bool:
+        """Is nothing asked, and does nobody look how long?"""
+        return self._idle is None and super().is_loose()
 
     # -- answering
 
@@ -324,6 +363,10 @@ class _Waiting:
             protocol.rest()
         else:
             protocol.on_response_complete()
+
+
+def _nobody_takes(_: tuple[bytes, bytes]) -> None:
+    """No request is coming in."""
 
 
 def _result_of(future: asyncio.Future[Any]) -> Reply | None:

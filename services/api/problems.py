@@ -26,6 +26,7 @@ class Meaning(NamedTuple):
 _REQUESTS: Final = {
     "invalid_request": Meaning(400, "The request cannot be taken as it is"),
     "malformed_body": Meaning(400, "The body is not JSON"),
+    "malformed_request": Meaning(400, "This is no HTTP request"),
     "ambiguous_credentials": Meaning(400, "Two different secrets in one request"),
     "amount_out_of_range": Meaning(400, "An amount would leave the range of 64 bits"),
     "unauthenticated": Meaning(401, "A root key that works is needed"),
@@ -35,6 +36,7 @@ _REQUESTS: Final = {
     "not_found": Meaning(404, "There is no such thing"),
     "method_not_allowed": Meaning(405, "This path does not take this method"),
     "not_acceptable": Meaning(406, "None of the accepted formats can be given"),
+    "request_timeout": Meaning(408, "The request did not come in time"),
     "already_exists": Meaning(409, "It exists already"),
     "edge_taken": Meaning(409, "This incarnation of an edge takes part already"),
     "builtin_keyspace": Meaning(409, "The built-in keyspace stays as it is"),
@@ -46,14 +48,17 @@ _REQUESTS: Final = {
     "reservation_closed": Meaning(409, "The reservation is settled"),
     "version_conflict": Meaning(412, "It has changed since it was read"),
     "body_too_large": Meaning(413, "The body is too large"),
+    "url_too_long": Meaning(414, "The URL is too long"),
     "empty_scope": Meaning(422, "An empty list allows nothing"),
     "too_many_edges": Meaning(429, "As many edges as may take part do so"),
+    "headers_too_large": Meaning(431, "The headers are too large"),
     "internal_error": Meaning(500, "The ledger made a mistake"),
     "unavailable": Meaning(503, "The ledger cannot answer now"),
     "dependency_unavailable": Meaning(503, "Something that the ledger needs is down"),
     "not_owner": Meaning(503, "No ledger process owns the partition at the moment"),
     "outcome_unknown": Meaning(503, "Whether it was written is not known yet"),
     "overloaded": Meaning(503, "Too many requests are waiting"),
+    "too_many_connections": Meaning(503, "As many connections are open as may be"),
     "position_not_reached": Meaning(503, "The position is not visible yet"),
 }
 """Refusals of a request. Domain errors carry these codes; HTTP is known only here."""

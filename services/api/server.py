@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar
 import uvicorn
 
 from services.api.at_once import AnswersAtOnce, AtOnceProtocol
+from services.api.bounded import BoundedConfig, BoundedProtocol
+from services.api.connections import Connections
 
 T = TypeVar("T")
 
@@ -113,11 +115,12 @@ def address_of(listener: socket.socket) -> str:
     return f"http://{host}:{name[1]}"
 
 
-def config_of(app: Any, *, grace_seconds: int = _GRACE_SECONDS) -> uvicorn.Config:
-    """How we run uvicorn; the benches run their floor with the same."""
-    return uvicorn.Config(
+def _config_of(app: Any, connections: Connections, *, bounded: bool, grace_seconds: int) -> BoundedConfig:
+    usual: Any = BoundedProtocol if bounded else "httptools"
+    return BoundedConfig(
         app,
-        http=AtOnceProtocol if isinstance(app, AnswersAtOnce) else "httptools",
+        connections=connections,
+        http=AtOnceProtocol if isinstance(app, AnswersAtOnce) else usual,
         ws="none",
         lifespan="auto",
         log_config=None,
@@ -138,11 +141,20 @@ async def serve(
     *,
     on_started: Callable[[], Awaitable[None]] | None = None,
     grace_seconds: int = _GRACE_SECONDS,
+    connections: Connections | None = None,
+    bounded: bool = True,
 ) -> None:
-    """Serve until told to stop; then finish what is under way, within the time of grace."""
-    server = _Server(config_of(app, grace_seconds=grace_seconds))
+    """Serve until told to stop; then finish what is under way, within the time of grace.
+
+    `connections` bounds what clients may take, with the usual bounds if it is not given. Not
+    `bounded` is uvicorn's own protocol: the floor that our benches stand on.
+    """
+    connections = connections or Connections()
+    config = _config_of(app, connections, bounded=bounded, grace_seconds=grace_seconds)
+    server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=listeners), name="http")
     stopping = asyncio.create_task(stop.wait(), name="http-stop")
+    watching = asyncio.create_task(connections.watch(), name="http-connections")
     try:
         while not (server.started or serving.done() or stop.is_set()):  # noqa: ASYNC110  # uvicorn has no event for it
             await asyncio.sleep(0.005)
@@ -152,7 +164,10 @@ async def serve(
     finally:
         stopping.cancel()
         server.should_exit = True
-        await serving
+        try:
+            await serving
+        finally:
+            watching.cancel()
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

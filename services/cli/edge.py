@@ -60,6 +60,7 @@ def edge(
         )
     with sentences():
         from keyledger_edge import Sidecar, Verifier  # noqa: PLC0415 - a quick start
+        from services.api.connections import Connections, bounds_of  # noqa: PLC0415 - a quick start
         from services.api.server import address_of, run, serve  # noqa: PLC0415 - a quick start
         from services.cli.logs import configure_logs  # noqa: PLC0415 - a quick start
         from services.redaction import kept_out_of_logs, without_long_runs  # noqa: PLC0415 - a quick start
@@ -74,17 +75,20 @@ def edge(
             serve_stale_ms=serve_stale_ms,
             name="sidecar",
         )
+        connections = Connections(bounds_of(settings))
         sidecar = Sidecar(
             verifier,
             keyspace_id=keyspaces[0] if len(keyspaces) == 1 else None,
             trusted_proxies=settings.trusted_proxies,
+            server_metrics=connections.exposition,
         )
 
         async def announce() -> None:
             _say(session, address_of(listener), ledger or settings.url)
 
         async def work() -> None:
-            await serve(sidecar, [listener], stop_on_signals(), on_started=announce)
+            stop = stop_on_signals()
+            await serve(sidecar, [listener], stop, on_started=announce, connections=connections)
 
         # An edge knows its own keyspaces, and may be sent a secret of any.
         with kept_out_of_logs(without_long_runs):

@@ -91,7 +91,7 @@ async def _serve_both(pipe: Connection) -> None:
     asks = await _asks(world)
     tune_interpreter()  # as a running ledger does
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve(bare, [listeners[0]], stop))
+        tasks.create_task(serve(bare, [listeners[0]], stop, bounded=False))
         tasks.create_task(serve(world.app, [listeners[1]], stop))
         pipe.send((listeners[0].getsockname()[1], listeners[1].getsockname()[1], asks))
         await asyncio.to_thread(pipe.recv)

@@ -46,7 +46,10 @@ _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
 
 class Sidecar:
-    """Answers proxies and programs beside it out of a verifier's memory."""
+    """Answers proxies and programs beside it out of a verifier's memory.
+
+    `server_metrics` are what the HTTP server that it runs in counts, as Prometheus text.
+    """
 
     def __init__(
         self,
@@ -54,8 +57,10 @@ class Sidecar:
         *,
         keyspace_id: str | None = None,
         trusted_proxies: tuple[str, ...] = (),
+        server_metrics: Callable[[], bytes] = bytes,
     ) -> None:
         self._verifier = verifier
+        self._server_metrics = server_metrics
         self._keyspace_id = keyspace_id
         self._trusted_proxies = trusted_proxies
         self._encode = msgspec.json.Encoder().encode
@@ -322,7 +327,7 @@ class Sidecar:
         lines += [
             f'keyledger_edge_verdicts_total{{code="{code}"}} {count}' for code, count in self.answers.items()
         ]
-        return ("\n".join(lines) + "\n").encode()
+        return ("\n".join(lines) + "\n").encode() + self._server_metrics()
 
     def _counted(self, code: str, answer: HttpAnswer) -> HttpAnswer:
         self.answers[code] = self.answers.get(code, 0) + 1
