@@ -337,12 +337,18 @@ def test_a_proxy_shows_a_root_key_with_verify(running: Running, acme: str) -> No
     shown = {"Authorization": f"Bearer {made.secret}"}
     lame = running.root_made("keys:read").secret
     able = running.root_made("verify").secret
+    bound = running.root_made("verify", bound_keyspace_id=running.main).secret
+    behind = "/v1/forward-auth/some/path"
 
     refused(nobody.ask("GET", path, None, **shown), 401, "proxy_unauthenticated")
     for wrong in ("nonsense", lame, made.secret):
         answer = nobody.ask("GET", path, None, X_Keyledger_Proxy_Key=wrong, **shown)
         refused(answer, 401, "proxy_unauthenticated")
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"):
-        for where in (path, f"/v1/forward-auth/some/path?keyspace_id={running.main}"):
-            answer = nobody.ask(method, where, None, X_Keyledger_Proxy_Key=able, **shown)
+        for where, own in ((path, able), (path, bound), (f"{behind}?keyspace_id=ks_other", bound)):
+            answer = nobody.ask(method, where, None, X_Keyledger_Proxy_Key=own, **shown)
             assert (answer.status, answer.headers["X-Keyledger-Key-Id"]) == (200, made.id)
+    chosen = nobody.ask(
+        "GET", f"{behind}?keyspace_id={running.main}", None, X_Keyledger_Proxy_Key=able, **shown
+    )
+    refused(chosen, 400, "invalid_request", "X-Keyledger-Proxy-Key")

@@ -56,7 +56,8 @@ async def test_a_secret_in_a_query_where_none_belongs_is_not_repeated(world: Wor
 
 
 async def test_forward_auth_takes_whatever_a_proxy_appends(world: World, owned: Owned) -> None:
-    headers = {"X-Keyledger-Proxy-Key": world.root, "Authorization": f"Bearer {owned.secret}"}
+    bound = await world.make_root("verify", bound_keyspace_id=owned.key.keyspace_id)
+    headers = {"X-Keyledger-Proxy-Key": bound, "Authorization": f"Bearer {owned.secret}"}
     for target in (
         f"/v1/forward-auth?keyspace_id={owned.key.keyspace_id}&model=x",
         f"/v1/forward-auth/chat?keyspace_id={owned.key.keyspace_id}&model=x",
