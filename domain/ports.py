@@ -139,7 +139,15 @@ class Log(Protocol):
         ...
 
     async def confirm(self) -> bool:
-        """Is the partition still held? Asked on the lock's own connection."""
+        """Was the partition held at the moment of the call, in the one log that may be written?
+
+        Waits while a standby that must have every commit is away, and returns by itself once it is
+        back. Appends may be under way meanwhile. Raises LogUnavailableError.
+        """
+        ...
+
+    async def waits_for_standby(self) -> bool:
+        """Does a commit wait for a standby that is away? Raises LogUnavailableError."""
         ...
 
     async def release(self) -> None:
@@ -163,8 +171,12 @@ class Log(Protocol):
         """
         ...
 
-    async def committed(self, group_id: bytes) -> bool:
-        """Is this group in the log? Only conclusive while the partition is held anew."""
+    async def committed(self, group: Group) -> bool | None:
+        """Was this group written, durably? False: it never will be. None: it may be under way still.
+
+        It is false only where another group stands in its place, or the partition is held anew.
+        Waits, as `confirm` does, while a standby is away. Raises LogUnavailableError.
+        """
         ...
 
     async def claims(self, digests: Sequence[bytes]) -> dict[bytes, TakenClaim]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from domain.instants import Instant
@@ -43,6 +44,25 @@ class MemoryStorage:
         self.announced: Owner | None = None
         self.identity = LogIdentity(str(uuid4()), epoch=1)
         self.up = True
+        self._standby_there = asyncio.Event()
+        self._standby_there.set()
+
+    def lose_standby(self) -> None:
+        """From here on commits wait: the standby that must have them is away."""
+        self._standby_there.clear()
+
+    def return_standby(self) -> None:
+        """The standby has all that was committed, and commits go on."""
+        self._standby_there.set()
+
+    @property
+    def standby_away(self) -> bool:
+        """Do commits wait?"""
+        return not self._standby_there.is_set()
+
+    async def reach_standby(self) -> None:
+        """Wait until the standby has all that is here."""
+        await self._standby_there.wait()
 
     @property
     def end(self) -> HistoryPoint:
@@ -78,6 +98,9 @@ class MemoryLog:
         self.storage = MemoryStorage() if storage is None else storage
         self._clock = SystemClock() if clock is None else clock
         self._next_acknowledgement: Literal["arrives", "lost_after_commit", "lost_before_commit"] = "arrives"
+        self._waiting: asyncio.Future[Literal["terminated", "cancelled"]] | None = None
+        """An append that waits for the standby; its result is how the wait is broken off."""
+        self._confirmations_waiting = 0
 
     def lose_next_acknowledgement(self, *, committed: bool) -> None:
         """The connection breaks while the next group is being committed."""
@@ -88,6 +111,11 @@ class MemoryLog:
         if self.storage.owner is self:
             self.storage.owner = None
 
+    def break_off(self, how: Literal["terminated", "cancelled"]) -> None:
+        """The append waits no longer for the standby, which does not have it."""
+        assert self._waiting is not None, "no append waits"
+        self._waiting.set_result(how)
+
     async def acquire(self) -> bool:
         """Become the owner, if nobody else is."""
         self._reach()
@@ -96,8 +124,24 @@ class MemoryLog:
         return self.storage.owner is self
 
     async def confirm(self) -> bool:
-        """Is this session still the owner?"""
-        return self.storage.up and self.storage.owner is self
+        """Was this session the owner at the moment of the call?"""
+        if self.storage.owner is not self:
+            return False
+        self._reach()
+        await self._reach_standby()
+        return True
+
+    async def waits_for_standby(self) -> bool:
+        """Does a commit wait for the standby?"""
+        self._reach()
+        return self._waiting is not None or self._confirmations_waiting > 0
+
+    async def _reach_standby(self) -> None:
+        self._confirmations_waiting += 1
+        try:
+            await self.storage.reach_standby()
+        finally:
+            self._confirmations_waiting -= 1
 
     async def release(self) -> None:
         """Stop being the owner."""
@@ -143,16 +187,40 @@ class MemoryLog:
         if outcome == "lost_before_commit":
             self.cut_off()
             raise OutcomeUnknownError
-        self._write(group)
+        await self._commit(group)
         if outcome == "lost_after_commit":
             self.cut_off()
             raise OutcomeUnknownError
         return len(self.storage.events)
 
-    async def committed(self, group_id: bytes) -> bool:
-        """Is this group in the log?"""
+    async def _commit(self, group: Group) -> None:
+        """What waits for the standby is seen by nobody, until the wait ends or is broken off."""
+        if not self.storage.standby_away:
+            self._write(group)
+            return
+        self._waiting = asyncio.get_running_loop().create_future()
+        returned = asyncio.ensure_future(self.storage.reach_standby())
+        try:
+            either: set[asyncio.Future[Any]] = {self._waiting, returned}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            broken_off = self._waiting.result() if self._waiting.done() else None
+        finally:
+            returned.cancel()
+            self._waiting = None
+        self._write(group)
+        if broken_off == "terminated":
+            self.cut_off()
+            raise OutcomeUnknownError
+        if broken_off == "cancelled":
+            await self._reach_standby()
+
+    async def committed(self, group: Group) -> bool | None:
+        """Was this group written, durably?"""
         self._reach()
-        return group_id in self.storage.groups
+        written = group.group_id in self.storage.groups
+        never = self.storage.owner is self or len(self.storage.events) > group.behind.position
+        await self._reach_standby()
+        return written or (False if never else None)
 
     async def claims(self, digests: Sequence[bytes]) -> dict[bytes, TakenClaim]:
         """Those that are taken and not expired."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 from typing import Any, Final
 
 import psycopg
@@ -38,6 +41,23 @@ _UNSAFE_SETTINGS: Final = """
     WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes') AND setting = 'off'
     ORDER BY name
 """
+_WAITS_FOR_NO_STANDBY: Final = """
+    SELECT current_setting('synchronous_standby_names')
+    WHERE current_setting('synchronous_standby_names') <> ''
+        AND current_setting('synchronous_commit') = 'local'
+"""
+# Set even where it is so: what a reload of the server's settings says later does not reach it then.
+_WAIT_FOR_STANDBY: Final = """
+    SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)
+"""
+# Longer than any commit waits whose standby is there.
+_STANDBY_SECONDS: Final = 0.5
+_WAITS_FOR_STANDBY: Final = """
+    SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+        AND usename = session_user AND wait_event = 'SyncRep'
+        AND state_change < clock_timestamp() - make_interval(secs => %s))
+"""
 
 
 class UnsafeDatabaseError(Exception):
@@ -71,6 +91,33 @@ def prepare_session(connection: Connection[Any]) -> None:
     connection.prepare_threshold = 1
 
 
+def wait_for_standby(connection: Connection[Any]) -> None:
+    """Have the session's commits answered once the synchronous standby, if one is named, has them on disk."""
+    connection.execute(_WAIT_FOR_STANDBY)
+
+
+def waits_for_standby(connection: Connection[Any]) -> bool:
+    """Does a commit of this user wait for a synchronous standby, and has done so for a while?
+
+    Ask as the user who logged in: PostgreSQL shows others' sessions to nobody.
+    """
+    row = connection.execute(_WAITS_FOR_STANDBY, (_STANDBY_SECONDS,)).fetchone()
+    return bool(row and row[0])
+
+
+def hang_up(connection: Connection[Any]) -> None:
+    """End the session from our side, whatever it waits for; its own thread finds the connection broken.
+
+    The statement is not cancelled: a commit that waits for its standby would then claim to be done.
+    """
+    # Another descriptor of the same socket: libpq's own stays open until its thread closes it.
+    with (
+        contextlib.suppress(psycopg.Error, OSError),
+        socket.socket(fileno=os.dup(connection.fileno())) as ours,
+    ):
+        ours.shutdown(socket.SHUT_RDWR)
+
+
 def refuse_unsafe_settings(connection: Connection[tuple[Any, ...]]) -> None:
     """Refuse a server that acknowledges before it is durable."""
     off = [name for (name,) in connection.execute(_UNSAFE_SETTINGS)]
@@ -78,4 +125,9 @@ def refuse_unsafe_settings(connection: Connection[tuple[Any, ...]]) -> None:
         raise UnsafeDatabaseError(
             f"PostgreSQL runs with {' and '.join(f'{name}=off' for name in off)}, and could lose"
             " charges that were acknowledged: turn it on."
+        )
+    if named := connection.execute(_WAITS_FOR_NO_STANDBY).fetchone():
+        raise UnsafeDatabaseError(
+            f"PostgreSQL names synchronous standbys ({named[0]}) and runs with synchronous_commit=local,"
+            " which does not wait for them, and could lose charges that were acknowledged: set it to on."
         )

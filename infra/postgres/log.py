@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Any, Final, TypeVar
-from uuid import UUID
 
 import psycopg
+import structlog
 from psycopg import Connection, Cursor
 from psycopg.types.numeric import Int8
 
@@ -29,7 +31,16 @@ from infra.clock import SystemClock
 from infra.owners import LogIdentity, Owner
 from infra.postgres.appending import AppendParameters, append_packed, append_parameters
 from infra.postgres.arrays import BigintArray, TextArray, UuidArray, register_packed_arrays
-from infra.postgres.connections import ADVISORY_CLASS, connect, ledger_conninfo, refuse_unsafe_settings
+from infra.postgres.confirming import Confirmations, WriterSession
+from infra.postgres.connections import (
+    ADVISORY_CLASS,
+    connect,
+    hang_up,
+    ledger_conninfo,
+    refuse_unsafe_settings,
+    wait_for_standby,
+    waits_for_standby,
+)
 from infra.postgres.hints import HintSender
 from infra.postgres.sessions import Sessions
 
@@ -40,14 +51,23 @@ _END_SILENT_OWNER: Final = """
         AND state = 'idle' AND state_change < clock_timestamp() - make_interval(secs => %s)
 """
 
+log = structlog.get_logger()
+
 T = TypeVar("T")
 _Connection = Connection[tuple[Any, ...]]
 
 _COLUMNS: Final = "notification_id, originator_id, originator_version, topic, state, mark"
+_HEARD_SECONDS: Final = 1.0
+"""The writer's session says something at least as often, or whoever stands by would end it as silent."""
+_LAST_APPEND_SECONDS: Final = 5.0
+"""So long a process that stops waits for an append under way."""
 _HOLDS_LOCK: Final = """
     SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
         AND classid = %s AND objid = %s)
+"""
+_TAKE_LOCK: Final = """
+    SELECT pg_try_advisory_lock(%s, %s) AND pg_try_advisory_lock(%s::bigint), pg_backend_pid()
 """
 _ANNOUNCE: Final = """
     INSERT INTO ledger.owners AS o (partition, address, incarnation, pid) VALUES (%s, %s, %s, %s)
@@ -85,9 +105,17 @@ class PostgresLog:
         self._clock = SystemClock() if clock is None else clock
         self._writer: _Connection | None = None
         self._owned = False
+        self._session: WriterSession | None = None
+        """Of the writer while it holds the lock, as far as is known."""
+        self._noticed: str | None = None
+        """What PostgreSQL remarked in the writer's session since the last append."""
+        self._appending = False
+        self._heard_at = 0.0
+        self._speaking = False
         # One thread, because the lock belongs to one connection and appends have one order.
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ledger p{partition} writer")
         self._readers = Sessions(conninfo, f"keyledger p{partition} reader", most=readers)
+        self._confirming = Confirmations(conninfo, partition)
         self._hints = HintSender(conninfo, partition) if hints else None
         select = f"SELECT {_COLUMNS} FROM ledger.events_p{partition} WHERE"
         self._select_after = f"{select} notification_id > %s ORDER BY notification_id LIMIT %s".encode()
@@ -101,21 +129,43 @@ class PostgresLog:
             f"SELECT uuid_send(digest), position, answer FROM ledger.claims_p{partition}"
             " WHERE digest = ANY(%s) AND (expires_at IS NULL OR expires_at > %s)"
         ).encode()
-        self._select_group = f"SELECT FROM ledger.groups_p{partition} WHERE group_id = %s".encode()
 
     # -- owning ---------------------------------------------------------------------------------
 
     async def acquire(self) -> bool:
         """Become the owner, if nobody else is; connects anew when the connection was lost."""
+        if self._appending:
+            raise LogUnavailableError("PostgreSQL has not answered an append yet")
         return await self._write(self._acquire)
 
     async def confirm(self) -> bool:
-        """Does the writer's own session still hold the lock?"""
-        return await self._write(self._confirm)
+        """Does the writer's session hold the lock, on a server whose standby, if one is named, still follows?
+
+        Shown by a commit on a session of its own, so it waits while that standby is away, and an
+        append may be under way meanwhile. The answer is about the moment of the call.
+        """
+        session = self._session
+        if session is None:
+            return False
+        confirming = asyncio.wrap_future(self._confirming.confirm(session))
+        # Should nobody wait for it any more.
+        confirming.add_done_callback(lambda done: done.cancelled() or done.exception())
+        while not confirming.done():
+            self._speak()
+            await asyncio.wait({confirming}, timeout=_HEARD_SECONDS)
+        return confirming.result()
+
+    async def waits_for_standby(self) -> bool:
+        """Does a commit wait for a synchronous standby for a while already?"""
+        return await asyncio.to_thread(lambda: self._watch(waits_for_standby))
 
     async def release(self) -> None:
         """Stop being the owner: the session ends, and its lock with it."""
-        await self._write(self._drop_writer)
+        dropping = self._write(self._drop_writer)
+        await asyncio.wait({dropping}, timeout=_LAST_APPEND_SECONDS)
+        if not dropping.done() and self._writer is not None:
+            hang_up(self._writer)
+        await dropping
 
     async def announce(self, address: str, incarnation: str) -> None:
         """Say where the owner answers; only the owner can."""
@@ -145,6 +195,7 @@ class PostgresLog:
         """End all sessions."""
         await self.release()
         self._writing.shutdown(wait=False)
+        await self._confirming.close()
         await self._readers.close()
         if self._hints is not None:
             await self._hints.close()
@@ -155,11 +206,15 @@ class PostgresLog:
         """Write the group; the new head, once durable. It is on its way before anybody waits for it."""
         # Packed here: the writer's thread would have to wait for the interpreter to do it.
         parameters = append_parameters(group, self._clock.now())
-        return self._write(lambda: self._append(parameters))
+        return self._write(lambda: self._append(group, parameters))
 
-    async def committed(self, group_id: bytes) -> bool:
-        """Is this group in the log? Only conclusive while the partition is held anew."""
-        return bool(await self._rows(self._select_group, (UUID(bytes=group_id),)))
+    async def committed(self, group: Group) -> bool | None:
+        """Was the group written, durably? False: it never will be. None: it may be under way still.
+
+        Answered after a commit of one's own, so it waits while a synchronous standby is away.
+        """
+        asking = self._confirming.committed(group.group_id, group.behind.position, self._session)
+        return await asyncio.wrap_future(asking)
 
     async def prune(self, *, groups_before: Instant, claims_before: Instant, most: int = 10_000) -> int:
         """Forget old groups and claims that expired before; how many, up to `most` of each.
@@ -225,17 +280,18 @@ class PostgresLog:
         return asyncio.get_running_loop().run_in_executor(self._writing, work)
 
     def _acquire(self) -> bool:
-        if self._confirm():
+        if self._holds_lock():
             return True
+        token = secrets.randbits(63) | 1
         try:
             self._writer = self._connect_writer()
-            row = self._writer.execute(
-                "SELECT pg_try_advisory_lock(%s, %s)", (ADVISORY_CLASS, self.partition)
-            ).fetchone()
+            row = self._writer.execute(_TAKE_LOCK, (ADVISORY_CLASS, self.partition, token)).fetchone()
         except psycopg.Error as error:
             self._drop_writer()
             raise LogUnavailableError(f"PostgreSQL: {error}") from error
-        self._owned = bool(row and row[0])
+        assert row is not None, "the lock is given or not"
+        self._owned = bool(row[0])
+        self._session = WriterSession(row[1], token) if self._owned else None
         return self._owned
 
     def _connect_writer(self) -> _Connection:
@@ -244,13 +300,18 @@ class PostgresLog:
         connection = connect(self._conninfo, f"keyledger p{self.partition} writer")
         try:
             refuse_unsafe_settings(connection)
+            wait_for_standby(connection)
             register_packed_arrays(connection)
+            connection.add_notice_handler(self._note)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _confirm(self) -> bool:
+    def _note(self, remark: psycopg.errors.Diagnostic) -> None:
+        self._noticed = remark.message_primary or "a remark without words"
+
+    def _holds_lock(self) -> bool:
         if not self._owned or self._writer is None:
             return False
         try:
@@ -259,10 +320,13 @@ class PostgresLog:
             self._drop_writer()
             return False
         self._owned = bool(row and row[0])
+        if not self._owned:
+            self._session = None
         return self._owned
 
     def _drop_writer(self) -> None:
         self._owned = False
+        self._session = self._noticed = None
         writer, self._writer = self._writer, None
         if writer is None:
             return
@@ -271,32 +335,77 @@ class PostgresLog:
             writer.execute("SELECT pg_advisory_unlock_all()")
         writer.close()
 
-    def _append(self, parameters: AppendParameters) -> int:
+    def _speak(self) -> None:
+        """Say something on the writer's session, if it was silent: a process that is frozen says nothing."""
+        now = monotonic()
+        if self._speaking or now - self._heard_at < _HEARD_SECONDS:
+            return
+        self._speaking, self._heard_at = True, now
+        self._write(self._spoken)
+
+    def _spoken(self) -> None:
+        self._speaking = False
+        if self._writer is not None:
+            try:
+                self._writer.execute("SELECT")
+            except psycopg.Error:
+                self._drop_writer()
+
+    def _append(self, group: Group, parameters: AppendParameters) -> int:
         if not self._owned or self._writer is None:
             raise NotOwnerError("this process does not hold the partition")
         if self._writer.closed:
             self._drop_writer()
             raise LogUnavailableError("the writer's connection is closed; nothing was sent")
+        self._appending = True
         try:
             head = append_packed(self._writer, self.partition, parameters)
+            if self._noticed is not None:
+                self._make_sure(group)
         except (NotOwnerError, OutcomeUnknownError):
             self._drop_writer()
             raise
+        finally:
+            self._appending = False
+        self._heard_at = monotonic()
         if self._hints is not None:
             self._hints.send(head)
         return head
 
-    def _end_silent_owner(self, silent_seconds: float) -> None:
+    def _make_sure(self, group: Group) -> None:
+        """PostgreSQL remarked something: it says no more than that when a wait for the standby is broken off.
+
+        The group is then in this server's log alone. Everything before a later commit of our own is
+        on the standby when that one is.
+        """
+        log.warning("append.remarked", remark=self._noticed)
+        self._noticed = None
         try:
-            # As who we logged in, not as the service's role: only the same user may end a session.
+            written = self._confirming.committed(
+                group.group_id, group.behind.position, self._session
+            ).result()
+        except LogUnavailableError as error:
+            raise OutcomeUnknownError(str(error)) from error
+        if not written:
+            raise OutcomeUnknownError("the group is not where it was written")
+
+    def _watch(self, work: Callable[[_Connection], T]) -> T:
+        """As who we logged in, not as the service's role: only the same user may look, and end."""
+        try:
             with psycopg.connect(
                 ledger_conninfo(self._conninfo, f"keyledger p{self.partition} watch"), autocommit=True
             ) as connection:
-                connection.execute(_END_SILENT_OWNER, (ADVISORY_CLASS, self.partition, silent_seconds))
-        except psycopg.errors.InsufficientPrivilege:
-            return  # another user's session: its keepalives must do
+                return work(connection)
         except psycopg.Error as error:
             raise LogUnavailableError(f"PostgreSQL: {error}") from error
+
+    def _end_silent_owner(self, silent_seconds: float) -> None:
+        def end(connection: _Connection) -> None:
+            # Of another user's session its keepalives must do.
+            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+                connection.execute(_END_SILENT_OWNER, (ADVISORY_CLASS, self.partition, silent_seconds))
+
+        self._watch(end)
 
     def _announce(self, address: str, incarnation: str) -> None:
         if not self._owned or self._writer is None:

@@ -6,14 +6,17 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import Connection
 
 from domain.ports import LogUnavailableError
 from infra.postgres.arrays import register_packed_arrays
-from infra.postgres.connections import connect
+from infra.postgres.connections import connect, hang_up
+
+_CLOSING_SECONDS: Final = 5.0
+"""A commit may wait for a standby that is not there; a process that stops does not."""
 
 T = TypeVar("T")
 Work = Callable[[Connection[tuple[Any, ...]]], T]
@@ -31,14 +34,21 @@ class Sessions:
         self._threads = ThreadPoolExecutor(max_workers=most, thread_name_prefix=application_name)
         self._local = threading.local()
         self._open: list[Connection[tuple[Any, ...]]] = []
+        self._closing = False
 
     async def run(self, work: Work[T]) -> T:
         """Run it on one of the threads; LogUnavailableError when PostgreSQL can't be reached."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
 
     async def close(self) -> None:
-        """Let work that has begun finish, and close all connections."""
-        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        """Let work that has begun finish, if it does so soon, and close all connections."""
+        self._closing = True
+        ending = asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        await asyncio.wait({ending}, timeout=_CLOSING_SECONDS)
+        if not ending.done():
+            for connection in self._open:
+                hang_up(connection)
+        await ending
         for connection in self._open:
             connection.close()
 
@@ -48,7 +58,7 @@ class Sessions:
             try:
                 return work(connection)
             except psycopg.OperationalError:
-                if not connection.closed:
+                if self._closing or not connection.closed:
                     raise
             # The server was restarted since the last use: a new connection may do.
             return work(self._connection())

@@ -22,7 +22,13 @@ from yarl import URL
 
 from services.api.hot.answers import Answer, error_answer
 from services.api.hot.requests import HotRequest, Send
-from services.ledger.errors import CannotAnswerError, NotOwnerHereError, UnavailableError, UnknownOutcomeError
+from services.ledger.errors import (
+    CannotAnswerError,
+    NotOwnerHereError,
+    UnavailableError,
+    UnknownOutcomeError,
+    WaitsForStandbyError,
+)
 
 _FORWARDED: Final = "X-Keyledger-Forwarded"
 _NOT_OWNER: Final = b"x-keyledger-not-owner"
@@ -76,6 +82,11 @@ class Owning(Protocol):
     @property
     def reachable(self) -> bool:
         """Did the log answer when it was last asked?"""
+        ...
+
+    @property
+    def waits_for_standby(self) -> bool:
+        """Does PostgreSQL let no commit pass? Then no process can answer."""
         ...
 
 
@@ -150,6 +161,8 @@ class Forwarder:
                 with contextlib.suppress(NotOwnerHereError):
                     await here(request, send)
                     return
+            if self._ledger.waits_for_standby:
+                raise WaitsForStandbyError
             try:
                 address = await self._owner()
             except CannotAnswerError as error:

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from services.api.operations import Api, Call, Reply, operation
 from services.api.views import Position, View
+from services.ledger.errors import WaitsForStandbyError
 
 
 class AliveView(View, frozen=True, kw_only=True):
@@ -79,6 +80,8 @@ def waiting(api: Api) -> list[WaitingView]:
         return [WaitingView(dependency="postgresql", detail=ledger.other_history.detail)]
     if not ledger.reachable:
         return [WaitingView(dependency="postgresql", detail="PostgreSQL cannot be reached.")]
+    if ledger.waits_for_standby:
+        return [WaitingView(dependency="postgresql", detail=WaitsForStandbyError().detail)]
     if not (ledger.confirmed or ledger.stands_by):
         detail = "The log is being read, or another process gives the partition up."
         return [WaitingView(dependency="partition", detail=detail)]

@@ -36,6 +36,10 @@ class LedgerFigures(Collector):
         figures: dict[str, tuple[str, float]] = {
             "keyledger_owner": ("Does this process own the partition?", ledger.owner),
             "keyledger_log_reachable": ("Did PostgreSQL answer when last asked?", ledger.reachable),
+            "keyledger_waits_for_standby": (
+                "Does PostgreSQL let no commit pass because its standby is away?",
+                ledger.waits_for_standby,
+            ),
             "keyledger_nats_reachable": ("Did NATS answer when last asked?", self._nats_reachable()),
             "keyledger_position": ("The last event's number in its partition.", state.head),
             "keyledger_projected_position": ("How far the projections are.", self._reader.position),

@@ -24,6 +24,7 @@ from infra.postgres.connections import (
     UnsafeDatabaseError,
     ledger_conninfo,
     refuse_unsafe_settings,
+    waits_for_standby,
 )
 from infra.postgres.migrate import MigrationMismatchError, check_migrated
 from services.cli.databases import running_servers
@@ -245,6 +246,13 @@ def _durability(connection: psycopg.Connection[Any]) -> Finding:
         refuse_unsafe_settings(connection)
     except UnsafeDatabaseError as error:
         return Finding("broken", "durability", str(error), "turn it on and restart PostgreSQL")
+    if waits_for_standby(connection):
+        return Finding(
+            "broken",
+            "durability",
+            "PostgreSQL waits for its standby: nothing is written until one is back",
+            "start a standby that synchronous_standby_names names, or name two: ANY 1 (a, b)",
+        )
     return Finding("ok", "durability", "fsync, synchronous_commit and full_page_writes are on")
 
 

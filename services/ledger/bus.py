@@ -100,6 +100,8 @@ class Bus:
         self._recent = RecentClaims()
         self._ahead: _Batch | None = None
         """Decided while the group before it was being appended."""
+        self._under_way: _Batch | None = None
+        """Its outcome is waited for."""
         self._finishing = False
         self._draining = False
         self.appends = SureAppends(log_)
@@ -151,6 +153,21 @@ class Bus:
         self.accepting = False
         while self._waiting:
             _fail(self._waiting.popleft(), answer)
+
+    def give_up_waiting(self, answer: Exception, *, on_appends: bool) -> None:
+        """Nothing is decided or written for a while: tell those who wait; what was sent goes on without them.
+
+        `on_appends`: those too whose append is under way, that its outcome is unknown.
+        """
+        if self._ahead is not None and self._ahead.appending is None:
+            self._forget_ahead()
+        while self._waiting:
+            _fail(self._waiting.popleft(), answer)
+        for batch in (self._under_way, self._ahead):
+            if batch is not None and batch.appending is None:
+                _fail_all(batch.jobs, answer)
+            elif batch is not None and on_appends:
+                _fail_all(batch.jobs, _unknown())
 
     def finish(self, *, drain: bool) -> None:
         """Take nothing more, and let `run` end: once what waits is decided, or with the group under way."""
@@ -268,10 +285,12 @@ class Bus:
             if not decided:
                 group.decide(due, jobs, frozenset(checked))
             checked |= await self._settle_unsure(group, known)
+            self._under_way = batch
             done = await self._append(batch)
             if not done:
                 checked |= await self._look_up([one.digest for one in group.desk.claims], known)
         finally:
+            self._under_way = None
             if not done:
                 self._forget_ahead()
                 group.desk.undo()

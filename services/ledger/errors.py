@@ -30,6 +30,16 @@ class UnavailableError(CannotAnswerError):
         self.dependency = dependency
 
 
+class WaitsForStandbyError(UnavailableError):
+    """PostgreSQL lets no commit pass until its standby is back; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "postgresql",
+            "PostgreSQL waits for its standby: nothing is decided or verified until one is back.",
+        )
+
+
 class NotOwnerHereError(CannotAnswerError):
     """Another process owns the partition (or none does, for a moment); nothing was written."""
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -40,6 +40,7 @@ from services.ledger.errors import (
     NotOwnerHereError,
     OtherHistoryHereError,
     UnavailableError,
+    WaitsForStandbyError,
 )
 from services.ledger.fence import Clock as FenceClock
 from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms
@@ -71,6 +72,10 @@ _CHANGES_TOLD = 2_000
 
 _MOST_PAUSE_BEFORE_STOP_SECONDS = 10.0
 _LOOK_FOR_SILENCE_SECONDS = 2.0
+_STANDBY_LOOK_SECONDS = 1.0
+"""A confirmation takes milliseconds: after so long we ask what it waits for, and again as often."""
+_LONGEST_APPEND_SECONDS = 5.0
+"""Whoever waits for an append that waits for a standby hears by then that its outcome is unknown."""
 _FIRST_PRUNE_SECONDS = 300.0
 _PRUNE_SECONDS = 3_600.0
 
@@ -135,6 +140,8 @@ class Ledger:
         """Does another process own the partition?"""
         self.reachable = False
         """Did the log answer when it was last asked?"""
+        self.waits_for_standby = False
+        """Does PostgreSQL let no commit pass because its standby is away?"""
         self.caught_up = False
         """Was the log read to its end since the start? What is in memory is then what was committed."""
         self.epoch = 0
@@ -168,6 +175,10 @@ class Ledger:
         self.bus.committed = self._committed
         self.bus.is_sure = lambda: self.confirmed
         self.bus.appends.doubted = self._doubt
+        self.bus.appends.boottime_ns = ports.fence_clock.boottime_ns
+        self.bus.appends.held = self._append_held
+        self._appended_ns = 0
+        """When the last append left that came back since the last confirmation."""
         self.follower = Follower(
             ports.log,
             self.state,
@@ -216,6 +227,8 @@ class Ledger:
             raise self.other_history
         if not self.reachable:
             raise UnavailableError("postgresql", "PostgreSQL cannot be reached.")
+        if self.waits_for_standby:
+            raise WaitsForStandbyError
         raise NotOwnerHereError("This process does not own the partition.")
 
     def seen(self, key_id: str) -> None:
@@ -416,6 +429,8 @@ class Ledger:
 
         It may be alive, cut off from the log, and not know: then it verifies for what is left of
         its lease, and a revocation that we acknowledge meanwhile would not be heard there.
+        What was read until now may be on this server alone: the log confirms, by a commit that its
+        standby must have, that it is not. On a primary that was deposed that never comes.
         Answers when the lock was last known to be held; None when it is not, or this stops.
         """
         asked = self.ports.fence_clock.boottime_ns()
@@ -423,9 +438,43 @@ class Ledger:
             patience = self.terms.lease.booked_ns(0) / 1e9
             await asyncio.wait({stopping}, timeout=patience)
             asked = self.ports.fence_clock.boottime_ns()
-        if stopping.done() or not await self.ports.log.confirm():
+        if stopping.done() or not await self._patiently(self.ports.log.confirm(), stopping):
             return None
         return asked
+
+    async def _patiently(
+        self, confirming: Coroutine[Any, Any, bool], stopping: asyncio.Task[Any] | None = None
+    ) -> bool:
+        """The log's answer, however long it waits for its standby; false when this stops before.
+
+        While it waits, leases run out, and those who ask are told why.
+        """
+        asked = asyncio.get_running_loop().time()
+        answering = asyncio.ensure_future(confirming)
+        either = {answering} if stopping is None else {answering, stopping}
+        try:
+            while True:
+                await asyncio.wait(either, timeout=_STANDBY_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if answering.done():
+                    return answering.result()
+                if stopping is not None and stopping.done():
+                    return False
+                await self._look_for_standby(asyncio.get_running_loop().time() - asked)
+        finally:
+            answering.cancel()
+            self.waits_for_standby = False
+
+    async def _look_for_standby(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(_STANDBY_LOOK_SECONDS):
+                waits = await self.ports.log.waits_for_standby()
+        except (LogUnavailableError, TimeoutError):
+            return
+        if waits and not self.waits_for_standby:
+            log.warning("log.waits_for_standby")
+        self.waits_for_standby = waits
+        if waits:
+            self.bus.give_up_waiting(WaitsForStandbyError(), on_appends=seconds >= _LONGEST_APPEND_SECONDS)
 
     async def _become_owner(self, asked: int) -> None:
         stored = await self.ports.log.data_keys([EDGE_KEYS_SUBJECT])
@@ -437,6 +486,7 @@ class Ledger:
         await self._take_over_rows()
         self.fences = self._new_fences(material)
         self.fences.confirmed(asked)
+        self._appended_ns = 0
         await self._resume_fences()
         await self.ports.announce()
         self.owner = True
@@ -495,6 +545,12 @@ class Ledger:
         self.owner = self.bus.accepting = False
         self.fences.lost()
 
+    def _append_held(self, sent_ns: int) -> None:
+        """An append that is durable shows what a confirmation would."""
+        if self.owner:
+            self._appended_ns = sent_ns
+            self.fences.confirmed(sent_ns)
+
     def _step_down(self, answer: CannotAnswerError) -> None:
         if self.owner:
             log.info("partition.left", partition=self.partition)
@@ -518,12 +574,17 @@ class Ledger:
             await asyncio.wait({stopping, bus, *others}, return_when=asyncio.FIRST_COMPLETED)
             await self._finish(bus, others, graceful=stopping.done())
         finally:
+            waited = self.waits_for_standby
             for task in (bus, *others):
                 task.cancel()
             results = await asyncio.gather(bus, *others, return_exceptions=True)
             self._after_work(results)
         if stopping.done() and self._loaded:
-            await self._part()
+            if waited:
+                # What parting writes would wait for the standby as well: the next owner does without.
+                log.warning("partition.left_in_haste", error=WaitsForStandbyError.__name__)
+            else:
+                await self._part()
 
     async def _finish(
         self, bus: asyncio.Task[None], others: list[asyncio.Task[None]], *, graceful: bool
@@ -539,9 +600,10 @@ class Ledger:
     async def _part(self) -> None:
         """Leave in good order: the next owner need not replay, nor wait for us."""
         try:
-            await self._save_once()
-            await self.ports.withdraw()
-        except (LogUnavailableError, NotOwnerError, Lost) as error:
+            async with asyncio.timeout(_MOST_PAUSE_BEFORE_STOP_SECONDS):
+                await self._save_once()
+                await self.ports.withdraw()
+        except (LogUnavailableError, NotOwnerError, Lost, TimeoutError) as error:
             log.warning("partition.left_in_haste", error=type(error).__name__)
 
     def _after_work(self, results: Sequence[BaseException | None]) -> None:
@@ -560,18 +622,28 @@ class Ledger:
             self._step_down(NotOwnerHereError("This process does not own the partition."))
 
     async def _confirm(self) -> None:
-        """Rule 9 of the fence: be sure of the lock, every quarter of a lease."""
-        pause = self.terms.lease.lease_ms / 4_000
+        """Rules 9 and 16 of the fence: be sure of the lock, every quarter of a lease.
+
+        While the log waits for its standby nothing is confirmed: the lease runs out, by our own clock,
+        and the partition is ours still when the standby is back and nobody took it.
+        """
+        pause_ns = self.terms.lease.lease_ms * 250_000
+        wait_ns = 0
         while True:
+            await asyncio.sleep(wait_ns / 1e9)
             asked = self.ports.fence_clock.boottime_ns()
+            appended, self._appended_ns = self._appended_ns, 0
+            if appended and appended + pause_ns > asked:
+                wait_ns = appended + pause_ns - asked
+                continue
             try:
-                held = await self.ports.log.confirm()
+                held = await self._patiently(self.ports.log.confirm())
             except LogUnavailableError as error:
                 raise Lost(UnavailableError("postgresql", str(error))) from error
             if not held:
                 raise Lost(NotOwnerHereError("The partition's lock is lost."))
             self.fences.confirmed(asked)
-            await asyncio.sleep(pause)
+            wait_ns = max(0, asked + pause_ns - self.ports.fence_clock.boottime_ns())
 
     async def _watch_epoch(self) -> None:
         """An owner that writes nothing must notice, too, that the epoch was raised."""

@@ -20,7 +20,7 @@ from services.ledger.errors import Lost, NotOwnerHereError, UnknownOutcomeError
 
 log = structlog.get_logger()
 
-_RESOLVE_TRIES = 50
+_RESOLVE_SECONDS = 5.0
 _RESOLVE_PAUSE_SECONDS = 0.1
 
 
@@ -36,6 +36,9 @@ class SureAppends:
         self.doubted: Callable[[], None] = lambda: None
         """Told when an append showed that nothing may be answered from memory: the lock's session was
         lost, or the log is not the one that was read."""
+        self.boottime_ns: Callable[[], int] = lambda: 0
+        self.held: Callable[[int], None] = lambda _sent_ns: None
+        """Told, after an append that is durable, when it was sent: the partition was held then."""
 
     def reset(self) -> None:
         """The partition is owned anew."""
@@ -48,7 +51,8 @@ class SureAppends:
         """
         self.in_doubt = True
         # Before the task runs: it waits its turn behind all who were answered just now.
-        appending = asyncio.create_task(self._append(group, self._send(group)), name="append")
+        sent_ns = self.boottime_ns()
+        appending = asyncio.create_task(self._append(group, self._send(group), sent_ns), name="append")
         # Should nobody wait for it to its end: its outcome is in doubt then, and nobody is told.
         appending.add_done_callback(lambda done: done.cancelled() or done.exception())
         return appending
@@ -61,9 +65,10 @@ class SureAppends:
             refused.set_exception(error)
             return refused
 
-    async def _append(self, group: Group, sent: Awaitable[int]) -> None:
+    async def _append(self, group: Group, sent: Awaitable[int], sent_ns: int) -> None:
         try:
             await sent
+            self.held(sent_ns)
         except OutcomeUnknownError:
             self.session_lost = True
             self.doubted()
@@ -85,22 +90,29 @@ class SureAppends:
         self.in_doubt = False
 
     async def _resolve(self, group: Group) -> bool:
-        """Was the group written? Told only when it is certain.
+        """Was the group written? Told only when it is certain, and on the standby, where there is one.
 
-        It is there: certain. It is not, and another stands in its place: certain. Else only
-        who holds the partition anew can know that it is not being committed at this moment.
+        PostgreSQL commits here alone when the wait for a standby is broken off, so that the group is
+        in the log proves nothing by itself.
         """
-        for attempt in range(_RESOLVE_TRIES):
+        try:
+            async with asyncio.timeout(_RESOLVE_SECONDS):
+                return await self._find_out(group)
+        except TimeoutError:
+            raise Lost(UnknownOutcomeError("The connection broke at the commit.")) from None
+
+    async def _find_out(self, group: Group) -> bool:
+        told = False
+        while True:
             try:
-                overtaken = await self._log.head() > group.behind.position
-                if await self._log.committed(group.group_id):
-                    return True
-                if overtaken:
-                    return False
-                if await self._log.acquire():
-                    return await self._log.committed(group.group_id)
+                written = await self._log.committed(group)
+                if written is None and await self._log.acquire():
+                    # Only who holds the partition anew knows that it is not being committed at this moment.
+                    written = await self._log.committed(group)
+                if written is not None:
+                    return written
             except LogUnavailableError:
-                if attempt == 0:
+                if not told:
                     log.warning("commit.outcome_unknown")
+                told = True
             await asyncio.sleep(_RESOLVE_PAUSE_SECONDS)
-        raise Lost(UnknownOutcomeError("The connection broke at the commit."))

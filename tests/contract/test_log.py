@@ -367,7 +367,7 @@ async def test_a_lost_acknowledgement_is_looked_up_by_the_group(
         await log.append(lost)
     assert await log.acquire(), "the partition is taken again, on a new connection"
 
-    assert await log.committed(lost.group_id) is committed
+    assert await log.committed(lost) is committed
     assert await log.head() == (2 if committed else 1)
 
 

@@ -242,9 +242,9 @@ async def test_a_backend_killed_amid_an_append_leaves_the_outcome_unknown(
             await appending
 
     assert await log.acquire()
-    assert not await log.committed(lost.group_id)
+    assert await log.committed(lost) is False
     assert await log.append(lost) == 1
-    assert await log.committed(lost.group_id)
+    assert await log.committed(lost)
 
 
 async def test_a_cancelled_append_wrote_nothing_and_the_owner_stays(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from domain.ports import Group, HistoryPoint, NewEvent, NotOwnerError, OutcomeUnknownError
+from infra.postgres import log
 from infra.postgres.log import PostgresLog
 
 
@@ -29,7 +30,10 @@ async def test_a_silent_owner_loses_the_partition(sessions: tuple[PostgresLog, P
     assert not await owner.confirm()
 
 
-async def test_an_owner_that_confirms_keeps_the_partition(sessions: tuple[PostgresLog, PostgresLog]) -> None:
+async def test_an_owner_that_confirms_keeps_the_partition(
+    sessions: tuple[PostgresLog, PostgresLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_HEARD_SECONDS", 0.05)
     owner, other = sessions
     for _ in range(4):
         await asyncio.sleep(0.1)

@@ -7,7 +7,7 @@ import pytest
 
 from domain import commands as c
 from domain import events as e
-from domain.ports import LogUnavailableError, RecordedEvent, TakenClaim
+from domain.ports import Group, LogUnavailableError, RecordedEvent, TakenClaim
 from services.ledger import sure_append
 from services.ledger.errors import NotOwnerHereError, UnavailableError, UnknownOutcomeError
 from tests.ledger.world import Process, World, charge, deep_state, until
@@ -16,7 +16,7 @@ from tests.ledger.world import Process, World, charge, deep_state, until
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown outcomes are given up soon."""
-    monkeypatch.setattr(sure_append, "_RESOLVE_TRIES", 5)
+    monkeypatch.setattr(sure_append, "_RESOLVE_SECONDS", 0.05)
     monkeypatch.setattr(sure_append, "_RESOLVE_PAUSE_SECONDS", 0.01)
 
 
@@ -67,16 +67,16 @@ async def test_another_took_over_before_the_outcome_was_known(
     """Not being in the log is certain once another's event stands in the group's place."""
     key = await ledger.key(10)
     other = world.process()
-    head = ledger.log.head
+    committed = ledger.log.committed
     ledger.log.lose_next_acknowledgement(committed=False)
 
-    async def head_after_the_other_wrote() -> int:
+    async def committed_after_the_other_wrote(group: Group) -> bool | None:
         if other.task is None:
             await other.started()
             await other.charge(key, "r2", 10)
-        return await head()
+        return await committed(group)
 
-    monkeypatch.setattr(ledger.log, "head", head_after_the_other_wrote)
+    monkeypatch.setattr(ledger.log, "committed", committed_after_the_other_wrote)
 
     with pytest.raises(NotOwnerHereError):
         await ledger.charge(key, "r1", 4)
@@ -93,7 +93,7 @@ async def test_an_outcome_that_cannot_be_told_is_called_unknown(
         ledger.log.lose_next_acknowledgement(committed=True)
         asyncio.get_running_loop().call_soon(lambda: setattr(world.storage, "up", False))
 
-    async def never(group_id: bytes) -> bool:
+    async def never(group: Group) -> bool | None:
         raise LogUnavailableError
 
     ledger.log.before_append = breaks
