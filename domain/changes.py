@@ -71,6 +71,9 @@ def narrows(event: e.Event) -> bool:  # noqa: PLR0911  # one line per kind of ev
             return any(limit < old.get(name, limit + 1) for name, limit in new.items())
         case e.PlanChanged(changes=changes):
             return "models" in changes
+        case e.WalletTermsSet(credit_limit_micros=after):
+            before = event.before["credit_limit_micros"]
+            return after is not None and (before is None or after < before)
         case _:
             return True
 

@@ -7,8 +7,8 @@ from typing import Any
 from domain.errors import NotFoundError
 from domain.ids import parse_position
 from services.api.bodies import beginning
+from services.api.fencing import fence_at
 from services.api.operations import Call, Query, Reply, operation
-from services.api.writing import fence_as_it_stands, fenced
 from services.ledger.fence import FenceResult
 
 
@@ -24,7 +24,7 @@ class FenceQuery(Query, frozen=True, kw_only=True):
     "/v1/fences/{position}",
     tag="Edges",
     summary="Has this change been fenced?",
-    description="`held` says that no edge accepts any more what the change at this position took away.",
+    description="`held` says that no edge accepts any more what was taken away up to this position.",
     permissions=("keys:read",),
     query=FenceQuery,
     answer=FenceResult,
@@ -41,8 +41,7 @@ async def get_fence(call: Call[FenceQuery, Any]) -> Reply:
         partition, number = -1, 0
     if partition != call.partition or not 0 < number <= call.ledger.state.head:
         raise NotFoundError("position", beginning(text))
-    fence = await fenced(call, number) if call.query.wait else None
-    return Reply(fence or fence_as_it_stands(call, number))
+    return Reply(await fence_at(call.ledger, number, wait=call.query.wait))
 
 
 ROUTES = [get_fence]

@@ -483,7 +483,6 @@ async def rotate_key(call: Call[Fencing, Rotation]) -> Reply:
     codes=_KEY_CODES,
     conditional=True,
     idempotent=True,
-    takes_away=True,
     example={"reason": "holidays"},
 )
 async def disable_key(call: Call[Fencing, Because]) -> Reply:
@@ -526,7 +525,6 @@ async def enable_key(call: Call[Any, Because]) -> Reply:
     codes=("not_found", "version_conflict", "idempotency_conflict"),
     conditional=True,
     idempotent=True,
-    takes_away=True,
     example={"reason": "leaked in a build log"},
 )
 async def revoke_key(call: Call[Fencing, Because]) -> Reply:
@@ -550,7 +548,6 @@ async def revoke_key(call: Call[Fencing, Because]) -> Reply:
     codes=("not_found", "version_conflict", "idempotency_conflict"),
     conditional=True,
     idempotent=True,
-    takes_away=True,
 )
 async def delete_key(call: Call[Fencing, Because]) -> Reply:
     """Revoke a key and hide it."""
@@ -575,7 +572,6 @@ async def delete_key(call: Call[Fencing, Because]) -> Reply:
     answer=RevokedView,
     codes=("not_found", "idempotency_conflict"),
     idempotent=True,
-    takes_away=True,
     example={"filter": {"organization_id": "org_01JD0000000000000000000000"}, "reason": "offboarded"},
 )
 async def revoke_keys(call: Call[Fencing, ManyRevocations]) -> Reply:

@@ -183,7 +183,7 @@ def _responses(one: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
     responses: dict[str, Any] = {str(one.status): _answer(one, schema_of)}
     for status, kind in one.other_answers:
         responses[str(status)] = _answer(replace(one, status=status, answer=kind), schema_of)
-    if "fence" in {field.name for field in msgspec.structs.fields(one.query)}:
+    if one.fenced:
         not_yet = "Committed; the fence does not hold yet."
         responses["202"] = {**_answer(one, schema_of), "description": not_yet}
     if one.path == "/readyz":

@@ -16,12 +16,14 @@ from prometheus_client import CollectorRegistry
 
 from domain.commands import Asking
 from domain.desk import Desk
+from domain.errors import LedgerError
 from domain.ids import format_position, parse_position
 from domain.instants import Instant
 from domain.projecting import EventReader, Queries
 from domain.state import Draft
 from services.api.auth import caller_of
 from services.api.bodies import read_body, read_query
+from services.api.fencing import outlast_fences
 from services.api.fields import NoBody
 from services.api.hot.callers import Caller
 from services.api.problems import ProblemError, invalid
@@ -209,8 +211,6 @@ class Operation:
     """Is its parameter all that is left of the path, slashes included?"""
     idempotent: bool = False
     """Does it take an Idempotency-Key?"""
-    takes_away: bool = False
-    """Does it always take something away, and so answer once the fence holds?"""
     projected: bool = False
     """Is it read from projections?"""
     secrets: bool = False
@@ -218,6 +218,11 @@ class Operation:
     max_body_bytes: int = MAX_BODY_BYTES
     example: Any = None
     """A body that works."""
+
+    @property
+    def fenced(self) -> bool:
+        """May it take something away, and so answer once the fence holds?"""
+        return self.method != "GET" and "fence" in self.query.__struct_fields__
 
     @property
     def name(self) -> str:
@@ -246,7 +251,12 @@ def operation(
 def _route(described: Operation, handler: Handler[Any, Any]) -> HTTPRouteHandler:
     async def handle(request: Request[Any, Any, Any]) -> Response[Any]:
         call = await _read(request, described)
-        reply = await handler(call)
+        try:
+            reply = await handler(call)
+        except LedgerError as refusal:
+            if described.fenced and call.query.fence:
+                await outlast_fences(call.ledger, refusal)
+            raise
         return _response(call, reply) if isinstance(reply, Reply) else reply
 
     handle.__name__ = handle.__qualname__ = described.name

@@ -188,7 +188,6 @@ async def patch_organization(call: Call[Fencing, OrganizationChanges]) -> Reply:
     answer=ChangedOrganizationView,
     codes=("not_found", "platform_only", "idempotency_conflict"),
     idempotent=True,
-    takes_away=True,
     example={"reason": "invoice overdue"},
 )
 async def suspend_organization(call: Call[Fencing, Because]) -> Reply:

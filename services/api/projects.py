@@ -180,7 +180,6 @@ async def patch_project(call: Call[Fencing, ProjectChanges]) -> Reply:
     answer=ChangedProjectView,
     codes=("not_found", "idempotency_conflict"),
     idempotent=True,
-    takes_away=True,
 )
 async def archive_project(call: Call[Fencing, Because]) -> Reply:
     """Refuse all uses that name it, from here on."""

@@ -17,7 +17,8 @@ from services.api.fields import Amount, Body, Reason, SignedAmount
 from services.api.lists import Paging, read_page
 from services.api.operations import Call, Reply, operation
 from services.api.views import Micros, Position, Time, View, WalletView, wallet_view
-from services.api.writing import carry_out
+from services.api.writing import Fencing, carry_out
+from services.ledger.fence import FenceResult
 
 _TAG: Final = "Wallets"
 _PATH: Final = "/v1/organizations/{organization_id}/wallet"
@@ -31,6 +32,13 @@ class WalletTerms(Body, frozen=True, kw_only=True):
     credit_limit_micros: Amount | UnsetType | None = UNSET
     """How far below zero it may go; 0: prepaid; null: postpaid without end."""
     alert_below_micros: Amount | UnsetType | None = UNSET
+
+
+class ChangedWalletView(WalletView, frozen=True, kw_only=True):
+    """A wallet after its terms were set."""
+
+    fence: FenceResult | UnsetType = UNSET
+    """Where a credit limit was set."""
 
 
 class NewCredit(Body, frozen=True, kw_only=True):
@@ -117,13 +125,14 @@ async def get_wallet(call: Call[Any, Any]) -> Reply:
     tag=_TAG,
     summary="Set a wallet's terms",
     permissions=_WRITE,
+    query=Fencing,
     body=WalletTerms,
-    answer=WalletView,
+    answer=ChangedWalletView,
     codes=("not_found", "platform_only", "idempotency_conflict"),
     idempotent=True,
     example={"credit_limit_micros": 0, "alert_below_micros": 5_000_000},
 )
-async def patch_wallet(call: Call[Any, WalletTerms]) -> Reply:
+async def patch_wallet(call: Call[Fencing, WalletTerms]) -> Reply:
     """Set credit limit and alert line."""
 
     def show(wallet: Wallet, _: Books, position: int) -> View:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from hashlib import blake2b
@@ -13,19 +12,17 @@ import msgspec
 from domain.claims import idempotency_claim
 from domain.commands import Command
 from domain.state import Books
+from services.api.fencing import fence_at
 from services.api.fields import Body, Reason
 from services.api.operations import Call, Query, Reply
 from services.api.problems import invalid
 from services.api.views import View
-from services.ledger.fence import FenceResult
 from services.ledger.jobs import Done, Idempotency
 
 Show = Callable[[Any, Books, int], View]
 """(result, books, position) to the answer: what a replay gets, so no secret is in it."""
 
 _MOST_KEY: Final = 255
-_MOST_FENCE_SECONDS: Final = 60.0
-_EVENTS_OF_A_COMMAND: Final = 32
 _ETAG: Final = re.compile(r'(?:W/)?"(\d{1,18})"')
 
 
@@ -102,7 +99,7 @@ async def carry_out(
     view = show(done.result, call.ledger.state, done.position)
     body = msgspec.to_builtins(view) | (first or {})
     reply = Reply(body, status, position=done.position, version=version_of(view))
-    return await _settled(call, reply, _narrowed_at(call, done, view))
+    return await _settled(call, reply, done)
 
 
 async def _replayed(call: Call[Any, Any], done: Done) -> Reply:
@@ -115,69 +112,25 @@ async def _replayed(call: Call[Any, Any], done: Done) -> Reply:
         version=kept.version,
         headers={"Idempotent-Replayed": "true"},
     )
-    narrowed_at = done.fence_position
-    if narrowed_at is None and call.operation.takes_away:
-        narrowed_at = _fence_near(call, done.position)
-    return await _settled(call, reply, narrowed_at)
+    return await _settled(call, reply, done)
 
 
-def _narrowed_at(call: Call[Any, Any], done: Done, view: View) -> int | None:
-    """Where something was taken away; for what was taken away before, where that was."""
-    if done.fence_position is not None:
-        return done.fence_position
-    if not call.operation.takes_away:
-        return None
-    before = getattr(view, "position", None)
-    number = done.position if before is None else int(before.partition("-")[2])
-    return _fence_near(call, number)
-
-
-def _fence_near(call: Call[Any, Any], position: int) -> int:
-    """The fence of the command that wrote up to this position, if it is known; else this position."""
-    for number in range(position, max(0, position - _EVENTS_OF_A_COMMAND), -1):
-        if call.ledger.fences.fence_of(number) is not None:
-            return number
-    return position
-
-
-async def _settled(call: Call[Any, Any], reply: Reply, narrowed_at: int | None) -> Reply:
+async def _settled(call: Call[Any, Any], reply: Reply, done: Done) -> Reply:
     """Wait for the fence, or (where nothing was taken away) for the projections."""
-    position = reply.position
-    assert position is not None, "a write knows its position"
-    if narrowed_at is None:
-        await call.ledger.wait_for_projections(position)
+    position = done.fence_position
+    if position is None:
+        await call.ledger.wait_for_projections(done.position)
         return reply
-    fence: FenceResult | None = None
-    if getattr(call.query, "fence", True):
-        fence = await fenced(call, narrowed_at)
-    if fence is None:
-        fence = fence_as_it_stands(call, narrowed_at)
-    held = fence.held and getattr(call.query, "fence", True)
+    wait: bool = getattr(call.query, "fence", True)
+    fence = await fence_at(call.ledger, position, wait=wait)
+    if done.wrote and not done.narrowed:
+        await call.ledger.wait_for_projections(done.position)
     return Reply(
         reply.body | {"fence": msgspec.to_builtins(fence)},
-        reply.status if held else 202,
-        position=position,
+        reply.status if fence.held and wait else 202,
+        position=reply.position,
         version=reply.version,
         headers=reply.headers,
-    )
-
-
-async def fenced(call: Call[Any, Any], position: int) -> FenceResult | None:
-    """The fence once it holds; None when that takes absurdly long."""
-    try:
-        async with asyncio.timeout(_MOST_FENCE_SECONDS):
-            return await call.ledger.fences.fence(position)
-    except TimeoutError:
-        return None
-
-
-def fence_as_it_stands(call: Call[Any, Any], position: int) -> FenceResult:
-    """The fence now; one that this owner does not know of is long over."""
-    known = call.ledger.fences.fence_of(position)
-    if known is not None:
-        return known
-    return FenceResult(
-        position=call.place(position), held=True, edges=0, acknowledged=0, expired=0, waited_ms=0.0
     )
 
 

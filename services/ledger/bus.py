@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Any
@@ -110,6 +110,8 @@ class Bus:
         self.accepting = False
         """False while this process does not own the partition."""
         self.committed: Committed = lambda _position, _changes: None
+        self.newest_open: Callable[[Collection[str] | None], int | None] = lambda _subjects: None
+        """The newest fence that is open, of all or of those that touch these subjects."""
         self.is_sure: Callable[[], bool] = lambda: False
         """Is it certain, without asking, that nobody else decides?"""
         self.find_reservation: Callable[[str], Awaitable[None]] | None = None
@@ -482,6 +484,9 @@ class Bus:
             group.merge()
             self._remember(group)
             self.committed(self._state.head, group.changes)
+        # Rule 13 of the fence; nothing may come between the commit and this.
+        for waiting in group.take_aways:
+            waiting.settle(self.newest_open(waiting.subjects))
         for job in reversed(group.deferred):
             self._waiting.appendleft(job)
         for job, outcome in group.outcomes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -76,10 +76,11 @@ class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FenceResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Has a change been fenced: can no edge accept what it took away?"""
+    """Has a change been fenced: can no edge accept what was taken away up to it?"""
 
     position: str
     held: bool
+    """True only where it is known: nothing that was taken away up to here is without its fence."""
     edges: int
     """Edges that held a lease when the change was committed."""
     acknowledged: int
@@ -115,7 +116,7 @@ class _Fence:
 
     __slots__ = (
         "acknowledged", "committed_at", "committed_ns", "edges", "expired", "held_ns", "not_before",
-        "position", "positions", "waiters", "waiting",
+        "position", "positions", "subjects", "waiters", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -124,7 +125,10 @@ class _Fence:
         committed_ns: int,
         committed_at: int,
         waiting: dict[EdgeIdentity, int],
+        subjects: frozenset[str] | None,
     ) -> None:
+        self.subjects = subjects
+        """What it took something away from; None: not known, so it may be anything."""
         self.positions = positions
         self.position = positions[-1]
         self.committed_ns = committed_ns
@@ -177,7 +181,12 @@ class FenceKeeper:
         self._changes_after = head
         self._leases = LeaseTable(clock, master_key, bounds or EdgeBounds(), random_bytes)
         self._open: dict[int, _Fence] = {}
+        """By position, which is the order in which they were raised."""
         self._fences: dict[int, _Fence] = {}
+        """Open ones and the latest that held: only for their figures."""
+        self._knows_all = False
+        """Rule 13: is every fence that the owner before us left open among ours?"""
+        self._lost = False
         self.owner_until_ns = 0
         """Until then this process may verify, fill, grant and answer fences (boottime)."""
         # Rule 9: what the owner before us granted may still run.
@@ -192,6 +201,7 @@ class FenceKeeper:
     def lost(self) -> None:
         """The lock is gone: grant nothing, answer nothing more."""
         self.owner_until_ns = 0
+        self._lost = True
         for fence in self._open.values():
             _wake(fence)
 
@@ -233,7 +243,7 @@ class FenceKeeper:
         if not changes:
             return
         self._remember(changes)
-        narrowing = tuple(sorted({one.position for one in changes if one.narrowing}))
+        narrowing = [one for one in changes if one.narrowing]
         if narrowing:
             self._raise_fence(narrowing)
         self._broadcast(position, tuple(changes))
@@ -258,15 +268,23 @@ class FenceKeeper:
             del self._known_chains[next(iter(self._known_chains))]
         self._publish(data)
 
-    def _raise_fence(self, narrowing: tuple[int, ...]) -> None:
+    def _raise_fence(self, narrowing: Sequence[Change]) -> None:
         now = self._clock.boottime_ns()
+        positions = tuple(sorted({one.position for one in narrowing}))
+        subjects = frozenset(one.id for one in narrowing)
         # Who never got a grant believes nothing, and is not waited for.
         waiting = {edge.who: edge.ends for edge in self._leases if edge.ends > now}
-        self._add_fence(_Fence(narrowing, now, self._clock.now(), waiting))
+        self._add_fence(_Fence(positions, now, self._clock.now(), waiting, subjects))
 
-    def resume(self, positions: tuple[int, ...], committed_at: int) -> None:
-        """A fence that the owner before us left without a receipt."""
-        self._add_fence(_Fence(positions, self._clock.boottime_ns(), committed_at, {}))
+    def resume(self, left_open: Mapping[int, int]) -> None:
+        """All that the owner before us left without a receipt: positions, with when they were committed.
+
+        Until this has been told, no fence is said to be held.
+        """
+        now = self._clock.boottime_ns()
+        for position, committed_at in sorted(left_open.items()):
+            self._add_fence(_Fence((position,), now, committed_at, {}, None))
+        self._knows_all = True
 
     def _add_fence(self, fence: _Fence) -> None:
         fence.not_before = self._quiet_until
@@ -415,38 +433,56 @@ class FenceKeeper:
         )
         _wake(fence)
 
-    async def fence(self, position: int) -> FenceResult:
-        """Wait until the change at this position can be accepted nowhere.
+    def newest_open(self, subjects: Collection[str] | None = None) -> int | None:
+        """The newest fence that does not hold yet, by its position; of those that may touch the subjects.
 
-        Answers `held: false` only when this process stopped being the owner meanwhile.
+        Who waits for it with `fence` waits for all the older ones, too.
         """
-        fence = self._fences.get(position)
-        if fence is not None and fence.held_ns is None:
+        for fence in reversed(self._open.values()):
+            if subjects is None or fence.subjects is None or not fence.subjects.isdisjoint(subjects):
+                return fence.position
+        return None
+
+    async def fence(self, position: int) -> FenceResult:
+        """Wait until what was taken away up to this position can be accepted nowhere (rule 13).
+
+        Answers `held: false` only when this process stopped being the owner meanwhile, or does not
+        know the position.
+        """
+        while (fence := self._newest_open_up_to(position)) is not None and not self._lost:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             fence.waiters.append(waiter)
             await waiter
-        return self.fence_of(position) or self._nothing_to_fence(position)
+        return self.fence_of(position)
 
-    def fence_of(self, position: int) -> FenceResult | None:
-        """How the fence stands; None when this owner knows of none at this position."""
-        fence = self._fences.get(position)
+    def fence_of(self, position: int) -> FenceResult:
+        """How the fence stands: with the figures of the change itself while they are remembered."""
+        waits_for = self._newest_open_up_to(position)
+        held = waits_for is None and self._knows_all and position <= self._head
+        fence = self._fences.get(position) or waits_for
         if fence is None:
-            return None
-        until = self._clock.boottime_ns() if fence.held_ns is None else fence.held_ns
+            return self._told(position, held=held)
+        until = fence.held_ns if held and fence.held_ns is not None else self._clock.boottime_ns()
+        waited_ms = round((until - fence.committed_ns) / 1_000_000, 3)
+        return self._told(position, held=held, fence=fence, waited_ms=waited_ms)
+
+    def _told(
+        self, position: int, *, held: bool, fence: _Fence | None = None, waited_ms: float = 0.0
+    ) -> FenceResult:
         return FenceResult(
             position=f"{self._partition}-{position}",
-            held=fence.held_ns is not None,
-            edges=fence.edges,
-            acknowledged=fence.acknowledged,
-            expired=fence.expired,
-            waited_ms=round((until - fence.committed_ns) / 1_000_000, 3),
+            held=held,
+            edges=0 if fence is None else fence.edges,
+            acknowledged=0 if fence is None else fence.acknowledged,
+            expired=0 if fence is None else fence.expired,
+            waited_ms=waited_ms,
         )
 
-    def _nothing_to_fence(self, position: int) -> FenceResult:
-        return FenceResult(
-            position=f"{self._partition}-{position}",
-            held=True, edges=0, acknowledged=0, expired=0, waited_ms=0.0,
-        )  # fmt: skip
+    def _newest_open_up_to(self, position: int) -> _Fence | None:
+        oldest = next(iter(self._open.values()), None)
+        if oldest is None or oldest.positions[0] > position:
+            return None
+        return next(one for one in reversed(self._open.values()) if one.positions[0] <= position)
 
     @property
     def open_fences(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from domain import commands as c
-from domain.changes import change_of
+from domain.changes import change_of, narrows
 from domain.decisions import wallets
 from domain.decisions.charging import VALID, UseOutcome
 from domain.decisions.passing_time import record_due
@@ -20,7 +20,7 @@ from domain.instants import SECOND, Instant
 from domain.ports import NewClaim, TakenClaim
 from domain.state import Draft, Due, State
 from keyledger_edge import Change
-from services.ledger.handlers import CLAIM, DECIDE, REPLAY
+from services.ledger.handlers import CLAIM, DECIDE, ENDS, REPLAY, RESTRICTS, may_take_away
 from services.ledger.jobs import Done, Idempotency, Job
 
 _DIGEST_BYTES = 16
@@ -65,6 +65,23 @@ class PoisonedError(Exception):
         self.foreseen = foreseen
 
 
+class TakeAway(NamedTuple):
+    """A command that is there to take away and took nothing away itself: others' fences are its own."""
+
+    done: Done
+    subjects: frozenset[str] | None
+    """It waits for fences that touch these; None: for all."""
+    always: bool
+    """Is it told that all hold, too, when none is open?"""
+
+    def settle(self, newest_open: int | None) -> None:
+        """Tell it which fence to wait for."""
+        if newest_open is not None:
+            self.done.fence_position = newest_open
+        elif self.always:
+            self.done.fence_position = self.done.position
+
+
 class DecidedGroup:
     """The outcome of every job, if the draft is committed.
 
@@ -100,6 +117,8 @@ class DecidedGroup:
         self.deferred: list[Job] = []
         """Jobs for the next group: another one here has their idempotency key, or this one is full."""
         self.changes: list[Change] = []
+        self.take_aways: list[TakeAway] = []
+        """Whose fences are found once this group is committed."""
         self._tools = tools
         self._writers: list[tuple[int, Job]] = []
         """Who wrote, each with the number of events up to and with its own."""
@@ -156,7 +175,7 @@ class DecidedGroup:
         refused: Any = None
         try:
             if idempotency is not None:
-                answered = self._answered_before(idempotency)
+                answered = self._answered_before(idempotency, job.command)
                 if answered is not None:
                     self.outcomes.append((job, answered))
                     return
@@ -215,7 +234,7 @@ class DecidedGroup:
         known = self._find_known(claim)
         return None if known is None or known.event is None else (known.position, known.event)
 
-    def _answered_before(self, idempotency: Idempotency) -> Done | None:
+    def _answered_before(self, idempotency: Idempotency, command: c.Command) -> Done | None:
         known = self._find_known(idempotency.claim)
         if known is None or known.answer is None:
             return None
@@ -223,13 +242,19 @@ class DecidedGroup:
             msg = "This Idempotency-Key was used before, with another request."
             raise IdempotencyConflictError(msg, field="Idempotency-Key")
         fence = int.from_bytes(known.answer[_DIGEST_BYTES:_ANSWER_FROM], "big")
-        return Done(position=known.position, fence_position=fence or None, replay=known.answer[_ANSWER_FROM:])
+        done = Done(position=known.position, fence_position=fence or None, replay=known.answer[_ANSWER_FROM:])
+        if not fence and may_take_away(command):
+            self.take_aways.append(TakeAway(done, None, type(command) in ENDS))
+        return done
 
     def _conclude(self, job: Job, result: Any, before: int) -> None:
         draft = self.draft
         done = Done(result=result, position=draft.head, wrote=len(self.desk.placed) > before)
         if draft.settings_changed and done.wrote:
             done.fence_position = self._last_narrowing(before)
+            done.narrowed = done.fence_position is not None
+        if not done.narrowed and may_take_away(job.command):
+            self.take_aways.append(self._take_away(job.command, done, before))
         if job.idempotency is not None and job.render is not None:
             answer = job.render(result, draft, done.position)
             self._keep_answer(job.idempotency, answer, done.fence_position)
@@ -248,20 +273,27 @@ class DecidedGroup:
         )
         self._answers_kept.add(idempotency.claim)
 
+    def _changes_of(self, before: int) -> list[Change]:
+        """What edges must hear of the events behind this index."""
+        base, draft, placed = self.base + 1, self.draft, self.desk.placed
+        found = (change_of(placed[index].event, draft, base + index) for index in range(before, len(placed)))
+        return [change for change in found if change is not None]
+
     def _last_narrowing(self, before: int) -> int | None:
-        narrowing = None
-        for index in range(before, len(self.desk.placed)):
-            position = self.base + index + 1
-            change = change_of(self.desk.placed[index].event, self.draft, position)
-            if change is not None and change.narrowing:
-                narrowing = position
-        return narrowing
+        return max((one.position for one in self._changes_of(before) if one.narrowing), default=None)
+
+    def _take_away(self, command: c.Command, done: Done, before: int) -> TakeAway:
+        """What it waits for: all that is open, but for a change that turned out to widen.
+
+        That one grants; yet what it left out may have been taken away from the same thing just now.
+        """
+        written = self.desk.placed[before:]
+        if type(command) in RESTRICTS and written and not any(narrows(one.event) for one in written):
+            return TakeAway(done, frozenset(one.id for one in self._changes_of(before)), always=False)
+        return TakeAway(done, None, always=True)
 
     def _collect_changes(self) -> None:
-        for index, placed in enumerate(self.desk.placed):
-            change = change_of(placed.event, self.draft, self.base + index + 1)
-            if change is not None:
-                self.changes.append(change)
+        self.changes = self._changes_of(0)
 
     def rest_on_state(self) -> None:
         """The group below is durable: this one goes on from the state."""

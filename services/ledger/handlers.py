@@ -119,3 +119,60 @@ REPLAY: dict[type[c.Command], Callable[[Desk, Any, e.Event, int], Any]] = {
     c.RecordFence: lambda *_: None,
 }
 """What a command is answered whose name was taken before."""
+
+ENDS: frozenset[type[c.Command]] = frozenset(
+    {
+        c.SuspendOrganization,
+        c.ArchiveProject,
+        c.RotateKey,
+        c.DisableKey,
+        c.RevokeKey,
+        c.RevokeKeys,
+        c.DeleteKey,
+        c.RevokeSelf,
+        c.ReportLeak,
+    }
+)
+"""Commands that are there to take something away: whoever asks relies on it being gone."""
+
+RESTRICTS: dict[type[c.Command], Callable[[Any], bool]] = {
+    c.ChangeKeyspace: lambda command: _sets(command, besides=("keyspace_id", "expected_version")),
+    c.ChangePlan: lambda command: command.models is not c.UNSET,
+    c.ChangeOrganization: lambda command: _some(command.quotas),
+    c.ChangeProject: lambda command: _some(command.quotas),
+    c.ChangeKey: lambda command: (
+        command.plan_id is not c.UNSET
+        or command.rate_limits is not c.UNSET
+        or command.allowed_ips is not c.UNSET
+        or _some(command.quotas)
+        or _some(command.expires_at)
+    ),
+    c.EditScopes: lambda command: any(
+        getattr(command.scopes, name) not in (c.UNSET, "*") for name in command.scopes.__struct_fields__
+    ),
+    c.SetWalletTerms: lambda command: command.credit_limit_micros not in (c.UNSET, None),
+}
+"""Commands that set limits, and whether this one names any: it may take away, or widen.
+
+A command that is in neither of the two grants, and waits for no fence.
+"""
+
+
+def may_take_away(command: c.Command) -> bool:
+    """May carrying it out take something away? Then it answers once no edge can accept that."""
+    kind = type(command)
+    if kind in ENDS:
+        return True
+    restricts = RESTRICTS.get(kind)
+    return restricts is not None and restricts(command)
+
+
+def _sets(command: c.Command, besides: tuple[str, ...]) -> bool:
+    return any(
+        getattr(command, name) is not c.UNSET for name in command.__struct_fields__ if name not in besides
+    )
+
+
+def _some(given: Any) -> bool:
+    """A limit that is named: not left out, not null, not an empty list."""
+    return given is not c.UNSET and bool(given)

@@ -35,14 +35,16 @@ class Done(msgspec.Struct, kw_only=True):
     """The last position it wrote, or the head on which it was decided when it wrote nothing."""
     wrote: bool = False
     fence_position: int | None = None
-    """The last position that took something away; None when nothing was."""
+    """Up to where fences must hold before it may be said that nobody accepts what was taken away.
+
+    Of a command that took something away, its own last one; of one that would have and found nothing
+    left to take away, the newest that was open when it was decided (or its position, when none was).
+    None: it has nothing to do with fences.
+    """
+    narrowed: bool = False
+    """Did it take something away itself, that edges must hear of?"""
     replay: bytes | None = None
     """The first answer under this `Idempotency-Key`; `result` is None then."""
-
-    @property
-    def narrowed(self) -> bool:
-        """Was something taken away?"""
-        return self.fence_position is not None
 
 
 class Job:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -173,6 +173,7 @@ class Ledger:
         self._keeper = StateKeeper(ports.rows, self.state, self.bus.narrowings)
         self.bus.find_reservation = self._keeper.find_reservation
         self.bus.committed = self._committed
+        self.bus.newest_open = self._newest_open
         self.bus.is_sure = lambda: self.confirmed
         self.bus.appends.doubted = self._doubt
         self.bus.appends.boottime_ns = ports.fence_clock.boottime_ns
@@ -537,8 +538,7 @@ class Ledger:
                 changes.append(change)
         self.fences.preload(changes, after=after)
         self._receipts.clear()
-        for position, committed_at in sorted(self.bus.narrowings.open.items()):
-            self.fences.resume((position,), committed_at)
+        self.fences.resume(self.bus.narrowings.open)
 
     def _doubt(self) -> None:
         """The lock's session is lost: somebody else may own the partition, or may have in between."""
@@ -730,6 +730,9 @@ class Ledger:
         self.head_watch.moved()
         if self.fences.open_fences:
             self._fence_woken.set()
+
+    def _newest_open(self, subjects: Collection[str] | None) -> int | None:
+        return self.fences.newest_open(subjects)
 
     def _receipt(self, receipt: FenceReceipt) -> None:
         self._receipts.append(receipt)

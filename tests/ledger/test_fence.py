@@ -40,7 +40,14 @@ class Clock:
 class Ledger:
     """A keeper whose lock is confirmed, and that came to be long ago."""
 
-    def __init__(self, *, settled: bool = True, head: int = 10, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        settled: bool = True,
+        head: int = 10,
+        clock: Clock | None = None,
+        left_open: dict[int, int] | None = None,
+    ) -> None:
         self.clock = clock or Clock()
         self.dead_root_keys: set[str] = set()
         self.sent: list[bytes] = []
@@ -57,6 +64,7 @@ class Ledger:
             may_connect=lambda root_key_id: root_key_id not in self.dead_root_keys,
             bounds=EdgeBounds(per_root_key=20, total=50),
         )
+        self.keeper.resume(left_open or {})
         if settled:
             self.pass_ms(5_000)
         self.confirm()
@@ -77,9 +85,7 @@ class Ledger:
         self.keeper.committed(position, (Change(position, "key", "key_1", (bytes(32),)),))
 
     def held(self, position: int) -> bool:
-        result = self.keeper.fence_of(position)
-        assert result is not None
-        return result.held
+        return self.keeper.fence_of(position).held
 
 
 class Edge:
@@ -144,7 +150,7 @@ def test_what_grants_waits_for_nobody(ledger: Ledger) -> None:
     Edge(ledger).ask()
     ledger.keeper.committed(11, (Change(11, "key", "key_1", (), False),))
 
-    assert ledger.keeper.fence_of(11) is None
+    assert ledger.held(11)
     assert len(ledger.sent) == 1
 
 
@@ -160,7 +166,6 @@ def test_a_fence_holds_when_every_edge_has_acknowledged(ledger: Ledger) -> None:
         edge.say(0)
 
     result = ledger.keeper.fence_of(11)
-    assert result is not None
     assert (result.held, result.edges, result.acknowledged, result.expired) == (True, 3, 3, 0)
 
 
@@ -174,7 +179,6 @@ def test_a_fence_holds_when_the_booked_lease_has_ended_and_not_before(ledger: Le
     ledger.wait_ms(2)
 
     result = ledger.keeper.fence_of(11)
-    assert result is not None
     assert (result.held, result.acknowledged, result.expired) == (True, 0, 1)
 
 
@@ -271,8 +275,7 @@ def test_who_is_not_sure_of_the_lock_answers_no_fence(ledger: Ledger) -> None:
 
 
 def test_a_new_owner_waits_for_what_the_one_before_granted() -> None:
-    ledger = Ledger(settled=False)
-    ledger.keeper.resume((9,), 0)
+    ledger = Ledger(settled=False, left_open={9: 0})
     ledger.revoke(11)
     ledger.wait_ms(1_514)
 
@@ -359,7 +362,84 @@ def test_all_changes_of_one_commit_share_a_fence(ledger: Ledger) -> None:
 
     assert ledger.keeper.open_fences == 1
     assert not any(ledger.held(one) for one in (11, 12, 14))
-    assert ledger.keeper.fence_of(13) is None
+    assert not ledger.held(13), "what was taken away up to there is not fenced"
+
+
+async def test_who_has_lost_the_partition_does_not_wait(ledger: Ledger) -> None:
+    Edge(ledger).ask()
+    ledger.revoke(11)
+    ledger.keeper.lost()
+
+    assert not (await asyncio.wait_for(ledger.keeper.fence(11), 1)).held
+
+
+def test_nothing_is_held_up_to_an_open_fence_and_all_before_it_is(ledger: Ledger) -> None:
+    Edge(ledger).ask()
+    ledger.revoke(11)
+    ledger.keeper.committed(100)
+
+    assert [ledger.held(position) for position in (1, 10, 11, 12, 100)] == [True, True, False, False, False]
+
+    ledger.wait_ms(1_011)
+
+    assert [ledger.held(position) for position in (11, 12, 100)] == [True, True, True]
+
+
+def test_a_position_that_is_not_known_is_not_held(ledger: Ledger) -> None:
+    assert ledger.held(10)
+    assert not ledger.held(11)
+
+
+def test_until_it_was_told_what_was_left_open_nothing_is_held() -> None:
+    clock = Clock()
+    keeper = FenceKeeper(
+        clock, terms=TERMS, partition=0, epoch=1, head=10, master_key=MASTER_KEY,
+        publish=lambda _: None, record_receipt=lambda _: None, may_connect=lambda _: True,
+    )  # fmt: skip
+    keeper.confirmed(clock.ns)
+
+    assert not keeper.fence_of(5).held
+
+    keeper.resume({8: 0})
+
+    assert [keeper.fence_of(position).held for position in (7, 8, 10)] == [True, False, False]
+
+
+async def test_who_waits_for_the_newest_open_fence_waits_for_all(ledger: Ledger) -> None:
+    first, second = Edge(ledger, "edge_1"), Edge(ledger, "edge_2")
+    first.ask()
+    ledger.revoke(11)
+    second.ask()
+    ledger.revoke(12)
+    newest = ledger.keeper.newest_open()
+    assert newest == 12
+    waiting = asyncio.create_task(ledger.keeper.fence(newest))
+    second.apply(ledger.sent[1])
+    second.say(0)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    ledger.wait_ms(1_011)
+
+    assert (await waiting).held
+    assert ledger.keeper.newest_open() is None
+
+
+def test_of_some_subjects_the_newest_fence_that_may_touch_them_is_found() -> None:
+    ledger = Ledger(settled=False, left_open={9: 0})
+    ledger.keeper.committed(11, (Change(11, "key", "key_1"),))
+    ledger.keeper.committed(12, (Change(12, "plan", "plan_1"),))
+
+    assert ledger.keeper.newest_open() == 12
+    assert ledger.keeper.newest_open({"key_1"}) == 11
+    assert ledger.keeper.newest_open({"key_2"}) == 9, "what was left open may be about anything"
+
+
+def test_a_fence_that_is_forgotten_is_held(ledger: Ledger) -> None:
+    for position in range(11, 11 + 10_001):
+        ledger.revoke(position)
+    result = ledger.keeper.fence_of(11)
+
+    assert (result.held, result.edges, result.waited_ms) == (True, 0, 0.0)
 
 
 def test_who_is_connected_can_be_seen(ledger: Ledger) -> None:

@@ -75,7 +75,6 @@ async def test_a_fence_goes_on_after_a_restart_however_much_came_after_it(
     again = await world.process().started()
     fence = again.ledger.fences.fence_of(revoked.fence_position or 0)
 
-    assert fence is not None
     assert not fence.held  # whoever granted before us may still be believed
     await let_leases_end(world, again)
     [receipt] = await receipts(world)
@@ -90,7 +89,7 @@ async def test_a_fence_that_was_saved_open_goes_on_after_a_restart(world: World,
 
     again = await world.process().started()
 
-    assert again.ledger.fences.fence_of(revoked.fence_position or 0) is not None
+    assert not again.ledger.fences.fence_of(revoked.fence_position or 0).held
 
 
 async def test_a_receipt_that_finds_no_room_is_written_later(world: World) -> None:
@@ -125,3 +124,45 @@ async def test_a_receipt_under_way_when_the_ledger_stops_leaves_nothing_unheard(
     await let_leases_end(world, again)
 
     assert len(await receipts(world)) == 1
+
+
+async def test_a_take_away_that_found_nothing_carries_what_is_open(ledger: Process) -> None:
+    one, other = await ledger.key(10), await ledger.key(10)
+    revoked = await ledger.execute(c.RevokeKey(key_id=one.id))
+    await ledger.together(*(charge(other, f"r{n}", 1) for n in range(50)))
+    again = await ledger.execute(c.RevokeKey(key_id=one.id))
+    filtered = await ledger.execute(c.RevokeKeys(key_ids=()))
+
+    assert (revoked.narrowed, again.narrowed) == (True, False)
+    assert again.fence_position == filtered.fence_position == revoked.fence_position
+    assert again.position > revoked.position
+
+
+async def test_a_new_owner_lets_a_repeated_take_away_wait_for_what_was_left_open(
+    world: World, ledger: Process
+) -> None:
+    key = await ledger.key(10)
+    revoked = await ledger.execute(c.RevokeKey(key_id=key.id))
+    await ledger.killed()
+
+    again = await world.process().started()
+    repeated = await again.execute(c.RevokeKey(key_id=key.id))
+    fences = again.ledger.fences
+
+    assert repeated.fence_position == revoked.fence_position
+    assert not fences.fence_of(fences.head).held
+    await let_leases_end(world, again)
+    assert (await fences.fence(fences.head)).held
+
+
+async def test_where_nothing_is_open_a_take_away_that_found_nothing_is_held(
+    world: World, ledger: Process
+) -> None:
+    key = await ledger.key(10)
+    await ledger.execute(c.RevokeKey(key_id=key.id))
+    await let_leases_end(world, ledger)
+    await receipts(world)
+    again = await ledger.execute(c.RevokeKey(key_id=key.id))
+
+    assert again.fence_position == again.position
+    assert ledger.ledger.fences.fence_of(again.position).held

@@ -350,8 +350,8 @@ class LedgerMachine(Machine):
         source = OwnedFacts(self.keeper, self._facts_of, self)
         self.verifier = Verifier(source, KEYSPACES, limiter=RateLimiter(self.time))
         self.keeper.confirmed(asked_ns)
+        self.keeper.resume(dict.fromkeys(open_fences, 0))
         for position in open_fences[-10:]:
-            self.keeper.resume((position,), 0)
             self._await_fence(position)
         self._arm()
         self.world.after(self._confirm_every(), self, self._confirm, session)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 from domain.commands import Asking, RevokeSelf
+from domain.errors import LedgerError
 from domain.events import Origin
 from domain.ids import format_position
 from domain.keys import Key
@@ -24,6 +25,7 @@ from keyledger_edge import (
     read_headers,
     state_of,
 )
+from services.api.fencing import fence_at, outlast_fences
 from services.api.hot.answers import Answer, json_answer, problem_answer, wire
 from services.api.hot.bodies import MAX_SECRET_LENGTH, read_revoke_self
 from services.api.hot.checking import Checker, view_of_keyspace
@@ -92,7 +94,7 @@ class SelfService:
 
     async def revoke(self, request: HotRequest) -> Answer:
         """Whoever holds the secret may kill the key; answers once no edge accepts it any more."""
-        fence = _wants_fence(request)
+        wait = _wants_fence(request)
         body = read_revoke_self(request.body)
         self._watch.refuse(body.reason, "reason")
         shown = self._shown(request)
@@ -104,16 +106,22 @@ class SelfService:
         origin = Origin(ip=request.peer, user_agent=user_agent, request_id=request.request_id)
         asking = Asking(actor=key_id, organization_id=shown.facts.organization_id, origin=origin)
         command = RevokeSelf(fingerprint=fingerprint(shown.secret), reason=body.reason)
-        done = await ledger.execute(command, asking)
+        try:
+            done = await ledger.execute(command, asking)
+        except LedgerError as refusal:
+            if wait:
+                await outlast_fences(ledger, refusal)
+            raise
         now = max(ledger.clock.now(), ledger.state.at)
         told = self._view(ledger.state.keys[key_id], shown.facts, now)
+        assert done.fence_position is not None, "whoever revokes, is told of a fence"
+        fence = await fence_at(ledger, done.fence_position, wait=wait)
         answer: dict[str, Any] = {
             "key": told["key"],
             "position": format_position(ledger.partition, done.position),
+            "fence": fence,
         }
-        if done.fence_position is not None and fence:
-            answer["fence"] = await ledger.fences.fence(done.fence_position)
-        return json_answer(200 if fence or not done.wrote else 202, answer)
+        return json_answer(200 if fence.held and wait else 202, answer)
 
     # -- finding the secret
 

@@ -1,0 +1,41 @@
+"""Waiting for fences before something is answered: what a take-away says, and what a refusal implies."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from domain.errors import KeyExpiredError, KeyRevokedError, LedgerError, NotFoundError, VersionConflictError
+from services.ledger.errors import UnavailableError
+from services.ledger.fence import FenceResult
+from services.ledger.ledger import Ledger
+
+_MOST_FENCE_SECONDS: Final = 60.0
+_REST_ON_A_TAKE_AWAY: Final = (NotFoundError, KeyRevokedError, KeyExpiredError, VersionConflictError)
+"""Refusals that tell the caller of something that another request took away."""
+
+
+async def fence_at(ledger: Ledger, position: int, *, wait: bool) -> FenceResult:
+    """The fence up to a position: once it holds, or as it stands; it may take absurdly long to hold."""
+    fences = ledger.fences
+    if wait:
+        try:
+            async with asyncio.timeout(_MOST_FENCE_SECONDS):
+                return await fences.fence(position)
+        except TimeoutError:
+            pass
+    return fences.fence_of(position)
+
+
+async def outlast_fences(ledger: Ledger, refusal: LedgerError) -> None:
+    """Wait before a take-away is refused because somebody took the same away already.
+
+    "It is revoked", "there is no such key": whoever asked a second time, after the first answer got
+    lost, takes that for the end of the key, so it is said when no edge accepts it any more.
+    """
+    if not isinstance(refusal, _REST_ON_A_TAKE_AWAY):
+        return
+    position = ledger.fences.newest_open()
+    if position is not None and not (await fence_at(ledger, position, wait=True)).held:
+        detail = "Edges may still accept what was taken away before; nothing was written, ask again."
+        raise UnavailableError("edges", detail)
