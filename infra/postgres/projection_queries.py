@@ -102,4 +102,4 @@ class PostgresEventReader:
 
 
 def _recorded_event(_: Any) -> Callable[[Sequence[Any]], RecordedEvent]:
-    return RecordedEvent._make
+    return lambda row: RecordedEvent(*row)  # without its mark: nobody resumes from what is read so
