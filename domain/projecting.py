@@ -106,8 +106,13 @@ class EventReader(Protocol):
         """The events at these positions, in order of position."""
         ...
 
-    async def between(self, first: int, last: int, types: Sequence[str]) -> list[Placed]:
-        """The events of these types (names on disk) from position `first` to `last`, both included."""
+    async def between(
+        self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
+    ) -> list[Placed]:
+        """The events of these types (names on disk) from position `first` to `last`, both included.
+
+        Only those of one organization, if it is named.
+        """
         ...
 
     async def stream(

@@ -43,6 +43,7 @@ from services.api.edge_membership import EdgeAccess, edge_routes
 from services.api.forwarding import Forwarder
 from services.api.hot.asgi import ASGIApp, HotPath, HotSettings
 from services.api.server import serve
+from services.api.streams import Streams
 from services.ledger.fence import LeaseTerms
 from services.ledger.lease_table import EdgeBounds
 from services.ledger.ledger import Ledger, Ports, Terms
@@ -248,6 +249,7 @@ async def run_server(
             published=lambda: parts.published.position,
             nats_reachable=lambda: parts.edge_bus.connected and parts.published.reachable,
             trusted_proxies=settings.trusted_proxies,
+            streams=Streams(settings.max_streams, settings.max_streams_per_key),
             more_routes=edge_routes(access),
         )
         hot = HotSettings(trusted_proxies=settings.trusted_proxies, max_body_bytes=settings.max_body_bytes)

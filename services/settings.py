@@ -112,6 +112,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long it may take to send a body, and a second more for each 16 KiB."""
     max_connections: int | None = None
     """Connections of clients at one time; unset: what the limit of open files leaves, at most 10,000."""
+    max_streams: int = 100
+    """Streams of events at one time."""
+    max_streams_per_key: int = 10
+    """Streams of events that one root key may have at one time."""
     idempotency_hours: int = 24
     """How long the first answer is kept under its Idempotency-Key."""
 
@@ -390,6 +394,8 @@ _READ: Final[dict[str, _Reader]] = {
     "header_seconds": _integer(1, 3_600),
     "body_seconds": _integer(1, 3_600),
     "max_connections": _integer(1, 1_000_000),
+    "max_streams": _integer(0, 100_000),
+    "max_streams_per_key": _integer(0, 100_000),
     "idempotency_hours": _integer(1, 8_760),
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("auto", "text", "json"),

@@ -41,9 +41,11 @@ from services.api.hot_operations import OPERATIONS
 from services.api.operations import Api, Operation, Reader, elapsed_ms
 from services.api.problems import PROBLEM_JSON, FieldError, Problem, headers_of, problem, problem_of
 from services.api.schema import Description
+from services.api.streams import Streams
 from services.api.tracing import Redactor, shown_path, trace_of
-from services.ledger.feed import Feed, Looking, Wakeups
+from services.ledger.feed import Feed, Looking
 from services.ledger.ledger import Ledger
+from services.ledger.tail import Wakeups
 
 log: Final = structlog.get_logger()
 
@@ -88,18 +90,21 @@ def build_app(
     published: Callable[[], int | None] = lambda: None,
     nats_reachable: Callable[[], bool] = lambda: True,
     trusted_proxies: tuple[str, ...] = (),
+    streams: Streams | None = None,
     more_routes: tuple[HTTPRouteHandler, ...] = (),
 ) -> Litestar:
     """The management API beside a ledger.
 
     `source` is where its events come from (a CloudEvents source); `wakeups` tell streams of events
-    that there are more; `published` is how far NATS is, as far as is known; `nats_reachable` whether
-    it answers; `more_routes` are those of other parts, and `app.state.api.registry` is where these
-    may register what they count.
+    that there are more, and `streams` bounds these; `published` is how far NATS is, as far as is known;
+    `nats_reachable` whether it answers; `more_routes` are those of other parts, and
+    `app.state.api.registry` is where these may register what they count.
     """
     redactor = Redactor(ledger.state, lambda: ledger.confirmed)
     registry = CollectorRegistry()
     registry.register(metrics.LedgerFigures(ledger, reader, published, nats_reachable))
+    streams = streams or Streams()
+    registry.register(streams)
     feed = Feed(
         reader.events,
         lambda: ledger.state.head,
@@ -114,6 +119,7 @@ def build_app(
         registry=registry,
         description=Description(operations_of((*ROUTES, *more_routes))),
         feed=feed,
+        streams=streams,
         nats_reachable=nats_reachable,
     )
     gate = Gate(ledger, Callers(ledger), redactor, trusted_proxies)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Response
-from litestar.response import Stream
 
 from domain.cloud_events import CloudEvent
 from domain.events import Event
 from domain.ids import parse_position
+from domain.state import State
 from services.api.lists import Filter, Limit
 from services.api.operations import Call, Query, Reply, operation
 from services.api.problems import ProblemError, invalid
+from services.api.streams import StreamOfEvents
 from services.api.views import Position, View
-from services.ledger.feed import UnknownTypeError, Wanted, tags_of
+from services.ledger.feed import UnknownTypeError, tags_of
+from services.ledger.tail import Wanted
 
 
 class FeedQuery(Query, frozen=True, kw_only=True):
@@ -56,17 +59,16 @@ class FeedView(View, frozen=True, kw_only=True):
     query=FeedQuery,
     answer=FeedView,
     media_types=("application/json", "text/event-stream"),
-    codes=("not_acceptable",),
+    codes=("not_acceptable", "too_many_streams"),
 )
 async def get_events(call: Call[FeedQuery, Any]) -> Reply | Response[Any]:
     """A page of events, or a stream that goes on."""
     wanted, feed = _wanted(call), call.api.feed
     if _wants_stream(call):
         after = _position(call, "Last-Event-ID", call.header("Last-Event-ID") or call.query.after)
-        return Stream(
+        return StreamOfEvents(
             feed.stream(after=after, wanted=wanted, goes_on=_still_allowed(call)),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            call.api.streams.take(call.caller.key_id),
         )
     after = _position(call, "after", call.query.after)
     items, seen = await feed.page(after=after, wanted=wanted, limit=call.query.limit)
@@ -93,7 +95,9 @@ def _wanted(call: Call[FeedQuery, Any]) -> Wanted:
     bound, asked = call.asking.organization_id, call.query.organization_id
     if bound is not None and asked not in {None, bound}:
         return Wanted(tags=())  # another organization's: as if there were none
-    return Wanted(tags, lambda event: _is_visible(call, bound or asked, event))
+    organization_id, keyspace_id = bound or asked, call.asking.keyspace_id
+    sees = partial(_is_visible, call.ledger.state, keyspace_id)
+    return Wanted(tags, sees, organization_id, like=("keyspace", keyspace_id))
 
 
 def _still_allowed(call: Call[Any, Any]) -> Callable[[], bool]:
@@ -120,13 +124,10 @@ def _position(call: Call[Any, Any], field: str, text: str | None) -> int:
     return number
 
 
-def _is_visible(call: Call[Any, Any], organization_id: str | None, event: Event) -> bool:
-    if organization_id is not None and event.organization_id != organization_id:
-        return False
-    keyspace_id = call.asking.keyspace_id
+def _is_visible(state: State, keyspace_id: str | None, event: Event) -> bool:
     if keyspace_id is None:
         return True
-    key = call.ledger.state.keys.find(getattr(event, "key_id", ""))
+    key = state.keys.find(getattr(event, "key_id", ""))
     if key is not None:
         return keyspace_id in {key.keyspace_id, key.bound_keyspace_id}
     return getattr(event, "keyspace_id", None) == keyspace_id

@@ -27,6 +27,7 @@ from services.api.fencing import outlast_fences
 from services.api.fields import NoBody
 from services.api.hot.callers import Caller
 from services.api.problems import ProblemError, invalid
+from services.api.streams import Streams
 from services.api.tracing import Redactor, Trace, header, trace_of
 from services.ledger.feed import Feed
 from services.ledger.ledger import Ledger
@@ -88,6 +89,8 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     description: Described
     feed: Feed
     """Reads the log for whoever follows it."""
+    streams: Streams
+    """Those who follow it over HTTP."""
     nats_reachable: Callable[[], bool]
     """Did NATS answer when it was last asked?"""
 

@@ -51,6 +51,7 @@ _REQUESTS: Final = {
     "url_too_long": Meaning(414, "The URL is too long"),
     "empty_scope": Meaning(422, "An empty list allows nothing"),
     "too_many_edges": Meaning(429, "As many edges as may take part do so"),
+    "too_many_streams": Meaning(429, "As many streams of events are open as may be"),
     "headers_too_large": Meaning(431, "The headers are too large"),
     "internal_error": Meaning(500, "The ledger made a mistake"),
     "unavailable": Meaning(503, "The ledger cannot answer now"),

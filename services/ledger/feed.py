@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Final, NamedTuple, Protocol, get_args
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Final, get_args
 
 from domain.cloud_events import TYPE_PREFIX, CloudEvent, cloud_event, to_json
-from domain.events import Event, LedgerEvent
+from domain.events import LedgerEvent
 from domain.ids import format_position
 from domain.ports import LogUnavailableError
 from domain.projecting import Placed
+from services.ledger.tail import Channel, Tail, TailEvents, Wakeups, Wanted
 
 MOST_SCANNED: Final = 5_000
 """How many positions one page looks at, however few of their events it wants."""
@@ -25,22 +26,7 @@ _RETRY_MILLISECONDS: Final = 1_000
 
 _TAGS: Final = {kind.__name__: str(kind.__struct_config__.tag) for kind in get_args(LedgerEvent)}
 """Each event's public name to its name on disk."""
-
-
-class FeedEvents(Protocol):
-    """Reads the log."""
-
-    async def between(self, first: int, last: int, types: Sequence[str]) -> list[Placed]:
-        """The events of these types (names on disk) from position `first` to `last`, both included."""
-        ...
-
-
-class Wakeups(Protocol):
-    """Tells that the log has grown."""
-
-    async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
-        """The head, once it is beyond `position` or the time is over."""
-        ...
+EVERYTHING: Final = Wanted(tuple(_TAGS.values()))
 
 
 class Looking:
@@ -65,13 +51,6 @@ class UnknownTypeError(ValueError):
         super().__init__(f"there is no event called {name}")
 
 
-class Wanted(NamedTuple):
-    """Which events a reader asks for, and may see."""
-
-    tags: tuple[str, ...] = tuple(_TAGS.values())
-    sees: Callable[[Event], bool] = lambda _: True
-
-
 def tags_of(names: Iterable[str]) -> tuple[str, ...]:
     """Names on disk of types given as `KeyRevoked` or `keyledger.KeyRevoked`; of all, if none is given."""
     return tuple(_tag_of(name) for name in names) or tuple(_TAGS.values())
@@ -88,13 +67,16 @@ class Feed:
     """Answers who asks what happened behind a position. `head` is the last committed position."""
 
     def __init__(
-        self, events: FeedEvents, head: Callable[[], int], wakeups: Wakeups, *, partition: int, source: str
+        self, events: TailEvents, head: Callable[[], int], wakeups: Wakeups, *, partition: int, source: str
     ) -> None:
         self._events = events
         self._head = head
         self._wakeups = wakeups
         self._partition = partition
         self._source = source
+        self._tail = Tail(events, head, wakeups, lambda placed: _message(self._shown(placed)))
+        # One at a time: many who come back at once would keep all sessions, and the interpreter, busy.
+        self._catching_up = asyncio.Semaphore(1)
 
     async def page(self, *, after: int, wanted: Wanted, limit: int) -> tuple[list[CloudEvent], int]:
         """Up to `limit` events behind `after`, and the position up to which everything was looked at.
@@ -105,7 +87,7 @@ class Feed:
         seen, end = after, min(self._head(), after + MOST_SCANNED)
         while seen < end and len(items) < limit:
             last = min(end, seen + _READ_AT_ONCE)
-            for placed in await self._events.between(seen + 1, last, wanted.tags):
+            for placed in await self._events.between(seen + 1, last, wanted.tags, wanted.organization_id):
                 if not wanted.sees(placed.event):
                     continue
                 items.append(self._shown(placed))
@@ -119,30 +101,45 @@ class Feed:
     ) -> AsyncIterator[bytes]:
         """Server-Sent Events behind `after`, for as long as somebody reads them.
 
-        Nothing is read ahead for a slow reader. The stream ends when `goes_on` says so or the log
-        can't be reached: the reader comes back with its Last-Event-ID, and misses nothing.
+        What is new comes from the one reading of the log's end that all streams share; who is further
+        behind reads the log until it is there. Nothing is read ahead for a slow reader. The stream ends
+        when `goes_on` says so or the log can't be reached: the reader comes back with its
+        Last-Event-ID, and misses nothing.
         """
         yield b"retry: %d\n\n" % _RETRY_MILLISECONDS
         told_at, told = time.monotonic(), after
-        while goes_on():
-            try:
-                items, seen = await self.page(after=after, wanted=wanted, limit=_STREAMED_AT_ONCE)
-            except LogUnavailableError:
-                return
-            if items:
-                yield b"".join(map(_message, items))
-                told_at, told = time.monotonic(), seen
-            elif time.monotonic() - told_at >= HEARTBEAT_SECONDS:
-                yield self._heartbeat(seen if seen > told else None)
-                told_at, told = time.monotonic(), seen
-            if seen == after:
-                await self._wait(after, told_at)
-            after = seen
+        channel = self._tail.join(wanted)
+        try:
+            while goes_on() and not channel.ended:
+                try:
+                    messages, seen = await self._next(channel, after)
+                except LogUnavailableError:
+                    return
+                if messages:
+                    yield b"".join(messages)
+                    told_at, told = time.monotonic(), seen
+                elif time.monotonic() - told_at >= HEARTBEAT_SECONDS:
+                    yield self._heartbeat(seen if seen > told else None)
+                    told_at, told = time.monotonic(), seen
+                if seen == after:
+                    await self._wait(channel, after, told_at)
+                after = seen
+        finally:
+            self._tail.leave(channel)
 
-    async def _wait(self, position: int, told_at: float) -> None:
+    async def _next(self, channel: Channel, after: int) -> tuple[list[bytes], int]:
+        """What follows a position, as it is sent, and the position up to which that is all."""
+        if channel.covers(after):
+            return channel.behind(after, _STREAMED_AT_ONCE)
+        async with self._catching_up:
+            items, seen = await self.page(after=after, wanted=channel.wanted, limit=_STREAMED_AT_ONCE)
+        return [_message(item) for item in items], seen
+
+    async def _wait(self, channel: Channel, position: int, told_at: float) -> None:
         until_heartbeat = told_at + HEARTBEAT_SECONDS - time.monotonic()
-        # A second at most, to notice that it is to end.
-        await self._wakeups.wait_beyond(position, max(0.0, min(until_heartbeat, _WAKE_SECONDS)))
+        # A second at most, to notice that it is to end; less where the tail has not begun to cover it.
+        most = _WAKE_SECONDS if channel.covers(position) else _LOOK_SECONDS
+        await channel.wait(position, max(0.0, min(until_heartbeat, most)))
 
     def _shown(self, placed: Placed) -> CloudEvent:
         return cloud_event(

@@ -1,11 +1,14 @@
 """GET /v1/events: pages and streams of what is committed, as far as the caller may see."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
 from domain import commands as c
 from keyledger_edge import fingerprint
+from tests.api.hot.world import Reply
 from tests.api.world import Management
 
 
@@ -92,3 +95,48 @@ async def end_root(api: Management, secret: str) -> None:
     facts = api.ledger.facts.find(fingerprint(secret))
     assert facts is not None
     await api.do(c.RevokeKey(key_id=facts.key_id))
+
+
+async def test_streams_are_bounded_for_each_root_key_and_free_their_place(api: Management) -> None:
+    mine, other = await api.make_root("events:read"), await api.make_root("events:read")
+    reading = [asyncio.create_task(follow(api, mine)) for _ in range(10)]
+    await asyncio.sleep(0.1)
+
+    refused = await follow(api, mine)
+    assert (refused.status, refused.code) == (429, "too_many_streams")
+    assert int(refused.headers["retry-after"]) > 0
+    assert (await api.get("/v1/events", as_=mine)).status == 200  # pages are not streams
+    others = asyncio.create_task(follow(api, other))
+    await asyncio.sleep(0.1)
+    assert not others.done()
+    shown = (await api.get("/metrics")).body.decode()
+    assert "keyledger_event_streams 11.0" in shown
+    assert 'keyledger_event_streams_refused_total{bound="key"} 1.0' in shown
+
+    reading.pop().cancel()
+    await asyncio.sleep(0.05)
+    reading.append(asyncio.create_task(follow(api, mine)))
+    await asyncio.sleep(0.1)
+    assert not reading[-1].done()
+    assert (await follow(api, mine)).status == 429
+    for secret in (mine, other):
+        await end_root(api, secret)
+    await asyncio.wait_for(asyncio.gather(*reading, others), 5)
+    assert api.app.state.api.streams.open == 0
+
+
+async def test_streams_are_bounded_for_the_process(api: Management) -> None:
+    roots = [await api.make_root("events:read") for _ in range(11)]
+    reading = [asyncio.create_task(follow(api, root)) for root in roots[:10] for _ in range(10)]
+    await asyncio.sleep(0.5)
+
+    refused = await follow(api, roots[10])
+    assert (refused.status, refused.code) == (429, "too_many_streams")
+    for one in reading:
+        one.cancel()
+    await asyncio.wait(reading)
+    assert api.app.state.api.streams.open == 0
+
+
+def follow(api: Management, secret: str) -> Coroutine[Any, Any, Reply]:
+    return api.get("/v1/events", as_=secret, accept="text/event-stream")

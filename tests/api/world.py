@@ -60,11 +60,15 @@ class MemoryEvents:
     async def at(self, positions: Sequence[int]) -> list[Placed]:
         return [one for one in self._placed() if one.position in set(positions)]
 
-    async def between(self, first: int, last: int, types: Sequence[str]) -> list[Placed]:
+    async def between(
+        self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
+    ) -> list[Placed]:
         return [
             one
             for one in self._placed()
-            if first <= one.position <= last and type(one.event).__struct_config__.tag in types
+            if first <= one.position <= last
+            and type(one.event).__struct_config__.tag in types
+            and organization_id in {None, one.event.organization_id}
         ]
 
     async def stream(

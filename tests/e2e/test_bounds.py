@@ -180,3 +180,20 @@ def test_each_refusal_is_counted_and_logged(here: Place, server: Server) -> None
         re.MULTILINE,
     )
     until(lambda: "connections.refused" in here.log() and "malformed" in here.log())
+
+
+def test_a_root_key_may_follow_the_events_ten_times(here: Place, ledger: Server) -> None:
+    root_key = (here.folder / "data" / "root-key").read_text().strip()
+    asking = (
+        f"GET /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {root_key}\r\n"
+        "Accept: text/event-stream\r\n\r\n"
+    ).encode()
+    with contextlib.ExitStack() as stack:
+
+        def asked() -> bytes:
+            connection = stack.enter_context(ledger.connect())
+            connection.sendall(asking)
+            return connection.recv(16)
+
+        assert [asked() for _ in range(12)] == [b"HTTP/1.1 200 OK\r"] * 10 + [b"HTTP/1.1 429 Too"] * 2
+    until(lambda: "keyledger_event_streams 0.0" in ledger.text("/metrics"))

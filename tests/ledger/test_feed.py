@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -12,10 +12,10 @@ from domain.projecting import Placed
 from infra.memory.log import MemoryLog
 from infra.postgres.mapper import EventMapper
 from services.ledger import feed as feeds
-from services.ledger.feed import MOST_SCANNED, Feed, UnknownTypeError, Wanted, tags_of
+from services.ledger import tail as tails
+from services.ledger.feed import EVERYTHING, MOST_SCANNED, Feed, UnknownTypeError, tags_of
+from services.ledger.tail import Wanted
 from tests.contract.relay_worlds import ORGANIZATION, GrowingLog, Polling, revocation
-
-EVERYTHING = Wanted()
 
 
 class MemoryEvents:
@@ -23,11 +23,17 @@ class MemoryEvents:
         self._log = log
         self._mapper = mapper
         self.reads: list[int] = []
+        self.decoded: list[int] = []
 
-    async def between(self, first: int, last: int, types: Sequence[str]) -> list[Placed]:
+    async def between(
+        self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
+    ) -> list[Placed]:
         self.reads.append(first)
         recorded = await self._log.read(first - 1, last - first + 1)
-        return [Placed(r.position, r.version, self._mapper.decode(r)) for r in recorded if r.type in types]
+        wanted = (organization_id or "").encode()
+        found = [r for r in recorded if r.type in types and wanted in r.data]
+        self.decoded += [r.position for r in found]
+        return [Placed(r.position, r.version, self._mapper.decode(r)) for r in found]
 
 
 @pytest.fixture
@@ -52,7 +58,7 @@ def only(*names: str) -> Wanted:
 
 
 def of(organization_id: str) -> Wanted:
-    return Wanted(sees=lambda event: event.organization_id == organization_id)
+    return EVERYTHING._replace(organization_id=organization_id, like="all of it")
 
 
 async def test_an_empty_log_has_an_empty_page_and_says_where_to_go_on(feed: Feed) -> None:
@@ -202,3 +208,107 @@ def always() -> bool:
 def parse(chunk: bytes) -> list[dict[str, str]]:
     blocks = chunk.decode().strip().split("\n\n")
     return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
+
+
+# -- many at once ---------------------------------------------------------------------------------
+
+
+async def ids_of(stream: AsyncIterator[bytes], until: int) -> list[int]:
+    """The positions that a stream tells, up to this one."""
+    found: list[int] = []
+    while until not in found:
+        chunk = await asyncio.wait_for(anext(stream), 5)
+        found += [int(m["id"].removeprefix("0-")) for m in parse(chunk) if "data" in m]
+    return found
+
+
+async def test_what_is_new_is_decoded_once_however_many_follow(
+    feed: Feed, book: GrowingLog, events: MemoryEvents
+) -> None:
+    await book.charge(3)
+    wishes = [EVERYTHING, of(ORGANIZATION), only("UsageCharged"), only("KeyRevoked", "UsageCharged")]
+    streams = [feed.stream(after=3, wanted=wishes[n % 4], goes_on=always) for n in range(40)]
+    for stream in streams:
+        await anext(stream)
+    following = [asyncio.create_task(ids_of(stream, 23)) for stream in streams]
+    await asyncio.sleep(0.05)
+    await book.charge(10)
+    await asyncio.sleep(0.1)
+    await book.charge(10)
+
+    assert await asyncio.gather(*following) == [list(range(4, 24))] * 40
+    assert events.decoded == list(range(4, 24))
+    await asyncio.gather(*(stream.aclose() for stream in streams))  # type: ignore[attr-defined]  # generators
+
+
+async def test_who_comes_while_the_log_grows_misses_nothing_and_sees_nothing_twice(
+    feed: Feed, book: GrowingLog
+) -> None:
+    async def follow(delay: float) -> list[int]:
+        await asyncio.sleep(delay)
+        stream = feed.stream(after=0, wanted=EVERYTHING, goes_on=always)
+        found = await ids_of(stream, 600)
+        await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+        return found
+
+    following = [asyncio.create_task(follow(n * 0.007)) for n in range(40)]
+    for _ in range(100):
+        await book.charge(6)
+        await asyncio.sleep(0.002)
+
+    assert await asyncio.gather(*following) == [list(range(1, 601))] * 40
+
+
+async def test_a_slow_reader_keeps_nothing_and_goes_on_from_the_log(
+    feed: Feed, book: GrowingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tails, "_MOST_KEPT_BYTES", 20_000)
+    slow = feed.stream(after=0, wanted=EVERYTHING, goes_on=always)
+    quick = feed.stream(after=0, wanted=EVERYTHING, goes_on=always)
+    await anext(slow)
+    await book.charge(1)
+    assert await ids_of(slow, 1) == [1]
+    for _ in range(20):
+        end = await book.charge(50)
+        await ids_of(quick, end)
+
+    channel = feed._tail.join(EVERYTHING)
+    assert channel._size < 60_000
+    assert not channel.covers(1)
+    feed._tail.leave(channel)
+    assert await ids_of(slow, 1_001) == list(range(2, 1_002))
+
+
+async def test_nobody_who_follows_means_that_nothing_is_read(
+    feed: Feed, book: GrowingLog, events: MemoryEvents
+) -> None:
+    stream = feed.stream(after=0, wanted=EVERYTHING, goes_on=always)
+    await anext(stream)
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0.02)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+    await book.charge(5)
+    await asyncio.sleep(0.1)
+
+    assert events.reads == []
+    assert feed._tail.followers == 0
+
+
+async def test_what_belongs_to_others_is_not_even_decoded(
+    feed: Feed, book: GrowingLog, events: MemoryEvents
+) -> None:
+    await book.charge(2)
+    await book.disable(50)  # of nobody's
+    stream = feed.stream(after=0, wanted=of(ORGANIZATION), goes_on=always)
+    await anext(stream)
+    assert await ids_of(stream, 2) == [1, 2]
+    waiting = asyncio.create_task(ids_of(stream, 103))
+    await asyncio.sleep(0.05)
+    await book.disable(50)
+    await book.charge(1)
+
+    assert await waiting == [103]
+    assert events.decoded == [1, 2, 103]
+    await stream.aclose()  # type: ignore[attr-defined]  # an async generator
