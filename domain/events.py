@@ -1,8 +1,8 @@
 """What can have happened. An event is a fact: small, complete, without a secret, never edited.
 
 Each has a name on disk (its tag) that does not depend on where the class lives. Personal fields
-(names, owners, metadata, addresses) sit in `private`, which the log encrypts. Times are instants,
-money is micros.
+(names, owners, metadata, addresses) sit in `private`, which is encrypted wherever it is kept. Times
+are instants, money is micros.
 """
 
 from __future__ import annotations

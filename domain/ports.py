@@ -84,6 +84,10 @@ class NewDataKey(NamedTuple):
     material: bytes
 
 
+class DataKeyError(Exception):
+    """What is encrypted does not fit its data key: that is another one, or it was changed."""
+
+
 class Group(NamedTuple):
     """All that one commit writes: it is in the log as a whole, or not at all."""
 

@@ -10,15 +10,17 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from domain.ports import NewDataKey
+from domain.ports import DataKeyError, NewDataKey
 
 _KEY_BYTES: Final = 32
-_WRAPPED_BYTES: Final = 40
+WRAPPED_BYTES: Final = 40
 _NONCE_BYTES: Final = 12
+_FORGOTTEN: Final = b""
+"""What stands in place of the key of a subject that was forgotten: it never gets another."""
 _CIPHERS_KEPT: Final = 20_000
 
 
-class MasterKeyError(Exception):
+class MasterKeyError(DataKeyError):
     """The data keys cannot be unwrapped."""
 
 
@@ -41,7 +43,7 @@ class DataKeys:
 
     def learn(self, stored: Mapping[str, bytes]) -> None:
         """Take data keys as the log stores them. Raises MasterKeyError where they need another master key."""
-        wrapped = next((material for material in stored.values() if len(material) == _WRAPPED_BYTES), None)
+        wrapped = next((material for material in stored.values() if len(material) == WRAPPED_BYTES), None)
         if wrapped is not None:
             self._unwrapped(wrapped)
         for subject, material in stored.items():
@@ -67,17 +69,24 @@ class DataKeys:
         self._new.clear()
 
     def knows(self, subject: str) -> bool:
-        """Can this process read what is encrypted for the subject?"""
+        """Has this process the subject's key, or does it know that the subject was forgotten?"""
         return subject in self._stored
 
-    def encrypt(self, subject: str, plaintext: bytes, context: str) -> bytes:
-        """Nonce and ciphertext, bound to its context; the subject's key is made if it has none."""
-        cipher = self._cipher(subject) or self._make(subject)
+    def encrypt(self, subject: str, plaintext: bytes, context: str) -> bytes | None:
+        """Nonce and ciphertext, bound to its context; the subject's key is made if it has none.
+
+        None where the subject was forgotten: nothing of it is to be kept.
+        """
+        cipher = self._cipher(subject)
+        if cipher is None:
+            if subject in self._stored:
+                return None
+            cipher = self._make(subject)
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + cipher.encrypt(nonce, plaintext, context.encode())
 
     def decrypt(self, subject: str, ciphertext: bytes, context: str) -> bytes | None:
-        """The plaintext, or None where the subject has no key (any more)."""
+        """The plaintext, or None where the subject has no key (any more). Raises MasterKeyError."""
         cipher = self._cipher(subject)
         if cipher is None:
             return None
@@ -88,7 +97,8 @@ class DataKeys:
 
     def _cipher(self, subject: str) -> AESGCM | None:
         cipher = self._ciphers.get(subject)
-        if cipher is None and (stored := self._stored.get(subject)) is not None:
+        stored = self._stored.get(subject, _FORGOTTEN)
+        if cipher is None and stored != _FORGOTTEN:
             if len(self._ciphers) >= _CIPHERS_KEPT:
                 self._ciphers.clear()
             cipher = self._ciphers[subject] = AESGCM(self._unwrapped(stored))
@@ -105,11 +115,15 @@ class DataKeys:
         return material if self._master_key is None else aes_key_wrap(self._master_key, material)
 
     def _unwrapped(self, material: bytes) -> bytes:
-        if len(material) != _WRAPPED_BYTES:
+        if len(material) != WRAPPED_BYTES:
             return material
         if self._master_key is None:
-            raise MasterKeyError("The data keys are wrapped, and no master key is set.")
+            raise MasterKeyError(
+                "The data keys are wrapped, and no master key is set: set KEYLEDGER_MASTER_KEY as it was."
+            )
         try:
             return aes_key_unwrap(self._master_key, material)
         except InvalidUnwrap:
-            raise MasterKeyError("The data keys are wrapped with another master key.") from None
+            raise MasterKeyError(
+                "The data keys are wrapped with another master key: set KEYLEDGER_MASTER_KEY to that one."
+            ) from None

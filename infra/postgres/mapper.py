@@ -13,15 +13,13 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 
 from domain.metadata import cut, is_deeper
+from domain.personal import key_subject
 from domain.ports import NewDataKey, NewEvent, RecordedEvent
 from infra.postgres.data_keys import DataKeys
 
 E = TypeVar("E", bound=msgspec.Struct)
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """Makes the fields of one schema version those of the next; may rename the type as well."""
-
-PLATFORM: Final = "platform"
-"""Whose key encrypts what belongs to no organization."""
 
 _ARRAY_OF_3: Final = b"\x93"
 _ARRAY_MARK: Final = 0x93
@@ -93,6 +91,8 @@ class EventMapper(Generic[E]):
         if private is not None:
             ciphertext = self.data_keys.encrypt(_subject(event), self._encode(private), f"{stream}/{tag}")
             event = msgspec.structs.replace(event, private=None)
+            if ciphertext is None and schema == 1:
+                return self._encode(event)  # of a forgotten subject: nothing personal is written again
         return b"".join((_ARRAY_OF_3, self._encode(event), self._encode(ciphertext), self._encode(schema)))
 
     def take_new_data_keys(self) -> tuple[NewDataKey, ...]:
@@ -170,7 +170,7 @@ def tag_of(event_type: type[msgspec.Struct]) -> str:
 
 
 def _subject(event: msgspec.Struct) -> str:
-    return getattr(event, "organization_id", None) or PLATFORM
+    return key_subject(getattr(event, "organization_id", None))
 
 
 def _private_decoder(event_type: type[msgspec.Struct]) -> msgspec.msgpack.Decoder[Any]:

@@ -13,11 +13,12 @@ from psycopg.types.numeric import Int8
 
 from domain import events as e
 from domain.events import Event
+from domain.personal import key_subject
 from domain.ports import RecordedEvent
 from domain.projecting import Run
 from infra.postgres.arrays import BigintArray, TextArray
 from infra.postgres.data_keys import DataKeys
-from infra.postgres.mapper import PLATFORM, EventMapper
+from infra.postgres.mapper import EventMapper
 
 MOST_BYTES: Final = 16_000_000
 """About what a read takes at most: some events are a hundred times as large as a charge."""
@@ -127,7 +128,7 @@ class RunReader:
             if row.data[0] == _WRAPPED
             and row.type not in _TAGS_NOT_READ
             and events[index].private is None
-            and (subject := events[index].organization_id or PLATFORM) not in self._erased
+            and (subject := key_subject(events[index].organization_id)) not in self._erased
         ]
         if unread:
             self._learn({subject for _, subject in unread})
@@ -146,7 +147,7 @@ class RunReader:
             binary=True,
         ).fetchall()
         self._mapper.data_keys.learn(dict(found))
-        self._erased |= subjects - {subject for subject, _ in found}
+        self._erased |= subjects - {subject for subject, material in found if material}
 
 
 def _runs(position: int, events: Sequence[Event]) -> list[Run]:

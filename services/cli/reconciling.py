@@ -8,6 +8,7 @@ from typing import Final
 from domain.events import Event
 from domain.ports import LogUnavailableError
 from domain.state import State
+from infra.postgres.data_keys import DataKeys
 from infra.postgres.log import PostgresLog
 from infra.postgres.projection_queries import PostgresQueries
 from infra.postgres.sessions import Sessions
@@ -32,8 +33,7 @@ async def reconcile(settings: Settings, database_url: str) -> sums.Reconciliatio
         return [(one.position, mapper.decode(one)) for one in await log.read(after, limit)]
 
     try:
-        mapper.data_keys.learn(await log.data_keys())
-        saved = await _saved_state(rows)
+        saved = await _saved_state(rows, log, mapper.data_keys)
         usage = await _usage(sessions)
         return await sums.reconcile(read, head=await log.head(), usage=usage, saved=saved)
     finally:
@@ -49,12 +49,16 @@ async def _usage(sessions: Sessions) -> sums.UsageSums | None:
         return None  # nothing is projected yet; were PostgreSQL away, the log would say so
 
 
-async def _saved_state(rows: PostgresStateRows) -> State | None:
+async def _saved_state(rows: PostgresStateRows, log: PostgresLog, data_keys: DataKeys) -> State | None:
     """What the owner would load at a start; None when there is nothing, or it changes all the time."""
+
+    async def learn_data_keys() -> None:
+        data_keys.learn(await log.data_keys())
+
     for _ in range(_TRIES):
         state = State()
-        keeper = StateKeeper(_ReadOnly(rows), state, Narrowings())  # type: ignore[arg-type]  # a reader of rows is all it needs
-        await keeper.load()
+        keeper = StateKeeper(_ReadOnly(rows), state, Narrowings(), data_keys)  # type: ignore[arg-type]  # a reader of rows is all it needs
+        await keeper.load(learn_data_keys)
         # The owner may have saved meanwhile, and rows of two moments are no state.
         if await rows.through() == keeper.checkpoint:
             return state if state.head else None

@@ -26,12 +26,15 @@ from domain.ids import is_id, place_of
 from domain.ports import (
     ClaimTakenError,
     Clock,
+    DataKeyError,
     Group,
     HistoryPoint,
     Log,
     LogUnavailableError,
+    NewClaim,
     NewDataKey,
     NewEvent,
+    TakenClaim,
 )
 from domain.state import Draft, Due, State
 from keyledger_edge import Change
@@ -44,6 +47,7 @@ from services.ledger.errors import (
 )
 from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools, with_event
 from services.ledger.jobs import Done, Idempotency, Job, Mapper, Render
+from services.ledger.kept_answers import close_answers, open_answer, subject_of
 from services.ledger.narrowings import Narrowings
 from services.ledger.recent_claims import RecentClaims
 from services.ledger.sure_append import SureAppends
@@ -312,9 +316,13 @@ class Bus:
         desk = batch.group.desk
         if batch.to_write is None and (desk.placed or desk.claims):
             events = self._encoded(batch.group)
+            claims: Sequence[NewClaim] = desk.claims
+            if kept := batch.group.answers_kept:
+                # After the events: an organization's data key is made with its first.
+                claims = close_answers(claims, kept, self._mapper.data_keys)
             batch.keys = self._mapper.take_new_data_keys()
             behind = HistoryPoint(batch.group.base, batch.group.base_mark, self.epoch)
-            batch.to_write = Group(os.urandom(16), behind, events, desk.claims, batch.keys)
+            batch.to_write = Group(os.urandom(16), behind, events, claims, batch.keys)
             batch.group.draft.mark = batch.to_write.end.mark
 
     def _begin(self, batch: _Batch, to_write: Group) -> asyncio.Task[None]:
@@ -459,11 +467,29 @@ class Bus:
     async def _look_up(self, claims: list[bytes], known: dict[bytes, KnownClaim]) -> frozenset[bytes]:
         """Ask the log for claims; those that are taken become known, with their events."""
         taken = await self._log.claims(claims)
+        if any(one.answer is not None for one in taken.values()):
+            taken = await self._opened(dict(taken))
         positions = {one.position for one in taken.values() if one.answer is None}
         events = await self._events_at(positions) if positions else {}
         for digest, one in taken.items():
             known[digest] = with_event(one, None if one.answer is not None else events.get(one.position))
         return frozenset(claims)
+
+    async def _opened(self, taken: dict[bytes, TakenClaim]) -> dict[bytes, TakenClaim]:
+        """Kept answers as they were given; one is empty that cannot be read any more."""
+        data_keys = self._mapper.data_keys
+        answers = {digest: one.answer for digest, one in taken.items() if one.answer is not None}
+        subjects = {subject for kept in answers.values() if (subject := subject_of(kept)) is not None}
+        if unknown := [subject for subject in subjects if not data_keys.knows(subject)]:
+            data_keys.learn(await self._log.data_keys(unknown))
+        for digest, kept in answers.items():
+            try:
+                opened = open_answer(digest, kept, data_keys)
+            except DataKeyError as error:
+                log.error("answer.unreadable", problem=str(error))  # noqa: TRY400 - a sentence says it all
+                opened = None
+            taken[digest] = taken[digest]._replace(answer=opened or b"")
+        return taken
 
     async def _settle_unsure(self, group: DecidedGroup, known: dict[bytes, KnownClaim]) -> frozenset[bytes]:
         """Money that was refused may have been granted to an earlier try: then that is the answer."""

@@ -17,6 +17,7 @@ from domain.errors import IdempotencyConflictError, InvalidError, LedgerError
 from domain.events import Event
 from domain.facts import FactsBook
 from domain.instants import SECOND, Instant
+from domain.personal import PLATFORM, key_subject
 from domain.ports import NewClaim, TakenClaim
 from domain.state import Draft, Due, State
 from keyledger_edge import Change
@@ -43,6 +44,7 @@ class KnownClaim(NamedTuple):
     position: int
     event: Event | None
     answer: bytes | None
+    """Of an idempotency key; empty where it cannot be read any more."""
 
 
 class Tools(NamedTuple):
@@ -110,7 +112,8 @@ class DecidedGroup:
             partition=tools.partition,
         )
         self._find_known = find_known
-        self._answers_kept: set[bytes] = set()
+        self.answers_kept: dict[bytes, str] = {}
+        """By claim: whose data key an answer is to be encrypted with."""
         self.outcomes: list[tuple[Job, Done | Exception]] = []
         self.unsure: dict[bytes, list[int]] = {}
         """Refused money whose request id may have been granted before: claim to outcomes' indexes."""
@@ -166,7 +169,7 @@ class DecidedGroup:
     def _decide(self, job: Job, checked: frozenset[bytes]) -> None:
         desk, placed, idempotency = self.desk, self.desk.placed, job.idempotency
         before = len(placed)
-        if before >= MOST_EVENTS or (idempotency is not None and idempotency.claim in self._answers_kept):
+        if before >= MOST_EVENTS or (idempotency is not None and idempotency.claim in self.answers_kept):
             self.deferred.append(job)
             return
         desk.begin(job.asking)
@@ -238,6 +241,9 @@ class DecidedGroup:
         known = self._find_known(idempotency.claim)
         if known is None or known.answer is None:
             return None
+        if not known.answer:
+            msg = "What was answered under this Idempotency-Key cannot be read any more."
+            raise IdempotencyConflictError(msg, field="Idempotency-Key")
         if known.answer[:_DIGEST_BYTES] != idempotency.body_digest:
             msg = "This Idempotency-Key was used before, with another request."
             raise IdempotencyConflictError(msg, field="Idempotency-Key")
@@ -258,6 +264,7 @@ class DecidedGroup:
         if job.idempotency is not None and job.render is not None:
             answer = job.render(result, draft, done.position)
             self._keep_answer(job.idempotency, answer, done.fence_position)
+            self.answers_kept[job.idempotency.claim] = self._subject_of(job.command, before)
         self.outcomes.append((job, done))
 
     def _keep_answer(self, idempotency: Idempotency, answer: bytes, fence_position: int | None) -> None:
@@ -271,7 +278,27 @@ class DecidedGroup:
         self.desk.claims.append(
             NewClaim(idempotency.claim, index, expires_at, idempotency.body_digest + fence + answer)
         )
-        self._answers_kept.add(idempotency.claim)
+
+    def _subject_of(self, command: c.Command, before: int) -> str:
+        """Whose data key encrypts what a command was answered: that of the organization that it is about."""
+        about = {placed.event.organization_id for placed in self.desk.placed[before:]}
+        if not about:
+            # It found nothing to do, and was answered with what there is.
+            about = self._organizations_of(command)
+        return key_subject(about.pop()) if len(about) == 1 else PLATFORM
+
+    def _organizations_of(self, command: c.Command) -> set[str | None]:
+        named: str | None = getattr(command, "organization_id", None)
+        if named is not None:
+            return {named}
+        secret = self.draft.secrets.find(getattr(command, "fingerprint", b""))
+        key_ids = (
+            getattr(command, "key_id", None),
+            *getattr(command, "key_ids", ()),
+            None if secret is None else secret.key_id,
+        )
+        keys = (self.draft.keys.find(one) for one in key_ids if one is not None)
+        return {key.organization_id for key in keys if key is not None}
 
     def _changes_of(self, before: int) -> list[Change]:
         """What edges must hear of the events behind this index."""

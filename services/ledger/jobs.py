@@ -73,7 +73,7 @@ class DataKeyring(Protocol):
     """The data keys that this process knows."""
 
     def knows(self, subject: str) -> bool:
-        """Can this process read what is encrypted for the subject?"""
+        """Has this process the subject's key, or does it know that the subject was forgotten?"""
         ...
 
     def learn(self, stored: Mapping[str, bytes]) -> None:
@@ -82,6 +82,17 @@ class DataKeyring(Protocol):
 
     def forget_all(self) -> None:
         """The log may have lost some of them: all are to be learned anew."""
+        ...
+
+    def encrypt(self, subject: str, plaintext: bytes, context: str) -> bytes | None:
+        """For who has the subject's key, bound to the context; None: the subject was forgotten.
+
+        A subject without a key gets one, which belongs into the next group.
+        """
+        ...
+
+    def decrypt(self, subject: str, ciphertext: bytes, context: str) -> bytes | None:
+        """The plaintext, or None where the subject has no key (any more). Raises DataKeyError."""
         ...
 
 

@@ -14,6 +14,7 @@ from domain.instants import Instant
 from domain.keys import Key
 from domain.organizations import Organization, Project
 from domain.state import State, Table
+from services.ledger.jobs import DataKeyring
 from services.ledger.row_format import decode_later
 
 K = TypeVar("K")
@@ -27,16 +28,17 @@ _put: Final = dict.setdefault
 class EncodedRows:
     """Rows of one kind that nobody has asked for yet."""
 
-    def __init__(self, table: str, settle: Callable[[str, Any], None]) -> None:
+    def __init__(self, table: str, settle: Callable[[str, Any], None], keyring: DataKeyring) -> None:
         self.rows: dict[str, bytes] = {}
         self._table = table
         self._settle = settle
+        self._keyring = keyring
 
     def decode(self, subject: str) -> None:
         """Put the row into its tables, if it is here."""
         row = self.rows.get(subject)
         if row is not None:
-            self._settle(subject, decode_later(self._table, row))
+            self._settle(subject, decode_later(self._table, subject, row, self._keyring))
             del self.rows[subject]
 
     def decode_all(self) -> None:
@@ -137,13 +139,13 @@ class LazyTable(Table[K, V]):
 class LazyTables:
     """The tables of a state that is being loaded, and their rows that nobody has asked for yet."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, keyring: DataKeyring) -> None:
         self._encoded = {
-            "organizations": EncodedRows("organizations", self._settle_organization),
-            "projects": EncodedRows("projects", self._settle_project),
-            "keys": EncodedRows("keys", self._settle_key),
-            "wallets": EncodedRows("wallets", self._settle_wallet),
-            "counters": EncodedRows("counters", self._settle_counters),
+            "organizations": EncodedRows("organizations", self._settle_organization, keyring),
+            "projects": EncodedRows("projects", self._settle_project, keyring),
+            "keys": EncodedRows("keys", self._settle_key, keyring),
+            "wallets": EncodedRows("wallets", self._settle_wallet, keyring),
+            "counters": EncodedRows("counters", self._settle_counters, keyring),
         }
         self._key_of: dict[bytes, str] = {}
         """The keys of secrets that are not decoded, by fingerprint."""

@@ -170,7 +170,7 @@ class Ledger:
             tools,
             max_waiting=self.terms.max_waiting,
         )
-        self._keeper = StateKeeper(ports.rows, self.state, self.bus.narrowings)
+        self._keeper = StateKeeper(ports.rows, self.state, self.bus.narrowings, ports.mapper.data_keys)
         self.bus.find_reservation = self._keeper.find_reservation
         self.bus.committed = self._committed
         self.bus.newest_open = self._newest_open
@@ -391,16 +391,17 @@ class Ledger:
 
     async def _load(self) -> None:
         self._forget_state()
-        await self._keeper.load()
+        await self._keeper.load(self._learn_data_keys)
         saved = self._keeper.checkpoint
         if saved.epoch < self.epoch and not await self.follower.is_in_log(saved):
             # Of events that were lost before the epoch was raised: the owner will drop them.
             log.warning("state.of_another_history", through=saved.position)
             self._forget_state()
-        # After the rows: a key that is made later comes with its first event, and is learned then.
-        self.ports.learn_data_keys(await self.ports.log.data_keys())
         self.facts.forget_all()
         self._loaded = True
+
+    async def _learn_data_keys(self) -> None:
+        self.ports.learn_data_keys(await self.ports.log.data_keys())
 
     def _forget_state(self) -> None:
         """Start from nothing: what is in memory cannot be relied on."""

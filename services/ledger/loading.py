@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from domain.ports import StateBlock
 from domain.state import Due, State
+from services.ledger.jobs import DataKeyring
 from services.ledger.lazy_tables import LazyTables
 from services.ledger.row_format import Ahead, KeyEntry, ProjectEntry, decode_block, knows
 
@@ -17,8 +18,8 @@ from services.ledger.row_format import Ahead, KeyEntry, ProjectEntry, decode_blo
 class Loading:
     """An empty state that is being filled with rows."""
 
-    def __init__(self, state: State) -> None:
-        self.lazy = LazyTables(state)
+    def __init__(self, state: State, keyring: DataKeyring) -> None:
+        self.lazy = LazyTables(state, keyring)
         self.told: dict[str, Any] = {}
         """The rows of the table `meta`."""
         self._state = state
@@ -77,7 +78,7 @@ class Loading:
             )
 
     def finish(self) -> None:
-        """All rows are in: what follows from them."""
+        """All rows are in, and the data keys that they need are learned: what follows from them."""
         state = self._state
         for organization_id, projects in self._members.items():
             state.members[organization_id] = frozenset(projects)

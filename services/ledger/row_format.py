@@ -3,6 +3,8 @@
 A row is its id and its value, both in MessagePack, one behind the other: rows put in a line are a
 map without its header, and one call decodes thousands of them. What is large and rarely asked for
 stands in its row as bytes, to be decoded when it is asked for; beside it stands what an index needs.
+
+Personal fields are taken out of their row and stand at its end, encrypted: a start opens none of them.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 from domain.accounts import Counters, Reservation, Wallet
+from domain.events import Private
 from domain.instants import Instant
 from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
 from domain.organizations import Organization, Plan, Project
+from domain.personal import SUBJECTS, key_subject, put_together, taken_apart
+from services.ledger.jobs import DataKeyring
 
 _FORMAT: Final = 4
 """To be raised when rows of the same shape come to mean something else."""
@@ -45,11 +50,14 @@ ProjectEntry = tuple[bytes, str | None]
 """A project's row, and the organization that it is a member of."""
 
 
+Box = bytes | None
+"""The personal fields of a row, encrypted; None where it has none."""
+
 # A row holds what changes together: a stream's version stands with the subject it belongs to.
 LATER: Final[dict[str, Any]] = {
-    "organizations": tuple[Organization],
-    "projects": tuple[Project],
-    "keys": tuple[Key, int],
+    "organizations": tuple[Organization, Box],
+    "projects": tuple[Project, Box],
+    "keys": tuple[Key, int, Box],
     "wallets": tuple[Wallet, int],
     "counters": tuple[Counters | None, Instant | None],
 }
@@ -72,17 +80,18 @@ _ENTRIES: Final[dict[str, Any]] = {
 } | AT_ONCE
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode_private = msgspec.msgpack.Decoder(Private).decode
 _decoders = {name: msgspec.msgpack.Decoder(shape) for name, shape in LATER.items()}
 _block_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     name: msgspec.msgpack.Decoder(types.GenericAlias(dict, (str, shape))) for name, shape in _ENTRIES.items()
 }
 
 
-def encode_row(table: str, subject: str, parts: tuple[Any, ...]) -> bytes:
+def encode_row(table: str, subject: str, parts: tuple[Any, ...], keyring: DataKeyring) -> bytes:
     """A row: id and value."""
     entry: Any = parts
     if table in LATER:
-        entry = row = _encode(parts)
+        entry = row = _encode(_closed(table, subject, parts, keyring))
         if table == "keys":
             entry = _key_entry(parts[0], row)
         elif table == "projects":
@@ -108,9 +117,38 @@ def decode_one(table: str, row: bytes) -> Any:
     return entry
 
 
-def decode_later(table: str, row: bytes) -> Any:
-    """The parts of a row that was left encoded."""
-    return _decoders[table].decode(row)
+def decode_later(table: str, subject: str, row: bytes, keyring: DataKeyring) -> Any:
+    """The parts of a row that was left encoded; without personal fields whose data key is gone."""
+    parts = _decoders[table].decode(row)
+    return _opened(table, subject, parts, keyring) if type(parts[0]) in SUBJECTS else parts
+
+
+def _closed(table: str, subject: str, parts: tuple[Any, ...], keyring: DataKeyring) -> tuple[Any, ...]:
+    """The parts, with personal fields in a box that opens for this row only."""
+    if type(parts[0]) not in SUBJECTS:
+        return parts
+    row, private = taken_apart(parts[0])
+    if private is None:
+        return (*parts, None)
+    owner = _owner_of(row)
+    if not keyring.knows(owner):
+        # A key made for it now would be durable later than the row, or never.
+        raise LookupError(f"{owner} has no data key, and {table}/{subject} has personal fields.")
+    return row, *parts[1:], keyring.encrypt(owner, _encode(private), f"{table}/{subject}")
+
+
+def _opened(table: str, subject: str, parts: tuple[Any, ...], keyring: DataKeyring) -> tuple[Any, ...]:
+    row, *others, box = parts
+    if box is not None:
+        plaintext = keyring.decrypt(_owner_of(row), box, f"{table}/{subject}")
+        if plaintext is not None:
+            row = put_together(row, _decode_private(plaintext))
+    return row, *others
+
+
+def _owner_of(row: Organization | Project | Key) -> str:
+    """Whose data key it is, as for the events that the row is folded from."""
+    return key_subject(row.id if isinstance(row, Organization) else row.organization_id)
 
 
 def knows(table: str) -> bool:
@@ -131,7 +169,7 @@ def _dues_of(key: Key) -> Dues:
 
 def schema() -> bytes:
     """A digest of what rows look like: rows of another program version are not read."""
-    shapes = [*LATER.values(), *_ENTRIES.values()]
+    shapes = [*LATER.values(), *_ENTRIES.values(), Private]
     # Both: only the first knows of tags and of limits, only the second of an array's names.
     described = msgspec.json.schema_components(shapes), sorted(_fields_of(shapes).items())
     return sha256(msgspec.json.encode([_FORMAT, described], order="deterministic")).digest()

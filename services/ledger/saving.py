@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import structlog
 
-from domain.ports import BEGINNING, CheckpointMovedError, HistoryPoint, StateRow, StateRows
+from domain.ports import BEGINNING, CheckpointMovedError, DataKeyError, HistoryPoint, StateRow, StateRows
 from domain.state import State
+from services.ledger.jobs import DataKeyring
 from services.ledger.lazy_tables import LazyTables
 from services.ledger.loading import Loading
 from services.ledger.narrowings import Narrowings
@@ -22,7 +23,8 @@ from services.ledger.row_format import decode_one, encode_row, encode_told, sche
 log = structlog.get_logger()
 
 _SCHEMA_ROW: Final = "meta/schema"
-_CHUNK: Final = 2_000
+_CHUNK: Final = 500
+"""So many rows are encoded before others have their turn: a key's row with personal fields takes 5 us."""
 _SETTLED_KEPT: Final = 100_000
 _PART: Final = 20_000
 _ROW_OF_STREAM: Final = {"key": "keys", "org": "wallets", "ks": "keyspaces", "plan": "plans"}
@@ -32,10 +34,11 @@ _ROW_OF_STREAM: Final = {"key": "keys", "org": "wallets", "ks": "keyspaces", "pl
 class StateKeeper:
     """Saves what changed, each second; loads it at the start."""
 
-    def __init__(self, rows: StateRows, state: State, narrowings: Narrowings) -> None:
+    def __init__(self, rows: StateRows, state: State, narrowings: Narrowings, keyring: DataKeyring) -> None:
         self._rows = rows
         self._state = state
         self._narrowings = narrowings
+        self._keyring = keyring
         self.epoch = 0
         """The epoch of the log that the state was read from."""
         self._behind = BEGINNING
@@ -51,8 +54,27 @@ class StateKeeper:
 
     # -- loading
 
-    async def load(self) -> None:
-        """Fill an empty state with the rows; what they do not tell is in the log."""
+    async def load(self, learn_data_keys: Callable[[], Awaitable[None]]) -> None:
+        """Fill an empty state with the rows; what they do not tell is in the log.
+
+        Data keys are learned after the rows are read and before one of them is decoded: a key that
+        is made later comes with its first event, and is learned then.
+        """
+        loading = await self._read()
+        await learn_data_keys()
+        if loading is None:
+            return
+        try:
+            self._finish(loading)
+        except DataKeyError as error:
+            # Rows of another history, or changed by somebody: the log tells what is true.
+            log.error("state.unreadable", problem=str(error))  # noqa: TRY400  # a sentence says it all
+            loading.lazy.release()
+            State.__init__(self._state)
+            self._foreign = True
+
+    async def _read(self) -> Loading | None:
+        """The rows as they lie there; None where there are none that this program can read."""
         self._settled.clear()
         self._behind = BEGINNING
         if self._lazy is not None:
@@ -61,12 +83,15 @@ class StateKeeper:
         through = await self._rows.through()
         self._foreign = through.position > 0 and not await self._readable()
         if through.position == 0 or self._foreign:
-            return
-        loading = Loading(self._state)
+            return None
+        loading = Loading(self._state, self._keyring)
         self._lazy = loading.lazy
         async for block in self._rows.load():
             loading.take(block)
             await asyncio.sleep(0)
+        return loading
+
+    def _finish(self, loading: Loading) -> None:
         loading.finish()
         self._behind = HistoryPoint(*loading.told["through"])
         self._state.head, self._state.mark = self._behind.position, self._behind.mark
@@ -129,7 +154,8 @@ class StateKeeper:
         rows = self._told(through)
         for start in range(0, len(gathered), _CHUNK):
             for table, subject, parts, resident in gathered[start : start + _CHUNK]:
-                rows.append(StateRow(f"{table}/{subject}", encode_row(table, subject, parts), resident))
+                data = encode_row(table, subject, parts, self._keyring)
+                rows.append(StateRow(f"{table}/{subject}", data, resident))
             await asyncio.sleep(0)
         await self._know_checkpoint()
         self._attempted = through

@@ -54,6 +54,24 @@ def test_a_saved_state_of_another_layout_is_dropped_with_its_checkpoint(database
     assert rows(database, "SELECT * FROM ledger.state_rows_p0_settled") == []
 
 
+def test_rows_saved_with_personal_fields_in_the_open_go_with_their_files(database: str) -> None:
+    """What is only deleted stays on its page until that is used again."""
+    files = "SELECT pg_read_binary_file(pg_relation_filepath(oid)) FROM pg_class WHERE relname ~ '^state'"
+    step = next(step for step in STEPS if step.name.endswith("_closed_rows"))
+    migrate(database, STEPS[: step.number - 1])
+    with psycopg.connect(database, autocommit=True) as connection:
+        for table in ("state_rows_p0", "state_rows_p0_settled"):
+            connection.execute(f"INSERT INTO ledger.{table} VALUES ('keys/1', 'Ada Lovelace')".encode())
+        connection.execute("INSERT INTO ledger.checkpoints (partition, through) VALUES (0, 7)")
+        connection.execute("CHECKPOINT")
+    assert sum(b"Lovelace" in bytes(data) for (data,) in rows(database, files)) == 2
+
+    migrate(database, STEPS[: step.number])
+
+    assert [data for (data,) in rows(database, files) if b"Lovelace" in bytes(data)] == []
+    assert rows(database, "SELECT through FROM ledger.checkpoints") == []
+
+
 def test_a_second_run_does_nothing(database: str) -> None:
     assert migrate(database) == [step.name for step in STEPS]
     assert migrate(database) == []

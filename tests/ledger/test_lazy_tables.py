@@ -9,6 +9,7 @@ import pytest
 from domain import commands as c
 from domain.keyspaces import ROOT_KEYSPACE_ID
 from domain.state import TABLES, State
+from infra.postgres.data_keys import DataKeys
 from services.ledger.lazy_tables import EncodedRows, LazyTable
 from services.ledger.narrowings import Narrowings
 from services.ledger.saving import StateKeeper
@@ -35,8 +36,19 @@ async def loaded(world: World, live: State) -> State:
     """The same state, loaded: nothing but the root key was asked for."""
     assert live.head == (await world.rows.through()).position
     state = State()
-    await StateKeeper(world.rows, state, Narrowings()).load()
+    await keeper_of(world, state).load(nothing_more)
     return state
+
+
+def keeper_of(world: World, state: State) -> StateKeeper:
+    """One that has learned the data keys already."""
+    data_keys = DataKeys()
+    data_keys.learn(world.storage.data_keys)
+    return StateKeeper(world.rows, state, Narrowings(), data_keys)
+
+
+async def nothing_more() -> None:
+    """There is nothing left to be learned."""
 
 
 def decoded(table: dict[Any, Any]) -> int:
@@ -163,11 +175,11 @@ async def test_a_state_that_is_loaded_again_is_not_touched_by_tables_of_before(
     world: World, live: State
 ) -> None:
     state = State()
-    keeper = StateKeeper(world.rows, state, Narrowings())
-    await keeper.load()
+    keeper = keeper_of(world, state)
+    await keeper.load(nothing_more)
     before = state.keys
     State.__init__(state)
-    await keeper.load()
+    await keeper.load(nothing_more)
 
     assert [before.get(key_id) for key_id in live.keys if key_id not in dict.keys(before)] == [None] * 3
     assert decoded(state.keys) == 1
@@ -175,7 +187,7 @@ async def test_a_state_that_is_loaded_again_is_not_touched_by_tables_of_before(
 
 
 def test_a_row_that_cannot_be_decoded_is_not_lost() -> None:
-    rows = EncodedRows("keys", lambda _subject, _parts: None)
+    rows = EncodedRows("keys", lambda _subject, _parts: None, DataKeys())
     table = LazyTable[str, object](rows.decode, (rows,), rows)
     rows.rows["key_1"] = b"not a key"
 

@@ -27,9 +27,11 @@ from domain.errors import LedgerError
 from domain.events import Quota
 from domain.evolve import evolve
 from domain.instants import DAY, SECOND
+from domain.personal import PLATFORM
 from domain.state import TABLES, State
 from domain.windows import WINDOWS, window_starts
 from infra.memory.state_rows import MemoryStateRows
+from infra.postgres.data_keys import DataKeys
 from keyledger_edge import Use
 from services.ledger.narrowings import Narrowings
 from services.ledger.saving import StateKeeper
@@ -307,10 +309,13 @@ class Money(RuleBasedStateMachine):
         rows = MemoryStateRows()
         live = self.shop.state
         changed = {name: set(getattr(live, name)) for name in TABLES}
-        await StateKeeper(rows, live, Narrowings()).save(changed)
+        data_keys = DataKeys()
+        for subject in (PLATFORM, *live.organizations):
+            data_keys.encrypt(subject, b"", "its first event")
+        await StateKeeper(rows, live, Narrowings(), data_keys).save(changed)
         loaded = State()
-        keeper = StateKeeper(rows, loaded, Narrowings())
-        await keeper.load()
+        keeper = StateKeeper(rows, loaded, Narrowings(), data_keys)
+        await keeper.load(_nothing_to_learn)
         for reservation in live.reservations:
             if reservation not in loaded.reservations:
                 await keeper.find_reservation(reservation)
@@ -334,6 +339,10 @@ class Money(RuleBasedStateMachine):
 
         assert world.placed == self.shop.placed
         assert everything(world.state) == everything(self.shop.state)
+
+
+async def _nothing_to_learn() -> None:
+    """The data keys are known."""
 
 
 def _matters(state: State, due: tuple[int, str, str, int]) -> bool:

@@ -1,0 +1,67 @@
+"""Personal fields: which they are, and whose key encrypts them, wherever the ledger keeps them.
+
+They are the fields of an event's `Private`. A subject's present state holds some of them again, folded
+from its events: those that bear the same names. Nothing else says what is personal.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec.structs import FieldInfo, replace
+
+from domain.events import Private
+from domain.keys import Key
+from domain.organizations import Organization, Project
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+PLATFORM: Final = "platform"
+"""Whose key encrypts what belongs to no organization."""
+
+SUBJECTS: Final[tuple[type[msgspec.Struct], ...]] = (Organization, Project, Key)
+"""What is folded from events with personal fields. The names of plans and keyspaces are no such fields:
+they are the platform's own settings, and stand in the open in their events too."""
+
+
+def key_subject(organization_id: str | None) -> str:
+    """Whose data key encrypts the personal fields of what belongs to this organization, or to none."""
+    return organization_id or PLATFORM
+
+
+def _nothing_in(field: FieldInfo) -> Any:  # of whatever type the field has
+    """What a subject's field is without its personal fields."""
+    if field.default is not msgspec.NODEFAULT:
+        return field.default
+    return "" if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+
+
+_WITHOUT: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
+    subject: {
+        field.name: _nothing_in(field)
+        for field in msgspec.structs.fields(subject)
+        if field.name in Private.__struct_fields__
+    }
+    for subject in SUBJECTS
+}
+
+
+def fields_of(subject: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The personal fields of a kind of subject."""
+    return tuple(_WITHOUT.get(subject, ()))
+
+
+def taken_apart(row: S) -> tuple[S, Private | None]:
+    """A subject without its personal fields, and those; None where it has none."""
+    without = _WITHOUT[type(row)]
+    personal = {name: value for name, nothing in without.items() if (value := getattr(row, name)) != nothing}
+    if not personal:
+        return row, None
+    return replace(row, **without), Private(**personal)
+
+
+def put_together(row: S, private: Private) -> S:
+    """The subject as it was before it was taken apart."""
+    found = {name: value for name in _WITHOUT[type(row)] if (value := getattr(private, name)) is not None}
+    return replace(row, **found)
