@@ -29,6 +29,7 @@ from infra.postgres.data_keys import DataKeys
 from infra.postgres.hints import Hints
 from infra.postgres.log import PostgresLog
 from infra.postgres.mapper import EventMapper
+from infra.postgres.master_key import check_master_key
 from infra.postgres.migrate import check_migrated, migrate
 from infra.postgres.projected import Projected
 from infra.postgres.projection_queries import PostgresEventReader, PostgresQueries
@@ -131,6 +132,7 @@ class Assembled:
 async def assemble(settings: Settings, database_url: str, nats_url: str) -> AsyncGenerator[Assembled]:
     """Connect to PostgreSQL and put the parts together; NATS may come later."""
     await asyncio.to_thread(check_migrated, database_url)
+    await asyncio.to_thread(check_master_key, database_url, settings.master_key)
     clock = SystemClock()
     mapper = event_mapper(settings)
     postgres_log = PostgresLog(database_url, clock=clock)
@@ -293,6 +295,7 @@ async def run_worker(
 ) -> None:
     """Project the log and relay it to NATS, until told to stop."""
     await asyncio.to_thread(check_migrated, database_url)
+    await asyncio.to_thread(check_master_key, database_url, settings.master_key)
     mapper = event_mapper(settings)
     reading = PostgresLog(database_url, hints=False)
     identity = await reading.identity()

@@ -26,6 +26,8 @@ from infra.postgres.connections import (
     refuse_unsafe_settings,
     waits_for_standby,
 )
+from infra.postgres.data_keys import MasterKeyError
+from infra.postgres.master_key import check_master_key
 from infra.postgres.migrate import MigrationMismatchError, check_migrated
 from services.cli.databases import running_servers
 from services.cli.faults import REFUSED
@@ -100,7 +102,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         nats_url = nats_url or running.nats_url
     head = None
     if database_url is not None:
-        yield from _database(database_url)
+        yield from _database(database_url, settings.master_key)
         head = _head(database_url)
     if nats_url is not None:
         yield _relay(nats_url, head)
@@ -124,12 +126,12 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             f"{key_file} is open to others (mode {mode:04o})",
             f"chmod 600 {key_file}, then rotate the key",
         )
-    if settings.database_url is not None and settings.master_key is None:
+    if settings.master_key is None:
         yield Finding(
             "attention",
             "master key",
-            "not set: who reads the database can read names and metadata",
-            "set KEYLEDGER_MASTER_KEY to 32 random bytes, and keep a copy elsewhere",
+            "not set: who can read the database can read the names and metadata in it",
+            "set KEYLEDGER_MASTER_KEY to 32 random bytes (`openssl rand -hex 32`), and keep a copy elsewhere",
         )
 
 
@@ -207,7 +209,7 @@ def _embedded(settings: Settings) -> _Embedded:
     )
 
 
-def _database(url: str) -> Iterator[Finding]:
+def _database(url: str, master_key: bytes | None) -> Iterator[Finding]:
     try:
         connection = psycopg.connect(ledger_conninfo(url, "keyledger doctor"), autocommit=True)
     except psycopg.Error as error:
@@ -228,6 +230,12 @@ def _database(url: str) -> Iterator[Finding]:
             yield Finding("broken", "migrations", str(error), "run `keyledger migrate` with this version")
             return
         yield Finding("ok", "migrations", "up to date")
+        try:
+            check_master_key(url, master_key)
+        except MasterKeyError as error:
+            yield Finding(
+                "broken", "master key", str(error), "find it: without it names and metadata are lost"
+            )
         yield from (_looked(check, connection) for check in (_owner, _projections))
 
 

@@ -187,10 +187,17 @@ class _Up:
         edge_nats_url = settings.edge_nats_url or servers.nats.edge_url
         return Addresses(settings.database_url or servers.postgres.dsn, servers.nats.url, edge_nats_url)
 
+    def _warn_without_master_key(self) -> None:
+        """On a database of one's own: of an embedded one, which is for trying out, `doctor` says it."""
+        if self.settings.database_url is not None and self.settings.master_key is None:
+            problem = "Without KEYLEDGER_MASTER_KEY, who can read the database can read the names in it."
+            log.warning("master_key.missing", problem=problem)
+
     async def _run(self, addresses: Addresses) -> None:
         from services.bootstrap import check_migrated, migrate, run_server  # noqa: PLC0415 - a quick start
         from services.cli.waiting import wait_for_postgresql  # noqa: PLC0415 - a quick start
 
+        self._warn_without_master_key()
         stop = stop_on_signals()
         told = msgspec.structs.replace(
             self.settings,
