@@ -120,7 +120,7 @@ class RunReader:
         found = self._connection.execute(
             self._select_whole, (BigintArray(positions),), binary=True
         ).fetchall()
-        rows = [RecordedEvent._make(row) for row in found]
+        rows = [RecordedEvent(*row) for row in found]
         events = [self._decode_row(row) for row in rows]
         unread = [
             (index, subject)
