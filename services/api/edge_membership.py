@@ -124,6 +124,7 @@ async def fill_edge(call: Call[NoQuery, FillRequest]) -> Reply:
         partition=call.partition,
         epoch=call.ledger.fences.epoch,
         utc=call.now,
+        lineage=call.ledger.fences.lineage,
     )
     return Reply(msgspec.json.encode(answer))
 

@@ -31,6 +31,7 @@ from keyledger_edge import (
 from services.ledger.lease_table import EdgeBounds, LeasedEdge, LeaseTable
 
 _KEPT_CHANGES: Final = 100_000
+_KEPT_MARKS: Final = 100_000
 _KEPT_FENCES: Final = 10_000
 _MAX_GRANTED_CHANGES: Final = 4_000
 
@@ -157,6 +158,7 @@ class FenceKeeper:
         partition: int,
         epoch: int,
         head: int,
+        mark: int = 0,
         master_key: bytes,
         publish: Callable[[bytes], None],
         record_receipt: Callable[[FenceReceipt], None],
@@ -175,6 +177,9 @@ class FenceKeeper:
         self._chain = random_bytes(16)
         self._known_chains: dict[bytes, int] = {self._chain: head}
         self._head = head
+        self._mark = mark
+        self._marks = {head: mark}
+        """Of positions that edges may name: which history they are of (rule 15)."""
         self._last_message = head
         self._changes: list[Change] = []
         self._change_positions: list[int] = []
@@ -220,26 +225,38 @@ class FenceKeeper:
         return self._head
 
     @property
+    def lineage(self) -> bytes:
+        """Drawn for this time of ownership: what is said in it forms one chain."""
+        return self._lineage
+
+    @property
     def epoch(self) -> int:
         """The log's epoch."""
         return self._epoch
 
     # -- commits ----------------------------------------------------------------------------
 
-    def preload(self, changes: Iterable[Change], *, after: int) -> None:
-        """Changes in (after, head] from the log, so that edges of the owner before keep their memory."""
+    def preload(
+        self, changes: Iterable[Change], *, after: int, marks: Iterable[tuple[int, int]] = ()
+    ) -> None:
+        """Changes in (after, head] from the log, so that edges of the owner before keep their memory.
+
+        `marks`: of the positions from there, to recognise what that owner vouched for.
+        """
+        self._marks = {**dict(marks), **self._marks}
         self._changes = sorted(changes, key=lambda change: change.position)
         self._change_positions = [change.position for change in self._changes]
         self._changes_after = after
 
-    def committed(self, position: int, changes: Sequence[Change] = ()) -> None:
-        """The log's head is `position` now, durably, and this is what the commit changed.
+    def committed(self, position: int, changes: Sequence[Change] = (), *, mark: int = 0) -> None:
+        """The log's head is `position` now, durably, with this mark; and this is what the commit changed.
 
         Nothing may come between the commit being known and this call: grants carry all up to
         the head, and a fence waits for whoever holds a lease that does not (rule 6).
         """
         assert position >= self._head, "the log only grows"
         self._head = position
+        self._mark = mark
         if not changes:
             return
         self._remember(changes)
@@ -316,9 +333,11 @@ class FenceKeeper:
         edge = self._leases.speaker(data, request, self._may_connect)
         if edge is None:
             return None
-        if request.epoch == self._epoch and request.vouched > self._head:
-            return None  # It knows more than we do: somebody else owns the partition.
         now = self._clock.boottime_ns()
+        if request.epoch == self._epoch and request.vouched > self._head:
+            # It knows more than we do: somebody else owns the partition, or our log has lost events.
+            edge.note_ahead(request, now)
+            return None
         self._heard(edge, request, now)
         grant = self._grant(edge, request, now) if self._may_be_granted(edge, request, now) else None
         if grant is None:
@@ -359,6 +378,7 @@ class FenceKeeper:
         stale_ms = self._terms.stale_ms(request.serve_stale_ms)
         self._book(edge, now, stale_ms)
         edge.note_grant(self._head)
+        self._note_mark()
         confirmed = request.chain in self._known_chains
         changes = self._changes_since(request)
         return Grant(
@@ -368,6 +388,7 @@ class FenceKeeper:
             self._epoch,
             self._lineage,
             self._head,
+            self._mark,
             self._last_message,
             self._chain,
             confirmed,
@@ -380,12 +401,22 @@ class FenceKeeper:
     def _book(self, edge: LeasedEdge, now: int, stale_ms: int) -> None:
         edge.ends = max(edge.ends, now + self._terms.booked_ns(stale_ms))
 
+    def _note_mark(self) -> None:
+        """Whoever hears of this head may name it."""
+        self._marks[self._head] = self._mark
+        if len(self._marks) > _KEPT_MARKS:
+            del self._marks[next(iter(self._marks))]
+
+    def _is_of_our_history(self, request: LeaseRequest) -> bool:
+        """Rule 15: is what the edge knows a part of this log? Our own chains are drawn at random."""
+        return request.chain in self._known_chains or self._marks.get(request.vouched) == request.mark
+
     def _changes_since(self, request: LeaseRequest) -> tuple[Change, ...] | None:
         """Rule 3: the changes in (vouched, head]; None when they cannot be had any more.
 
         Counted from what we vouched for, or from what the edge proves to have heard of us.
         """
-        if request.epoch != self._epoch:
+        if request.epoch != self._epoch or not self._is_of_our_history(request):
             return None
         since = max(request.vouched, self._known_chains.get(request.chain, 0))
         if since < self._changes_after:

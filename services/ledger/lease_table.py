@@ -92,6 +92,11 @@ class LeasedEdge:
         if len(self.granted) > _KEPT_HEADS:
             del self.granted[next(iter(self.granted))]
 
+    def note_ahead(self, request: LeaseRequest, now: int) -> None:
+        """It says that it knows more than the log has: shown to people, believed by nobody."""
+        self.heard, self.spoke = now, True
+        self.position, self.version = request.vouched, request.version
+
     def proven_head(self, vouched: int) -> int:
         """What it says it was vouched for, if this owner granted it just that; else nothing."""
         return vouched if vouched in self.granted else 0

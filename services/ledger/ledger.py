@@ -512,6 +512,7 @@ class Ledger:
             partition=self.partition,
             epoch=self.epoch,
             head=self.state.head,
+            mark=self.state.mark,
             master_key=master_key,
             publish=self.ports.publish_change,
             record_receipt=self._receipt,
@@ -532,12 +533,13 @@ class Ledger:
         """Fences without a receipt go on, however long ago; edges are told of the latest changes."""
         after = max(0, self.state.head - _CHANGES_TOLD)
         changes: list[Change] = []
-        for recorded in await self.ports.log.read(after, _CHANGES_TOLD):
+        read = await self.ports.log.read(after, _CHANGES_TOLD)
+        for recorded in read:
             event = self.ports.mapper.decode(recorded)
             change = change_of(event, self.state, recorded.position)
             if change is not None:
                 changes.append(change)
-        self.fences.preload(changes, after=after)
+        self.fences.preload(changes, after=after, marks=[(one.position, one.mark) for one in read])
         self._receipts.clear()
         self.fences.resume(self.bus.narrowings.open)
 
@@ -727,7 +729,7 @@ class Ledger:
     # -- fences
 
     def _committed(self, position: int, changes: Sequence[Change]) -> None:
-        self.fences.committed(position, changes)
+        self.fences.committed(position, changes, mark=self.state.mark)
         self.head_watch.moved()
         if self.fences.open_fences:
             self._fence_woken.set()

@@ -69,7 +69,7 @@ def leased_cache(capacity: int = 2_000_000) -> LeasedCache:
     request = read_request(cache.request() or b"")
     assert request is not None
     grant = Grant(
-        who, request.number, 0, 1, b"lineage1", 1, 1, bytes(16), True, False, (),
+        who, request.number, 0, 1, b"lineage1", 1, 0, 1, bytes(16), True, False, (),
         86_400 * 10**9, time.time_ns() // 1000,
     )  # fmt: skip
     assert cache.granted(seal_grant(grant, member.key))
@@ -96,7 +96,7 @@ def facts(number: int, **more: Any) -> KeyFacts:
 
 
 def fill(cache: LeasedCache, digest: bytes, known: KeyFacts | None) -> None:
-    answer = FillAnswer(facts=known, as_of=1, partition=0, epoch=1, utc=0)
+    answer = FillAnswer(facts=known, as_of=1, partition=0, epoch=1, utc=0, lineage=b"lineage1")
     assert cache.filled(digest, answer)
 
 

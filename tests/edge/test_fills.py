@@ -28,7 +28,8 @@ class CountingHttp(HttpClient):
         await self.open.wait()
         self.under_way -= 1
         return HttpReply(
-            200, msgspec.json.encode(FillAnswer(facts=None, as_of=7, partition=0, epoch=1, utc=5))
+            200,
+            msgspec.json.encode(FillAnswer(facts=None, as_of=7, partition=0, epoch=1, utc=5, lineage=b"l")),
         )
 
 

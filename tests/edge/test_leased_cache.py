@@ -28,7 +28,7 @@ KEY = b"k" * 32
 WHO = EdgeIdentity("key_1", "edge_1", b"i" * 16, b"n" * 24)
 ME = Membership(who=WHO, key=KEY, longest_lease_ns=1_500 * MS)
 SECRET, OTHER = bytes(32), b"\1" * 32
-CHAIN, LINEAGE = b"c" * 16, b"lineage1"
+CHAIN, LINEAGE, MARK = b"c" * 16, b"lineage1", 77
 
 
 class Clock:
@@ -60,8 +60,8 @@ class Edge:
             self.chain, self.last_message = next_chain(self.chain, b"unheard"), changes[-1].position
         fields = {
             "who": ME.who, "number": number, "partition": 0, "epoch": 0, "lineage": LINEAGE,
-            "head": head, "last_message": self.last_message, "chain": self.chain, "confirmed": True,
-            "reset": False, "changes": changes, "lease_ns": 1000 * MS, "utc": 5_000_000,
+            "head": head, "mark": MARK, "last_message": self.last_message, "chain": self.chain,
+            "confirmed": True, "reset": False, "changes": changes, "lease_ns": 1000 * MS, "utc": 5_000_000,
         }  # fmt: skip
         return self.cache.granted(seal_grant(Grant(**{**fields, **other}), key))  # type: ignore[arg-type]  # a table of fields
 
@@ -69,10 +69,19 @@ class Edge:
         assert self.grant(self.ask(), head, **other)  # type: ignore[arg-type]  # a table of fields
         return self
 
-    def fill(self, as_of: int, digest: bytes = SECRET, *, found: bool = True, epoch: int = 0) -> bool:
+    def fill(
+        self,
+        as_of: int,
+        digest: bytes = SECRET,
+        *,
+        found: bool = True,
+        epoch: int = 0,
+        lineage: bytes = LINEAGE,
+    ) -> bool:
         facts = facts_at(as_of) if found else None
         return self.cache.filled(
-            digest, FillAnswer(facts=facts, as_of=as_of, partition=0, epoch=epoch, utc=0)
+            digest,
+            FillAnswer(facts=facts, as_of=as_of, partition=0, epoch=epoch, utc=0, lineage=lineage),
         )
 
     def hear(
@@ -97,6 +106,56 @@ def facts_at(as_of: int) -> KeyFacts:
 
 def revoked(position: int) -> Change:
     return Change(position, "key", "key_1", (SECRET,))
+
+
+def test_a_head_that_is_the_same_number_of_another_history_makes_it_forget_everything() -> None:
+    edge = Edge().leased(10)
+    edge.fill(10)
+
+    assert not edge.grant(edge.ask(), 10, mark=MARK + 1)
+
+    assert not edge.cache.has_lease
+    assert edge.cache.counters.resets == 1
+    assert edge.leased(10, mark=MARK + 1, reset=True).knows() is False
+
+
+def test_it_says_which_history_it_was_vouched_for() -> None:
+    edge = Edge().leased(10)
+
+    request = read_request(edge.cache.request() or b"")
+
+    assert request is not None
+    assert (request.vouched, request.mark) == (10, MARK)
+
+
+def test_a_fill_of_another_ledger_process_than_the_one_that_grants_is_not_remembered() -> None:
+    edge = Edge().leased(10)
+
+    assert not edge.fill(12, lineage=b"lineage2")
+    assert edge.fill(12)
+
+
+def test_what_was_filled_beyond_the_last_grant_goes_when_another_process_grants() -> None:
+    """It may have come from a log that was restored since, under a number that means something else now."""
+    edge = Edge().leased(10)
+    other = b"o" * 32
+    edge.fill(10)
+    edge.fill(14, other)
+
+    edge.leased(11, lineage=b"lineage2", confirmed=False)
+
+    assert edge.knows()
+    assert edge.cache.facts_of(other) is UNKNOWN
+
+
+def test_what_was_filled_and_then_vouched_for_stays_when_another_process_grants() -> None:
+    edge = Edge().leased(10)
+    edge.fill(14)
+    edge.leased(14)
+
+    edge.leased(15, lineage=b"lineage2", confirmed=False)
+
+    assert edge.knows()
 
 
 def test_without_a_lease_nothing_is_known() -> None:

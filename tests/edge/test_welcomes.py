@@ -23,7 +23,7 @@ from keyledger_edge import (
     Verifier,
     fingerprint,
 )
-from tests.edge.test_leased_cache import MS, Edge, facts_at
+from tests.edge.test_leased_cache import LINEAGE, MS, Edge, facts_at
 
 OWN = SecretShape(prefix="kl_", format=SecretFormat(checksum="crc32"))
 IMPORTED = AcceptedFormat(prefix="old_", min_length=30, max_length=600)
@@ -44,7 +44,7 @@ class Gateway:
 
     def knows(self, secret: str, **fields: Any) -> str:
         facts = replace(facts_at(10), **fields)
-        answer = FillAnswer(facts=facts, as_of=10, partition=0, epoch=0, utc=0)
+        answer = FillAnswer(facts=facts, as_of=10, partition=0, epoch=0, utc=0, lineage=LINEAGE)
         assert self.edge.cache.filled(fingerprint(secret), answer)
         return secret
 

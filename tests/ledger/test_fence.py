@@ -96,7 +96,7 @@ class Edge:
         admitted = ledger.keeper.admit(root_key_id, name, name.encode().ljust(16, b"."))
         self.who, self.key = admitted.who, admitted.key
         self.number = 0
-        self.vouched, self.chain, self.epoch = 0, bytes(16), -1
+        self.vouched, self.mark, self.chain, self.epoch = 0, 0, bytes(16), -1
         self.stale_ms = 0
         self.version = "v"
 
@@ -107,6 +107,7 @@ class Edge:
             0,
             self.epoch,
             self.vouched,
+            self.mark,
             self.chain,
             0,
             self.stale_ms,
@@ -119,7 +120,7 @@ class Edge:
         self.number += 1
         grant = self.say(self.number)
         assert grant is not None
-        self.vouched, self.chain, self.epoch = grant.head, grant.chain, grant.epoch
+        self.vouched, self.mark, self.chain, self.epoch = grant.head, grant.mark, grant.chain, grant.epoch
         return grant
 
     def apply(self, message: bytes) -> None:
@@ -291,9 +292,10 @@ def test_a_new_owner_waits_for_what_the_one_before_granted() -> None:
 
 def test_an_edge_of_the_owner_before_keeps_its_memory_where_the_changes_are_known() -> None:
     ledger = Ledger()
-    ledger.keeper.preload([Change(8, "key", "key_1"), Change(9, "plan", "plan_1")], after=5)
+    changes = [Change(8, "key", "key_1"), Change(9, "plan", "plan_1")]
+    ledger.keeper.preload(changes, after=5, marks=[(8, 88), (9, 99)])
     edge = Edge(ledger)
-    edge.vouched, edge.epoch, edge.chain = 8, 1, b"another chain..."
+    edge.vouched, edge.mark, edge.epoch, edge.chain = 8, 88, 1, b"another chain..."
     known = edge.ask()
     older = Edge(ledger, "edge_2")
     older.vouched, older.epoch = 4, 1
@@ -302,6 +304,38 @@ def test_an_edge_of_the_owner_before_keeps_its_memory_where_the_changes_are_know
     assert [one.position for one in known.changes] == [9]
     assert (known.reset, known.confirmed) == (False, False)
     assert forgetful.reset
+
+
+@pytest.mark.parametrize("vouched, mark", [(8, 87), (8, 0), (9, 88), (7, 88)])
+def test_an_edge_with_a_number_of_another_history_starts_empty(vouched: int, mark: int) -> None:
+    ledger = Ledger()
+    ledger.keeper.preload([Change(8, "key", "key_1")], after=5, marks=[(8, 88), (9, 99)])
+    edge = Edge(ledger)
+    edge.vouched, edge.mark, edge.epoch, edge.chain = vouched, mark, 1, b"another chain..."
+
+    assert edge.ask().reset
+
+
+def test_a_grant_carries_the_mark_of_its_head_and_it_is_recognised(ledger: Ledger) -> None:
+    ledger.keeper.committed(12, mark=-5)
+    edge = Edge(ledger)
+    granted = edge.ask()
+    ledger.keeper.committed(14, mark=7)
+    edge.chain = b"another chain..."  # a forged message broke it
+
+    again = edge.ask()
+
+    assert (granted.head, granted.mark) == (12, -5)
+    assert (again.head, again.mark, again.reset) == (14, 7, False)
+
+
+def test_an_edge_that_is_ahead_of_the_log_is_shown_with_where_it_is(ledger: Ledger) -> None:
+    edge = Edge(ledger)
+    edge.ask()
+    edge.vouched = 99
+    assert edge.say(2) is None
+
+    assert [one.position for one in ledger.keeper.edges()] == ["0-99"]
 
 
 def test_an_edge_of_another_epoch_starts_empty(ledger: Ledger) -> None:
@@ -457,7 +491,7 @@ def stranger(edge: Edge, root_key_id: str = "key_2", at: Ledger | None = None) -
     admitted = other.ledger.keeper.admit(root_key_id, edge.who.edge_id, edge.who.incarnation)
     other.who, other.key = admitted.who, admitted.key
     other.number, other.stale_ms, other.version = 0, 0, "v"
-    other.vouched, other.chain, other.epoch = 0, bytes(16), -1
+    other.vouched, other.mark, other.chain, other.epoch = 0, 0, bytes(16), -1
     return other
 
 

@@ -55,6 +55,11 @@ class Checker:
             subject.bad_known_at = now
             self.on_known(subject)
 
+    def restored(self, length: int) -> None:
+        """The log has lost what came behind this position."""
+        for position in [one for one in self.by_position if one > length]:
+            del self.by_position[position]
+
     def fenced(self, position: int, now: int) -> None:
         """A ledger answered: nobody accepts this any more."""
         self.fences += 1

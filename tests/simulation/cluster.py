@@ -84,9 +84,26 @@ class Store:
 
     def __init__(self) -> None:
         self.log: list[Entry] = []
+        self.marks: list[int] = []
+        """Of each entry: those of one commit have the same."""
+        self.commits = 0
+        self.epoch = 1
+        self.life = 0
+        """Another one after each restore: what was asked before is not answered."""
         self.owner: LedgerMachine | None = None
         self.session = 0
         self.receipts: set[int] = set()
+
+    def mark_at(self, position: int) -> int:
+        return self.marks[position - 1] if position else 0
+
+    def restore(self, length: int) -> None:
+        """Become the backup that was made when the log had this length."""
+        del self.log[length:], self.marks[length:]
+        self.receipts = {one for one in self.receipts if one <= length}
+        self.owner = None
+        self.session += 1
+        self.life += 1
 
     def acquire(self, ledger: LedgerMachine) -> int | None:
         if self.owner is not None and self.owner is not ledger:
@@ -123,11 +140,12 @@ class View:
     """A ledger process's committed state."""
 
     head: int = 0
+    mark: int = 0
     bad: set[str] = field(default_factory=set)
     absent: set[bytes] = field(default_factory=set)
 
-    def apply(self, entry: Entry) -> None:
-        self.head = entry.change.position
+    def apply(self, entry: Entry, mark: int) -> None:
+        self.head, self.mark = entry.change.position, mark
         self.bad.update(entry.bad)
         self.bad.difference_update(entry.good)
         if entry.appears is not None:
@@ -214,6 +232,40 @@ class Cluster:
             as_of=view.head,
         )
 
+    def restore(self, length: int) -> None:
+        """The database is stopped, put back to what it was, and started; edges live on.
+
+        What the operator should do at once (a new epoch) is done late: edges must find out by themselves.
+        """
+        lost = self.store.log[length:]
+        self.store.restore(length)
+        self.checker.restored(length)
+        names = {name for entry in lost for name in (*entry.bad, *entry.good)}
+        for name in names:
+            subject = self.subject(name)
+            was_good = subject.good
+            subject.turned_good()
+            for entry in self.store.log:
+                if name in entry.bad:
+                    subject.turned_bad(entry.change.position, self.world.now)
+                    self.checker.by_position[entry.change.position] = subject
+                elif name in entry.good:
+                    subject.turned_good()
+            if not was_good and not subject.good:
+                subject.bad_known_at = self.world.now
+        self.generation = dict.fromkeys(self.generation, 0)
+        for entry in self.store.log:
+            if entry.appears is not None:
+                self.generation[self.by_digest[entry.appears].key] += 1
+        for ledger in self.ledgers:
+            self.world.after(1, ledger, ledger.lose_database)
+
+    def raise_epoch(self) -> None:
+        """What the operator does after a restore."""
+        self.store.epoch += 1
+        for ledger in self.ledgers:
+            self.world.after(1, ledger, ledger.lose_database)
+
     # -- the network -----------------------------------------------------------------------------
 
     def send_up(self, edge: EdgeMachine, link: Link, target: Machine, callback: Callback, *args: Any) -> None:
@@ -280,6 +332,11 @@ class LedgerMachine(Machine):
         delay = int(self.world.random.random() * 1500 * MS)
         self.world.after(delay, None, self.cluster.store.free, self.session)
 
+    def lose_database(self) -> None:
+        """Every connection ends; there is a server again soon."""
+        if self.keeper is not None:
+            self.step_down()
+
     def cut_database(self) -> None:
         self.database_cut = True
         self._free_later()
@@ -288,18 +345,21 @@ class LedgerMachine(Machine):
 
     def _ask_database(self, action: Callback, *args: Any) -> None:
         if not self.database_cut:
-            self.world.after(self._database_delay(), None, self._at_database, self.life, action, args)
+            self.world.after(self._database_delay(), None, self._at_database, self._lives(), action, args)
 
-    def _at_database(self, life: int, action: Callback, args: tuple[Any, ...]) -> None:
-        if life == self.life and not self.database_cut:
+    def _lives(self) -> tuple[int, int]:
+        return self.life, self.cluster.store.life
+
+    def _at_database(self, lives: tuple[int, int], action: Callback, args: tuple[Any, ...]) -> None:
+        if lives == self._lives() and not self.database_cut:
             action(*args)
 
     def _answer(self, callback: Callback, *args: Any) -> None:
         if not self.database_cut:
-            self.world.after(self._database_delay(), self, self._answered, callback, args)
+            self.world.after(self._database_delay(), self, self._answered, self._lives(), callback, args)
 
-    def _answered(self, callback: Callback, args: tuple[Any, ...]) -> None:
-        if not self.database_cut:
+    def _answered(self, lives: tuple[int, int], callback: Callback, args: tuple[Any, ...]) -> None:
+        if lives == self._lives() and not self.database_cut:
             callback(*args)
 
     def _database_delay(self) -> int:
@@ -321,23 +381,32 @@ class LedgerMachine(Machine):
                 for one in store.log
                 if one.change.narrowing and one.change.position not in store.receipts
             ]
-            self._answer(self._own, asked_ns, session, list(store.log), open_fences)
+            log = list(zip(store.log, store.marks, strict=True))
+            self._answer(self._own, asked_ns, session, store.epoch, log, open_fences)
 
-    def _own(self, asked_ns: int, session: int, log: list[Entry], open_fences: list[int]) -> None:
+    def _own(
+        self,
+        asked_ns: int,
+        session: int,
+        epoch: int,
+        log: list[tuple[Entry, int]],
+        open_fences: list[int],
+    ) -> None:
         if self.keeper is not None:
             return
         cluster = self.cluster
         self.session = session
         self.view = View(absent=set(cluster.first_absent))
-        for entry in log:
-            self.view.apply(entry)
+        for entry, mark in log:
+            self.view.apply(entry, mark)
             cluster.checker.known(entry.change.position, self.world.now)
         self.keeper = cluster.parts.keeper(
             self,
             terms=cluster.terms,
             partition=0,
-            epoch=0,
+            epoch=epoch,
             head=self.view.head,
+            mark=self.view.mark,
             master_key=MASTER_KEY,
             publish=self._publish,
             record_receipt=self._record_receipt,
@@ -345,8 +414,9 @@ class LedgerMachine(Machine):
         )
         if self.world.random.random() < 0.7:
             kept = log[-20:]
-            after = log[-21].change.position if len(log) > 20 else 0
-            self.keeper.preload([one.change for one in kept], after=after)
+            after = log[-21][0].change.position if len(log) > 20 else 0
+            marks = [(one.change.position, mark) for one, mark in kept]
+            self.keeper.preload([one.change for one, _ in kept], after=after, marks=marks)
         source = OwnedFacts(self.keeper, self._facts_of, self)
         self.verifier = Verifier(source, KEYSPACES, limiter=RateLimiter(self.time))
         self.keeper.confirmed(asked_ns)
@@ -388,7 +458,7 @@ class LedgerMachine(Machine):
         if self.keeper is None or self.committing or not self.keeper.is_owner:
             return
         self.committing = True
-        self._ask_database(self._append, self.session, self.view.head, make)
+        self._ask_database(self._append, self.session, self.view.head, self.view.mark, make)
         self.world.after(3 * SECOND, self, self._give_up, self.session, self.view.head)
 
     def _give_up(self, session: int, head: int) -> None:
@@ -396,14 +466,17 @@ class LedgerMachine(Machine):
         if self.committing and session == self.session and self.view.head == head:
             self.step_down()
 
-    def _append(self, session: int, head: int, make: Callable[[int], list[Entry]]) -> None:
+    def _append(self, session: int, head: int, mark: int, make: Callable[[int], list[Entry]]) -> None:
         store, cluster = self.cluster.store, self.cluster
-        if not store.is_held(session) or len(store.log) != head:
+        if not store.is_held(session) or len(store.log) != head or store.mark_at(head) != mark:
             return
         entries = make(head)
         now = self.world.now
+        store.commits += 1
+        group_mark = store.commits
         for entry in entries:
             store.log.append(entry)
+            store.marks.append(group_mark)
             position = entry.change.position
             for name in entry.bad:
                 subject = cluster.subject(name)
@@ -411,16 +484,16 @@ class LedgerMachine(Machine):
                 cluster.checker.by_position[position] = subject
             for name in entry.good:
                 cluster.subject(name).turned_good()
-        self._answer(self._committed, session, entries)
+        self._answer(self._committed, session, entries, group_mark)
 
-    def _committed(self, session: int, entries: list[Entry]) -> None:
+    def _committed(self, session: int, entries: list[Entry], mark: int) -> None:
         if self.keeper is None or session != self.session:
             return
         self.committing = False
         for entry in entries:
-            self.view.apply(entry)
+            self.view.apply(entry, mark)
             self.cluster.checker.known(entry.change.position, self.world.now)
-        self.keeper.committed(self.view.head, [entry.change for entry in entries])
+        self.keeper.committed(self.view.head, [entry.change for entry in entries], mark=mark)
         for entry in entries:
             if entry.change.narrowing:
                 self._await_fence(entry.change.position)
@@ -433,7 +506,10 @@ class LedgerMachine(Machine):
         self.create_task(self._fence(self.keeper, position))
 
     async def _fence(self, keeper: FenceKeeper, position: int) -> None:
-        if (await keeper.fence(position)).held:
+        history = self.cluster.store.life
+        held = (await keeper.fence(position)).held
+        # After a restore this is the position of something else.
+        if held and history == self.cluster.store.life:
             self.cluster.checker.fenced(position, self.world.now)
 
     def _record_receipt(self, receipt: FenceReceipt) -> None:
@@ -489,7 +565,16 @@ class LedgerMachine(Machine):
             reply(None)
             return
         facts = self._facts_of(digest)
-        reply(FillAnswer(facts=facts, as_of=self.view.head, partition=0, epoch=0, utc=self.now()))
+        view = self.view
+        answer = FillAnswer(
+            facts=facts,
+            as_of=view.head,
+            partition=0,
+            epoch=self.keeper.epoch,
+            utc=self.now(),
+            lineage=self.keeper.lineage,
+        )
+        reply(answer)
 
     def _facts_of(self, digest: bytes) -> KeyFacts | None:
         secret = self.cluster.by_digest.get(digest)

@@ -142,6 +142,13 @@ class BooksTooLittle(FenceKeeper):
         edge.ends = max(edge.ends, now + self._terms.booked_ns(stale_ms) // 2)
 
 
+class NumberWithoutMark(FenceKeeper):
+    """Rule 15: an edge's number is taken for a place in this log, whichever log it was heard of."""
+
+    def _is_of_our_history(self, request: LeaseRequest) -> bool:
+        return True
+
+
 MUTANTS: Final[dict[str, Parts]] = {
     "lease from receipt": Parts(cache=LeaseFromReceipt),
     "no as_of check": Parts(cache=NoAsOfCheck),
@@ -153,7 +160,8 @@ MUTANTS: Final[dict[str, Parts]] = {
     "acknowledge over a gap": Parts(cache=AcknowledgeOverAGap),
     "a second granter": Parts(keeper=SecondGranter),
     "as_of compared with the key alone": Parts(cache=AsOfOfTheKeyAlone),
-    # Beyond the ten of docs/fence.md:
+    "a number without its mark": Parts(keeper=NumberWithoutMark),
+    # Beyond those of docs/fence.md:
     "an event loop's cached clock": Parts(cached_clock=True),
     "no snapshot at commit": Parts(keeper=NoSnapshot),
     "books too little": Parts(keeper=BooksTooLittle),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 from typing import Final
 
 from keyledger_edge import Change
@@ -13,6 +14,7 @@ from tests.simulation.world import MS, SECOND, World
 BURST: Final = 16
 HUNTED: Final = 8
 HEALING: Final = 8 * SECOND
+_RESTORES: Final = 0.25
 _KINDS: Final = (
     "key",
     "key",
@@ -70,6 +72,7 @@ class Scenario:
         )
         self.duration = duration
         self.faults = 0
+        self.restored = False
         self.fault_gap = random.choice((300, 700, 1500)) * MS
         self.change_gap = random.choice((200, 400, 900)) * MS
         bursts = operations // BURST
@@ -89,6 +92,18 @@ class Scenario:
         self.cluster.checker.on_fenced = self._hunt_accepts_after_the_fence
         self.world.after(SECOND, None, self._fault)
         self.world.after(300 * MS, None, self._change)
+        # Of its own, so that seeds without a restore stay what they were.
+        fate = Random(f"restore {seed}")
+        if fate.random() < _RESTORES:
+            self.world.at(int(fate.uniform(0.2, 0.7) * duration), None, self._restore, fate)
+
+    def _restore(self, fate: Random) -> None:
+        """A backup takes the log's place: some events are lost."""
+        length = len(self.cluster.store.log)
+        if length > 1:
+            self.faults += 1
+            self.restored = True
+            self.cluster.restore(max(1, length - fate.randint(1, 6)))
 
     def _plan_burst(self, edge: object, when: int) -> None:
         self.world.at(when, None, self._burst, edge)
@@ -295,6 +310,8 @@ class Scenario:
                 link.loss, link.slow = 0.0, False
         for ledger in self.cluster.ledgers:
             ledger.database_cut = False
+        if self.restored:
+            self.cluster.raise_epoch()
 
     def _check_that_all_edges_know_the_truth(self) -> None:
         found: dict[tuple[str, str], str] = {}

@@ -84,7 +84,12 @@ class Edge:
         assert facts is not None
         facts = msgspec.structs.replace(facts, as_of=head)
         answer = FillAnswer(
-            facts=facts, as_of=head, partition=0, epoch=ledger.fences.epoch, utc=ledger.clock.now()
+            facts=facts,
+            as_of=head,
+            partition=0,
+            epoch=ledger.fences.epoch,
+            utc=ledger.clock.now(),
+            lineage=ledger.fences.lineage,
         )
         assert self.cache.filled(target.digest, answer)
 

@@ -29,6 +29,7 @@ from keyledger_edge._tombstones import Tombstones
 from keyledger_edge._verdicts import Verdict
 
 _MAX_OUTSTANDING: Final = 64
+_MAX_UNVOUCHED: Final = 65_536
 _NO_CHAIN: Final = bytes(16)
 _HURRY_NS: Final = 20_000_000
 
@@ -119,7 +120,9 @@ class LeasedCache:
         self._sent: dict[int, _Asked] = {}
         self._epoch = -1
         self._lineage = b""
-        self._vouched = 0
+        self._vouched = self._mark = 0
+        self._unvouched: dict[bytes, int] = {}
+        """Fills as of positions that no grant has reached yet."""
         self._position = 0
         self._chain = _NO_CHAIN
         self._last_message = 0
@@ -238,9 +241,11 @@ class LeasedCache:
 
     def _forget(self, position: int, epoch: int) -> None:
         self._memory.clear()
+        self._unvouched.clear()
         self._tombstones.start_from(position)
         self._epoch = epoch
         self._vouched = self._position = self._last_message = position
+        self._mark = 0
         self._chain = _NO_CHAIN
         self._lineage = b""
 
@@ -270,6 +275,7 @@ class LeasedCache:
                 member.partition,
                 self._epoch,
                 self._vouched,
+                self._mark,
                 self._chain,
                 self._position,
                 member.serve_stale_ms,
@@ -309,8 +315,8 @@ class LeasedCache:
             return False
         if grant.reset or grant.epoch != self._epoch:
             return True
-        if grant.head < self._vouched:
-            return False
+        if grant.head < self._vouched or (grant.head == self._vouched and grant.mark != self._mark):
+            return False  # Rule 15: the log went back, or is another one.
         if grant.lineage != self._lineage or not grant.confirmed:
             return True  # Another ledger process, which answers for all since `vouched` by what it carries.
         if grant.chain == asked.chain:
@@ -334,9 +340,15 @@ class LeasedCache:
         elif not grant.confirmed:
             self._tombstones.disbelieve_after(self._vouched, wide=grant.head)
             self._memory.cool()
+        if grant.lineage != self._lineage:
+            self._forget_unvouched()
         for change in grant.changes:
             self._apply(change)
+        if self._unvouched:
+            beyond = {digest: as_of for digest, as_of in self._unvouched.items() if as_of > grant.head}
+            self._unvouched = beyond
         self._vouched = self._position = grant.head
+        self._mark = grant.mark
         self._chain = grant.chain
         self._last_message = grant.last_message
         self._lineage = grant.lineage
@@ -417,13 +429,34 @@ class LeasedCache:
             self._memory.put(digest, answer.facts)
         else:
             self._memory.put_absent(digest, answer.as_of)
+        if answer.as_of > self._vouched:
+            self._note_unvouched(digest, answer.as_of)
         return True
+
+    def _note_unvouched(self, digest: bytes, as_of: int) -> None:
+        if len(self._unvouched) >= _MAX_UNVOUCHED:
+            oldest = next(iter(self._unvouched))
+            del self._unvouched[oldest]
+            self._memory.drop(oldest)
+        self._unvouched[digest] = as_of
+
+    def _forget_unvouched(self) -> None:
+        """Rule 15: another ledger process vouches for what the one before did, and for no more.
+
+        What that one told beyond may be of a log that was restored since, under numbers that mean
+        something else now.
+        """
+        for digest in self._unvouched:
+            self._memory.drop(digest)
+        self._unvouched.clear()
 
     def believes(self, answer: FillAnswer) -> bool:
         """Is the answer at least as new as everything we know to have changed?"""
         member = self._member
         if member is None or answer.partition != member.partition or answer.epoch != self._epoch:
             return False
+        if answer.lineage != self._lineage:
+            return False  # Rule 15: its numbers may be of another history than what we know.
         if answer.facts is None:
             return answer.as_of >= max(self._tombstones.last_key, self._tombstones.floor)
         return not self._tombstones.outdates(answer.facts, answer.as_of)

@@ -125,6 +125,8 @@ class FillAnswer(msgspec.Struct, kw_only=True):
     epoch: int
     utc: int
     """The ledger's time of day, microseconds."""
+    lineage: bytes
+    """The ledger process that answers: numbers of another one may be of another history."""
 
 
 ChangeKind = Literal["key", "organization", "project", "plan", "keyspace"]
@@ -175,6 +177,8 @@ class LeaseRequest(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     vouched: _Number
     """The head of the last grant: up to there the edge knows everything."""
+    mark: int
+    """The mark of that head, as the grant had it: which history it is the head of."""
     chain: _Chain
     """Stands for the change messages applied since: proves which, to who sent them."""
     position: int
@@ -192,6 +196,8 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     lineage: bytes
     head: int
+    mark: int
+    """The mark of the log's history up to `head`: the same number of another history has another."""
     last_message: int
     """The position of the last change message up to `head`: the one that `chain` ends with."""
     chain: _Chain

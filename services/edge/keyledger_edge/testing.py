@@ -105,7 +105,9 @@ class FakeLedger:
     async def fill(self, digest: bytes, keyspace_id: str) -> FillAnswer:  # noqa: ARG002 - there is only one
         """The same over the wire."""
         self._must_be_reachable()
-        return FillAnswer(facts=self._facts.get(digest), as_of=0, partition=0, epoch=0, utc=self.now_utc())
+        return FillAnswer(
+            facts=self._facts.get(digest), as_of=0, partition=0, epoch=0, utc=self.now_utc(), lineage=b""
+        )
 
     async def verify(self, request: VerifyRequest) -> VerifyAnswer:
         """A use with a cost: charged once per request id, without any limit."""
