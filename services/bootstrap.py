@@ -22,6 +22,7 @@ from domain.events import Event, LedgerEvent
 from domain.instants import DAY, Instant
 from infra.clock import SystemClock
 from infra.nats.edge_bus import EdgeBus
+from infra.nats.edge_logins import EdgeLogins
 from infra.nats.relay import RelayStatus, run_relay
 from infra.nats.streams import StreamLimits
 from infra.nats.watch import PublishedWatch
@@ -40,7 +41,7 @@ from keyledger_edge import boottime_ns
 from projections.every import every_projection
 from services.api.app import build_app
 from services.api.connections import Connections, bounds_of
-from services.api.edge_membership import EdgeAccess, edge_routes
+from services.api.edge_membership import NO_EDGE_ADDRESS, EdgeAccess, edge_address, edge_routes
 from services.api.forwarding import Forwarder
 from services.api.hot.asgi import ASGIApp, HotPath, HotSettings
 from services.api.server import serve
@@ -159,6 +160,14 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
         )
         ledger = Ledger(ports, _terms(settings))
         edge_bus.handle = lambda data: ledger.fences.handle(data) if ledger.owner else None
+        if settings.edge_nats_issuer is not None:
+            edge_bus.logins = EdgeLogins(
+                settings.edge_nats_issuer,
+                account=settings.edge_nats_account,
+                secret=lambda: ledger.shared_key if ledger.caught_up else None,
+                may_connect=ledger.may_connect,
+                decides=lambda: ledger.confirmed,
+            )
         reader = ProjectionReader(sessions, mapper, clock, projected)
         try:
             yield Assembled(
@@ -242,7 +251,7 @@ async def run_server(
             key=lambda: ledger.shared_key and hmac.digest(ledger.shared_key, b"forwarding", "sha256"),
         )
         last.push_async_callback(forwarder.close)
-        access = EdgeAccess(nats_url=settings.edge_nats_url or nats_url, lease=ledger.terms.lease)
+        access = _edge_access(parts, nats_url)
         management = build_app(
             ledger,
             parts.reader,
@@ -272,6 +281,15 @@ async def run_server(
             tasks.create_task(parts.published.run(stop), name="published")
             serving = serve(app, listeners, stop, on_started=started, connections=connections)
             tasks.create_task(serving, name="server")
+
+
+def _edge_access(parts: Assembled, nats_url: str) -> EdgeAccess:
+    settings, ledger, logins = parts.settings, parts.ledger, parts.edge_bus.logins
+    address = edge_address(nats_url, settings.edge_nats_url, users_of_their_own=logins is not None)
+    if address is None:
+        log.warning("edges.refused", problem=NO_EDGE_ADDRESS)
+    password_of = logins.password_of if logins is not None else None
+    return EdgeAccess(nats_url=address, lease=ledger.terms.lease, password_of=password_of)
 
 
 async def _unless_stopped(what: Awaitable[None], stop: asyncio.Event) -> None:

@@ -25,7 +25,16 @@ DEFAULT_FILE: Final = "keyledger.toml"
 MASTER_KEY_BYTES: Final = 32
 
 SECRET_SETTINGS: Final = frozenset(
-    {"database_url", "nats_url", "edge_nats_url", "master_key", "root_key", "api_key", "edge_key"}
+    {
+        "database_url",
+        "nats_url",
+        "edge_nats_url",
+        "edge_nats_issuer",
+        "master_key",
+        "root_key",
+        "api_key",
+        "edge_key",
+    }
 )
 """Never shown: a URL may hold a password."""
 
@@ -46,7 +55,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str | None = None
     """NATS of one's own, several separated by commas; unset: the embedded one."""
     edge_nats_url: str | None = None
-    """What edges are given to reach NATS with, where it is not `nats_url`."""
+    """What edges are given to reach NATS with; unset: `nats_url`, unless that has a user of its own."""
+    edge_nats_issuer: str | None = None
+    """Seed of the account key that NATS asks the ledger with about edges: a user for each root key."""
+    edge_nats_account: str = "$G"
+    """The account of NATS that edges are in."""
     nats_max_bytes: int = 1 << 30
     """What the stream of events keeps at most; the oldest go first."""
     nats_max_age_hours: int = 168
@@ -305,6 +318,13 @@ def _nats_address(value: Any, source: str) -> str:
     return text
 
 
+def _issuer_seed(value: Any, source: str) -> str:
+    text = _text(value, source)
+    if re.fullmatch(r"SA[A-Z2-7]{56}", text, re.ASCII) is None:
+        raise SettingsError(source, "must be the seed of an account key, which begins with SA (nsc, nk)")
+    return text
+
+
 def _networks(value: Any, source: str) -> tuple[str, ...]:
     listed = value.split(",") if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)):
@@ -365,6 +385,8 @@ _READ: Final[dict[str, _Reader]] = {
     "database_url": _database_address,
     "nats_url": _nats_address,
     "edge_nats_url": _nats_address,
+    "edge_nats_issuer": _issuer_seed,
+    "edge_nats_account": _text,
     "nats_max_bytes": _integer(1 << 20, 1 << 50),
     "nats_max_age_hours": _integer(0, 876_000),
     "nats_replicas": _integer(1, 5),

@@ -12,7 +12,7 @@ from pathlib import Path
 from infra.embedded.errors import ServerFailedError
 from infra.embedded.folder import DataFolder
 from infra.embedded.process import Process, command_of, end_stray, running
-from keyledger_edge import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT
+from infra.nats.edge_logins import issuer_of, new_issuer_seed
 
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
@@ -22,17 +22,18 @@ MAX_PAYLOAD_BYTES = 4 * 1024 * 1024  # a group of money events is one message
 # a power cut takes is published again. Measured: 61,000 publishes/s with 1s as with the default 2m, and 6,800
 # with `always`, below what the relay must carry.
 SYNC_INTERVAL = "1s"
-LEDGER, EDGE = "ledger", "edge"
+LEDGER = "ledger"
 
 
 class EmbeddedNats:
-    """One nats-server on the data folder's `nats`; its users are the ledger, and the edges, who may less."""
+    """One nats-server on the data folder's `nats`; its one user is the ledger, whom it asks about others."""
 
     def __init__(self, folder: DataFolder, *, port: int | None = None) -> None:
         self._folder = folder
         self._wanted_port = port
         self._port: int | None = None
         self._passwords: dict[str, str] = {}
+        self._issuer_seed: str | None = None
         self._log = folder.path / "nats.log"
         self._process: Process | None = None
 
@@ -43,8 +44,15 @@ class EmbeddedNats:
 
     @property
     def edge_url(self) -> str:
-        """Where an edge reaches it: it may ask for leases and hear of changes, nothing else."""
-        return self._url(EDGE)
+        """Where an edge reaches it, with the credentials of its own that the ledger tells it."""
+        return f"nats://{HOST}:{self.port}"
+
+    @property
+    def issuer_seed(self) -> str:
+        """What the ledger signs with who may log in as an edge."""
+        if self._issuer_seed is None:
+            raise ServerFailedError("nats-server was not started.")
+        return self._issuer_seed
 
     @property
     def port(self) -> int:
@@ -76,6 +84,7 @@ class EmbeddedNats:
         self._folder.make("nats")
         self._end_stray()
         self._passwords = self._recall_passwords()
+        self._issuer_seed = self._recall_issuer_seed()
         # Once chosen, a port stays for this run: who is connected comes back to it.
         self._port = self._port or self._choose_port()
         self._process = self._run(self._write_configuration())
@@ -117,9 +126,16 @@ class EmbeddedNats:
     def _recall_passwords(self) -> dict[str, str]:
         if (kept := self._folder.recall("nats-users")) is not None:
             return {str(user): str(password) for user, password in json.loads(kept).items()}
-        made = {user: secrets.token_urlsafe(32) for user in (LEDGER, EDGE)}
+        made = {user: secrets.token_urlsafe(32) for user in (LEDGER,)}
         self._folder.remember("nats-users", json.dumps(made))
         return made
+
+    def _recall_issuer_seed(self) -> str:
+        kept = self._folder.recall("nats-issuer")
+        if kept is None:
+            kept = new_issuer_seed()
+            self._folder.remember("nats-issuer", kept)
+        return kept
 
     def _choose_port(self) -> int:
         if self._wanted_port is not None:
@@ -138,11 +154,6 @@ class EmbeddedNats:
         return self._folder.remember("nats.conf", text, readable_by_servers=True)
 
     def _configuration(self) -> dict[str, object]:
-        # An edge asks, and hears changes and grants (which are sealed for one edge); nothing else.
-        edge = {
-            "publish": {"allow": [LEASE_SUBJECT]},
-            "subscribe": {"allow": [CHANGES_SUBJECT, f"{GRANT_SUBJECT}.>"]},
-        }
         return {
             "server_name": "keyledger",
             "host": HOST,
@@ -150,10 +161,9 @@ class EmbeddedNats:
             "max_payload": MAX_PAYLOAD_BYTES,
             "jetstream": {"store_dir": str(self._folder.path / "nats"), "sync_interval": SYNC_INTERVAL},
             "authorization": {
-                "users": [
-                    {"user": LEDGER, "password": self._passwords[LEDGER]},
-                    {"user": EDGE, "password": self._passwords[EDGE], "permissions": edge},
-                ]
+                "users": [{"user": LEDGER, "password": self._passwords[LEDGER]}],
+                # Whoever is none of these is asked about: the ledger knows the edges' root keys.
+                "auth_callout": {"issuer": issuer_of(self.issuer_seed), "auth_users": [LEDGER]},
             },
             "pid_file": str(self._folder.path / "nats" / "nats.pid"),
             "logtime_utc": True,

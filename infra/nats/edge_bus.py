@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error
 
 from infra.nats.connection import NatsUnreachableError, abandon, connect_once
+from infra.nats.edge_logins import LOGIN_SUBJECT, EdgeLogins
 from keyledger_edge import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT
 
 log = structlog.get_logger()
@@ -39,6 +40,8 @@ class EdgeBus:
         self._queue: deque[tuple[str, bytes]] = deque(maxlen=_MOST_QUEUED)
         self._woken = asyncio.Event()
         self.handle: Handle = lambda _data: None
+        self.logins: EdgeLogins | None = None
+        """Who lets edges in; None where NATS knows them itself."""
         self.connected = False
 
     def publish_change(self, data: bytes) -> None:
@@ -68,6 +71,8 @@ class EdgeBus:
             return
         try:
             await client.subscribe(LEASE_SUBJECT, cb=self._hear)
+            if self.logins is not None:
+                await client.subscribe(LOGIN_SUBJECT, cb=self._hear_login)
             self._queue.clear()
             self.connected = True
             await self._send_while_connected(client, stopping)
@@ -82,6 +87,11 @@ class EdgeBus:
         if answered is not None:
             whom, grant = answered
             self._put(f"{GRANT_SUBJECT}.{whom}", grant)
+
+    async def _hear_login(self, message: Msg) -> None:
+        answer = self.logins.answer(message.data) if self.logins is not None else None
+        if answer is not None and message.reply:
+            self._put(message.reply, answer)
 
     async def _send_while_connected(self, client: Client, stopping: asyncio.Task[bool]) -> None:
         while client.is_connected and not stopping.done():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import secrets
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,15 +30,47 @@ from services.ledger.lease_table import IncarnationTakenError, LeasedEdge, TooMa
 _INCARNATION_BYTES = 16
 _NONCE_BYTES = 24
 _PROOF_BYTES = 16
+
+NO_EDGE_ADDRESS = (
+    "Edges are refused: KEYLEDGER_NATS_URL has the ledger's own user, which is not handed out. Set "
+    "KEYLEDGER_EDGE_NATS_URL to the address and user for edges, or KEYLEDGER_EDGE_NATS_ISSUER."
+)
 _FINGERPRINT_BYTES = 32
 
 
 class EdgeAccess(msgspec.Struct, frozen=True, kw_only=True):
     """How edges reach NATS, and on which terms they may rely on what they hear."""
 
-    nats_url: str
-    """Several, separated by commas; user and password may stand in it, and are handed out apart."""
+    nats_url: str | None
+    """Several, separated by commas; user and password may stand in it, and are handed out apart.
+
+    None: there is no address that may be handed out, and edges are refused.
+    """
     lease: LeaseTerms
+    password_of: Callable[[str], str | None] | None = None
+    """What a root key's edges log in with at NATS, by its id; None: with what stands in `nats_url`."""
+
+
+def edge_address(nats_url: str, edge_nats_url: str | None, *, users_of_their_own: bool) -> str | None:
+    """What edges may be told of where NATS is: never the ledger's own credentials."""
+    if users_of_their_own:
+        return _without_credentials(edge_nats_url or nats_url)
+    if edge_nats_url is None:
+        return nats_url if _without_credentials(nats_url) == nats_url else None
+    own = _users_in(nats_url)
+    return None if own & _users_in(edge_nats_url) else edge_nats_url
+
+
+def _users_in(nats_url: str) -> set[str]:
+    return {
+        userinfo
+        for one in nats_url.split(",")
+        if (userinfo := urlsplit(one.strip()).netloc.rpartition("@")[0])
+    }
+
+
+def _without_credentials(nats_url: str) -> str:
+    return ",".join(_credentials(nats_url)[0])
 
 
 def edge_routes(access: EdgeAccess) -> tuple[HTTPRouteHandler, ...]:
@@ -65,8 +98,8 @@ def _connect_route(access: EdgeAccess) -> HTTPRouteHandler:
         """Tell an edge what it needs."""
         call.ledger.must_own()
         asked = call.body
+        urls, user, password = _way_to_nats(access, call.asking.actor)
         edge = _admitted(call)
-        urls, user, password = _credentials(access.nats_url)
         answer = ConnectAnswer(
             edge_id=edge.who.edge_id,
             root_key_id=edge.who.root_key_id,
@@ -127,6 +160,18 @@ async def fill_edge(call: Call[NoQuery, FillRequest]) -> Reply:
         lineage=call.ledger.fences.lineage,
     )
     return Reply(msgspec.json.encode(answer))
+
+
+def _way_to_nats(access: EdgeAccess, root_key_id: str) -> tuple[list[str], str | None, str | None]:
+    if access.nats_url is None:
+        raise ProblemError("unavailable", NO_EDGE_ADDRESS)
+    urls, user, password = _credentials(access.nats_url)
+    if access.password_of is None:
+        return urls, user, password
+    password = access.password_of(root_key_id)
+    if password is None:
+        raise ProblemError("unavailable", "The ledger does not know yet what edges log in with at NATS.")
+    return urls, root_key_id, password
 
 
 def _admitted(call: Call[Any, ConnectRequest]) -> LeasedEdge:

@@ -29,6 +29,7 @@ from infra.postgres.connections import (
 from infra.postgres.data_keys import MasterKeyError
 from infra.postgres.master_key import check_master_key
 from infra.postgres.migrate import MigrationMismatchError, check_migrated
+from services.api.edge_membership import edge_address
 from services.cli.databases import running_servers
 from services.cli.faults import REFUSED
 from services.cli.main import examples, program_version
@@ -132,6 +133,22 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             "master key",
             "not set: who can read the database can read the names and metadata in it",
             "set KEYLEDGER_MASTER_KEY to 32 random bytes (`openssl rand -hex 32`), and keep a copy elsewhere",
+        )
+
+    yield from _way_of_edges(settings)
+
+
+def _way_of_edges(settings: Settings) -> Iterator[Finding]:
+    """May edges be told how to reach NATS?"""
+    if settings.nats_url is None:
+        return
+    own_users = settings.edge_nats_issuer is not None
+    if edge_address(settings.nats_url, settings.edge_nats_url, users_of_their_own=own_users) is None:
+        yield Finding(
+            "attention",
+            "edges",
+            "refused: the user in KEYLEDGER_NATS_URL is the ledger's own, and is not handed out",
+            "set KEYLEDGER_EDGE_NATS_URL to the address and user for edges, or KEYLEDGER_EDGE_NATS_ISSUER",
         )
 
 

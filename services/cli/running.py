@@ -48,6 +48,7 @@ class Addresses(NamedTuple):
     database_url: str
     nats_url: str
     edge_nats_url: str | None
+    edge_nats_issuer: str | None
 
 
 def _address_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,12 +181,20 @@ class _Up:
         if servers is None:
             assert settings.database_url, "without servers of ours both addresses are set"
             assert settings.nats_url, "without servers of ours both addresses are set"
-            return Addresses(settings.database_url, settings.nats_url, settings.edge_nats_url)
+            return Addresses(
+                settings.database_url, settings.nats_url, settings.edge_nats_url, settings.edge_nats_issuer
+            )
         servers.start()
         if settings.nats_url is not None:
-            return Addresses(servers.postgres.dsn, settings.nats_url, settings.edge_nats_url)
-        edge_nats_url = settings.edge_nats_url or servers.nats.edge_url
-        return Addresses(settings.database_url or servers.postgres.dsn, servers.nats.url, edge_nats_url)
+            return Addresses(
+                servers.postgres.dsn, settings.nats_url, settings.edge_nats_url, settings.edge_nats_issuer
+            )
+        return Addresses(
+            settings.database_url or servers.postgres.dsn,
+            servers.nats.url,
+            settings.edge_nats_url or servers.nats.edge_url,
+            servers.nats.issuer_seed,
+        )
 
     def _warn_without_master_key(self) -> None:
         """On a database of one's own: of an embedded one, which is for trying out, `doctor` says it."""
@@ -204,6 +213,7 @@ class _Up:
             database_url=addresses.database_url,
             nats_url=addresses.nats_url,
             edge_nats_url=addresses.edge_nats_url,
+            edge_nats_issuer=addresses.edge_nats_issuer,
         )
         assert self._listener is not None, "the address is taken before anything starts"
         prepare = migrate if self._embed else check_migrated
@@ -219,7 +229,11 @@ class _Up:
             ):
                 return
             if self._with_worker:
-                beside.append(asyncio.create_task(_Worker(told).keep(stop)))
+                beside.append(
+                    asyncio.create_task(
+                        _Worker(msgspec.structs.replace(told, edge_nats_issuer=None)).keep(stop)
+                    )
+                )
             await run_server(
                 told,
                 addresses.database_url,
@@ -392,6 +406,7 @@ def sentences() -> Generator[None]:
 
     from domain.ports import LogUnavailableError  # noqa: PLC0415 - a quick start
     from infra.embedded import EmbeddedError  # noqa: PLC0415 - a quick start
+    from infra.nats.edge_logins import IssuerSeedError  # noqa: PLC0415 - a quick start
     from infra.postgres.connections import UnsafeDatabaseError  # noqa: PLC0415 - a quick start
     from infra.postgres.data_keys import MasterKeyError  # noqa: PLC0415 - a quick start
     from infra.postgres.migrate import MigrationMismatchError  # noqa: PLC0415 - a quick start
@@ -403,6 +418,9 @@ def sentences() -> Generator[None]:
         raise CommandError(str(error), code="cannot_listen", exit_code=WRONG_USAGE) from None
     except EmbeddedError as error:
         raise CommandError(str(error), code="embedded_server", exit_code=REFUSED) from None
+    except IssuerSeedError as error:
+        sentence = f"KEYLEDGER_EDGE_NATS_ISSUER: {error}"
+        raise CommandError(sentence, code="wrong_setting", exit_code=WRONG_USAGE) from None
     except (MigrationMismatchError, UnsafeDatabaseError, MasterKeyError) as error:
         raise CommandError(_sentence(error), code="unfit_database", exit_code=REFUSED) from None
     except (psycopg.Error, LogUnavailableError) as error:

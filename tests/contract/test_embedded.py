@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -9,10 +10,15 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import nats
 import psycopg
 import pytest
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import StreamConfig
 
 from infra.embedded import (
@@ -26,6 +32,9 @@ from infra.embedded import (
 )
 from infra.embedded.postgres import programs
 from infra.embedded.process import running
+from infra.nats.connection import abandon
+from infra.nats.edge_bus import EdgeBus
+from infra.nats.edge_logins import LOGIN_SUBJECT, EdgeLogins
 from tests.servers import server_folder
 
 ROOT = os.geteuid() == 0
@@ -333,34 +342,122 @@ def test_nats_lets_nobody_in_without_the_password(nats_server: EmbeddedNats) -> 
     assert b"PONG" not in said
 
 
-async def test_an_edge_hears_changes_and_cannot_announce_them(nats_server: EmbeddedNats) -> None:
-    refused: list[str] = []
+SECRET = b"s" * 32
 
-    async def note(error: Exception) -> None:
-        refused.append(str(error))
 
-    ledger = await nats.connect(nats_server.url)
-    edge = await nats.connect(nats_server.edge_url, error_cb=note)
-    heard = await edge.subscribe("keyledger.edge.changes")
-    await edge.flush()
-    await ledger.publish("keyledger.edge.changes", b"revoked")
+class LetsIn:
+    """A ledger that lets edges in at NATS; `good` are its root keys."""
 
-    assert (await heard.next_msg(timeout=5)).data == b"revoked"
+    def __init__(self, server: EmbeddedNats, *good: str) -> None:
+        self.good = {*good}
+        self.bus = EdgeBus(server.url)
+        self.bus.logins = self.logins = EdgeLogins(
+            server.issuer_seed,
+            secret=lambda: SECRET,
+            may_connect=lambda root_key_id: root_key_id in self.good,
+            decides=lambda: True,
+        )
+        self._server = server
+        self._stop = asyncio.Event()
 
-    await edge.publish("keyledger.edge.changes", b"forged")
-    await edge.publish("keyledger.events.org_1.key_1.KeyRevoked", b"forged")
-    await edge.publish("keyledger.edge.grant.edge_1", b"forged")
-    await edge.subscribe("keyledger.events.>")
-    await edge.subscribe("keyledger.edge.lease")
-    await edge.flush()
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.create_task(self.bus.run(self._stop))
+        while not self.bus.connected:
+            await asyncio.sleep(0.01)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop.set()
+        await self._running
+
+    async def edge(self, root_key_id: str, *, as_if: str | None = None) -> tuple[Client, list[str]]:
+        """A connection with this root key's password, and what NATS refuses on it."""
+        refused: list[str] = []
+
+        async def note(error: Exception) -> None:
+            refused.append(str(error))
+
+        user, password = as_if or root_key_id, self.logins.password_of(root_key_id)
+        client = Client()
+        try:
+            await client.connect(
+                self._server.edge_url, user=user, password=password, error_cb=note, allow_reconnect=False,
+                connect_timeout=5,
+            )  # fmt: skip
+        except NatsError:
+            await abandon(client)
+            raise
+        return client, refused
+
+
+async def _hear(heard: Subscription, ledger: Client, subject: str, data: bytes) -> bytes:
+    """What is heard first. (NATS may lose what is said in a new connection's first moment.)"""
+    for _ in range(10):
+        await ledger.publish(subject, data)
+        with contextlib.suppress(NatsTimeoutError):
+            return (await heard.next_msg(timeout=1)).data
+    raise AssertionError("nothing was heard")
+
+
+async def _refusals(client: Client, refused: list[str], count: int) -> list[str]:
+    await client.flush()
     for _ in range(500):
-        if len(refused) == 5:
+        if len(refused) >= count:
             break
         await asyncio.sleep(0.01)
+    return refused
 
-    assert len(refused) == 5
-    await edge.close()
+
+async def test_an_edge_hears_changes_and_cannot_announce_them(nats_server: EmbeddedNats) -> None:
+    ledger = await nats.connect(nats_server.url)
+    async with LetsIn(nats_server, "key_1") as logins:
+        edge, refused = await logins.edge("key_1")
+        heard = await edge.subscribe("keyledger.edge.changes")
+        await edge.flush()
+
+        assert await _hear(heard, ledger, "keyledger.edge.changes", b"revoked") == b"revoked"
+
+        await edge.publish("keyledger.edge.changes", b"forged")
+        await edge.publish("keyledger.events.org_1.key_1.KeyRevoked", b"forged")
+        await edge.publish("keyledger.edge.grant.key_1.edge_1", b"forged")
+        await edge.publish("$JS.API.STREAM.DELETE.KEYLEDGER", b"")
+        await edge.subscribe("keyledger.events.>")
+        await edge.subscribe("keyledger.edge.lease")
+        await edge.subscribe(LOGIN_SUBJECT)
+
+        assert len(await _refusals(edge, refused, 7)) == 7
+
+        await edge.close()
     await ledger.close()
+
+
+async def test_an_edge_hears_the_grants_of_its_own_root_key_only(nats_server: EmbeddedNats) -> None:
+    ledger = await nats.connect(nats_server.url)
+    async with LetsIn(nats_server, "key_1", "key_2") as logins:
+        edge, refused = await logins.edge("key_1")
+        heard = await edge.subscribe("keyledger.edge.grant.key_1.>")
+        for wanted in ("key_2.edge_2", ">", "*.edge_2"):
+            await edge.subscribe(f"keyledger.edge.grant.{wanted}")
+
+        assert len(await _refusals(edge, refused, 3)) == 3
+
+        await ledger.publish("keyledger.edge.grant.key_2.edge_2", b"another's")
+
+        assert await _hear(heard, ledger, "keyledger.edge.grant.key_1.edge_1", b"its own") == b"its own"
+
+        await edge.close()
+    await ledger.close()
+
+
+async def test_who_has_no_good_root_key_does_not_get_in(nats_server: EmbeddedNats) -> None:
+    async with LetsIn(nats_server, "key_1", "key_2") as logins:
+        edge, _ = await logins.edge("key_1")
+        await edge.close()
+        with pytest.raises(NatsError):
+            await logins.edge("key_1", as_if="key_2")
+        logins.good.discard("key_1")
+        with pytest.raises(NatsError):
+            await logins.edge("key_1")
 
 
 def test_a_wanted_port_that_is_taken_is_a_sentence(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -54,6 +55,10 @@ def test_importing_it_starts_nothing_and_imports_no_nats() -> None:
 
 def test_only_one_module_imports_nats() -> None:
     folder = Path(keyledger_edge.__file__).parent
-    users = [one.name for one in folder.glob("*.py") if "import nats" in one.read_text("utf-8")]
+    users = [
+        one.name
+        for one in folder.glob("*.py")
+        if re.search(r"^\s*(import|from) nats\b", one.read_text("utf-8"), re.MULTILINE)
+    ]
 
     assert users == ["_bus.py"]

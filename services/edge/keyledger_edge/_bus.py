@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error
@@ -44,23 +43,24 @@ class EdgeBus:
         async def hear_changes(message: Msg) -> None:
             on_changes(message.data)
 
+        client = Client()
+        bus = cls(client)
         try:
             # nats-py's own reconnecting sends late what it had buffered, and hangs on a frozen server.
-            client = await nats.connect(
+            await client.connect(
                 terms.nats_urls,
                 name=terms.edge_id,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 connect_timeout=_CONNECT_SECONDS,
-                ping_interval=terms.ping_ms / 1000,
                 max_outstanding_pings=2,
                 pending_size=_MAX_UNSENT,
                 error_cb=ignore,
-                **_credentials(terms),
+                **_options(terms),
             )
         except (TimeoutError, OSError, Error) as error:
+            await bus.close()  # one that is not let in still has its socket
             raise BusUnreachableError(type(error).__name__) from None
-        bus = cls(client)
         try:
             await client.subscribe(f"{GRANT_SUBJECT}.{terms.root_key_id}.{terms.edge_id}", cb=hear_grant)
             await client.subscribe(CHANGES_SUBJECT, cb=hear_changes)
@@ -107,6 +107,11 @@ def _tasks_of(client: Client) -> list[asyncio.Task[Any]]:
         *(one._wait_for_msgs_task for one in client._subs.values()),  # noqa: SLF001
     ]
     return [task for task in tasks if task is not None]
+
+
+def _options(terms: ConnectAnswer) -> dict[str, Any]:
+    # (nats-py declares whole seconds here, and takes any.)
+    return {"ping_interval": terms.ping_ms / 1000, **_credentials(terms)}
 
 
 def _credentials(terms: ConnectAnswer) -> dict[str, Any]:
