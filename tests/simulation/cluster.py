@@ -512,6 +512,18 @@ class LedgerMachine(Machine):
         if held and history == self.cluster.store.life:
             self.cluster.checker.fenced(position, self.world.now)
 
+    def take_away_again(self, subject: Subject) -> None:
+        """Somebody asks for what was taken away already: nothing is written, yet it waits (rule 13)."""
+        keeper = self.keeper
+        if keeper is not None and keeper.is_owner and subject.name in self.view.bad:
+            newest = keeper.newest_open()
+            position = self.view.head if newest is None else newest
+            self.create_task(self._taken_away_again(keeper, position, subject.bad_position))
+
+    async def _taken_away_again(self, keeper: FenceKeeper, position: int, bad_position: int) -> None:
+        if (await keeper.fence(position)).held:
+            self.cluster.checker.fenced(bad_position, self.world.now)
+
     def _record_receipt(self, receipt: FenceReceipt) -> None:
         self.cluster.store.receipts.update(receipt.positions)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 from keyledger_edge import (
@@ -149,6 +150,16 @@ class NumberWithoutMark(FenceKeeper):
         return True
 
 
+class HeldForAFenceNotFound(FenceKeeper):
+    """Rule 13: where the position itself has no fence, nothing is waited for."""
+
+    def newest_open(self, subjects: Collection[str] | None = None) -> int | None:
+        return None
+
+    def _newest_open_up_to(self, position: int) -> _Fence | None:
+        return self._open.get(position)
+
+
 MUTANTS: Final[dict[str, Parts]] = {
     "lease from receipt": Parts(cache=LeaseFromReceipt),
     "no as_of check": Parts(cache=NoAsOfCheck),
@@ -167,4 +178,5 @@ MUTANTS: Final[dict[str, Parts]] = {
     "books too little": Parts(keeper=BooksTooLittle),
     "an acknowledgement without proof": Parts(keeper=AcknowledgementWithoutProof),
     "a stale bound that is not booked": Parts(keeper=StaleBoundNotBooked),
+    "held for a fence not found": Parts(keeper=HeldForAFenceNotFound),
 }

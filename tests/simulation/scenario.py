@@ -145,10 +145,18 @@ class Scenario:
         if self.world.now >= self.duration:
             return
         self.world.after(int(self.random.expovariate(1) * self.change_gap), None, self._change)
+        self.world.after(int(self.random.random() * 300 * MS), None, self._take_away_again)
         owner = self.cluster.store.owner
         if owner is not None:
             count = 1 if self.random.random() < 0.8 else 3
             self.world.at(self.world.now, owner, owner.commit, lambda head: self._entries(head, count))
+
+    def _take_away_again(self) -> None:
+        """The caller of a take-away had no answer, and asks once more."""
+        bad = [subject for subject in self.cluster.subjects.values() if not subject.good]
+        owner = self.cluster.store.owner
+        if bad and owner is not None:
+            self.world.at(self.world.now, owner, owner.take_away_again, self.random.choice(bad))
 
     def _entries(self, head: int, count: int) -> list[Entry]:
         """What was bad for long enough to be caught gets good again, and something else turns bad.

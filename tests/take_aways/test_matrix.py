@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection
 from typing import Any
 
 import pytest
 
 import services.ledger.ledger
 from keyledger_edge import Use
-from services.ledger.fence import FenceKeeper, _Fence
 from tests.api.hot.world import Reply
+from tests.simulation.mutants import HeldForAFenceNotFound
 from tests.take_aways.stage import STALE_MS, TERMS, Stage, play, staged
 from tests.take_aways.table import FIRSTS, IMPOSSIBLE, SECONDS, TAKE_AWAYS, Target
 
@@ -89,16 +88,6 @@ def test_the_matrix_has_every_pair_or_says_why_not() -> None:
     assert pairs | IMPOSSIBLE.keys() == {(first, second) for first in TAKE_AWAYS for second in TAKE_AWAYS}
     assert pairs.isdisjoint(IMPOSSIBLE)
     assert all(IMPOSSIBLE.values())
-
-
-class HeldForAFenceNotFound(FenceKeeper):
-    """Rule 13 broken: where the position itself has no fence, nothing is waited for."""
-
-    def newest_open(self, subjects: Collection[str] | None = None) -> int | None:
-        return None
-
-    def _newest_open_up_to(self, position: int) -> _Fence | None:
-        return self._open.get(position)
 
 
 def test_the_matrix_notices_a_fence_that_is_held_because_it_was_not_found(
