@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import hmac
-import os
 import socket
 import sys
 import time
@@ -42,7 +41,7 @@ from projections.every import every_projection
 from services.api.app import build_app
 from services.api.connections import Connections, bounds_of
 from services.api.edge_membership import NO_EDGE_ADDRESS, EdgeAccess, edge_address, edge_routes
-from services.api.forwarding import Forwarder
+from services.api.forwarding import Forwarder, OwnerAt
 from services.api.hot.asgi import ASGIApp, HotPath, HotSettings
 from services.api.server import serve
 from services.api.streams import Streams
@@ -123,10 +122,10 @@ class Assembled:
     source: str
     """Where its events come from, over HTTP as over NATS."""
 
-    async def owner_address(self) -> str | None:
+    async def owner_at(self) -> OwnerAt | None:
         """Where the partition's owner answers, as far as is known."""
         owner = await self.log.owner()
-        return None if owner is None else owner.address or None
+        return None if owner is None or not owner.address else OwnerAt(owner.address, owner.incarnation)
 
 
 @asynccontextmanager
@@ -141,7 +140,6 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
     rows = PostgresStateRows(database_url)
     sessions = Sessions(database_url, "keyledger reads", most=_READERS)
     edge_bus = EdgeBus(nats_url)
-    incarnation = os.urandom(8).hex()
     async with Projected(database_url) as projected:
         ports = Ports(
             log=postgres_log,
@@ -150,11 +148,11 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
             clock=clock,
             fence_clock=MachineClock(),
             learn_data_keys=mapper.data_keys.learn,
-            announce=lambda: postgres_log.announce(settings.advertised, incarnation),
+            announce=lambda tenure: postgres_log.announce(settings.advertised, tenure),
             publish_change=edge_bus.publish_change,
             projected=projected.wait_for,
-            withdraw=lambda: postgres_log.announce("", incarnation),
-            succeeds_nobody=lambda: _succeeds_nobody(postgres_log, incarnation),
+            withdraw=lambda: postgres_log.announce("", ledger.tenure),
+            succeeds_nobody=lambda: _succeeds_nobody(postgres_log, ledger.tenure),
             end_silent_owner=lambda: postgres_log.end_silent_owner(max(5.0, 3 * settings.lease_ms / 1_000)),
             prune=lambda: _prune(postgres_log, clock),
         )
@@ -192,10 +190,10 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
             await postgres_log.close()
 
 
-async def _succeeds_nobody(postgres_log: PostgresLog, incarnation: str) -> bool:
+async def _succeeds_nobody(postgres_log: PostgresLog, tenure: str) -> bool:
     """The last owner withdrew, or was this process: nobody else answers from memory any more."""
     last = await postgres_log.owner()
-    return last is None or last.address == "" or last.incarnation == incarnation
+    return last is None or last.address == "" or last.incarnation == tenure
 
 
 async def _prune(postgres_log: PostgresLog, clock: SystemClock) -> None:

@@ -8,6 +8,7 @@ those as a scope and a body. Everything else, and whatever is unusual about a re
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, Protocol, cast, runtime_checkable
 
@@ -17,7 +18,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from services.api.bounded import BODY, HEADERS, SLICE, WHOLE, BoundedProtocol
+from services.api.hot.requests import HUNG_UP
 
+_CLOSED_BY_PEER: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 _MOST_BODY: Final = 65_536
 """A larger body is read by the application itself, at its own pace."""
 _MOST_PIECES: Final = 64
@@ -218,6 +221,7 @@ class AtOnceProtocol(BoundedProtocol):
         url, headers = self.url, self.headers
         HttpToolsProtocol.on_message_begin(self)
         self.url = url
+        cast(Any, self.scope)["extensions"] = {HUNG_UP: self.hung_up}
         for name, value in headers:
             HttpToolsProtocol.on_header(self, name, value)
         HttpToolsProtocol.on_headers_complete(self)
@@ -237,6 +241,14 @@ class AtOnceProtocol(BoundedProtocol):
     def is_loose(self) -> bool:
         """Is nothing asked, and does nobody look how long?"""
         return self._idle is None and super().is_loose()
+
+    def hung_up(self) -> bool:
+        """Has the client closed its end? Asked of the kernel: the event loop may not have come to it yet."""
+        if self.transport.is_closing():
+            return True
+        looking = select.poll()
+        looking.register(self.transport.get_extra_info("socket").fileno(), _CLOSED_BY_PEER)
+        return bool(looking.poll(0))
 
     # -- answering
 
@@ -296,6 +308,7 @@ class AtOnceProtocol(BoundedProtocol):
             "scheme": self.scheme,
             "root_path": self.root_path,
             "state": self.app_state.copy(),
+            "extensions": {HUNG_UP: self.hung_up},
         }
         cycle = RequestResponseCycle(
             scope=cast(Any, whole),

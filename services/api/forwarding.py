@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import re
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
 from services.api.hot.answers import Answer, error_answer
-from services.api.hot.requests import HotRequest, Send
+from services.api.hot.requests import ClientGoneError, HotRequest, Send
+from services.api.problems import REFUSED_LATELY
 from services.ledger.errors import (
     CannotAnswerError,
     NotOwnerHereError,
@@ -31,6 +33,10 @@ from services.ledger.errors import (
 )
 
 _FORWARDED: Final = "X-Keyledger-Forwarded"
+_MARK: Final = re.compile(
+    r"2;(?P<at>\d{1,12});(?P<signature>[0-9a-f]{64});(?P<tenure>[0-9a-f]{1,64});(?P<past>\d{1,18});(?P<peer>.*)"
+)
+"""What a process says of a request that it passes on. Anything else under that name is a client's own."""
 _NOT_OWNER: Final = b"x-keyledger-not-owner"
 _HOP_BY_HOP: Final = frozenset({
     "connection", "content-length", "expect", "keep-alive", "proxy-authenticate", "proxy-authorization", "te",
@@ -63,16 +69,37 @@ class _Sent(Enum):
     UNKNOWN = "unknown"
 
 
+class OwnerAt(NamedTuple):
+    """The partition's owner."""
+
+    address: str
+    """Such as `http://10.0.0.2:8700`."""
+    tenure: str
+    """What it calls the time since it became the owner."""
+
+
 class OwnerDirectory(Protocol):
     """Where the partition's owner answers."""
 
-    async def owner_address(self) -> str | None:
-        """Such as `http://10.0.0.2:8700`; None while there is none."""
+    async def owner_at(self) -> OwnerAt | None:
+        """None while there is none."""
         ...
+
+
+class Passed(NamedTuple):
+    """What another process of this ledger says of a request that it passes on."""
+
+    peer: str
+    """The client's address; empty: a unix socket."""
+    waited_past: int
+    """Up to which refusal its client is known to have waited."""
 
 
 class Owning(Protocol):
     """Does this process own the partition?"""
+
+    owner: bool
+    tenure: str
 
     @property
     def confirmed(self) -> bool:
@@ -115,9 +142,9 @@ class Forwarder:
         self._key = key
         self._patience = patience_seconds
         self._session: aiohttp.ClientSession | None = None
-        self._address: str | None = None
-        self._address_until = 0.0
-        self._looking: asyncio.Task[str | None] | None = None
+        self._known: OwnerAt | None = None
+        self._known_until = 0.0
+        self._looking: asyncio.Task[OwnerAt | None] | None = None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -127,36 +154,54 @@ class Forwarder:
 
     # -- proof of where a request came from
 
-    def _signed(self, method: str, target: str, peer: str, at: int) -> str | None:
+    def _signed(self, request: HotRequest, at: int, rest: str) -> str | None:
         key = self._key()
         if key is None:
             return None
-        text = f"{at}\n{method}\n{target}\n{peer}"
+        text = f"{at}\n{request.scope['method']}\n{_target(request)}\n{rest}"
         return hmac.new(key, text.encode("utf-8", "surrogateescape"), sha256).hexdigest()
 
-    def admitted(self, request: HotRequest) -> str | None:
-        """The client's address as another process saw it (empty: a unix socket); None: do not believe it."""
-        at, _, rest = str(request.forwarded or b"", "latin-1").partition(";")
-        signature, _, peer = rest.partition(";")
-        if not (at.isascii() and at.isdigit()) or abs(time.time() - int(at[:12])) > _SIGNATURE_SECONDS:
+    def _mark(self, request: HotRequest, owner: OwnerAt) -> str | None:
+        """What to say of it to the owner; None while the key is not known that it is sealed with."""
+        client = request.scope.get("client")
+        past = request.waited_past if request.refused_in == owner.tenure else 0
+        at, rest = int(time.time()), f"{owner.tenure};{past};{client[0] if client else ''}"
+        signature = self._signed(request, at, rest)
+        return None if signature is None else f"2;{at};{signature};{rest}"
+
+    def admitted(self, request: HotRequest) -> Passed | None:
+        """What another process says of it; None: no process of ours said this, it is a client's own.
+
+        Raises NotOwnerHereError for a mark that was made for another owner, is old, or cannot be checked
+        (a process that has just started may not know the key yet). To pass such a request on would make
+        two tries of one; nor may it be decided, for whoever sent it may have gone on to another owner.
+        """
+        found = _MARK.fullmatch(str(request.forwarded or b"", "latin-1"))
+        if found is None:
             return None
-        expected = self._signed(request.scope["method"], _target(request), peer, int(at))
-        return (
-            peer
-            if expected is not None and hmac.compare_digest(signature.encode(), expected.encode())
-            else None
-        )
+        at = int(found["at"])
+        expected = self._signed(request, at, f"{found['tenure']};{found['past']};{found['peer']}")
+        if (
+            expected is None
+            or not hmac.compare_digest(found["signature"], expected)
+            or abs(time.time() - at) > _SIGNATURE_SECONDS
+            or not self._ledger.owner
+            or found["tenure"] != self._ledger.tenure
+        ):
+            raise NotOwnerHereError("This process is not the owner that the request was passed on to.")
+        return Passed(found["peer"], int(found["past"]))
 
     # -- passing on
 
     async def forward(self, request: HotRequest, send: Send, here: Here) -> None:
         """Answer a request through the owner, or here once this process owns the partition.
 
-        Raises CannotAnswerError when neither is possible in time.
+        Raises CannotAnswerError when neither is possible in time, ClientGoneError when nobody waits.
         """
         deadline = time.monotonic() + self._patience
         why: CannotAnswerError = NotOwnerHereError("No ledger process owns the partition at the moment.")
         while True:
+            request.must_be_waited_for()
             if self._ledger.confirmed:
                 with contextlib.suppress(NotOwnerHereError):
                     await here(request, send)
@@ -164,50 +209,60 @@ class Forwarder:
             if self._ledger.waits_for_standby:
                 raise WaitsForStandbyError
             try:
-                address = await self._owner()
+                owner = await self._owner()
             except CannotAnswerError as error:
-                why, address = error, None
-            if address is not None and address != self._own_address:
-                sent = await self._pass_on(request, address, send)
+                why, owner = error, None
+            if owner is not None and owner.address != self._own_address:
+                sent = await self._pass_on(request, owner, send)
                 if sent is _Sent.ANSWERED:
                     return
                 if sent is _Sent.UNKNOWN and not may_repeat(request):
                     raise UnknownOutcomeError(
                         "The owner's answer was lost; look whether it was carried out before asking again."
                     )
-                self._address_until = 0.0
+                self._known_until = 0.0
             if time.monotonic() >= deadline:
                 raise why if self._ledger.reachable else _unreachable()
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _owner(self) -> str | None:
-        """The owner's address, asked for at most every quarter of a second."""
-        if time.monotonic() < self._address_until:
-            return self._address
+    async def _owner(self) -> OwnerAt | None:
+        """The owner, asked for at most every quarter of a second."""
+        if time.monotonic() < self._known_until:
+            return self._known
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
         return await asyncio.shield(self._looking)
 
-    async def _look(self) -> str | None:
+    async def _look(self) -> OwnerAt | None:
         try:
-            address = await asyncio.wait_for(self._directory.owner_address(), 2.0)
+            owner = await asyncio.wait_for(self._directory.owner_at(), 2.0)
         except Exception as error:
-            if self._address is not None:
+            if self._known is not None:
                 # The directory is down; the owner that was known may well answer still.
-                return self._address
+                return self._known
             raise _unreachable() from error
         finally:
             self._looking = None
-        self._address = None if address is None else address.rstrip("/")
-        self._address_until = time.monotonic() + _ADDRESS_SECONDS
-        return self._address
+        self._known = None if owner is None else owner._replace(address=owner.address.rstrip("/"))
+        self._known_until = time.monotonic() + _ADDRESS_SECONDS
+        return self._known
 
-    async def _pass_on(self, request: HotRequest, address: str, send: Send) -> _Sent:
-        asking = asyncio.create_task(self._ask(request, address))
+    async def _pass_on(self, request: HotRequest, owner: OwnerAt, send: Send) -> _Sent:
+        # Looked at last of all: what a client that hung up had asked for must not be carried out late.
+        request.must_be_waited_for()
+        mark = self._mark(request, owner)
+        if mark is None:
+            return _Sent.NOT_CARRIED_OUT
+        asking = asyncio.create_task(self._ask(request, owner.address, mark))
+        gone = asyncio.create_task(request.gone())
         try:
             while not asking.done():
-                await asyncio.wait({asking}, timeout=2 * _ADDRESS_SECONDS)
-                if not asking.done() and await self._moved(address):
+                await asyncio.wait(
+                    {asking, gone}, timeout=2 * _ADDRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not asking.done() and gone.done():
+                    raise ClientGoneError  # The connection to the owner is closed, and so it hears of it.
+                if not asking.done() and await self._moved(owner):
                     # The owner hangs, and another has taken over meanwhile.
                     return _Sent.UNKNOWN
             response = asking.result()
@@ -216,21 +271,22 @@ class Forwarder:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return _Sent.UNKNOWN
         finally:
+            gone.cancel()
             if not asking.done():
                 asking.cancel()
         async with response:
-            return await _hand_back(response, request, send)
+            return await _hand_back(response, request, owner, send)
 
-    async def _moved(self, address: str) -> bool:
+    async def _moved(self, owner: OwnerAt) -> bool:
         if self._ledger.confirmed:
             return True
         try:
             now = await self._owner()
         except CannotAnswerError:
             return False
-        return now is not None and now != address
+        return now is not None and now != owner
 
-    async def _ask(self, request: HotRequest, address: str) -> aiohttp.ClientResponse:
+    async def _ask(self, request: HotRequest, address: str, mark: str) -> aiohttp.ClientResponse:
         target = _target(request)
         method: str = request.scope["method"]
         headers: CIMultiDict[str] = CIMultiDict()
@@ -240,12 +296,7 @@ class Forwarder:
                 headers.add(text, _text(value))
         # The owner judges it: we may not have heard yet of the keyspace of a secret in it.
         headers["X-Request-Id"] = request.given_id or request.request_id
-        client = request.scope.get("client")
-        peer = client[0] if client else ""
-        at = int(time.time())
-        signature = self._signed(method, target, peer, at)
-        if signature is not None:
-            headers[_FORWARDED] = f"{at};{signature};{peer}"
+        headers[_FORWARDED] = mark
         return await self._connections().request(
             method,
             URL(address + target, encoded=True),
@@ -292,7 +343,13 @@ def not_owner_answer(error: CannotAnswerError, request_id: str) -> Answer:
     return answer
 
 
-async def _hand_back(response: aiohttp.ClientResponse, request: HotRequest, send: Send) -> _Sent:
+async def _hand_back(
+    response: aiohttp.ClientResponse, request: HotRequest, owner: OwnerAt, send: Send
+) -> _Sent:
+    if (number := response.headers.get(REFUSED_LATELY)) is not None and number.isdecimal():
+        # Another try of it was refused. If its client still waits, this one is no older than that.
+        request.waited_past, request.refused_in = int(number), owner.tenure
+        return _Sent.NOT_CARRIED_OUT
     if _NOT_OWNER.decode() in response.headers:
         return _Sent.NOT_CARRIED_OUT
     headers = [

@@ -10,9 +10,11 @@ import msgspec
 from domain.errors import CallerRefusedError, EmptyScopeError, InvalidError, LedgerError
 from domain.ports import LogUnavailableError
 from keyledger_edge import STATUS_OF_CODE
-from services.ledger.errors import CannotAnswerError, UnavailableError
+from services.ledger.errors import CannotAnswerError, RefusedLatelyError, UnavailableError
 
 PROBLEM_JSON: Final = "application/problem+json"
+REFUSED_LATELY: Final = "X-Keyledger-Refused-Lately"
+"""Between processes of one ledger only: the number of the refusal that a try may be older than."""
 TYPE_PREFIX: Final = "urn:keyledger:problem:"
 
 
@@ -212,6 +214,8 @@ def headers_of(error: Exception) -> dict[str, str]:
         return challenge("invalid_token")
     if isinstance(error, LogUnavailableError):
         return {"Retry-After": "1"}
+    if isinstance(error, RefusedLatelyError):
+        return {"Retry-After": str(error.retry_after_seconds), REFUSED_LATELY: str(error.number)}
     if isinstance(error, CannotAnswerError):
         return {"Retry-After": str(error.retry_after_seconds)}
     return {}

@@ -50,6 +50,7 @@ from services.ledger.jobs import Done, Idempotency, Job, Mapper, Render
 from services.ledger.kept_answers import close_answers, open_answer, subject_of
 from services.ledger.narrowings import Narrowings
 from services.ledger.recent_claims import RecentClaims
+from services.ledger.recent_refusals import RecentRefusals
 from services.ledger.sure_append import SureAppends
 
 log = structlog.get_logger()
@@ -102,6 +103,7 @@ class Bus:
         self._waiting: deque[Job] = deque()
         self._woken = asyncio.Event()
         self._recent = RecentClaims()
+        self._refusals = RecentRefusals()
         self._ahead: _Batch | None = None
         """Decided while the group before it was being appended."""
         self._under_way: _Batch | None = None
@@ -284,7 +286,7 @@ class Bus:
         if batch is None:
             due = self._pop_due()
             now = self._clock.now()
-            batch = _Batch(jobs, DecidedGroup(self._state, self._tools, now, self._finder(known)))
+            batch = _Batch(jobs, self._group(now, self._finder(known)))
         group = batch.group
         done = False
         try:
@@ -308,6 +310,15 @@ class Bus:
             if self.appends.session_lost:
                 raise Lost(NotOwnerHereError("The lock's session was lost; nothing was written."))
         return done
+
+    def _group(
+        self,
+        now: int,
+        find_known: Callable[[bytes], KnownClaim | None],
+        *,
+        above: DecidedGroup | None = None,
+    ) -> DecidedGroup:
+        return DecidedGroup(self._state, self._tools, now, find_known, above=above, refusals=self._refusals)
 
     # -- making it durable
 
@@ -368,7 +379,7 @@ class Bus:
                 jobs.append(job)
         if not jobs:
             return
-        group = DecidedGroup(self._state, self._tools, self._clock.now(), self._recent.find, above=under_way)
+        group = self._group(self._clock.now(), self._recent.find, above=under_way)
         ahead = self._ahead = _Batch(jobs, group)
         try:
             group.decide((), jobs, frozenset())

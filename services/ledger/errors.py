@@ -46,6 +46,17 @@ class NotOwnerHereError(CannotAnswerError):
     code = "not_owner"
 
 
+class RefusedLatelyError(NotOwnerHereError):
+    """Another try of this request was refused; nothing was written.
+
+    Whoever passed this one on is to look whether its client still waits: then it is a try of its own.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__("Another try of this request was refused just now; ask again.")
+        self.number = number
+
+
 class UnknownOutcomeError(CannotAnswerError):
     """The connection broke at the commit, and what became of it could not be told in time."""
 

@@ -21,8 +21,10 @@ from domain.personal import PLATFORM, key_subject
 from domain.ports import NewClaim, TakenClaim
 from domain.state import Draft, Due, State
 from keyledger_edge import Change
+from services.ledger.errors import RefusedLatelyError
 from services.ledger.handlers import CLAIM, DECIDE, ENDS, REPLAY, RESTRICTS, may_take_away
 from services.ledger.jobs import Done, Idempotency, Job
+from services.ledger.recent_refusals import RecentRefusals
 
 _DIGEST_BYTES = 16
 _FENCE_BYTES = 8
@@ -98,11 +100,13 @@ class DecidedGroup:
         find_known: Callable[[bytes], KnownClaim | None],
         *,
         above: DecidedGroup | None = None,
+        refusals: RecentRefusals | None = None,
     ) -> None:
         self.draft: Draft = Draft(state, None if above is None else above.draft)
         self.base = self.draft.head
         self.base_mark = self.draft.mark
         self._above = above
+        self._refusals = RecentRefusals() if refusals is None else refusals
         self.desk = Desk(
             self.draft,
             now=now,
@@ -149,7 +153,8 @@ class DecidedGroup:
         self, job: Job, charge: c.ChargeUsage, plain: PlainCharges, checked: frozenset[bytes]
     ) -> None:
         desk = self.desk
-        if len(desk.placed) < MOST_EVENTS:
+        # One that was passed on is looked at closely while anything was refused lately.
+        if len(desk.placed) < MOST_EVENTS and (job.waited_past is None or not self._refusals.any):
             desk.begin(job.asking)
             try:
                 outcome = plain.decide(charge)
@@ -177,15 +182,19 @@ class DecidedGroup:
         taken: tuple[int, Event] | None = None
         refused: Any = None
         try:
-            if idempotency is not None:
-                answered = self._answered_before(idempotency, job.command)
-                if answered is not None:
-                    self.outcomes.append((job, answered))
-                    return
+            answered = None if idempotency is None else self._answered_before(idempotency, job.command)
+            if answered is not None:
+                self.outcomes.append((job, answered))
+                return
             claim = self._claim_of(job)
             taken = None if claim is None else self._taken(claim)
+            if claim is not None and taken is None:
+                self._refuse_older(job, claim)
             refused = self._result(job, taken)
             self._conclude(job, refused, before)
+        except RefusedLatelyError as error:
+            self.outcomes.append((job, error))
+            return
         except LedgerError as error:
             if len(placed) != before:
                 raise PoisonedError(job, error) from error
@@ -194,8 +203,22 @@ class DecidedGroup:
             raise PoisonedError(job, error) from error
         if len(placed) > before:
             self._note_writer(job, before)
-        elif claim is not None and taken is None and claim not in checked and _may_be_a_replay(refused):
+        elif claim is not None and taken is None:
+            self._note_refusal(claim, refused, checked)
+
+    def _note_refusal(self, claim: bytes, refused: Any, checked: frozenset[bytes]) -> None:
+        if _is_refusal(refused):
+            self._refusals.note(claim)
+        if claim not in checked and _may_be_a_replay(refused):
             self.unsure.setdefault(claim, []).append(len(self.outcomes) - 1)
+
+    def _refuse_older(self, job: Job, claim: bytes) -> None:
+        """A try that was passed on, and may be older than a refusal of its claim, is not decided.
+
+        Refusals are noted when they are decided: one of the group under way counts before it is told.
+        """
+        if job.waited_past is not None and (number := self._refusals.find(claim)) > job.waited_past:
+            raise RefusedLatelyError(number)
 
     def _note_writer(self, job: Job, before: int) -> None:
         written = len(self.desk.placed)
@@ -354,6 +377,11 @@ class DecidedGroup:
                 key = self.draft.keys.find(change.id)
                 if key is not None:
                     facts.forget(key)
+
+
+def _is_refusal(result: Any) -> bool:
+    """Did the decision say no? A command that was refused by an error has no result."""
+    return result is None or getattr(result, "code", VALID) != VALID
 
 
 def _may_be_a_replay(result: Any) -> bool:

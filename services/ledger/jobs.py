@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from contextvars import ContextVar
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -47,10 +48,16 @@ class Done(msgspec.Struct, kw_only=True):
     """The first answer under this `Idempotency-Key`; `result` is None then."""
 
 
+WAITED_PAST: Final[ContextVar[int | None]] = ContextVar("waited_past", default=None)
+"""Set where a request is carried out that another process passed on: up to which refusal that process
+knows its client to have waited; None where the client asks us itself. It goes with the request through
+all that it calls, as nobody in between has to know of it."""
+
+
 class Job:
     """One command on its way."""
 
-    __slots__ = ("asking", "charge", "command", "future", "idempotency", "render")
+    __slots__ = ("asking", "charge", "command", "future", "idempotency", "render", "waited_past")
 
     def __init__(
         self,
@@ -65,6 +72,7 @@ class Job:
         self.future = future
         self.idempotency = idempotency
         self.render = render
+        self.waited_past = WAITED_PAST.get()
         self.charge: Event | None = None
         """The charge that a refund names, read from the log before the decision."""
 

@@ -97,8 +97,8 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     fence_clock: FenceClock
     learn_data_keys: Callable[[dict[str, bytes]], None]
-    announce: Callable[[], Awaitable[None]]
-    """Tell other processes that this one is the owner now, and where it answers."""
+    announce: Callable[[str], Awaitable[None]]
+    """(tenure) Tell other processes that this one is the owner now, and where it answers."""
     publish_change: Callable[[bytes], None]
     """Tell edges of a change, over the bus; may lose it."""
     projected: Callable[[int, float], Awaitable[bool]]
@@ -134,6 +134,8 @@ class Ledger:
         self.facts = FactsBook(self.state)
         self.limiter = RateLimiter(lambda: ports.fence_clock.boottime_ns() / 1e9)
         self.sightings = Sightings()
+        self.tenure = ""
+        """What this process calls the time since it became the owner last: another one each time."""
         self.owner = False
         """Does this process own the partition? Else requests are forwarded to the one that does."""
         self.stands_by = False
@@ -490,7 +492,8 @@ class Ledger:
         self.fences.confirmed(asked)
         self._appended_ns = 0
         await self._resume_fences()
-        await self.ports.announce()
+        self.tenure = secrets.token_hex(8)
+        await self.ports.announce(self.tenure)
         self.owner = True
         self.bus.accepting = True
         log.info("partition.owned", partition=self.partition, head=self.state.head)

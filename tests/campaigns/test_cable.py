@@ -52,7 +52,7 @@ class Process:
 
         async def succeeds_nobody() -> bool:
             last: Owner | None = await self.log.owner()
-            return last is None or last.address == "" or last.incarnation == name
+            return last is None or last.address == "" or last.incarnation == self.ledger.tenure
 
         self.ledger = Ledger(
             Ports(
@@ -62,10 +62,10 @@ class Process:
                 clock=SystemClock(),
                 fence_clock=MachineClock(),
                 learn_data_keys=mapper.data_keys.learn,
-                announce=lambda: self.log.announce(f"http://{name}", name),
+                announce=lambda tenure: self.log.announce(f"http://{name}", tenure),
                 publish_change=lambda _: None,
                 projected=_projected,
-                withdraw=lambda: self.log.announce("", name),
+                withdraw=lambda: self.log.announce("", self.ledger.tenure),
                 succeeds_nobody=succeeds_nobody,
                 end_silent_owner=lambda: self.log.end_silent_owner(2.0),
             ),

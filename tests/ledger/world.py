@@ -134,7 +134,7 @@ class Process:
                 clock=world.clock,
                 fence_clock=world.machine,
                 learn_data_keys=self.mapper.data_keys.learn,
-                announce=lambda: self.log.announce(f"http://{id(self)}", str(id(self))),
+                announce=lambda tenure: self.log.announce(f"http://{id(self)}", tenure),
                 publish_change=world.published.append,
                 projected=_projected,
                 succeeds_nobody=self._succeeds_nobody,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from time import perf_counter
 from typing import Any, Final
@@ -15,7 +16,7 @@ from services.api.at_once import ReplyLater
 from services.api.auth import may_tell
 from services.api.bodies import beginning
 from services.api.forwarding import Forwarder, not_owner_answer
-from services.api.hot.answers import Answer, Later, awaited
+from services.api.hot.answers import Answer, Later
 from services.api.hot.callers import Callers
 from services.api.hot.charges import Charges
 from services.api.hot.checking import Checker
@@ -29,6 +30,7 @@ from services.api.hot.requests import (
     MAX_BODY_BYTES,
     ClientGoneError,
     HotRequest,
+    Message,
     Receive,
     Scope,
     Send,
@@ -42,6 +44,7 @@ from services.api.hot.verify import Verify
 from services.api.problems import ProblemError
 from services.api.tracing import client_ip
 from services.ledger.errors import CannotAnswerError, NotOwnerHereError
+from services.ledger.jobs import WAITED_PAST
 from services.ledger.ledger import Ledger
 
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -53,6 +56,8 @@ Routed = tuple[str, Handler]
 
 _HERE: Final = ("/healthz", "/readyz", "/metrics", "/docs", "/schema", "/console")
 """Answered by every process for itself, owner or not."""
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_LET_GO_SECONDS: Final = 1.0
 _BEHIND_FORWARD_AUTH: Final = FORWARD_AUTH.encode() + b"/"
 _PLAIN_PATH: Final = re.compile(rb"[!$&-~]*").fullmatch
 """Nothing in it has to be unquoted."""
@@ -132,17 +137,57 @@ class HotPath:
             return
         started = perf_counter()
         request = HotRequest(scope, receive, self._most_body)
-        if request.forwarded is not None:
-            self._admit(request)
+        if request.forwarded is None:
+            await self._answer(request, routed, send, started)
+            return
+        try:
+            passed = None if self._forwarder is None else self._forwarder.admitted(request)
+        except NotOwnerHereError as error:
+            await _send(not_owner_answer(error, request.request_id), request.request_id, send)
+            return
+        if passed is None:
+            request.forwarded = None
+            await self._answer(request, routed, send, started)
+            return
+        scope["client"] = (passed.peer, 0) if passed.peer else None
+        request.peer = passed.peer or None
+        mine = WAITED_PAST.set(passed.waited_past)
+        try:
+            await self._answer(request, routed, send, started)
+        finally:
+            WAITED_PAST.reset(mine)
+
+    async def _answer(self, request: HotRequest, routed: Routed | None, send: Send, started: float) -> None:
         if request.has_long_id:
             self._settle_request_id(request)
+        scope = request.scope
         if routed is not None and self._ledger.owner:
             # Whether it is sure of that is looked at where something is decided.
             await self._serve(request, routed, send, started)
         elif routed is None and may_tell(self._ledger, scope["method"]):
-            await self._management(scope, receive, send)
+            await self._manage(scope, request.receive, send)
         else:
             await self._elsewhere(request, send)
+
+    async def _manage(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand it to the router; a write that nobody waits for any more is given up where it is."""
+        if scope["method"] in _READS:
+            await self._management(scope, receive, send)
+            return
+        whole = asyncio.Event()
+
+        async def reading() -> Message:
+            message = await receive()
+            if not message.get("more_body"):
+                whole.set()
+            return message
+
+        async def gone() -> None:
+            await whole.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        await _unless(gone(), asyncio.ensure_future(self._management(scope, reading, send)))
 
     async def _serve(self, request: HotRequest, routed: Routed, send: Send, started: float) -> None:
         route = routed[0]
@@ -153,6 +198,7 @@ class HotPath:
                     await request.take(message)
             answer = await self._told(request, routed)
         except ClientGoneError:
+            await _let_it_go(request)
             return
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
             failed = await self._failed(error, request, send)
@@ -170,7 +216,15 @@ class HotPath:
                 request.peer = client_ip(request.scope, self._trusted)
             if query := request.scope["query_string"]:
                 refuse_unknown(route, query, self._ledger.state)
-        return await awaited(handle(request))
+        request.must_be_waited_for()
+        told = handle(request)
+        if isinstance(told, Answer):
+            return told
+        later = told if isinstance(told, Later) else Later(asyncio.ensure_future(told), _as_it_is)
+        # What was not begun when the client hangs up need not be: the bus passes it over.
+        if not await _unless(request.gone(), later.future):
+            raise ClientGoneError
+        return later.answer(later.future.result())
 
     async def _failed(self, error: Exception, request: HotRequest, send: Send) -> Answer | None:
         """An error as an answer; None when another process gives the answer."""
@@ -268,15 +322,6 @@ class HotPath:
 
     # -- answering elsewhere
 
-    def _admit(self, request: HotRequest) -> None:
-        """Believe what another process of this ledger says of the client; nobody else."""
-        client = None if self._forwarder is None else self._forwarder.admitted(request)
-        if client is None:
-            request.forwarded = None
-            return
-        request.scope["client"] = (client, 0) if client else None
-        request.peer = client or None
-
     async def _elsewhere(self, request: HotRequest, send: Send) -> None:
         """Another process owns the partition, or for a moment none: it answers, or we do once we own it."""
         if self._forwarder is None or request.forwarded is not None:
@@ -291,6 +336,7 @@ class HotPath:
             await request.read()
             await self._forwarder.forward(request, send, self._here_after_all)
         except ClientGoneError:
+            await _let_it_go(request)
             return
         except Exception as failure:  # noqa: BLE001  # the outermost layer: every error becomes an answer
             await _send(self._watch.error_answer(failure, request.request_id), request.request_id, send)
@@ -301,15 +347,38 @@ class HotPath:
         self._settle_request_id(request)
         routed = self._route(request.scope["method"], request.scope["path"])
         if routed is None:
-            await self._management(request.scope, request.replay, send)
+            await self._manage(request.scope, request.replay, send)
             return
         try:
             answer = await self._told(request, routed)
-        except NotOwnerHereError:
+        except (NotOwnerHereError, ClientGoneError):
             raise
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
             answer = self._watch.error_answer(error, request.request_id)
         await _send(answer, request.request_id, send)
+
+
+async def _unless(gone: Coroutine[Any, Any, None], what: asyncio.Future[Any]) -> bool:
+    """Wait for it. False: the client hung up first, and it was cancelled."""
+    leaving = asyncio.create_task(gone)
+    try:
+        await asyncio.wait({what, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not what.done():
+            return False
+        await what
+        return True
+    finally:
+        leaving.cancel()
+        if not what.done():
+            what.cancel()
+            await asyncio.wait({what})
+
+
+async def _let_it_go(request: HotRequest) -> None:
+    """Nobody is answered. The server hears in a moment that the client is gone, and then asks for none."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LET_GO_SECONDS):
+            await request.gone()
 
 
 async def _send(answer: Answer, request_id: str, send: Send) -> None:

@@ -47,6 +47,7 @@ from services.api.hot.money_views import (
 )
 from services.api.hot.requests import HotRequest
 from services.api.problems import TABLE, problem_body
+from services.ledger.errors import RefusedLatelyError
 from services.ledger.jobs import Done
 from services.ledger.ledger import Ledger
 
@@ -87,6 +88,8 @@ class Charges:
             if isinstance(body, Exception):
                 raise body  # noqa: TRY301  # it is answered as if it had been raised alone
             answer = await awaited(self._charge(body, caller, name))
+        except RefusedLatelyError:
+            raise  # The whole batch is sent once more; what was granted of it is a replay then.
         except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
             return self._metering.watch.error_answer(error, name).body
         return answer.body if answer.code != "ok" else b'{"status":%d,%s' % (answer.status, answer.body[1:])

@@ -30,8 +30,13 @@ _numbers = count(1)
 _LONG_TEXT: Final = 22
 
 
+HUNG_UP: Final = "keyledger.hung_up"
+"""The extension of a scope by which our server tells whether the client has closed its end."""
+_NO_EXTENSIONS: Final[dict[str, Any]] = {}
+
+
 class ClientGoneError(Exception):
-    """The client hung up before it had sent its request."""
+    """The client hung up: nobody would hear the answer."""
 
 
 def new_request_id() -> str:
@@ -49,7 +54,7 @@ class HotRequest:
 
     __slots__ = (
         "_received", "_request_id", "authorization", "body", "forwarded", "limit", "peer", "proxy_key",
-        "receive", "scope",
+        "receive", "refused_in", "scope", "waited_past",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> None:
@@ -61,6 +66,8 @@ class HotRequest:
         self.authorization: bytes | None = None
         self.forwarded: bytes | None = None
         """What another ledger process says of a request that it passes on; to be verified."""
+        self.waited_past, self.refused_in = 0, ""
+        """The refusal (its number, and in whose tenure) that its client is known to have waited past."""
         self.proxy_key: bytes | None = None
         given: bytes | None = None
         for name, value in scope["headers"]:
@@ -160,6 +167,16 @@ class HotRequest:
             self._received = False
             return {"type": "http.request", "body": self.body, "more_body": False}
         return await self.receive()
+
+    def must_be_waited_for(self) -> None:
+        """Raise ClientGoneError if the client has hung up, as the connection itself says.
+
+        In a process that slept, the request and the end of its connection came in together: what the
+        server was told so far is that there is a request.
+        """
+        look = self.scope.get("extensions", _NO_EXTENSIONS).get(HUNG_UP)
+        if look is not None and look():
+            raise ClientGoneError
 
     async def gone(self) -> None:
         """Returns when the client has hung up; for answers that go on for long."""

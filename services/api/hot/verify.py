@@ -29,6 +29,7 @@ from services.api.hot.metering import Metering, asked
 from services.api.hot.money_views import charge_view, quota_views, rate_views, refusal_view, reserved_view
 from services.api.hot.requests import HotRequest
 from services.api.problems import ProblemError
+from services.ledger.errors import RefusedLatelyError
 from services.ledger.ledger import Ledger
 
 _FORGET_AT = 50_000
@@ -104,6 +105,8 @@ class Verify:
                 )
                 return self._said(verdict, use)
             return encode(await self._with_cost(body, use, keyspace, caller))
+        except RefusedLatelyError:
+            raise  # The whole batch is sent once more; what was granted of it is a replay then.
         except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
             return self._metering.watch.error_answer(error, f"{request_id}.{index}").body
 

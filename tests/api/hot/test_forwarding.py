@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.api.forwarding import Forwarder
+from services.api.forwarding import Forwarder, OwnerAt
 from services.api.server import address_of, listen, serve
 from tests.api.hot.world import Owned, Reply, World, call, running_world
 
@@ -21,14 +21,15 @@ KEY = b"shared by all processes of one ledger"
 class Directory:
     """Where the owner answers: what the test says."""
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, tenure: Callable[[], str] = lambda: "0") -> None:
         self.address = address
+        self.tenure = tenure
         self.error: Exception | None = None
 
-    async def owner_address(self) -> str | None:
+    async def owner_at(self) -> OwnerAt | None:
         if self.error is not None:
             raise self.error
-        return self.address
+        return None if self.address is None else OwnerAt(self.address, self.tenure())
 
 
 class Beside(World):
@@ -55,7 +56,7 @@ async def served(app: Any) -> AsyncGenerator[str]:
 async def beside(world: World, address: str | None) -> AsyncGenerator[Beside]:
     other = Beside(world.storage)
     other.root = world.root
-    other.directory = Directory(address)
+    other.directory = Directory(address, lambda: world.ledger.tenure or "0")
     other.forwarder = Forwarder(
         other.directory,
         other.ledger,

@@ -174,8 +174,8 @@ class World:
         mapper: EventMapper[Event] = EventMapper(get_args(LedgerEvent), data_keys=DataKeys())
         self.address = "http://owner.test"
 
-        async def announce() -> None:
-            await self.log.announce(self.address, "incarnation")
+        async def announce(tenure: str) -> None:
+            await self.log.announce(self.address, tenure)
 
         async def projected(_position: int, _seconds: float) -> bool:
             return True

@@ -1,0 +1,48 @@
+"""Which request ids were refused lately, so that no older try of one is granted behind its refusal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+KEPT_SECONDS: Final = 120.0
+"""At least so long, and at most twice as long: more than a forwarded try may be old, clocks apart by a
+minute included."""
+_MOST: Final = 50_000
+
+
+class RecentRefusals:
+    """Claims that were refused, each with its number; refusals are counted.
+
+    Two generations, of which the older is dropped whole: at most 100,000 claims.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, most: int = _MOST) -> None:
+        self._now = now
+        self._most = most
+        self._count = 0
+        self._newer: dict[bytes, int] = {}
+        self._older: dict[bytes, int] = {}
+        self._since = now()
+
+    def __len__(self) -> int:
+        return len(self._newer) + len(self._older)
+
+    @property
+    def any(self) -> bool:
+        """May anything be found?"""
+        return bool(self) and self._now() - self._since <= 2 * KEPT_SECONDS
+
+    def note(self, claim: bytes) -> None:
+        """It was refused just now."""
+        now = self._now()
+        if len(self._newer) >= self._most or now - self._since > KEPT_SECONDS:
+            stale = now - self._since > 2 * KEPT_SECONDS
+            self._older, self._newer, self._since = {} if stale else self._newer, {}, now
+        self._count += 1
+        self._newer[claim] = self._count
+
+    def find(self, claim: bytes) -> int:
+        """The number of its last refusal; 0: it was not refused lately."""
+        return self._newer.get(claim) or self._older.get(claim) or 0

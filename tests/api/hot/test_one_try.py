@@ -1,0 +1,264 @@
+"""A refusal is final for its try: no request that was sent once is refused, and carried out later."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+from domain import commands as c
+from domain.keyspaces import Keyspace
+from domain.organizations import Organization
+from services.api.forwarding import Forwarder
+from tests.api.hot.test_forwarding import KEY, Beside, beside, owning, served, world_app
+from tests.api.hot.world import Owned, Reply, World
+
+
+@pytest.fixture
+async def poor(world: World, keyspace: Keyspace) -> tuple[Organization, Owned]:
+    """A key whose organization has no money yet."""
+    organization = await world.make_organization()
+    return organization, await world.make_key(keyspace, organization)
+
+
+@pytest.fixture
+async def pair(world: World) -> AsyncIterator[tuple[World, Beside, str]]:
+    """The owner, a process beside it, and where the owner answers."""
+    owning(world)
+    async with served(world_app(world)) as address, beside(world, address) as other:
+        yield world, other, address
+
+
+async def pay_in(world: World, organization: Organization) -> None:
+    await world.do(c.DepositCredits(organization_id=organization.id, amount_micros=10, reference="r"))
+
+
+def charge(owned: Owned) -> dict[str, Any]:
+    return {"key_id": owned.id, "request_id": "r1", "amount_micros": 10}
+
+
+# -- A8: a process that was not meant
+
+
+async def test_what_was_passed_on_to_a_process_that_has_just_started_goes_no_further(
+    pair: tuple[World, Beside, str], poor: tuple[Organization, Owned]
+) -> None:
+    owner, other, address = pair
+    organization, owned = poor
+    async with beside(owner, None) as restarted:
+        # It knows the key by which it could tell a client from a process of ours as little as the owner.
+        restarted.forwarder._key = lambda: None
+        restarted.forwarder._patience = 5.0
+        async with served(world_app(restarted)) as stale:
+            other.directory.address = stale
+            asking = asyncio.create_task(other.post("/v1/charges", charge(owned)))
+            await asyncio.sleep(0.1)
+            other.directory.address = address
+            refused = await asking
+            await pay_in(owner, organization)
+            restarted.directory.address = address
+            restarted.forwarder._key = lambda: KEY
+            await asyncio.sleep(0.5)
+
+    assert (refused.status, refused.code) == (402, "billing_shortfall")
+    assert owner.balance(organization) == 10
+
+
+@pytest.mark.parametrize("tenure", ["0", "ab" * 8])
+async def test_what_was_meant_for_another_owner_is_neither_decided_nor_passed_on(
+    pair: tuple[World, Beside, str], owned: Owned, tenure: str
+) -> None:
+    owner, other, _ = pair
+    replies = [
+        await one.post("/v1/charges", charge(owned), x_keyledger_forwarded=mark("/v1/charges", tenure))
+        for one in (owner, other)
+    ]
+
+    assert {(one.status, one.code, one.headers["x-keyledger-not-owner"]) for one in replies} == {
+        (503, "not_owner", "1")
+    }
+
+
+@pytest.mark.parametrize("path", ["/v1/charges", "/v1/keys"])
+async def test_a_mark_that_is_old_or_that_nobody_made_is_not_believed(
+    pair: tuple[World, Beside, str], owned: Owned, path: str
+) -> None:
+    owner, _, _ = pair
+    tenure = owner.ledger.tenure
+    old = mark(path, tenure, at=int(time.time()) - 100)
+    forged = f"{mark(path, tenure)}.1"
+    good = mark(path, tenure)
+
+    statuses = [
+        (await owner.post(path, charge(owned), x_keyledger_forwarded=one)).status
+        for one in (old, forged, good)
+    ]
+
+    assert statuses == [503, 503, 201 if path == "/v1/charges" else 200]
+
+
+def mark(path: str, tenure: str, *, at: int | None = None, peer: str = "192.0.2.7") -> str:
+    """What a process of this ledger says of a request that it passes on."""
+    at = int(time.time()) if at is None else at
+    rest = f"{tenure};0;{peer}"
+    signature = hmac.new(KEY, f"{at}\nPOST\n{path}\n{rest}".encode(), sha256).hexdigest()
+    return f"2;{at};{signature};{rest}"
+
+
+# -- A9: a client that hung up
+
+
+class Client:
+    """One connection, as a client that gives up has it."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+
+    @classmethod
+    async def asks(cls, address: str, root: str, body: Any, path: str = "/v1/charges") -> Client:
+        host, _, port = address.removeprefix("http://").rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        data = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {root}\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n"
+        )
+        writer.write(head.encode() + data)
+        await writer.drain()
+        return cls(writer)
+
+    async def hang_up(self) -> None:
+        self.writer.close()
+        await self.writer.wait_closed()
+
+
+async def test_what_waits_for_an_owner_is_given_up_with_its_client(
+    pair: tuple[World, Beside, str], poor: tuple[Organization, Owned]
+) -> None:
+    owner, other, address = pair
+    organization, owned = poor
+    other.directory.address = None
+    async with served(world_app(other)) as asked:
+        client = await Client.asks(asked, owner.root, charge(owned))
+        await asyncio.sleep(0.1)
+        await client.hang_up()
+        refused = await owner.post("/v1/charges", charge(owned))
+        await pay_in(owner, organization)
+        other.directory.address = address
+        await asyncio.sleep(0.5)
+
+    assert refused.status == 402
+    assert owner.balance(organization) == 10
+
+
+async def test_what_came_in_together_with_the_end_of_its_connection_is_not_passed_on(
+    pair: tuple[World, Beside, str], poor: tuple[Organization, Owned]
+) -> None:
+    """As in a process that was paused: both are there when it wakes up."""
+    owner, other, _ = pair
+    organization, owned = poor
+    await pay_in(owner, organization)
+    app = world_app(other)
+
+    async def sleepy(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            time.sleep(0.3)  # the whole process is paused
+        await app(scope, receive, send)
+
+    async with served(sleepy) as asked:
+        client = await Client.asks(asked, owner.root, charge(owned))
+        await client.hang_up()
+        await asyncio.sleep(0.5)
+
+    assert owner.balance(organization) == 10
+
+
+@pytest.mark.parametrize("path", ["/v1/charges", "/v1/keys"])
+async def test_the_owner_gives_up_what_the_process_that_passed_it_on_gave_up(
+    world: World, owned: Owned, path: str
+) -> None:
+    """The client hangs up, so the process that it asked does; the bus finds nobody waiting."""
+    owning(world)
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def router(scope: Any, receive: Any, _send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            left.set()
+
+    world.app._management = router
+    submitted: list[asyncio.Future[Any]] = []
+    bus = world.ledger.bus
+
+    def never_decided(*_: Any) -> asyncio.Future[Any]:
+        submitted.append(asyncio.get_running_loop().create_future())
+        submitted[0].add_done_callback(lambda _: left.set())
+        begun.set()
+        return submitted[0]
+
+    submit = bus.submit
+    bus.submit = never_decided  # type: ignore[method-assign,assignment]  # nothing is decided
+    async with served(world_app(world)) as address, beside(world, address) as other:
+        async with served(world_app(other)) as asked:
+            client = await Client.asks(asked, world.root, charge(owned), path)
+            await asyncio.wait_for(begun.wait(), 5)
+            await client.hang_up()
+            await asyncio.wait_for(left.wait(), 5)
+        bus.submit = submit  # type: ignore[method-assign]  # as it was
+
+    assert path == "/v1/keys" or submitted[0].cancelled()
+
+
+async def test_a_try_under_way_is_granted_behind_a_refusal_only_while_its_client_waits(
+    pair: tuple[World, Beside, str], poor: tuple[Organization, Owned]
+) -> None:
+    owner, other, _ = pair
+    organization, owned = poor
+    held = asyncio.Event()
+    pass_on = Forwarder._ask
+
+    async def late(self: Forwarder, *args: Any) -> Any:
+        await held.wait()
+        return await pass_on(self, *args)
+
+    other.forwarder._ask = late.__get__(other.forwarder)  # type: ignore[method-assign]  # a slow network
+    waits = asyncio.create_task(other.post("/v1/charges", charge(owned)))
+    await asyncio.sleep(0.1)
+    refused = await owner.post("/v1/charges", charge(owned))
+    await pay_in(owner, organization)
+    straight = await owner.post(
+        "/v1/charges", charge(owned), x_keyledger_forwarded=mark("/v1/charges", owner.ledger.tenure)
+    )
+    balance = owner.balance(organization)
+    held.set()
+    granted: Reply = await waits
+
+    # What its client was told nothing of is granted to nobody; a client that waits gets its own answer.
+    assert (refused.status, straight.status, balance) == (402, 503, 10)
+    assert straight.headers["x-keyledger-refused-lately"] == "1"
+    assert (granted.status, owner.balance(organization)) == (201, 0)
+    assert "x-keyledger-refused-lately" not in granted.headers
+
+
+async def test_a_new_try_after_a_refusal_is_decided_anew_whichever_is_asked(
+    pair: tuple[World, Beside, str], poor: tuple[Organization, Owned]
+) -> None:
+    owner, other, _ = pair
+    organization, owned = poor
+    refused = [await one.post("/v1/charges", charge(owned)) for one in (owner, other)]
+    await pay_in(owner, organization)
+    batch = await other.post("/v1/charges/batch", {"items": [charge(owned)]})
+
+    assert [one.status for one in refused] == [402, 402]
+    assert batch.json["results"][0]["status"] == 201
+    assert owner.balance(organization) == 0
