@@ -112,6 +112,11 @@ class Owning(Protocol):
         ...
 
     @property
+    def other_history(self) -> CannotAnswerError | None:
+        """Why this process neither answers nor passes on; None when nothing keeps it from that."""
+        ...
+
+    @property
     def waits_for_standby(self) -> bool:
         """Does PostgreSQL let no commit pass? Then no process can answer."""
         ...
@@ -202,6 +207,8 @@ class Forwarder:
         why: CannotAnswerError = NotOwnerHereError("No ledger process owns the partition at the moment.")
         while True:
             request.must_be_waited_for()
+            if self._ledger.other_history is not None:
+                raise self._ledger.other_history
             if self._ledger.confirmed:
                 with contextlib.suppress(NotOwnerHereError):
                     await here(request, send)

@@ -41,8 +41,15 @@ def required_urls(settings: Settings, command: str) -> tuple[str, str]:
 @contextmanager
 def reachable_database(settings: Settings) -> Generator[str]:
     """The operator's database; else the embedded one, as it runs, or started for this command alone."""
+    with reachable_servers(settings, nats=False) as servers:
+        yield servers.database_url
+
+
+@contextmanager
+def reachable_servers(settings: Settings, *, nats: bool = True) -> Generator[Running]:
+    """The same with the message server, where it is known."""
     if settings.database_url is not None:
-        yield settings.database_url
+        yield Running(settings.database_url, settings.nats_url)
         return
     if not (settings.data_dir / "postgres").is_dir():
         raise CommandError(
@@ -51,16 +58,18 @@ def reachable_database(settings: Settings) -> Generator[str]:
             code="no_ledger",
             exit_code=UNREACHABLE,
         )
-    servers = EmbeddedServers(settings.data_dir, nats=False)
+    servers = EmbeddedServers(settings.data_dir, nats=nats and settings.nats_url is None)
     try:
         servers.start()
     except DataFolderBusyError:
-        yield running_servers(settings).database_url
+        running = running_servers(settings)
+        yield running._replace(nats_url=settings.nats_url or running.nats_url)
         return
     except EmbeddedError as error:
         raise CommandError(str(error), code="embedded_server", exit_code=UNREACHABLE) from None
     try:
-        yield servers.postgres.dsn
+        own = servers.nats.url if nats and settings.nats_url is None else None
+        yield Running(servers.postgres.dsn, settings.nats_url or own)
     finally:
         servers.stop()
 

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import click
 import psycopg
 
+from domain.publishing import Place
 from infra.embedded import DataFolder, DataFolderBusyError, EmbeddedError
 from infra.nats.connection import NatsUnreachableError
 from infra.nats.relay import published_place
@@ -27,6 +28,7 @@ from infra.postgres.connections import (
     waits_for_standby,
 )
 from infra.postgres.data_keys import MasterKeyError
+from infra.postgres.epochs import marks_at, read_history
 from infra.postgres.master_key import check_master_key
 from infra.postgres.migrate import MigrationMismatchError, check_migrated
 from services.api.edge_membership import edge_address
@@ -106,7 +108,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _database(database_url, settings.master_key)
         head = _head(database_url)
     if nats_url is not None:
-        yield _relay(nats_url, head)
+        yield _relay(nats_url, head, database_url)
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:
@@ -253,6 +255,7 @@ def _database(url: str, master_key: bytes | None) -> Iterator[Finding]:
             yield Finding(
                 "broken", "master key", str(error), "find it: without it names and metadata are lost"
             )
+        yield _history(url)
         yield from (_looked(check, connection) for check in (_owner, _projections))
 
 
@@ -290,6 +293,21 @@ def _clock(connection: psycopg.Connection[Any]) -> Finding:
             "attention", "clock", f"{apart:.1f} s from the database's", "run an NTP client on both"
         )
     return Finding("ok", "clock", f"within {max(apart, 0.001) * 1000:.0f} ms of the database's")
+
+
+def _history(url: str) -> Finding:
+    try:
+        history = read_history(url)
+    except psycopg.Error as error:
+        return Finding("broken", "history", " ".join(str(error).split()), "see PostgreSQL's log")
+    end, timeline = history.end, history.timeline
+    mark = end.mark.to_bytes(8, "big", signed=True).hex()
+    return Finding(
+        "ok",
+        "history",
+        f"epoch {end.epoch}, up to 0-{end.position} with the mark {mark}; PostgreSQL's system identifier"
+        f" {history.system_identifier}, timeline {timeline or 'unknown: a standby'}",
+    )
 
 
 def _owner(connection: psycopg.Connection[Any]) -> Finding:
@@ -335,7 +353,33 @@ def _lag(what: str, behind: int, head: int) -> Finding:
     return Finding("ok", what, f"{max(behind, 0):,} events behind the log (0-{head})")
 
 
-def _relay(nats_url: str, head: int | None) -> Finding:
+def _other_history(place: Place, database_url: str) -> Finding | None:
+    """Does the stream end with an event that the log does not have?"""
+    try:
+        history, marks = read_history(database_url), marks_at(database_url, [place.number])
+    except psycopg.Error:
+        return None  # told with the database
+    end = history.end
+    if place.log_id != history.log_id:
+        return Finding(
+            "broken",
+            "NATS",
+            f"the stream holds events of another log ({place.log_id})",
+            "give this ledger a NATS account of its own, or delete the stream",
+        )
+    told_rightly = place.number == 0 or marks.get(place.number) == place.mark
+    if place.epoch < end.epoch or (place.epoch == end.epoch and told_rightly):
+        return None
+    return Finding(
+        "broken",
+        "NATS",
+        f"was told an event {place.epoch}.0.{place.number} that is not in the log, which ends with"
+        f" {end.epoch}.0.{end.position}: it was restored, or a fail-over lost events",
+        "once it is sure that this is the log to go on with, run `keyledger new-epoch`",
+    )
+
+
+def _relay(nats_url: str, head: int | None, database_url: str | None) -> Finding:
     try:
         place = asyncio.run(asyncio.wait_for(published_place(nats_url, 0), _TIMEOUT_SECONDS))
     except (NatsUnreachableError, TimeoutError, OSError) as error:
@@ -345,6 +389,6 @@ def _relay(nats_url: str, head: int | None) -> Finding:
         return Finding("broken", "NATS", str(error) or type(error).__name__, "see that JetStream is on")
     if place is None:
         return Finding("attention", "NATS", "reachable, nothing is published yet", "the worker does that")
-    if head is None:
+    if head is None or database_url is None:
         return Finding("ok", "NATS", f"published up to 0-{place.number}")
-    return _lag("NATS", head - place.number, head)
+    return _other_history(place, database_url) or _lag("NATS", head - place.number, head)

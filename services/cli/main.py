@@ -47,6 +47,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     },
     "Look after a ledger": {
         "doctor": Entry("doctor", "What is configured, reachable, migrated, lagging; what to do."),
+        "new-epoch": Entry("new_epoch", "Go on with a log that was restored, or lost events."),
         "rebuild": Entry("upkeep", "Make the projections anew from the log, or check them."),
         "reconcile": Entry("upkeep", "Does every balance and counter equal its events?"),
         "edges": Entry("upkeep", "The edges that are connected."),
@@ -69,7 +70,7 @@ class Commands(click.Group):
         entry = _ENTRIES.get(cmd_name)
         if entry is None:
             return None
-        command = getattr(import_module(f"services.cli.{entry.module}"), cmd_name)
+        command = getattr(import_module(f"services.cli.{entry.module}"), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

@@ -1,0 +1,136 @@
+"""`keyledger new-epoch`: after a restore or a fail-over that lost events, say that this log is the one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from services.cli.faults import CONFLICT, CommandError
+from services.cli.main import examples
+from services.cli.session import Session, local, yes_option
+
+if TYPE_CHECKING:
+    from infra.nats.told import Told
+    from infra.postgres.epochs import History
+
+_NATS_SECONDS: Final = 30.0
+_MOST_SHOWN: Final = 20
+
+
+@click.command("new-epoch", **examples("keyledger new-epoch", "keyledger new-epoch --yes --json"))
+@yes_option
+@local
+def new_epoch(session: Session, yes: bool) -> None:
+    """Go on with this log, although it lost events that others have seen: after a restore, or a fail-over.
+
+    Prints where the log ends, and what NATS and edges were told beyond it. Ledger processes read the log
+    anew, edges and cursors start empty, NATS is told all of it again under the new epoch.
+    """
+    from infra.postgres.epochs import EpochMovedError, raise_epoch, read_history  # noqa: PLC0415 - a quick start
+    from services.bootstrap import check_migrated  # noqa: PLC0415 - a quick start
+    from services.cli.databases import reachable_servers  # noqa: PLC0415 - a quick start
+    from services.cli.running import sentences  # noqa: PLC0415 - a quick start
+
+    session.log_to_stderr()
+    with sentences(), reachable_servers(session.settings) as servers:
+        check_migrated(servers.database_url)
+        history = read_history(servers.database_url)
+        told, why_not = _told(servers.database_url, servers.nats_url, history)
+        edges = _edges_beyond(session, history)
+        end = history.end
+        for line in _sentences(history, told, why_not, edges):
+            session.say(line)
+        session.confirm(
+            f"Raise the epoch from {end.epoch}? Everything goes on behind position 0-{end.position}.", yes=yes
+        )
+        seen = told.place.epoch if told is not None and told.place is not None else 0
+        try:
+            raised = raise_epoch(servers.database_url, from_epoch=end.epoch, seen_epoch=seen)
+        except EpochMovedError as error:
+            raise CommandError(str(error), code="epoch_moved", exit_code=CONFLICT) from None
+    session.show(
+        _document(history, told, why_not, edges, raised),
+        lambda: session.say(
+            f"The epoch is {raised} now. Ledgers notice within seconds, and NATS is told all of it anew."
+        ),
+    )
+
+
+def _told(database_url: str, nats_url: str | None, history: History) -> tuple[Told | None, str | None]:
+    """What NATS holds, or why that is not known."""
+    from domain.publishing import StreamUnavailableError  # noqa: PLC0415 - a quick start
+    from infra.nats.told import told_beyond  # noqa: PLC0415 - a quick start
+    from infra.postgres.epochs import marks_at  # noqa: PLC0415 - a quick start
+
+    if nats_url is None:
+        return None, "NATS was not asked: KEYLEDGER_NATS_URL is not set."
+    looking = told_beyond(nats_url, 0, history.log_id, lambda positions: marks_at(database_url, positions))
+    try:
+        return asyncio.run(asyncio.wait_for(looking, _NATS_SECONDS)), None
+    except (StreamUnavailableError, TimeoutError) as error:
+        return None, f"NATS could not be asked: {str(error) or 'it does not answer.'}"
+
+
+def _edges_beyond(session: Session, history: History) -> list[dict[str, Any]] | None:
+    """The edges that know more than the log has; None when no ledger process can tell."""
+    try:
+        found = session.ledger.get("/v1/edges")["items"]
+    except CommandError:
+        return None
+    return [one for one in found if _number(one.get("position")) > history.end.position]
+
+
+def _number(position: Any) -> int:
+    number = str(position or "").rpartition("-")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _sentences(
+    history: History, told: Told | None, why_not: str | None, edges: list[dict[str, Any]] | None
+) -> list[str]:
+    end = history.end
+    lines = [f"The log ends at 0-{end.position}, in epoch {end.epoch}."]
+    if told is None:
+        lines.append(str(why_not))
+    elif told.place is None:
+        lines.append("NATS holds nothing of it.")
+    elif not told.lost_count:
+        lines.append(f"NATS was told it up to 0-{told.place.number}, and nothing that is not in it.")
+    else:
+        lines.append(
+            f"NATS was told {told.lost_count:,} events that are not in it, up to 0-{told.place.number}:"
+        )
+        lines += [
+            f"  0-{one.position} {one.type} {one.subject} {one.time}" for one in told.lost[:_MOST_SHOWN]
+        ]
+        if told.lost_count > _MOST_SHOWN:
+            lines.append("  ... (--json lists up to 1,000)")
+    if edges is None:
+        lines.append("No ledger process answers that could tell of edges.")
+    for one in edges or ():
+        lines.append(f"The edge {one.get('id')} had seen up to {one.get('position')}.")
+    return lines
+
+
+def _document(
+    history: History, told: Told | None, why_not: str | None, edges: list[dict[str, Any]] | None, raised: int
+) -> dict[str, Any]:
+    end = history.end
+    published: dict[str, Any] | None = None
+    if told is not None and told.place is not None:
+        published = {
+            "position": f"0-{told.place.number}",
+            "epoch": told.place.epoch,
+            "lost_count": told.lost_count,
+            "lost": [{**one._asdict(), "position": f"0-{one.position}"} for one in told.lost],
+        }
+    return {
+        "epoch": raised,
+        "epoch_before": end.epoch,
+        "head": f"0-{end.position}",
+        "published": published,
+        "published_unknown": why_not,
+        "edges_beyond": edges,
+    }
