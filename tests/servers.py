@@ -66,10 +66,11 @@ def database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 def nats_url(nats_server: EmbeddedNats) -> Iterator[str]:
     """The address of a NATS without streams; those that the test makes are deleted."""
     yield nats_server.url
-    asyncio.run(_delete_streams(nats_server.url))
+    asyncio.run(delete_streams(nats_server.url))
 
 
-async def _delete_streams(url: str) -> None:
+async def delete_streams(url: str) -> None:
+    """Leave no stream behind: the next test is to find none."""
     connection = await nats.connect(url, connect_timeout=5)
     try:
         jetstream = connection.jetstream()

@@ -3,19 +3,22 @@
 Every table that there is gets looked through, so a new one is in this by itself.
 """
 
+import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nats
 import psycopg
 import pytest
 from psycopg import sql
 
+from infra.embedded import EmbeddedNats, EmbeddedPostgres
 from tests.e2e.ledgers import Place, place, stop, until
 from tests.e2e.running import Caller, Json, done
-from tests.servers import fresh_database
+from tests.servers import delete_streams, fresh_database
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -43,7 +46,8 @@ PERSONAL = (
     "project-name", "project-renamed",
     "key-name", "key-renamed", "key-owner", "key-owner-after", "key-tag", "key-tag-after", "key-metadata",
     "key-metadata-after", "imported-name", "imported-owner", "root-name", "root-owner",
-    "reason-of-disabling", "reason-of-revoking", "where-it-leaked", "charge-metadata", "reservation-metadata",
+    "reason-of-credits", "reason-of-disabling", "reason-of-revoking", "where-it-leaked",
+    "charge-metadata", "reservation-metadata",
     "user-agent",
 )  # fmt: skip
 
@@ -67,13 +71,14 @@ class Lived(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def lived(postgres_server: Any, nats_server: Any) -> Iterator[Lived]:
+def lived(postgres_server: EmbeddedPostgres, nats_server: EmbeddedNats) -> Iterator[Lived]:
     with fresh_database(postgres_server) as database:
         own = {"KEYLEDGER_DATABASE_URL": database, "KEYLEDGER_NATS_URL": nats_server.url}
         with place(**own, KEYLEDGER_TRUSTED_PROXIES="127.0.0.1") as here:
             here.ask("migrate")
             here.ask("bootstrap", "--file", "root-key")
             yield live(database, here)
+        asyncio.run(delete_streams(nats_server.url))
 
 
 def caller_of(here: Place) -> Caller:
@@ -109,7 +114,7 @@ def lived_through(database: str, here: Place, root: Caller) -> Lived:
     projects = f"/v1/organizations/{organization}/projects"
     project = ask("POST", projects, {"name": told("project-name")}, 201)["id"]
     ask("PATCH", f"{projects}/{project}", {"name": told("project-renamed")}, 200)
-    credit = {"amount_micros": 1_000, "reference": "first", "reason": told("reason-of-disabling")}
+    credit = {"amount_micros": 1_000, "reference": "first", "reason": told("reason-of-credits")}
     ask("POST", f"/v1/organizations/{organization}/wallet/credits", credit, 201)
     asked = {
         "keyspace_id": keyspace, "organization_id": organization, "name": told("key-name"),
@@ -133,6 +138,9 @@ def lived_through(database: str, here: Place, root: Caller) -> Lived:
         "scopes": {"permissions": ["verify"]},
     }  # fmt: skip
     ask("POST", "/v1/keys", of_platform, 201)
+    leaked = {**asked, "name": told("key-name")}
+    secret = ask("POST", "/v1/keys", leaked, 201)["secret"]
+    ask("POST", "/v1/leaks", {"secret": secret, "source": "other", "where": told("where-it-leaked")}, 200)
     ask("POST", f"/v1/keys/{adopted}/disable", {"reason": told("reason-of-disabling")}, 200)
     ask("POST", "/v1/keys/revoke", {"key_ids": [adopted], "reason": told("reason-of-revoking")}, 200)
     charge = {
@@ -197,6 +205,32 @@ def test_no_file_of_the_ledgers_tables_ever_held_one(lived: Lived) -> None:
     assert {name for name, _ in files} >= {"ledger.events_p0", "ledger.claims_p0", "ledger.state_rows_p0"}
     texts = [*map(told, PERSONAL), ADDRESS, ALLOWED, USED_FROM]
     assert [(name, text) for name, data in files for text in texts if text.encode() in bytes(data)] == []
+
+
+def test_neither_the_stream_of_events_nor_the_logs_tell_one(lived: Lived, nats_server: EmbeddedNats) -> None:
+    texts = [*map(told, PERSONAL), ADDRESS, ALLOWED, USED_FROM]
+
+    messages = asyncio.run(published(nats_server.url))
+
+    assert any(lived.key_id.encode() in message for message in messages), "it is the stream of this ledger"
+    assert [text for text in texts for message in messages if text.encode() in message] == []
+    assert [text for text in texts if text in lived.here.log()] == []
+
+
+async def published(url: str) -> list[bytes]:
+    """Every message that a stream holds."""
+    connection = await nats.connect(url, connect_timeout=5)
+    try:
+        jetstream = connection.jetstream()
+        found: list[bytes] = []
+        for stream in await jetstream.streams_info():
+            name, state = stream.config.name or "", stream.state
+            for number in range(state.first_seq, state.last_seq + 1):
+                message = await jetstream.get_msg(name, number)
+                found.append((message.data or b"") + repr(message.headers).encode())
+        return found
+    finally:
+        await connection.close()
 
 
 def test_what_was_saved_and_kept_is_read_by_the_next_process(lived: Lived) -> None:
