@@ -32,6 +32,8 @@ from services.ledger.lease_table import EdgeBounds, LeasedEdge, LeaseTable
 
 _KEPT_CHANGES: Final = 100_000
 _KEPT_MARKS: Final = 100_000
+_QUIET: Final = 0
+"""Where no event is: the fence that holds once nobody believes the owner before us any more (rule 9)."""
 _KEPT_FENCES: Final = 10_000
 _MAX_GRANTED_CHANGES: Final = 4_000
 
@@ -116,7 +118,7 @@ class _Fence:
     """One commit that took something away, and the edges that may not know it yet."""
 
     __slots__ = (
-        "acknowledged", "committed_at", "committed_ns", "edges", "expired", "held_ns", "not_before",
+        "acknowledged", "committed_at", "committed_ns", "edges", "expired", "held_ns",
         "position", "positions", "subjects", "waiters", "waiting",
     )  # fmt: skip
 
@@ -135,7 +137,6 @@ class _Fence:
         self.committed_ns = committed_ns
         self.committed_at = committed_at
         self.waiting = waiting
-        self.not_before = 0
         self.edges = len(waiting)
         self.acknowledged = 0
         self.expired = 0
@@ -186,7 +187,7 @@ class FenceKeeper:
         self._changes_after = head
         self._leases = LeaseTable(clock, master_key, bounds or EdgeBounds(), random_bytes)
         self._open: dict[int, _Fence] = {}
-        """By position, which is the order in which they were raised."""
+        """By first position, which is the order in which they were raised."""
         self._fences: dict[int, _Fence] = {}
         """Open ones and the latest that held: only for their figures."""
         self._knows_all = False
@@ -299,13 +300,14 @@ class FenceKeeper:
         Until this has been told, no fence is said to be held.
         """
         now = self._clock.boottime_ns()
+        # Whoever still believes the owner before us may believe anything, of a history that is gone too.
+        self._open[_QUIET] = _Fence((_QUIET, self._head), now, self._clock.now(), {}, None)
         for position, committed_at in sorted(left_open.items()):
             self._add_fence(_Fence((position,), now, committed_at, {}, None))
         self._knows_all = True
 
     def _add_fence(self, fence: _Fence) -> None:
-        fence.not_before = self._quiet_until
-        self._open[fence.position] = fence
+        self._open[fence.positions[0]] = fence
         for position in fence.positions:
             self._fences[position] = fence
         while len(self._fences) > _KEPT_FENCES and not self._fences_are_open():
@@ -434,7 +436,7 @@ class FenceKeeper:
         if not self._open:
             return None
         return min(
-            max(fence.not_before, max(fence.waiting.values(), default=0)) for fence in self._open.values()
+            max(self._quiet_until, max(fence.waiting.values(), default=0)) for fence in self._open.values()
         )
 
     def advance(self) -> None:
@@ -445,30 +447,33 @@ class FenceKeeper:
         self._leases.forget_old(now)
 
     def _settle(self, fence: _Fence, now: int) -> None:
-        if fence.held_ns is not None or now < fence.not_before or self._remaining_ns(now) <= 0:
+        if fence.held_ns is not None or now < self._quiet_until or self._remaining_ns(now) <= 0:
             return
         if any(ends > now for ends in fence.waiting.values()):
             return
         fence.expired = len(fence.waiting)
         fence.waiting = {}
         fence.held_ns = now
-        del self._open[fence.position]
-        self._record_receipt(
-            FenceReceipt(
-                positions=fence.positions,
-                committed_at=fence.committed_at,
-                fenced_at=max(fence.committed_at, self._clock.now()),
-                edges_acknowledged=fence.acknowledged,
-                edges_expired=fence.expired,
-            )
-        )
+        del self._open[fence.positions[0]]
+        if fence.positions[0] != _QUIET:
+            self._record_receipt(self._receipt_of(fence))
         _wake(fence)
+
+    def _receipt_of(self, fence: _Fence) -> FenceReceipt:
+        return FenceReceipt(
+            positions=fence.positions,
+            committed_at=fence.committed_at,
+            fenced_at=max(fence.committed_at, self._clock.now()),
+            edges_acknowledged=fence.acknowledged,
+            edges_expired=fence.expired,
+        )
 
     def newest_open(self, subjects: Collection[str] | None = None) -> int | None:
         """The newest fence that does not hold yet, by its position; of those that may touch the subjects.
 
         Who waits for it with `fence` waits for all the older ones, too.
         """
+        self._settle_quiet()
         for fence in reversed(self._open.values()):
             if subjects is None or fence.subjects is None or not fence.subjects.isdisjoint(subjects):
                 return fence.position
@@ -509,7 +514,13 @@ class FenceKeeper:
             waited_ms=waited_ms,
         )
 
+    def _settle_quiet(self) -> None:
+        quiet = self._open.get(_QUIET)
+        if quiet is not None:
+            self._settle(quiet, self._clock.boottime_ns())
+
     def _newest_open_up_to(self, position: int) -> _Fence | None:
+        self._settle_quiet()
         oldest = next(iter(self._open.values()), None)
         if oldest is None or oldest.positions[0] > position:
             return None
@@ -518,7 +529,7 @@ class FenceKeeper:
     @property
     def open_fences(self) -> int:
         """How many fences wait."""
-        return len(self._open)
+        return len(self._open) - (_QUIET in self._open)
 
     def edges(self) -> list[EdgeView]:
         """Who was heard of lately."""

@@ -195,6 +195,7 @@ async def managed(lease_ms: int = 60_000) -> AsyncGenerator[Management]:
         world.root = secret
         # Nobody was the owner before: there are no leases to wait for.
         world.ledger.fences._quiet_until = 0
+        world.ledger.fences.advance()
         world.manage()
         yield world
     finally:

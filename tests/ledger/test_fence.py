@@ -434,9 +434,27 @@ def test_until_it_was_told_what_was_left_open_nothing_is_held() -> None:
 
     assert not keeper.fence_of(5).held
 
-    keeper.resume({8: 0})
+    keeper.resume({})
 
-    assert [keeper.fence_of(position).held for position in (7, 8, 10)] == [True, False, False]
+    assert not keeper.fence_of(5).held, "whoever believes the owner before may believe anything"
+    assert keeper.newest_open() == 10
+
+    clock.ns += 2_000 * MS
+    keeper.confirmed(clock.ns)
+
+    assert keeper.newest_open() is None
+    assert keeper.fence_of(5).held
+
+
+def test_what_was_left_open_is_open_once_nobody_believes_the_owner_before() -> None:
+    ledger = Ledger(left_open={8: 0})
+
+    assert [ledger.held(position) for position in (7, 8, 10)] == [True, False, False]
+
+    ledger.keeper.advance()
+
+    assert [one.positions for one in ledger.receipts] == [(8,)]
+    assert ledger.held(10)
 
 
 async def test_who_waits_for_the_newest_open_fence_waits_for_all(ledger: Ledger) -> None:

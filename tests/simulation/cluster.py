@@ -519,9 +519,12 @@ class LedgerMachine(Machine):
             newest = keeper.newest_open()
             position = self.view.head if newest is None else newest
             self.create_task(self._taken_away_again(keeper, position, subject.bad_position))
+            self._arm()
 
     async def _taken_away_again(self, keeper: FenceKeeper, position: int, bad_position: int) -> None:
-        if (await keeper.fence(position)).held:
+        history = self.cluster.store.life
+        held = (await keeper.fence(position)).held
+        if held and history == self.cluster.store.life:
             self.cluster.checker.fenced(bad_position, self.world.now)
 
     def _record_receipt(self, receipt: FenceReceipt) -> None:
