@@ -26,6 +26,9 @@ _MOST_BODY: Final = 65_536
 _MOST_PIECES: Final = 64
 """So is one that comes in many pieces: to put it together costs the square of their number."""
 
+_MANNERS: Final = frozenset({b"connection", b"expect"})
+"""Who says how to go on may want something unusual."""
+
 Scope = MutableMapping[str, Any]
 
 
@@ -89,7 +92,7 @@ class AtOnceProtocol(BoundedProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._quick = cast(AnswersAtOnce, config.app)
-        self._held = False
+        self._held = self._mannered = False
         self._pieces: tuple[Any, int] = None, 0  # of which request, and how many
         self._take: Callable[[tuple[bytes, bytes]], None] = _nobody_takes
         self._take_trailer: Callable[[tuple[bytes, bytes]], None] = self.on_trailer
@@ -107,7 +110,7 @@ class AtOnceProtocol(BoundedProtocol):
         self.url = b""
         self.headers = []
         self._take = self.headers.append
-        self.expect_100_continue = False
+        self.expect_100_continue = self._mannered = False
         self._begun = True
         self._stage = HEADERS
 
@@ -115,8 +118,9 @@ class AtOnceProtocol(BoundedProtocol):
         """One header, or a trailer."""
         name = name.lower()
         self._take((name, value))
-        if name == b"expect":
-            self.expect_100_continue = True
+        if name in _MANNERS:
+            self._mannered = True
+            self.expect_100_continue = self.expect_100_continue or name == b"expect"
 
     def on_headers_complete(self) -> None:
         """Hold the request back if it can be answered at once."""
@@ -134,12 +138,18 @@ class AtOnceProtocol(BoundedProtocol):
             and b"#" not in self._query
             and not self.flow.write_paused
             and parser.should_keep_alive()
-            and parser.get_http_version() == "1.1"
-            and not parser.should_upgrade()
-            and not self.expect_100_continue
+            and (not self._mannered or self._is_plain(parser))
         )
         if not self._held:
             self._let_go()
+
+    def _is_plain(self, parser: Any) -> bool:
+        """Whoever sends no `Connection`, and is kept alive, speaks HTTP/1.1 and wants no other protocol."""
+        return (
+            parser.get_http_version() == "1.1"
+            and not parser.should_upgrade()
+            and not self.expect_100_continue
+        )
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, or all of it."""

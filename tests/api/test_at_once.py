@@ -225,6 +225,17 @@ async def test_an_old_client_and_one_that_closes_go_the_usual_way(server: Runnin
         assert await client.is_closed()
 
 
+async def test_who_says_how_to_go_on_is_understood(server: Running) -> None:
+    for manners, version, way in (
+        (["Connection: keep-alive"], "1.1", b"at once"),
+        (["Connection: keep-alive"], "1.0", b"as usual"),
+        (["Connection: upgrade", "Upgrade: h2c"], "1.1", b"as usual"),
+    ):
+        async with server.connected() as client:
+            await client.send(post("/now", b"", *manners, version=version))
+            assert await client.body() == b"%b: POST /now  " % way
+
+
 async def test_a_client_that_waits_for_a_hundred_gets_it(server: Running) -> None:
     async with server.connected() as client:
         whole = post("/now", b"abc", "Expect: 100-continue")
