@@ -52,6 +52,8 @@ class Parts:
     keeper: type[FenceKeeper] = FenceKeeper
     drift_counted: bool = True
     cached_clock: bool = False
+    confirmed_by_a_read: bool = False
+    """Rule 16: the owner asks its PostgreSQL whether it holds the lock, and commits nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +306,8 @@ class LedgerMachine(Machine):
         super().__init__(cluster.world, name, rate=rate)
         self.cluster = cluster
         self.database_cut = False
+        self.deposed = False
+        """Is the PostgreSQL that it reaches a primary of old? Commits there wait for a standby for ever."""
         self.keeper: FenceKeeper | None = None
         self.verifier: Verifier | None = None
         self.view = View()
@@ -341,6 +345,12 @@ class LedgerMachine(Machine):
         self.database_cut = True
         self._free_later()
 
+    def depose_database(self) -> None:
+        """The standby is promoted; the primary of old, which is all that it reaches, does not know."""
+        self.deposed = True
+        if self.cluster.store.owner is self:
+            self.cluster.store.free(self.session)
+
     # -- the database ---------------------------------------------------------------------------
 
     def _ask_database(self, action: Callback, *args: Any) -> None:
@@ -373,6 +383,8 @@ class LedgerMachine(Machine):
             self.world.after(100 * MS, self, self.try_to_own)
 
     def _acquire(self, asked_ns: int) -> None:
+        if self.deposed:
+            return
         store = self.cluster.store
         session = store.acquire(self)
         if session is not None:
@@ -436,6 +448,10 @@ class LedgerMachine(Machine):
         self.world.after(self._confirm_every(), self, self._confirm, session)
 
     def _is_held(self, session: int, asked_ns: int) -> None:
+        if self.deposed:
+            if self.cluster.parts.confirmed_by_a_read:
+                self._answer(self._confirmed, session, asked_ns, True)
+            return
         self._answer(self._confirmed, session, asked_ns, self.cluster.store.is_held(session))
 
     def _confirmed(self, session: int, asked_ns: int, held: bool) -> None:  # noqa: FBT001 - a callback's answer
@@ -468,6 +484,8 @@ class LedgerMachine(Machine):
 
     def _append(self, session: int, head: int, mark: int, make: Callable[[int], list[Entry]]) -> None:
         store, cluster = self.cluster.store, self.cluster
+        if self.deposed:
+            return
         if not store.is_held(session) or len(store.log) != head or store.mark_at(head) != mark:
             return
         entries = make(head)

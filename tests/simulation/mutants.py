@@ -179,4 +179,5 @@ MUTANTS: Final[dict[str, Parts]] = {
     "an acknowledgement without proof": Parts(keeper=AcknowledgementWithoutProof),
     "a stale bound that is not booked": Parts(keeper=StaleBoundNotBooked),
     "held for a fence not found": Parts(keeper=HeldForAFenceNotFound),
+    "confirmation by a read": Parts(confirmed_by_a_read=True),
 }

@@ -15,6 +15,7 @@ BURST: Final = 16
 HUNTED: Final = 8
 HEALING: Final = 8 * SECOND
 _RESTORES: Final = 0.25
+_SPLITS: Final = 0.4
 _KINDS: Final = (
     "key",
     "key",
@@ -96,6 +97,9 @@ class Scenario:
         fate = Random(f"restore {seed}")
         if fate.random() < _RESTORES:
             self.world.at(int(fate.uniform(0.2, 0.7) * duration), None, self._restore, fate)
+        fate = Random(f"split brain {seed}")
+        if fate.random() < _SPLITS:
+            self.world.at(int(fate.uniform(0.1, 0.6) * duration), None, self._depose_database, fate)
 
     def _restore(self, fate: Random) -> None:
         """A backup takes the log's place: some events are lost."""
@@ -290,6 +294,17 @@ class Scenario:
         store = self.cluster.store
         store.free(store.session)
 
+    def _depose_database(self, fate: Random) -> None:
+        """Split brain: what the owner reaches was deposed, and the others are on the new primary."""
+        self.faults += 1
+        ledger = self.cluster.store.owner or fate.choice(self.cluster.ledgers)
+        ledger.depose_database()
+
+        def mend() -> None:
+            ledger.deposed = False
+
+        self.world.after(int(fate.uniform(1, 4) * SECOND), None, mend)
+
     # -- the run --------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
@@ -317,7 +332,7 @@ class Scenario:
                 link.up = link.down = True
                 link.loss, link.slow = 0.0, False
         for ledger in self.cluster.ledgers:
-            ledger.database_cut = False
+            ledger.database_cut = ledger.deposed = False
         if self.restored:
             self.cluster.raise_epoch()
 
