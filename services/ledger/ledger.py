@@ -180,6 +180,8 @@ class Ledger:
         self.bus.appends.doubted = self._doubt
         self.bus.appends.boottime_ns = ports.fence_clock.boottime_ns
         self.bus.appends.held = self._append_held
+        self._stops = asyncio.Event()
+        """Set when this process is told to stop."""
         self._appended_ns = 0
         """When the last append left that came back since the last confirmation."""
         self.follower = Follower(
@@ -293,6 +295,7 @@ class Ledger:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Own the partition whenever nobody else does, until told to stop."""
+        self._stops = stop
         stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
@@ -478,7 +481,8 @@ class Ledger:
             log.warning("log.waits_for_standby")
         self.waits_for_standby = waits
         if waits:
-            self.bus.give_up_waiting(WaitsForStandbyError(), on_appends=seconds >= _LONGEST_APPEND_SECONDS)
+            long = seconds >= _LONGEST_APPEND_SECONDS or self._stops.is_set()
+            self.bus.give_up_waiting(WaitsForStandbyError(), on_appends=long)
 
     async def _become_owner(self, asked: int) -> None:
         stored = await self.ports.log.data_keys([EDGE_KEYS_SUBJECT])
