@@ -208,6 +208,10 @@ class Node:
         shutil.rmtree(self.data, ignore_errors=True)
         _copy(copy, self.data)
 
+    def remove(self, copy: Path) -> None:
+        """A copy is no longer needed."""
+        shutil.rmtree(copy)
+
     def copy_from(self, source: str) -> None:
         """A base backup of whoever runs at this conninfo."""
         assert not self.alive, f"{self.name} runs"

@@ -32,7 +32,7 @@ from tests.contract.stream_worlds import read_all
 from tests.processes import ending_with_us
 from tests.servers import server_folder
 
-_PROGRAM = (sys.executable, "-P", "-c", "from keyledger_boot import main; main()")
+PROGRAM = (sys.executable, "-P", "-c", "from keyledger_boot import main; main()")
 
 
 class Program:
@@ -41,8 +41,8 @@ class Program:
     def __init__(self, name: str, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
         self.name = name
         self.output = folder / f"{name}.log"
-        self._arguments = [*_PROGRAM, *arguments]
-        self._environment = environment
+        self._arguments = [*PROGRAM, *arguments]
+        self.environment = environment
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.wanted = False
@@ -60,10 +60,12 @@ class Program:
 
     def start(self) -> None:
         self.wanted = True
+        if self.alive:
+            return
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
                 ending_with_us(self._arguments),
-                env=self._environment,
+                env=self.environment,
                 cwd=self._folder,
                 stdout=output,
                 stderr=output,
@@ -100,32 +102,48 @@ class Cluster:
     """Ledger processes, a worker, and the two servers under them."""
 
     def __init__(
-        self, folder: Path, servers: EmbeddedServers, ledgers: int, settings: dict[str, str]
+        self,
+        folder: Path,
+        servers: EmbeddedServers,
+        ledgers: int,
+        settings: dict[str, str],
+        *,
+        workers: int = 1,
+        database_url: str | None = None,
     ) -> None:
         self.folder = folder
         self.servers = servers
         self.root_key = new_root_secret()
-        self.database_url = servers.postgres.dsn
+        self.database_url = servers.postgres.dsn if database_url is None else database_url
         kept = {name: value for name, value in os.environ.items() if not name.startswith("KEYLEDGER_")}
         environment = kept | {
             "KEYLEDGER_DATABASE_URL": self.database_url,
             "KEYLEDGER_NATS_URL": servers.nats.url,
+            "KEYLEDGER_EDGE_NATS_URL": servers.nats.edge_url,
+            "KEYLEDGER_EDGE_NATS_ISSUER": servers.nats.issuer_seed,
             "KEYLEDGER_ROOT_KEY": self.root_key,
             "KEYLEDGER_LOG_FORMAT": "json",
             **settings,
         }
         ports = [_free_port() for _ in range(ledgers)]
         self.addresses = [f"http://127.0.0.1:{port}" for port in ports]
+        self.asked = self.addresses
+        """Those that clients choose from; none: they wait."""
         self.ledgers = [
-            Program(f"ledger-{n}", ["serve", "--no-worker", "--port", str(port)], environment, folder)
+            Program(f"ledger-{n}", ["serve", "--no-worker", "--port", str(port)], environment.copy(), folder)
             for n, port in enumerate(ports)
         ]
-        self.worker = Program("worker", ["project"], environment, folder)
+        self.workers = [
+            Program(f"worker-{n}" if n else "worker", ["project"], environment.copy(), folder)
+            for n in range(workers)
+        ]
+        self.worker = self.workers[0]
+        self.programs = (*self.ledgers, *self.workers)
 
     async def start(self) -> None:
         """Have all of it answer."""
         migrate(self.database_url)
-        for program in (*self.ledgers, self.worker):
+        for program in self.programs:
             program.start()
         async with aiohttp.ClientSession() as session:
             for address in self.addresses:
@@ -135,7 +153,7 @@ class Cluster:
         """Without end: programs that ended by themselves are started again."""
         while True:
             await asyncio.sleep(0.2)
-            for program in (*self.ledgers, self.worker):
+            for program in self.programs:
                 program.supervise()
 
     async def _until_ready(self, session: aiohttp.ClientSession, address: str) -> None:
@@ -154,7 +172,7 @@ class Cluster:
 
     def last_words(self) -> str:
         """The end of what every process wrote."""
-        outputs = [program.output for program in (*self.ledgers, self.worker)]
+        outputs = [program.output for program in self.programs]
         return "\n".join(
             f"--- {output.name}\n{output.read_text(encoding='utf-8', errors='replace')[-3_000:]}"
             for output in outputs
@@ -232,7 +250,7 @@ class Cluster:
 
     def stop(self) -> list[int]:
         """Stop all processes in good order; their statuses."""
-        return [program.stop() for program in (*self.ledgers, self.worker) if program.alive]
+        return [program.stop() for program in self.programs if program.alive]
 
 
 @asynccontextmanager
@@ -246,7 +264,7 @@ async def cluster(ledgers: int = 2, **settings: str) -> AsyncGenerator[Cluster]:
             yield made
         finally:
             supervising.cancel()
-            for program in (*made.ledgers, made.worker):
+            for program in made.programs:
                 if program.alive:
                     program.kill()
 

@@ -62,7 +62,10 @@ class Client:
         assert self._session is not None
         deadline, tries = time.monotonic() + self._patience, 0
         while time.monotonic() < deadline:
-            address = self._chance.choice(self._cluster.addresses)
+            if not self._cluster.asked:
+                await asyncio.sleep(0.02)
+                continue
+            address = self._chance.choice(self._cluster.asked)
             self.tries += 1
             tries += 1
             try:
@@ -71,7 +74,7 @@ class Client:
                 ) as answer:
                     data = await answer.read()
                     if answer.status < _AGAIN:
-                        head = _number(answer.headers.get("X-Keyledger-Position"))
+                        head = number_of(answer.headers.get("X-Keyledger-Position"))
                         return Answer(answer.status, json.loads(data) if data else {}, head, tries)
                     assert answer.status == 503, f"{answer.status} to {method} {path}: {data[:300]!r}"
             except (aiohttp.ClientError, TimeoutError, OSError):
@@ -106,6 +109,7 @@ class Load:
         self._chance = chance
         self._count = 0
         self._keyspace_id = ""
+        self._expiries: tuple[int, ...] = (1, 2, 600)
         self._organizations: list[str] = []
         self._keys: list[Key] = []
         self._charges: list[tuple[str, Key, int]] = []
@@ -167,7 +171,7 @@ class Load:
             return
         self.acknowledged += 1
         operation.thing = thing
-        operation.position = _number(answer.body.get("position"))
+        operation.position = number_of(answer.body.get("position"))
         operation.replayed = bool(answer.body.get("replayed"))
         wallet = answer.body.get("wallet")
         operation.balance = wallet["balance_micros"] if wallet else None
@@ -195,17 +199,17 @@ class Load:
         valid = answer.body.get("valid") is True
         self._finish(operation, answer, answer.body["charge"]["id"] if valid else None)
         operation.code = answer.code
-        operation.head = _number(answer.body.get("position"))
+        operation.head = number_of(answer.body.get("position"))
         operation.balance = None
         charge = answer.body.get("charge") or {}
         operation.replayed = bool(answer.body.get("replayed") or charge.get("replayed"))
         if valid:
-            operation.position = _number(answer.body["charge"]["position"])
+            operation.position = number_of(answer.body["charge"]["position"])
 
     async def _reserve(self) -> None:
         key, amount = self._chance.choice(self._keys), self._chance.randrange(1, 100)
         operation = self._begin("reserve", self._name("reserve"), key, amount)
-        seconds = self._chance.choice([1, 2, 600])
+        seconds = self._chance.choice(self._expiries)
         body = {
             "key_id": key.id, "request_id": operation.name, "amount_micros": amount,
             "expires_in_seconds": seconds,
@@ -311,5 +315,5 @@ def _good(answer: Answer | None) -> bool:
     return answer is not None and answer.status < _DONE
 
 
-def _number(position: str | None) -> int | None:
+def number_of(position: str | None) -> int | None:
     return None if position is None else int(position.partition("-")[2])

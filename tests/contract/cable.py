@@ -30,7 +30,8 @@ class Cable:
         self._open: list[socket.socket] = []
         self.plugged = True
         self.fault: Fault = "none"
-        self.conninfo = make_conninfo(conninfo, host=self._folder.name, port="5432")
+        self.folder = self._folder.name
+        self.conninfo = make_conninfo(conninfo, host=self.folder, port="5432")
         threading.Thread(target=self._accept, daemon=True).start()
 
     def pull(self) -> None:

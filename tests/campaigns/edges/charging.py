@@ -29,16 +29,18 @@ PROGRAM = (sys.executable, "-P", "-c", "from keyledger_boot import main; main()"
 class _Process:
     """What both kinds share: a process that can be killed, at a unix socket."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, ledger: str) -> None:
         self.name = name
+        self.ledger = ledger
+        """The address of the one that it asks."""
         self.path = folder / f"{name}.sock"
         self.kills = 0
-        self._log = folder / f"{name}.log"
+        self.log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def spawn(self, command: list[str], given: bytes = b"", **environment: str) -> None:
         self.path.unlink(missing_ok=True)
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ending_with_us(command),
                 stdin=subprocess.PIPE,
@@ -50,6 +52,11 @@ class _Process:
         self._process.stdin.write(given)
         self._process.stdin.close()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -60,7 +67,7 @@ class LibraryEdge(_Process):
     """The library in a process of its own."""
 
     def __init__(self, name: str, folder: Path, terms: Terms) -> None:
-        super().__init__(name, folder)
+        super().__init__(name, folder, terms.url)
         self._terms = msgspec.structs.replace(terms, path=str(self.path))
         self._waiting: dict[str, asyncio.Future[Told]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -113,7 +120,7 @@ class SidecarEdge(_Process):
     """`keyledger edge`, asked over HTTP as any language would."""
 
     def __init__(self, name: str, folder: Path, terms: Terms) -> None:
-        super().__init__(name, folder)
+        super().__init__(name, folder, terms.url)
         self._terms = terms
         self._session: aiohttp.ClientSession | None = None
 
@@ -131,8 +138,9 @@ class SidecarEdge(_Process):
                 "http://edge", connector=aiohttp.UnixConnector(str(self.path), limit=0),
                 timeout=aiohttp.ClientTimeout(total=_TRY_SECONDS),
             )  # fmt: skip
+        asked = msgspec.to_builtins(ask) if ask.cost_micros is not None else {"secret": ask.secret}
         try:
-            async with self._session.post("/v1/verify", json=msgspec.to_builtins(ask)) as answer:
+            async with self._session.post("/v1/verify", json=asked) as answer:
                 body: dict[str, Any] = await answer.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None

@@ -15,12 +15,12 @@ from keyledger_edge import EdgeError, Verifier
 from services.cli.running import end_with
 
 
-class Ask(msgspec.Struct, frozen=True):
-    """A use with a cost."""
+class Ask(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A use, which may have a cost; its request id is also what its answer is known by."""
 
     secret: str
     request_id: str
-    cost_micros: int
+    cost_micros: int | None = None
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -62,9 +62,12 @@ class Server:
 
     async def _answer(self, ask: Ask, writer: asyncio.StreamWriter) -> None:
         try:
-            verdict = await self._verifier.verify(
-                ask.secret, cost_micros=ask.cost_micros, request_id=ask.request_id
-            )
+            if ask.cost_micros is None:
+                verdict = await self._verifier.verify(ask.secret)
+            else:
+                verdict = await self._verifier.verify(
+                    ask.secret, cost_micros=ask.cost_micros, request_id=ask.request_id
+                )
             answer = verdict.as_answer()
             charge = answer.charge
             told = Told(ask.request_id, answer.code, charge, bool(charge and charge.get("replayed")))

@@ -154,8 +154,8 @@ async def world(edges: int, *, ledgers: int = 2, settings: dict[str, str]) -> As
         async with Network(edges, ("127.0.0.1", nats.port), addresses) as network:
             told = f"nats://127.0.0.1:{network.nats_port}"
             for ledger in cluster.ledgers:
-                ledger._environment["KEYLEDGER_EDGE_NATS_URL"] = told
-                ledger._environment["KEYLEDGER_EDGE_NATS_ISSUER"] = servers.nats.issuer_seed
+                ledger.environment["KEYLEDGER_EDGE_NATS_URL"] = told
+                ledger.environment["KEYLEDGER_EDGE_NATS_ISSUER"] = servers.nats.issuer_seed
             made = World(folder, cluster, network)
             supervising = asyncio.create_task(cluster.supervise())
             try:
