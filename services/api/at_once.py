@@ -20,6 +20,8 @@ from uvicorn.server import ServerState
 from services.api.bounded import BODY, HEADERS, SLICE, WHOLE, BoundedProtocol
 from services.api.hot.requests import HUNG_UP
 
+FRAGMENT: Final = "keyledger.fragment"
+"""The extension of a scope that says that its target held a `#`: what stands behind is in no scope."""
 _CLOSED_BY_PEER: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 _MOST_BODY: Final = 65_536
 """A larger body is read by the application itself, at its own pace."""
@@ -231,7 +233,7 @@ class AtOnceProtocol(BoundedProtocol):
         url, headers = self.url, self.headers
         HttpToolsProtocol.on_message_begin(self)
         self.url = url
-        cast(Any, self.scope)["extensions"] = {HUNG_UP: self.hung_up}
+        cast(Any, self.scope)["extensions"] = {HUNG_UP: self.hung_up, FRAGMENT: b"#" in url}
         for name, value in headers:
             HttpToolsProtocol.on_header(self, name, value)
         HttpToolsProtocol.on_headers_complete(self)

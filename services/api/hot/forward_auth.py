@@ -20,6 +20,7 @@ from keyledger_edge import (
     answer_problem,
     answer_verdict,
     read_use,
+    refuse_fragment,
 )
 from keyledger_edge import ForwardedUse as Forwarded
 from services.api.hot.answers import Answer, wire
@@ -92,6 +93,8 @@ class ForwardAuth:
         if caller is None:
             return _sent(_unauthenticated(ask.proxy, request.request_id))
         try:
+            if suffix is not None:
+                refuse_fragment(request.scope)
             keyspace = self._keyspace(caller, ask, suffix)
             view = view_of_keyspace(keyspace)
             asked = read_use(

@@ -36,6 +36,7 @@ from keyledger_edge._forward_auth import (
     read_direct_use,
     read_headers,
     read_use,
+    refuse_fragment,
     retry_after,
     status_of,
 )
@@ -187,6 +188,7 @@ __all__ = [
     "read_headers",
     "read_request",
     "read_use",
+    "refuse_fragment",
     "redact",
     "request_is_sealed",
     "retry_after",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -52,6 +52,12 @@ class HttpAnswer(NamedTuple):
     body: bytes
 
 
+def refuse_fragment(scope: Mapping[str, Any]) -> None:
+    """Refuse a target with a `#`, behind which ASGI hides the rest; our server says that it was there."""
+    if scope.get("extensions", _NOTHING).get("keyledger.fragment"):
+        raise BadRequestError("The path that the proxy appended holds a #.", field="path")
+
+
 def read_headers(headers: Headers) -> dict[str, list[str]]:
     """Header values by lower-case name, in order."""
     found: dict[str, list[str]] = {}
@@ -78,12 +84,12 @@ def read_use(
     """
     wanted = _wanted(keyspace, believed=bool(trusted_proxies))
     telling = [pair for pair in headers if pair[0] in wanted.headers]
+    if len(telling) == 1 and telling[0][0] in wanted.alone:
+        return ForwardedUse(_secret_alone(telling[0], wanted), _from(peer), None, None)
     original = None
     if path is None and any(name in _URI_HEADERS for name, _ in telling):
         original = _original_uri([value for name, value in telling if name in _URI_HEADERS])
         telling = [pair for pair in telling if pair[0] not in _URI_HEADERS]
-    if len(telling) == 1 and telling[0][0] in wanted.alone:
-        return ForwardedUse(_secret_alone(telling[0], wanted), _from(peer), None, None)
     named = read_headers(telling)
     parameters: Mapping[str, Sequence[str]] = {}
     if wanted.query:
@@ -110,6 +116,7 @@ _USE_HEADERS: Final = frozenset(
     f"x-keyledger-{name}".encode()
     for name in ("model", "project", "permission", "provider", "cost-micros", "request-id")
 )
+_NOTHING: Final[Mapping[str, Any]] = {}
 _URI_HEADERS: Final = frozenset({b"x-original-uri", b"x-forwarded-uri"})
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 _known_wanted: Final[dict[tuple[int, bool], _Wanted]] = {}

@@ -23,6 +23,7 @@ from keyledger_edge._forward_auth import (
     answer_problem,
     answer_verdict,
     read_use,
+    refuse_fragment,
 )
 from keyledger_edge._messages import KeyspaceView, VerifyBatchRequest, VerifyRequest
 from keyledger_edge._verdicts import MISSING, UNREACHABLE, Verdict, VerifyAnswer
@@ -243,6 +244,8 @@ class Sidecar:
         keyspace_id, proxy = self._asked_by(query) if path is None else (None, None)
         client = scope.get("client")
         try:
+            if path is not None:
+                refuse_fragment(scope)
             keyspace = self._keyspace(keyspace_id or self._keyspace_id)
             if keyspace is None:
                 return self._counted(UNREACHABLE.code, answer_verdict(UNREACHABLE, None, proxy=proxy))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from domain import commands as c
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
-from keyledger_edge import RateLimit
+from keyledger_edge import RateLimit, Sidecar
+from keyledger_edge.testing import FakeLedger
+from tests.api.hot.test_forwarding import served
 from tests.api.hot.world import Owned, Reply, World, call
 
 
@@ -391,3 +395,32 @@ async def test_a_header_alone_reads_as_it_does_beside_others(  # noqa: PLR0917  
     beside = await ask(world, keyspace, header, ("X-Keyledger-Model", "m"))
 
     assert (alone.status, beside.status) == (status, status)
+
+
+@pytest.mark.parametrize("target", ["/v1/forward-auth/chat?a=1#&key=", "/v1/forward-auth/chat#?key="])
+async def test_a_path_that_holds_a_fragment_is_refused_on_the_wire(
+    world: World, keyspace: Keyspace, owned: Owned, target: str
+) -> None:
+    """What stands behind the # is in no ASGI scope, and the upstream may read it."""
+    bound = await world.make_root("verify", bound_keyspace_id=keyspace.id)
+    sidecar = FakeLedger()
+    for app, proxy_key, secret in (
+        (world.app, bound, owned.secret),
+        (Sidecar(sidecar.verifier()), "", sidecar.add_key()),
+    ):
+        async with served(app) as address:
+            for asked, status in ((target, b"400"), ("/v1/forward-auth/chat?a=1", b"200")):
+                answer = await raw(
+                    address, asked, f"X-Keyledger-Proxy-Key: {proxy_key}\r\nX-API-Key: {secret}"
+                )
+                assert answer.startswith(b"HTTP/1.1 " + status), answer
+
+
+async def raw(address: str, target: str, headers: str) -> bytes:
+    """A request as no library of ours would write it."""
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return answer
