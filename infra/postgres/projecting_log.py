@@ -14,7 +14,7 @@ from psycopg.types.numeric import Int8
 from domain import events as e
 from domain.events import Event
 from domain.personal import key_subject
-from domain.ports import RecordedEvent
+from domain.ports import OtherHistoryError, RecordedEvent
 from domain.projecting import Run
 from infra.postgres.arrays import BigintArray, TextArray
 from infra.postgres.data_keys import DataKeys
@@ -49,6 +49,8 @@ class Batch(NamedTuple):
     asked: int
     last: int
     """The position of the last event; where there is none, the one that was asked behind."""
+    mark: int = 0
+    """Of that event's history."""
 
     @property
     def is_full(self) -> bool:
@@ -70,30 +72,41 @@ class RunReader:
         self._erased: set[str] = set()
         self._bytes_each = 1
         # One array in place of a row per event: PostgreSQL works a little more, this process a lot less.
+        events = f"ledger.events_p{partition}"
         self._select = (
-            "SELECT coalesce(max(notification_id), 0), coalesce(array_agg(state), '{}') FROM ("
-            f"SELECT notification_id, state FROM ledger.events_p{partition}"
-            " WHERE notification_id > %s ORDER BY notification_id LIMIT %s) AS e"
+            f"SELECT last, states, (SELECT mark FROM {events} WHERE notification_id = last),"
+            f" (SELECT mark FROM {events} WHERE notification_id = %s)"
+            " FROM (SELECT coalesce(max(notification_id), 0) AS last,"
+            " coalesce(array_agg(state), '{}') AS states"
+            f" FROM (SELECT notification_id, state FROM {events}"
+            " WHERE notification_id > %s ORDER BY notification_id LIMIT %s) AS e) AS r"
         ).encode()
         self._select_whole = (
             "SELECT notification_id, originator_id, originator_version, topic, state"
             f" FROM ledger.events_p{partition} WHERE notification_id = ANY(%s) ORDER BY notification_id"
         ).encode()
 
-    def read(self, after: int, limit: int) -> Batch:
-        """Up to `limit` events behind position `after`; fewer where they are large."""
+    def read(self, after: int, limit: int, *, mark: int | None = None) -> Batch:
+        """Up to `limit` events behind position `after`; fewer where they are large.
+
+        Raises OtherHistoryError where `after` has another mark than the one given, or is not there.
+        """
         asked = min(limit, max(1, MOST_BYTES // self._bytes_each))
         row = self._connection.execute(
-            self._select, (Int8(after), Int8(asked)), prepare=True, binary=True
+            self._select, (Int8(after), Int8(after), Int8(asked)), prepare=True, binary=True
         ).fetchone()
         assert row is not None, "an aggregate is a row"
-        last, states = row
+        last, states, last_mark, mark_there = row
+        if mark is not None and after > 0 and mark_there != mark:
+            raise OtherHistoryError(
+                f"Event {after}, up to which the projections were made, is not in the log"
+            )
         if not states:
-            return Batch([], 0, asked, after)
+            return Batch([], 0, asked, after, mark_there or 0)
         if last != after + len(states):
             raise HoleError(f"positions are missing between {after} and {last}")
         self._bytes_each = max(1, sum(map(len, states)) // len(states))
-        return Batch(_runs(after + 1, self._events(after, states)), len(states), asked, last)
+        return Batch(_runs(after + 1, self._events(after, states)), len(states), asked, last, last_mark)
 
     def _events(self, after: int, states: Sequence[bytes]) -> list[Event]:
         try:

@@ -40,6 +40,7 @@ class Pipeline:
         reader: RunReader,
         *,
         position: int,
+        mark: int = 0,
         batch: int = BATCH,
         most: int = MOST,
         on_written: Callable[[Progress], None] | None = None,
@@ -47,6 +48,8 @@ class Pipeline:
     ) -> None:
         self.position = position
         """All up to here is written."""
+        self._mark = mark
+        """Of the history up to there: each reading compares it."""
         self.tables = tables
         self._reader = reader
         self._batch = batch
@@ -54,6 +57,7 @@ class Pipeline:
         self._on_written = on_written
         self._is_stopping = is_stopping
         self._taken = position
+        self._taken_mark = mark
         self._gathered = 0
         """Events up to `_taken` that are summed and not handed to the writer."""
         self._writing: Future[None] | None = None
@@ -74,11 +78,12 @@ class Pipeline:
     def catch_up(self, until: int | None = None) -> int:
         """Apply what is in the log (up to `until`); how many events it was. All of it is written then."""
         before, limit = self._taken, self._batch
-        batch = self._reader.read(before, _most(before, limit, until))
+        batch = self._reader.read(before, _most(before, limit, until), mark=self._taken_mark)
         while batch.is_full and not self._is_stopping():
             near = limit < self._most
             limit = min(limit * 2, self._most)
-            coming = self._ahead.submit(self._reader.read, batch.last, _most(batch.last, limit, until))
+            most = _most(batch.last, limit, until)
+            coming = self._ahead.submit(self._reader.read, batch.last, most, mark=batch.mark)
             self._sum(batch)
             if self._is_due(near=near):
                 self._await_writer()
@@ -92,7 +97,7 @@ class Pipeline:
 
     def _sum(self, batch: Batch) -> None:
         self.tables.remember(batch.runs)
-        self._taken = batch.last
+        self._taken, self._taken_mark = batch.last, batch.mark
         self._gathered += batch.size
 
     def _is_due(self, *, near: bool) -> bool:
@@ -102,20 +107,20 @@ class Pipeline:
         idle = self._writing is None or self._writing.done()
         return idle and (near or self._gathered >= LEAST_FOLD * self._most)
 
-    def _take(self) -> tuple[list[Writing], int, int]:
+    def _take(self) -> tuple[list[Writing], int, int, int]:
         events, self._gathered = self._gathered, 0
-        return self.tables.take(), self._taken, events
+        return self.tables.take(), self._taken, self._taken_mark, events
 
     def _await_writer(self) -> None:
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _write(self, writings: Sequence[Writing], last: int, events: int) -> None:
+    def _write(self, writings: Sequence[Writing], last: int, mark: int, events: int) -> None:
         started = time.perf_counter()
         with self.tables.connection.transaction():
-            self.tables.write(writings, self.position, last)
-        self.position = last
+            self.tables.write(writings, (self.position, self._mark), (last, mark))
+        self.position, self._mark = last, mark
         if self._on_written is not None:
             self._on_written(Progress(last, events, time.perf_counter() - started))
 

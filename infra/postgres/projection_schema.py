@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 from psycopg import Connection
 
 from domain.events import Event
+from domain.ports import BEGINNING, HistoryPoint
 from domain.projecting import Column, Handler, Projection, Row, Run, Writing
 from infra.postgres.arrays import (
     BigintArray,
@@ -34,10 +35,13 @@ _CHECKPOINTS: Final = """
 CREATE TABLE {schema}.checkpoints (
     name text COLLATE "C" PRIMARY KEY,
     fingerprint text COLLATE "C" NOT NULL, -- of the projection's definition and version
-    position bigint NOT NULL
+    position bigint NOT NULL,
+    mark bigint NOT NULL, -- of the log's history up to there
+    epoch integer NOT NULL -- of the log, when it was last seen that this is its history
 ) WITH (fillfactor = 20);
 """
-_MOVE: Final = "UPDATE {schema}.checkpoints SET position = %s WHERE position = %s"
+_MOVE: Final = "UPDATE {schema}.checkpoints SET position = %s, mark = %s WHERE position = %s AND mark = %s"
+_CHECKPOINT_VERSION: Final = 2
 _TELL: Final = "RETURNING pg_notify(%s, %s)"  # once per transaction, however many rows
 
 _ConnectionOf = Connection[tuple[Any, ...]]
@@ -114,7 +118,8 @@ class ProjectionTables:
             for projection in self.projections:
                 connection.execute(projection.definition.replace("{schema}", self.schema).encode())
                 connection.execute(
-                    f"INSERT INTO {self.schema}.checkpoints VALUES (%s, %s, 0)".encode(),
+                    f"INSERT INTO {self.schema}.checkpoints SELECT %s, %s, 0, 0, epoch"
+                    " FROM ledger.identity".encode(),
                     (projection.name, fingerprint(projection)),
                 )
 
@@ -127,6 +132,16 @@ class ProjectionTables:
         select = f"SELECT coalesce(min(position), 0) FROM {self.schema}.checkpoints"
         row = self.connection.execute(select.encode()).fetchone()
         return int(row[0]) if row else 0
+
+    def checkpoint(self) -> HistoryPoint:
+        """The same with its mark, and the epoch in which it was known to be in the log."""
+        select = f"SELECT position, mark, epoch FROM {self.schema}.checkpoints ORDER BY position LIMIT 1"
+        row = self.connection.execute(select.encode()).fetchone()
+        return HistoryPoint(*row) if row else BEGINNING
+
+    def enter(self, epoch: int) -> None:
+        """What they show is in the log of this epoch, too."""
+        self.connection.execute(f"UPDATE {self.schema}.checkpoints SET epoch = %s".encode(), (epoch,))
 
     def remember(self, runs: Iterable[Run]) -> None:
         """Hand events to the projections that want them."""
@@ -143,12 +158,15 @@ class ProjectionTables:
         """What the projections make of all that they remember."""
         return [projection.take() for projection in self.projections]
 
-    def write(self, writings: Sequence[Writing], before: int, after: int) -> None:
-        """Within a transaction: move the checkpoint from `before` to `after`, and the rows along."""
-        told = () if self._told_on is None else (self._told_on, str(after))
-        moved = self.connection.execute(self._move, (after, before, *told), prepare=True).rowcount
+    def write(self, writings: Sequence[Writing], before: tuple[int, int], after: tuple[int, int]) -> None:
+        """Within a transaction: move the checkpoint from `before` to `after`, and the rows along.
+
+        Both are a position and its mark.
+        """
+        told = () if self._told_on is None else (self._told_on, str(after[0]))
+        moved = self.connection.execute(self._move, (*after, *before, *told), prepare=True).rowcount
         if moved != len(self.projections):
-            raise MovedCheckpointError(f"the checkpoint in {self.schema} is not {before}")
+            raise MovedCheckpointError(f"the checkpoint in {self.schema} is not {before[0]}")
         for write in writings:
             write(self._session)
 
@@ -183,7 +201,8 @@ def _handlers_by_type(projections: Sequence[Projection]) -> dict[type[Event], li
 
 def fingerprint(projection: Projection) -> str:
     """Changes when the projection's tables or their meaning do."""
-    return sha256(f"{projection.version}\n{projection.definition}".encode()).hexdigest()[:32]
+    described = f"{_CHECKPOINT_VERSION}\n{projection.version}\n{projection.definition}"
+    return sha256(described.encode()).hexdigest()[:32]
 
 
 class _NullableTextArray(TextArray):

@@ -15,9 +15,11 @@ import psycopg
 from psycopg import Connection
 
 from domain.events import Event
+from domain.ports import HistoryPoint, OtherHistoryError
 from domain.projecting import Projection
 from infra.postgres.connections import prepare_session
 from infra.postgres.hints import channel
+from infra.postgres.log import select_end
 from infra.postgres.mapper import EventMapper
 from infra.postgres.migrate import wait_for_migration
 from infra.postgres.projecting_log import RunReader
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.05
 _STANDBY_SECONDS: Final = 0.5
+_OTHER_HISTORY_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 Numbers = Callable[["Progress"], None]
@@ -69,6 +72,8 @@ class Projector:
         self._stopping = threading.Event()
         self.position = 0
         """The checkpoint, as far as this process knows."""
+        self.problem: str | None = None
+        """What keeps it from projecting, in a sentence."""
 
     def stop(self) -> None:
         """Finish the batch, then return from `run`."""
@@ -82,6 +87,8 @@ class Projector:
             try:
                 with contextlib.closing(self._connect("projector")) as connection:
                     self._follow_on(connection)
+            except OtherHistoryError as error:
+                self._stop_at_other_history(error)
             except (psycopg.Error, MovedCheckpointError, RebuildRunningError, _StoppedError) as error:
                 failures = 0 if time.monotonic() - started > _RETRY_SECONDS[-1] else failures
                 log.warning(
@@ -93,6 +100,16 @@ class Projector:
                 )
                 self._stopping.wait(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
                 failures += 1
+
+    def _stop_at_other_history(self, error: OtherHistoryError) -> None:
+        """Nothing is projected until the epoch was raised, or the log is again what it was."""
+        if self.problem is None:
+            self.problem = (
+                f"{error}: the log was restored, or a fail-over lost events. Once it is sure that this is the"
+                " log to go on with, run `keyledger new-epoch`: the projections are then made anew."
+            )
+            log.error("projector.other_history: %s", self.problem)
+        self._stopping.wait(_OTHER_HISTORY_SECONDS)
 
     def _go_on_unless_stopped(self, _: Progress) -> None:
         if self._stopping.is_set():
@@ -113,7 +130,7 @@ class Projector:
         prepare_session(connection)  # tables made as somebody else would be closed to the service's role
         if not tables.exist():
             tables.create()
-        elif not tables.are_current():
+        elif not tables.are_current() or self._is_of_a_lost_history(connection, tables):
             log.info("projector.rebuilding")
             rebuild(
                 self._conninfo,
@@ -122,10 +139,34 @@ class Projector:
                 partition=self._partition,
                 on_progress=self._go_on_unless_stopped,
             )
-        self.position = tables.position()
+        checkpoint = tables.checkpoint()
+        self.position, self.problem = checkpoint.position, None
         with contextlib.closing(self._connect("projector's reader")) as reader:
             reader.execute(f'LISTEN "{channel(self._partition)}"'.encode())
-            self._follow(tables, reader)
+            self._follow(tables, reader, checkpoint.mark)
+
+    def _is_of_a_lost_history(
+        self, connection: Connection[tuple[Any, ...]], tables: ProjectionTables
+    ) -> bool:
+        """Do they show events that the log has lost, and was its epoch raised since?
+
+        Raises OtherHistoryError where it was not.
+        """
+        checkpoint = tables.checkpoint()
+        row = connection.execute(select_end(self._partition)).fetchone()
+        assert row is not None, "a log has an identity"
+        epoch = HistoryPoint(*row).epoch
+        try:
+            RunReader(connection, self._partition, self._mapper).read(
+                checkpoint.position, 1, mark=checkpoint.mark
+            )
+        except OtherHistoryError:
+            if checkpoint.epoch == epoch:
+                raise
+            return True
+        if checkpoint.epoch != epoch:
+            tables.enter(epoch)
+        return False
 
     def _acquire(self, connection: Connection[tuple[Any, ...]]) -> bool:
         """Wait until no other projector holds the lock; False when stopped before."""
@@ -137,7 +178,7 @@ class Projector:
             self._stopping.wait(_STANDBY_SECONDS)
         return False
 
-    def _follow(self, tables: ProjectionTables, reader: Connection[tuple[Any, ...]]) -> None:
+    def _follow(self, tables: ProjectionTables, reader: Connection[tuple[Any, ...]], mark: int) -> None:
         def written(progress: Progress) -> None:
             self.position = progress.position
             if self._on_progress is not None:
@@ -147,6 +188,7 @@ class Projector:
             tables,
             RunReader(reader, self._partition, self._mapper),
             position=self.position,
+            mark=mark,
             batch=self._batch,
             most=self._most,
             on_written=written,

@@ -13,7 +13,9 @@ from domain.projecting import Projection
 from infra.embedded import EmbeddedPostgres, EmbeddedServers
 from infra.postgres import migrate
 from infra.postgres.connections import ADVISORY_CLASS
+from infra.postgres.epochs import raise_epoch
 from infra.postgres.projected import Projected
+from infra.postgres.projector import Projector
 from infra.postgres.rebuilding import check
 from projections.every import every_projection
 from tests.contract.projected_worlds import mapper, projecting, reached, table_rows, written_log
@@ -130,6 +132,60 @@ async def test_an_event_whose_personal_fields_were_shredded_is_applied_without_t
     with psycopg.connect(database) as connection:
         names = connection.execute("SELECT DISTINCT name FROM projections.keys").fetchall()
     assert names == [("",)]
+
+
+@pytest.mark.parametrize("projector_then", ["follows", "is away"])
+async def test_projections_of_events_that_the_log_lost_stop_and_are_made_anew_in_a_new_epoch(
+    database: str, projector_then: str
+) -> None:
+    async with written_log(database) as log:
+        await log.write(History(3).grow(300))
+        with projecting(database) as projector:
+            await reached(projector, log.head)
+            if projector_then == "follows":
+                await put_another_history_below(database, log.head)
+                await until_problem(projector)
+        if projector_then == "is away":
+            await put_another_history_below(database, log.head)
+        before = table_rows(database, "checkpoints")
+
+        with projecting(database) as projector:
+            await until_problem(projector)
+            assert "keyledger new-epoch" in str(projector.problem)
+            assert table_rows(database, "checkpoints") == before
+
+            raise_epoch(database, from_epoch=1, seen_epoch=0)
+            async with asyncio.timeout(30):
+                while projector.problem is not None:
+                    await asyncio.sleep(0.01)
+            await reached(projector, log.head)
+        assert table_rows(database, "checkpoints") != before
+        assert check(database, every_projection(), mapper()).clean
+
+
+async def test_projections_of_a_log_that_lost_nothing_go_on_in_a_new_epoch(database: str) -> None:
+    async with written_log(database) as log:
+        await log.write(History(3).grow(50))
+        with projecting(database) as projector:
+            await reached(projector, log.head)
+        raise_epoch(database, from_epoch=1, seen_epoch=0)
+        with projecting(database) as projector:
+            await reached(projector, log.head)
+            assert projector.problem is None
+
+
+async def put_another_history_below(database: str, head: int) -> None:
+    """The last event is another one now, under the same number, as after a restore."""
+    with psycopg.connect(database) as owner:
+        owner.execute("ALTER TABLE ledger.events_p0 DISABLE TRIGGER append_only")
+        owner.execute("UPDATE ledger.events_p0 SET mark = mark + 1 WHERE notification_id = %s", (head,))
+        owner.execute("ALTER TABLE ledger.events_p0 ENABLE TRIGGER append_only")
+
+
+async def until_problem(projector: Projector) -> None:
+    async with asyncio.timeout(30):
+        while projector.problem is None:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("batch", [1, 50])
