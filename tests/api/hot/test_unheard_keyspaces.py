@@ -27,7 +27,7 @@ async def unaware(world: World, address: str | None) -> AsyncGenerator[Beside]:
     """A second process on the world's log that has read nothing of it."""
     other = Beside(world.storage)
     other.root = world.root
-    other.directory = Directory(address)
+    other.directory = Directory(address, lambda: world.ledger.tenure or "0")
     other.forwarder = Forwarder(
         other.directory, other.ledger, own_address="http://other.test", key=lambda: KEY, patience_seconds=0.5
     )
