@@ -59,7 +59,7 @@ class FeedView(View, frozen=True, kw_only=True):
     query=FeedQuery,
     answer=FeedView,
     media_types=("application/json", "text/event-stream"),
-    codes=("not_acceptable", "too_many_streams"),
+    codes=("not_acceptable", "position_unknown", "too_many_streams"),
 )
 async def get_events(call: Call[FeedQuery, Any]) -> Reply | Response[Any]:
     """A page of events, or a stream that goes on."""
@@ -106,8 +106,13 @@ def _still_allowed(call: Call[Any, Any]) -> Callable[[], bool]:
     version = key.version
 
     def goes_on() -> bool:
-        now = call.ledger.state.keys[key.id]
-        return call.ledger.owner and now.version == version and now.status(call.now) == "active"
+        now = call.ledger.state.keys.find(key.id)
+        return (
+            call.ledger.owner
+            and now is not None
+            and now.version == version
+            and now.status(call.now) == "active"
+        )
 
     return goes_on
 
@@ -121,6 +126,7 @@ def _position(call: Call[Any, Any], field: str, text: str | None) -> int:
         partition, number = -1, 0
     if partition != call.partition:
         raise invalid(field, "not a position of this ledger")
+    call.refuse_beyond_the_log(number)
     return number
 
 

@@ -28,7 +28,7 @@ class FenceQuery(Query, frozen=True, kw_only=True):
     permissions=("keys:read",),
     query=FenceQuery,
     answer=FenceResult,
-    codes=("not_found",),
+    codes=("not_found", "position_unknown"),
 )
 async def get_fence(call: Call[FenceQuery, Any]) -> Reply:
     """How a fence stands."""
@@ -39,8 +39,9 @@ async def get_fence(call: Call[FenceQuery, Any]) -> Reply:
         partition, number = parse_position(text)
     except ValueError:
         partition, number = -1, 0
-    if partition != call.partition or not 0 < number <= call.ledger.state.head:
+    if partition != call.partition or number == 0:
         raise NotFoundError("position", beginning(text))
+    call.refuse_beyond_the_log(number)
     return Reply(await fence_at(call.ledger, number, wait=call.query.wait))
 
 

@@ -163,6 +163,19 @@ class Call(Generic[Q, B]):
         """The first value of a request header."""
         return header(self.request.scope["headers"], name.lower().encode())
 
+    def refuse_beyond_the_log(self, number: int) -> None:
+        """A position that the log has not reached was told by a log that has lost events since.
+
+        Waited for, it would come to be another event than the one that was seen.
+        """
+        head = self.ledger.state.head
+        if number > head:
+            raise ProblemError(
+                "position_unknown",
+                f"The log ends at {self.place(head)}: if this position was ever told, the log has lost events"
+                " since. Read what you keep of it anew.",
+            )
+
     def place(self, number: int) -> str:
         """A position as the outside sees it."""
         return format_position(self.partition, number)

@@ -45,6 +45,7 @@ _REQUESTS: Final = {
     "idempotency_conflict": Meaning(409, "The same id was used for something else"),
     "key_expired": Meaning(409, "The key is expired"),
     "key_revoked": Meaning(409, "The key is revoked, for good"),
+    "position_unknown": Meaning(410, "The log has no such position"),
     "prefix_overlap": Meaning(409, "Another keyspace has an overlapping prefix"),
     "refund_exceeds_charge": Meaning(409, "More would be given back than was taken"),
     "reservation_closed": Meaning(409, "The reservation is settled"),

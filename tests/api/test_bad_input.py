@@ -282,7 +282,7 @@ async def test_an_absurd_id_is_not_found(api: Management, thing: str) -> None:
         assert (answer.status, answer.code) == (404, "not_found")
 
 
-@pytest.mark.parametrize("position", ["x", "0-0", "0-999999", "1-1", "0-" + "9" * 30])
+@pytest.mark.parametrize("position", ["x", "0-0", "1-1", "0-" + "9" * 30])
 async def test_a_fence_of_nowhere_is_not_found(api: Management, position: str) -> None:
     assert (await api.get(f"/v1/fences/{position}")).status == 404
 

@@ -40,6 +40,16 @@ async def test_types_and_a_position_narrow_it(api: Management) -> None:
     assert await sequences(api, f"&after={made['position']}&types=keyledger.KeyRevoked,KeyCreated") == [head]
 
 
+async def test_a_position_that_the_log_has_not_reached_is_gone(api: Management) -> None:
+    beyond = f"0-{api.ledger.state.head + 1}"
+
+    page = await api.get(f"/v1/events?after={beyond}")
+    fence = await api.get(f"/v1/fences/{beyond}")
+
+    assert (page.status, page.code) == (fence.status, fence.code) == (410, "position_unknown")
+    assert "lost events" in page.json["detail"]
+
+
 @pytest.mark.parametrize("query", ["types=KeySung", "after=never", "after=7-1", "limit=0", "since=1"])
 async def test_what_cannot_be_meant_is_refused_by_name(query: str, api: Management) -> None:
     answer = await api.get(f"/v1/events?{query}")
