@@ -74,20 +74,20 @@ def ledger_conninfo(conninfo: str, application_name: str) -> str:
     return make_conninfo("", **{**_CLIENT_KEEPALIVES, "application_name": application_name, **given})
 
 
-def connect(conninfo: str, application_name: str) -> Connection[tuple[Any, ...]]:
-    """Open a connection in autocommit mode, acting as the service's role where there is one."""
+def connect(conninfo: str, application_name: str, *, role: str = SERVICE_ROLE) -> Connection[tuple[Any, ...]]:
+    """Open a connection in autocommit mode, acting as this role where there is one; "": as who logs in."""
     connection = psycopg.connect(ledger_conninfo(conninfo, application_name), autocommit=True)
     try:
-        prepare_session(connection)
+        prepare_session(connection, role)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def prepare_session(connection: Connection[Any]) -> None:
-    """Take the service's role and let the server, too, notice a dead peer."""
-    connection.execute(_PREPARE_SESSION, (SERVICE_ROLE,))
+def prepare_session(connection: Connection[Any], role: str = SERVICE_ROLE) -> None:
+    """Take the role and let the server, too, notice a dead peer."""
+    connection.execute(_PREPARE_SESSION, (role,))
     connection.prepare_threshold = 1
 
 

@@ -36,7 +36,6 @@ from infra.postgres.connections import (
     ADVISORY_CLASS,
     connect,
     hang_up,
-    ledger_conninfo,
     refuse_unsafe_settings,
     wait_for_standby,
     waits_for_standby,
@@ -116,6 +115,8 @@ class PostgresLog:
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ledger p{partition} writer")
         self._readers = Sessions(conninfo, f"keyledger p{partition} reader", most=readers)
         self._confirming = Confirmations(conninfo, partition)
+        # As who logs in, not as the service's role: only the same user may look, and end.
+        self._watching = Sessions(conninfo, f"keyledger p{partition} watch", most=1, role="")
         self._hints = HintSender(conninfo, partition) if hints else None
         select = f"SELECT {_COLUMNS} FROM ledger.events_p{partition} WHERE"
         self._select_after = f"{select} notification_id > %s ORDER BY notification_id LIMIT %s".encode()
@@ -157,7 +158,7 @@ class PostgresLog:
 
     async def waits_for_standby(self) -> bool:
         """Does a commit wait for a synchronous standby for a while already?"""
-        return await asyncio.to_thread(lambda: self._watch(waits_for_standby))
+        return await self._watching.run(waits_for_standby)
 
     async def release(self) -> None:
         """Stop being the owner: the session ends, and its lock with it."""
@@ -189,13 +190,14 @@ class PostgresLog:
         An owner confirms its lock several times a second. One that is frozen (SIGSTOP, a machine
         that sleeps) still has a living connection, and would hold the partition for ever.
         """
-        await asyncio.to_thread(self._end_silent_owner, silent_seconds)
+        await self._watching.run(lambda connection: self._end_silent_owner(connection, silent_seconds))
 
     async def close(self) -> None:
         """End all sessions."""
         await self.release()
         self._writing.shutdown(wait=False)
         await self._confirming.close()
+        await self._watching.close()
         await self._readers.close()
         if self._hints is not None:
             await self._hints.close()
@@ -389,23 +391,10 @@ class PostgresLog:
         if not written:
             raise OutcomeUnknownError("the group is not where it was written")
 
-    def _watch(self, work: Callable[[_Connection], T]) -> T:
-        """As who we logged in, not as the service's role: only the same user may look, and end."""
-        try:
-            with psycopg.connect(
-                ledger_conninfo(self._conninfo, f"keyledger p{self.partition} watch"), autocommit=True
-            ) as connection:
-                return work(connection)
-        except psycopg.Error as error:
-            raise LogUnavailableError(f"PostgreSQL: {error}") from error
-
-    def _end_silent_owner(self, silent_seconds: float) -> None:
-        def end(connection: _Connection) -> None:
-            # Of another user's session its keepalives must do.
-            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-                connection.execute(_END_SILENT_OWNER, (ADVISORY_CLASS, self.partition, silent_seconds))
-
-        self._watch(end)
+    def _end_silent_owner(self, connection: _Connection, silent_seconds: float) -> None:
+        # Of another user's session its keepalives must do.
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+            connection.execute(_END_SILENT_OWNER, (ADVISORY_CLASS, self.partition, silent_seconds))
 
     def _announce(self, address: str, incarnation: str) -> None:
         if not self._owned or self._writer is None:

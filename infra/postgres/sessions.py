@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from domain.ports import LogUnavailableError
 from infra.postgres.arrays import register_packed_arrays
-from infra.postgres.connections import connect, hang_up
+from infra.postgres.connections import SERVICE_ROLE, connect, hang_up
 
 _CLOSING_SECONDS: Final = 5.0
 """A commit may wait for a standby that is not there; a process that stops does not."""
@@ -28,9 +28,10 @@ class Sessions:
     For work that may be done twice: it is tried again once, on a new connection.
     """
 
-    def __init__(self, conninfo: str, application_name: str, *, most: int) -> None:
+    def __init__(self, conninfo: str, application_name: str, *, most: int, role: str = SERVICE_ROLE) -> None:
         self._conninfo = conninfo
         self._application_name = application_name
+        self._role = role
         self._threads = ThreadPoolExecutor(max_workers=most, thread_name_prefix=application_name)
         self._local = threading.local()
         self._open: list[Connection[tuple[Any, ...]]] = []
@@ -72,7 +73,7 @@ class Sessions:
                 # Both, for connecting may fail: then there is nothing to remove the next time.
                 self._open.remove(connection)
                 self._local.connection = None
-            connection = connect(self._conninfo, self._application_name)
+            connection = connect(self._conninfo, self._application_name, role=self._role)
             register_packed_arrays(connection)
             self._open.append(connection)
             self._local.connection = connection

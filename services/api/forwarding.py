@@ -117,6 +117,11 @@ class Owning(Protocol):
         ...
 
     @property
+    def stands_by(self) -> bool:
+        """Does another process own the partition?"""
+        ...
+
+    @property
     def waits_for_standby(self) -> bool:
         """Does PostgreSQL let no commit pass? Then no process can answer."""
         ...
@@ -196,6 +201,13 @@ class Forwarder:
             raise NotOwnerHereError("This process is not the owner that the request was passed on to.")
         return Passed(found["peer"], int(found["past"]))
 
+    def _reason(self, why: CannotAnswerError) -> CannotAnswerError:
+        """Why nobody answered in time."""
+        if not self._ledger.reachable:
+            return _unreachable()
+        # Then the owner is gone, and what it left waiting holds its lock.
+        return WaitsForStandbyError() if self._ledger.waits_for_standby else why
+
     # -- passing on
 
     async def forward(self, request: HotRequest, send: Send, here: Here) -> None:
@@ -213,7 +225,7 @@ class Forwarder:
                 with contextlib.suppress(NotOwnerHereError):
                     await here(request, send)
                     return
-            if self._ledger.waits_for_standby:
+            if self._ledger.waits_for_standby and not self._ledger.stands_by:
                 raise WaitsForStandbyError
             try:
                 owner = await self._owner()
@@ -229,7 +241,7 @@ class Forwarder:
                     )
                 self._known_until = 0.0
             if time.monotonic() >= deadline:
-                raise why if self._ledger.reachable else _unreachable()
+                raise self._reason(why)
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _owner(self) -> OwnerAt | None:

@@ -232,7 +232,7 @@ class Ledger:
             raise self.other_history
         if not self.reachable:
             raise UnavailableError("postgresql", "PostgreSQL cannot be reached.")
-        if self.waits_for_standby:
+        if self.waits_for_standby and not self.stands_by:
             raise WaitsForStandbyError
         raise NotOwnerHereError("This process does not own the partition.")
 
@@ -423,6 +423,7 @@ class Ledger:
             return
         self._looked_for_silence_ns = now
         await self.ports.end_silent_owner()
+        self.waits_for_standby = await self.ports.log.waits_for_standby()
         if (await self.ports.rows.through()).position >= self._older_head:
             # The owner has saved these rows: neither need we, nor keep what is settled in memory.
             self._keeper.forget_settled(

@@ -9,7 +9,7 @@ from domain import events as e
 from keyledger_edge import UNKNOWN, KeyFacts
 from services.ledger import ledger as ledger_module
 from services.ledger import sure_append
-from services.ledger.errors import UnknownOutcomeError, WaitsForStandbyError
+from services.ledger.errors import NotOwnerHereError, UnknownOutcomeError, WaitsForStandbyError
 from services.ledger.fence import LeaseTerms, OwnedFacts
 from tests.ledger.world import Process, World, charge, until
 
@@ -153,6 +153,27 @@ async def test_a_process_that_waits_for_the_standby_can_be_stopped(world: World)
     await until(lambda: process.ledger.waits_for_standby)
 
     await asyncio.wait_for(process.stopped(), 5)
+
+
+async def test_who_stands_by_says_so_as_well_and_forwards_still(
+    world: World, ledger: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_LOOK_FOR_SILENCE_SECONDS", 0.0)
+    other = world.process()
+    other.start()
+    await until(lambda: other.ledger.stands_by)
+
+    async def waits() -> bool:
+        return world.storage.standby_away
+
+    monkeypatch.setattr(other.log, "waits_for_standby", waits)
+    world.storage.lose_standby()
+    await until(lambda: other.ledger.waits_for_standby)
+    with pytest.raises(NotOwnerHereError):
+        other.ledger.must_own()
+
+    world.storage.return_standby()
+    await until(lambda: not other.ledger.waits_for_standby)
 
 
 async def test_load_adds_no_confirmations(
