@@ -151,6 +151,8 @@ class FenceKeeper:
     commit, `handle` with what edges send, and `advance` when `next_deadline_ns` has come.
     """
 
+    lease_table = LeaseTable
+
     def __init__(
         self,
         clock: Clock,
@@ -185,7 +187,7 @@ class FenceKeeper:
         self._changes: list[Change] = []
         self._change_positions: list[int] = []
         self._changes_after = head
-        self._leases = LeaseTable(clock, master_key, bounds or EdgeBounds(), random_bytes)
+        self._leases = self.lease_table(clock, master_key, bounds or EdgeBounds(), random_bytes)
         self._open: dict[int, _Fence] = {}
         """By first position, which is the order in which they were raised."""
         self._fences: dict[int, _Fence] = {}

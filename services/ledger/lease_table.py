@@ -102,8 +102,15 @@ class LeasedEdge:
         return vouched if vouched in self.granted else 0
 
 
+def derive_edge_key(master_key: bytes, who: EdgeIdentity) -> bytes:
+    """One key for one incarnation under one nonce; all owners of a ledger derive the same."""
+    return hmac.digest(master_key, msgspec.msgpack.encode(who), sha256)
+
+
 class LeaseTable:
     """The edges of one partition's owner."""
+
+    derive = staticmethod(derive_edge_key)
 
     def __init__(
         self,
@@ -130,7 +137,7 @@ class LeaseTable:
 
     def key_of(self, who: EdgeIdentity) -> bytes:
         """The key that seals what this incarnation says and hears; any owner derives the same."""
-        return derive_edge_key(self._master_key, who)
+        return self.derive(self._master_key, who)
 
     def admit(self, root_key_id: str, edge_id: str, incarnation: bytes) -> LeasedEdge:
         """A new incarnation, under a nonce that nobody has had.
@@ -232,8 +239,3 @@ class LeaseTable:
             drawn_at = int.from_bytes(edge.who.nonce[:_TIME_BYTES], "big")
             seconds = _CLOCKS_APART_SECONDS + max(0, self._clock.now() - drawn_at) / _MICROS
         return _NUMBERS_AT_ONCE + int(_NUMBERS_PER_SECOND * seconds)
-
-
-def derive_edge_key(master_key: bytes, who: EdgeIdentity) -> bytes:
-    """One key for one incarnation under one nonce; all owners of a ledger derive the same."""
-    return hmac.digest(master_key, msgspec.msgpack.encode(who), sha256)

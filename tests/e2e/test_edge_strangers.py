@@ -107,20 +107,22 @@ class Words:
         self.body: list[Any] = msgspec.msgpack.decode(data[16:])
         nested = isinstance(self.body[0], list)
         self.edge_id, self.incarnation = self.body[0][1:3] if nested else self.body[:2]
-        self._shift = 0 if nested else 1
+        self._number = 1 if nested else 2
+        later = enumerate(self.body[self._number :], self._number)
+        self._chain = next(at for at, item in later if isinstance(item, bytes))
 
     @property
     def number(self) -> int:
-        return int(self.body[1 + self._shift])
+        return int(self.body[self._number])
 
     @property
     def chain(self) -> bytes:
-        return bytes(self.body[5 + self._shift])
+        return bytes(self.body[self._chain])
 
     def saying(self, key: bytes, *, number: int | None = None, chain: bytes | None = None) -> bytes:
         body = list(self.body)
-        body[1 + self._shift] = self.number if number is None else number
-        body[5 + self._shift] = self.chain if chain is None else chain
+        body[self._number] = self.number if number is None else number
+        body[self._chain] = self.chain if chain is None else chain
         return _sealed(body, key)
 
 

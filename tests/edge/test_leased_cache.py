@@ -317,7 +317,7 @@ def test_a_forged_tombstone_does_not_take_a_true_one_along() -> None:
     edge = Edge().leased()
     edge.grant(edge.ask(), 15, Change(15, "plan", "plan_1"))
     edge.hear(15, 16, Change(1_000, "plan", "plan_1"))
-    edge.grant(edge.ask(), 20, confirmed=False)
+    edge.grant(edge.ask(), 20, confirmed=False, last_message=15)
 
     assert not edge.fill(14)
     assert edge.fill(20)

@@ -24,6 +24,7 @@ class Totals:
     stale_accepts: int = 0
     fences: int = 0
     changes: int = 0
+    attacks: int = 0
     worst_staleness_share: float = 0.0
     """Of the bound: 1.0 is the latest moment allowed."""
     worst_staleness_ms: float = 0.0
@@ -37,6 +38,7 @@ class Totals:
         self.stale_accepts += outcome.stale_accepts
         self.fences += outcome.fences
         self.changes += outcome.changes
+        self.attacks += outcome.attacks
         self.worst_staleness_ms = max(self.worst_staleness_ms, outcome.worst_staleness_ms)
         self.worst_staleness_share = max(
             self.worst_staleness_share, outcome.worst_staleness_ms / outcome.bound_ms
@@ -96,7 +98,8 @@ def _try_seed(seed: int, operations: int) -> tuple[int, Outcome | str]:
 def _print(totals: Totals, seconds: float) -> None:
     print(
         f"{totals.seeds} seeds, {totals.operations:,} operations ({totals.operations / seconds:,.0f}/s), "
-        f"{totals.faults:,} faults, {totals.changes:,} changes, {totals.fences:,} fences (worst "
+        f"{totals.faults:,} faults, {totals.attacks:,} attacks, "
+        f"{totals.changes:,} changes, {totals.fences:,} fences (worst "
         f"{totals.worst_fence_ms:.0f} ms), {totals.accepts:,} accepts, {totals.stale_accepts:,} of them "
         f"after the commit and before the fence, the latest {totals.worst_staleness_ms:.0f} ms after it "
         f"({totals.worst_staleness_share:.3f} of the bound)",

@@ -32,7 +32,8 @@ from keyledger_edge import (
     write_changes,
 )
 from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms, OwnedFacts
-from services.ledger.lease_table import derive_edge_key
+from services.ledger.lease_table import EdgeBounds
+from tests.simulation.attacker import Attacker
 from tests.simulation.checker import Checker, Subject
 from tests.simulation.world import MS, SECOND, Callback, Machine, World
 
@@ -41,6 +42,7 @@ SHAPE = SecretShape(prefix="kl_sim_", format=SecretFormat(length=30, checksum="c
 KEYSPACES = {"ks_1": KeyspaceView(keyspace_id="ks_1", shape=SHAPE)}
 SCOPES = Scopes()
 GENERATIONS = 4
+BOUNDS = EdgeBounds(per_root_key=40, total=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,8 @@ class Cluster:
         self.checker = Checker(bound=int((self.terms.lease_ms + stale_ms) * MS / (1 - drift)))
         self.forges = world.random.random() < 0.3
         self.store = Store()
+        self.attacker: Attacker | None = None
+        self.bounds = BOUNDS
         self.operations = 0
         self.subjects: dict[str, Subject] = {}
         self.secrets = [secret for key in range(keys) for secret in self._secrets_of(key)]
@@ -422,6 +426,7 @@ class LedgerMachine(Machine):
             master_key=MASTER_KEY,
             publish=self._publish,
             record_receipt=self._record_receipt,
+            bounds=BOUNDS,
             random_bytes=self.world.random.randbytes,
         )
         if self.world.random.random() < 0.7:
@@ -429,6 +434,8 @@ class LedgerMachine(Machine):
             after = log[-21][0].change.position if len(log) > 20 else 0
             marks = [(one.change.position, mark) for one, mark in kept]
             self.keeper.preload([one.change for one, _ in kept], after=after, marks=marks)
+        if cluster.attacker is not None:
+            cluster.attacker.meet_owner()
         source = OwnedFacts(self.keeper, self._facts_of, self)
         self.verifier = Verifier(source, KEYSPACES, limiter=RateLimiter(self.time))
         self.keeper.confirmed(asked_ns)
@@ -562,6 +569,8 @@ class LedgerMachine(Machine):
             self._arm()
 
     def _publish(self, data: bytes) -> None:
+        if self.cluster.attacker is not None:
+            self.cluster.attacker.overhear_changes(data)
         for edge in self.cluster.edges:
             if self.cluster.forges and self.world.random.random() < 0.3:
                 self.cluster.send_down(edge, edge.bus, edge.hear_changes, self._forged(data))
@@ -585,13 +594,22 @@ class LedgerMachine(Machine):
 
     # -- what edges and callers ask -----------------------------------------------------------------
 
-    def hear(self, edge: EdgeMachine, data: bytes) -> None:
+    def hear(self, data: bytes) -> None:
         if self.keeper is None:
             return
         answer = self.keeper.handle(data)
         if answer is not None:
-            self.cluster.send_down(edge, edge.bus, edge.hear_grant, answer[1])
+            self._grant(*answer)
         self._arm()
+
+    def _grant(self, whom: str, grant: bytes) -> None:
+        """To whoever goes by that subject, whoever it was that asked."""
+        root_key_id, _, edge_id = whom.partition(".")
+        for edge in self.cluster.edges:
+            if (root_key_id, edge_id) == ("key_fleet", edge.name):
+                if self.cluster.attacker is not None:
+                    self.cluster.attacker.overhear_grant(edge, grant)
+                self.cluster.send_down(edge, edge.bus, edge.hear_grant, grant)
 
     def fill(self, digest: bytes, reply: Callable[[FillAnswer | None], None]) -> None:
         if self.keeper is None or not self.keeper.is_owner:
@@ -643,14 +661,9 @@ class EdgeMachine(Machine):
         drawn_at = (1_700_000_000_000_000 + self.world.now // 1000).to_bytes(8, "big")
         who = EdgeIdentity("key_fleet", self.name, randbytes(16), drawn_at + randbytes(16))
         longest = int((terms.lease_ms + stale_ms) * MS * (1 - terms.drift))
-        self.cache.join(
-            Membership(
-                who=who,
-                key=derive_edge_key(MASTER_KEY, who),
-                longest_lease_ns=longest,
-                serve_stale_ms=stale_ms,
-            )
-        )
+        key = self.cluster.parts.keeper.lease_table.derive(MASTER_KEY, who)
+        self.member = Membership(who=who, key=key, longest_lease_ns=longest, serve_stale_ms=stale_ms)
+        self.cache.join(self.member)
         self.verifier = self.cluster.parts.verifier(
             self.cache, KEYSPACES, limiter=RateLimiter(self.time), ledger=self, memory=self.cache
         )
@@ -666,8 +679,10 @@ class EdgeMachine(Machine):
 
     def _say(self, data: bytes | None) -> None:
         if data is not None:
+            if self.cluster.attacker is not None:
+                self.cluster.attacker.overhear_request(self, data)
             for ledger in self.cluster.ledgers:
-                self.cluster.send_up(self, self.bus, ledger, ledger.hear, self, data)
+                self.cluster.send_up(self, self.bus, ledger, ledger.hear, data)
 
     def hear_grant(self, data: bytes) -> None:
         self.cache.granted(data)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from keyledger_edge import (
     Change,
     ChangeMessage,
+    EdgeIdentity,
     FillAnswer,
     Grant,
     LeasedCache,
     LeaseRequest,
+    Membership,
     Verifier,
     read_changes,
 )
 from services.ledger.fence import FenceKeeper, _Fence
-from services.ledger.lease_table import LeasedEdge
+from services.ledger.lease_table import LeasedEdge, LeaseTable, derive_edge_key
 from tests.simulation.cluster import Parts
 
 
@@ -160,6 +164,82 @@ class HeldForAFenceNotFound(FenceKeeper):
         return self._open.get(position)
 
 
+class _KeyOfIdsAlone(LeaseTable):
+    @staticmethod
+    def _of_ids(master_key: bytes, who: EdgeIdentity) -> bytes:
+        return derive_edge_key(master_key, replace(who, nonce=bytes(24)))
+
+    derive = _of_ids
+
+
+class NonceLeftOutOfTheKey(FenceKeeper):
+    """Rule 14: whoever connects with ids that it overheard is told the key of the edge that has them."""
+
+    lease_table = _KeyOfIdsAlone
+
+
+class _FoundByIncarnation(LeaseTable):
+    def speaker(
+        self, data: bytes, request: LeaseRequest, may_connect: Callable[[str], bool]
+    ) -> LeasedEdge | None:
+        speaker = super().speaker(data, request, may_connect)
+        if speaker is None:
+            return None
+        return next(one for one in self if one.who.incarnation == request.who.incarnation)
+
+
+class AnotherEdgeAcknowledgesInItsName(FenceKeeper):
+    """Rule 14: an edge is known by its incarnation, whoever speaks of that."""
+
+    lease_table = _FoundByIncarnation
+
+
+class _AnyNumber(LeaseTable):
+    def takes_number(self, edge: LeasedEdge, number: int, now: int) -> bool:
+        taken = number > edge.number
+        edge.number = max(edge.number, number)
+        return taken
+
+
+class NumberThatJumps(FenceKeeper):
+    """Rule 14: whatever number is higher is taken, and makes those below old."""
+
+    lease_table = _AnyNumber
+
+
+class _Unbounded(LeaseTable):
+    def _make_room(self, root_key_id: str, now: int) -> None:
+        pass
+
+
+class EdgesWithoutBound(FenceKeeper):
+    """Rule 14: a root key takes part with as many edges as it likes."""
+
+    lease_table = _Unbounded
+
+
+class VouchedIsBelieved(FenceKeeper):
+    """Rule 14: an edge knows what it says that it was vouched for, whoever vouched."""
+
+    def _heard(self, edge: LeasedEdge, request: LeaseRequest, now: int) -> None:
+        edge.note_grant(request.vouched)
+        super()._heard(edge, request, now)
+
+
+class GrantLongerThanItsTerms(LeasedCache):
+    """Rule 14: a grant runs for as long as it says."""
+
+    def join(self, member: Membership) -> None:
+        super().join(replace(member, longest_lease_ns=1 << 62))
+
+
+class HeadWithoutItsChain(LeasedCache):
+    """Rule 14: a head that moves is followed, whether or not its chain explains it."""
+
+    def _goes_on(self, grant: Grant, asked: Any) -> bool:
+        return True
+
+
 MUTANTS: Final[dict[str, Parts]] = {
     "lease from receipt": Parts(cache=LeaseFromReceipt),
     "no as_of check": Parts(cache=NoAsOfCheck),
@@ -172,7 +252,14 @@ MUTANTS: Final[dict[str, Parts]] = {
     "a second granter": Parts(keeper=SecondGranter),
     "as_of compared with the key alone": Parts(cache=AsOfOfTheKeyAlone),
     "a number without its mark": Parts(keeper=NumberWithoutMark),
+    "another edge acknowledges in its name": Parts(keeper=AnotherEdgeAcknowledgesInItsName),
+    "a request number that jumps": Parts(keeper=NumberThatJumps),
+    "a grant longer than its terms": Parts(cache=GrantLongerThanItsTerms),
     # Beyond those of docs/fence.md:
+    "the nonce left out of the key": Parts(keeper=NonceLeftOutOfTheKey),
+    "edges without bound": Parts(keeper=EdgesWithoutBound),
+    "a head that was never granted": Parts(keeper=VouchedIsBelieved),
+    "a head that moves without its chain": Parts(cache=HeadWithoutItsChain),
     "an event loop's cached clock": Parts(cached_clock=True),
     "no snapshot at commit": Parts(keeper=NoSnapshot),
     "books too little": Parts(keeper=BooksTooLittle),

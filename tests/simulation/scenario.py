@@ -7,7 +7,8 @@ from random import Random
 from typing import Final
 
 from keyledger_edge import Change
-from tests.simulation.checker import Subject
+from tests.simulation.attacker import Attacker
+from tests.simulation.checker import Subject, ViolationError
 from tests.simulation.cluster import GENERATIONS, Cluster, EdgeMachine, Entry, Parts, Secret
 from tests.simulation.world import MS, SECOND, World
 
@@ -16,6 +17,8 @@ HUNTED: Final = 8
 HEALING: Final = 8 * SECOND
 _RESTORES: Final = 0.25
 _SPLITS: Final = 0.4
+_ATTACKED: Final = 0.5
+_JUMP_BEFORE_THE_END: Final = 3 * SECOND // 2
 _KINDS: Final = (
     "key",
     "key",
@@ -51,6 +54,7 @@ class Outcome:
     worst_staleness_ms: float
     worst_fence_ms: float
     bound_ms: float
+    attacks: int
 
 
 class Scenario:
@@ -74,6 +78,10 @@ class Scenario:
         self.duration = duration
         self.faults = 0
         self.restored = False
+        enemy = Random(f"attacker {seed}")
+        if enemy.random() < _ATTACKED:
+            self.cluster.attacker = Attacker(self.cluster, enemy)
+            self.world.after(SECOND // 2, None, self.cluster.attacker.begin)
         self.fault_gap = random.choice((300, 700, 1500)) * MS
         self.change_gap = random.choice((200, 400, 900)) * MS
         bursts = operations // BURST
@@ -310,6 +318,9 @@ class Scenario:
     def run(self) -> Outcome:
         self.world.run(self.duration)
         self._heal()
+        self.world.run(self.duration + HEALING - _JUMP_BEFORE_THE_END)
+        if self.cluster.attacker is not None:
+            self.cluster.attacker.jump()
         self.world.run(self.duration + HEALING)
         self._check_that_all_edges_know_the_truth()
         checker = self.cluster.checker
@@ -324,9 +335,12 @@ class Scenario:
             checker.worst_staleness / MS,
             checker.worst_fence / MS,
             checker.bound / MS,
+            self.cluster.attacker.attacks if self.cluster.attacker is not None else 0,
         )
 
     def _heal(self) -> None:
+        if self.cluster.attacker is not None:
+            self.cluster.attacker.active = False
         for edge in self.cluster.edges:
             for link in (edge.bus, edge.http):
                 link.up = link.down = True
@@ -349,6 +363,8 @@ class Scenario:
                 self.world.at(self.world.now, edge, lambda run=run, e=edge, s=secret: run(ask(e, s)))
         self.world.run(self.world.now + 4 * SECOND)
         for edge in self.cluster.edges:
+            if not edge.cache.has_lease and self.cluster.attacker is not None:
+                raise ViolationError(f"{edge.name} was robbed of its lease")
             assert edge.cache.has_lease, f"seed {self.seed}: {edge.name} has no lease though all is well"
             for secret in self.cluster.secrets:
                 said = found.get((edge.name, secret.text))

@@ -125,7 +125,7 @@ class LeasedCache:
         """Fills as of positions that no grant has reached yet."""
         self._position = 0
         self._chain = _NO_CHAIN
-        self._last_message = 0
+        self._last_message = self._granted_message = 0
         self._stale_from = 0
         self.at = 0
         """The ledger's time of day at the last look-up, microseconds."""
@@ -244,7 +244,7 @@ class LeasedCache:
         self._unvouched.clear()
         self._tombstones.start_from(position)
         self._epoch = epoch
-        self._vouched = self._position = self._last_message = position
+        self._vouched = self._position = self._last_message = self._granted_message = position
         self._mark = 0
         self._chain = _NO_CHAIN
         self._lineage = b""
@@ -317,11 +317,14 @@ class LeasedCache:
             return True
         if grant.head < self._vouched or (grant.head == self._vouched and grant.mark != self._mark):
             return False  # Rule 15: the log went back, or is another one.
-        if grant.lineage != self._lineage or not grant.confirmed:
+        if grant.lineage != self._lineage:
             return True  # Another ledger process, which answers for all since `vouched` by what it carries.
-        if grant.chain == asked.chain:
+        if grant.confirmed and grant.chain == asked.chain:
             return grant.last_message == asked.last_message
-        return any(asked.last_message < change.position <= grant.last_message for change in grant.changes)
+        known = asked.last_message if grant.confirmed else self._granted_message
+        return (not grant.confirmed and grant.last_message == known) or any(
+            known < change.position <= grant.last_message for change in grant.changes
+        )
 
     def _disown(self) -> None:
         """What we were told cannot all be true: remember nothing, and begin anew with the next grant."""
@@ -350,7 +353,7 @@ class LeasedCache:
         self._vouched = self._position = grant.head
         self._mark = grant.mark
         self._chain = grant.chain
-        self._last_message = grant.last_message
+        self._last_message = self._granted_message = grant.last_message
         self._lineage = grant.lineage
 
     def _extend(self, grant: Grant, sent: int) -> None:
