@@ -50,6 +50,8 @@ class Operation:
     """The wallet's balance, as the answer told it."""
     at_edge: bool = False
     """An edge answered it from memory, perhaps: it knows of a revocation once that is fenced."""
+    gives_up: bool = True
+    """A try that is not answered in time is called off: it cannot be granted after a later refusal."""
     fenced: bool = True
     """A revocation: its answer said that no edge accepts the key any more."""
 
@@ -89,6 +91,8 @@ class Findings:
     lost: int = 0
     doubled: int = 0
     accepted_late: int = 0
+    charged_after_refusal: int = 0
+    """Of those, where no earlier try was under way any more."""
 
     def add(self, line: str) -> None:
         if len(self.lines) < _SHOWN:
@@ -233,6 +237,7 @@ def _check_operation(operation: Operation, by_name: dict[Name, Recorded], findin
         elif operation.tries > 1 and operation.head is not None and found.position > operation.head:
             # An earlier try, given up by the client, was still on its way: refused uses are decided anew.
             findings.granted_later += 1
+            findings.charged_after_refusal += operation.gives_up
         else:
             findings.add(
                 f"{operation.kind} {operation.name} was refused ({operation.code}) as of {operation.head} "

@@ -260,7 +260,7 @@ class Load:
         body = {"keyspace_id": self._keyspace_id, "organization_id": organization_id, "name": operation.name}
         answer = await self._client.ask("POST", "/v1/keys", body, **self._once(operation.name))
         self._finish(operation, answer, _id(answer, "key"))
-        if answer is not None and _good(answer) and "secret" in answer.body:
+        if answer is not None and _good(answer) and answer.body.get("secret"):
             self._keys.append(Key(answer.body["key"]["id"], answer.body["secret"], organization_id))
 
     async def _revoke(self) -> None:

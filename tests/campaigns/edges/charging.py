@@ -145,7 +145,8 @@ class SidecarEdge(_Process):
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
         charge = body.get("charge")
-        return Told(ask.request_id, str(body["code"]), charge, bool(charge and charge.get("replayed")))
+        replayed = bool(charge and charge.get("replayed"))
+        return Told(ask.request_id, str(body["code"]), charge, replayed, body.get("position"))
 
     async def close(self) -> None:
         if self._session is not None:

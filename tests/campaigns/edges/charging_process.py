@@ -30,6 +30,8 @@ class Told(msgspec.Struct, frozen=True):
     code: str
     charge: dict[str, object] | None = None
     replayed: bool = False
+    position: str | None = None
+    """As of which it was decided."""
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -70,7 +72,9 @@ class Server:
                 )
             answer = verdict.as_answer()
             charge = answer.charge
-            told = Told(ask.request_id, answer.code, charge, bool(charge and charge.get("replayed")))
+            told = Told(
+                ask.request_id, answer.code, charge, bool(charge and charge.get("replayed")), answer.position
+            )
         except EdgeError as error:
             told = Told(ask.request_id, f"error: {error}")
         writer.write(msgspec.json.encode(told) + b"\n")

@@ -27,6 +27,8 @@ class Loss(NamedTuple):
     """Whatever was asked after this was answered out of the new one."""
     settled: float
     """The operator is done, and a lease has passed: nobody remembers the old one."""
+    promised: bool = False
+    """Nothing that was acknowledged may lie beyond the head: it was on a synchronous standby."""
 
 
 @dataclass
@@ -45,14 +47,20 @@ class Judgement:
     @property
     def clean(self) -> bool:
         findings = self.findings
-        wrong = findings.lost, findings.doubled, findings.difference_micros, findings.accepted_late
-        return not self.lines and not findings.lines and not any(wrong) and not self.remembered
+        wrong = (
+            findings.lost, findings.doubled, findings.difference_micros, findings.accepted_late,
+            findings.charged_after_refusal, self.remembered,
+        )  # fmt: skip
+        return not self.lines and not findings.lines and not any(wrong)
 
     def add(self, line: str) -> None:
         self.lines.append(line)
 
     def __str__(self) -> str:
-        told = f"{self.findings}, {self.findings.accepted_late} accepted after a fence"
+        told = (
+            f"{self.findings}, {self.findings.accepted_late} accepted after a fence,"
+            f" {self.findings.charged_after_refusal} refused and then charged"
+        )
         beyond = f"beyond the restored heads {self.lost}, {self.open} open, {self.remembered} remembered"
         return "\n".join([f"{told}; {beyond}", *self.findings.lines, *self.lines[:20]])
 
@@ -75,6 +83,9 @@ def judge(
             kept.append(_as_of_what_is_left(operation, losses))
     result = Judgement(check(kept, log, head), open=unclear)
     result.lost = [sum(number == n for number, _ in lost) for n in range(len(losses))]
+    for loss, count in zip(losses, result.lost, strict=True):
+        if loss.promised and count:
+            result.add(f"{count} acknowledged operations lay beyond {loss.head}, where none may be lost")
     _check_missing(lost, kept, log, losses, result)
     _check_lost_revocations(lost, operations, losses, result)
     _check_lost_keys(lost, operations, log, losses, result)
@@ -93,6 +104,19 @@ def fate_of(operation: Operation, losses: Sequence[Loss]) -> tuple[int, Fate]:
         if operation.position > loss.head:
             return number, "lost" if operation.completed < loss.ended else "open"
     return -1, "kept"
+
+
+def unlisted(operations: Iterable[Operation], loss: Loss, number: int, listed: set[int]) -> list[int]:
+    """Positions of acknowledged operations that went with this loss, were published, and are not listed."""
+    return sorted(
+        operation.position
+        for operation in operations
+        if operation.position is not None
+        and not operation.replayed
+        and loss.head < operation.position <= number
+        and fate_of(operation, [loss])[1] == "lost"
+        and operation.position not in listed
+    )
 
 
 def _as_of_what_is_left(operation: Operation, losses: Sequence[Loss]) -> Operation:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from domain.publishing import Place
 from tests.campaigns.checker import EDGE_SECONDS
@@ -27,14 +27,25 @@ _OWNER_SECONDS: Final = 30.0
 _CANCEL: Final = _TERMINATE.replace("pg_terminate_backend", "pg_cancel_backend")
 
 
+class Told(NamedTuple):
+    """A loss, and what `new-epoch` printed about it."""
+
+    loss: Loss
+    how: str
+    heard: Place | None
+    """Up to where NATS had heard just before."""
+    printed: dict[str, Any]
+
+
 class Faults:
     """Each method is one fault from its beginning until everything is as it should be."""
 
     def __init__(self, fleet: Fleet, day: Day, chance: random.Random) -> None:
         self.struck: Counter[str] = Counter()
         self.losses: list[Loss] = []
-        self.told: list[dict[str, Any]] = []
-        """What `new-epoch` printed, each time."""
+        self.told: list[Told] = []
+        self.pace = 1.0
+        """How long everything lasts, beside what it does in the long form."""
         self.diary: list[str] = []
         """What struck when, for whoever looks for a cause."""
         self._fleet = fleet
@@ -91,7 +102,7 @@ class Faults:
         await fault
 
     def _seconds(self, most: float) -> float:
-        return 0.05 + most * self._chance.random() ** 2
+        return 0.05 + self.pace * most * self._chance.random() ** 2
 
     # -- programs and NATS
 
@@ -200,7 +211,8 @@ class Faults:
             statement = self._chance.choice([_TERMINATE, _CANCEL])
             await asyncio.to_thread(self._replicas.primary.ask, statement, 0.5 + self._chance.random())
         await asyncio.sleep(self._seconds(1.0))
-        await self.fail_over()
+        # Who reads the log may have seen what was broken off, and asks for the operator then.
+        await self._fail_over_with_a_new_epoch(promised=True)
 
     async def split_brain(self) -> None:
         """The primary is cut off and lives on, with its owner at it; its standby is promoted."""
@@ -215,7 +227,7 @@ class Faults:
             await self._promote()
             await self._another_owner(owner)
             self._fleet.asked = self._fleet.asked or self._fleet.others_of(owner)
-            await asyncio.sleep(2.0 + self._seconds(5.0))
+            await asyncio.sleep(2.0 * self.pace + self._seconds(5.0))
             await asyncio.to_thread(old.kill)
             self._fleet.plug()
         await self._a_new_standby()
@@ -223,7 +235,7 @@ class Faults:
     @asynccontextmanager
     async def _sometimes_only_read(self, ledger: Program) -> AsyncGenerator[None]:
         """Nobody writes until there is another owner, and then through that; this one only verifies."""
-        if self._chance.random() < 0.5:
+        if self.pace < 1 or self._chance.random() < 0.5:
             yield
             return
         self.struck["split_brain, quiet"] += 1
@@ -255,18 +267,21 @@ class Faults:
 
     async def lossy_fail_over(self) -> None:
         """The standby lags behind; the primary dies; the standby is promoted all the same."""
-        replicas = self._replicas
-        await asyncio.to_thread(replicas.make_asynchronous)
-        replicas.isolate()
+        await asyncio.to_thread(self._replicas.make_asynchronous)
+        self._replicas.isolate()
         await asyncio.sleep(0.3 + self._seconds(1.5))
+        self._day.expect_a_loss()
+        await self._fail_over_with_a_new_epoch(promised=False)
+
+    async def _fail_over_with_a_new_epoch(self, *, promised: bool) -> None:
+        survivor = self._replicas.standby
         heard, ended = await self._fleet.heard(), time.monotonic()
-        await asyncio.to_thread(replicas.primary.kill)
-        survivor = replicas.standby
+        await asyncio.to_thread(self._replicas.primary.kill)
         head = await self._fleet.head_of(survivor)
         await asyncio.sleep(self._seconds(1.0))
         began = time.monotonic()
-        await asyncio.to_thread(replicas.promote, survivor)
-        await self._new_epoch(head, ended, began, heard)
+        await asyncio.to_thread(self._replicas.promote, survivor)
+        await self._new_epoch(Loss(head, ended, began, began, promised), heard)
         await self._a_new_standby()
 
     async def restore_a_copy(self) -> None:
@@ -276,6 +291,7 @@ class Faults:
         copy = node.folder / "copy"
         await asyncio.to_thread(self._copy, node)
         await asyncio.sleep(0.5 + self._seconds(2.5))
+        self._day.expect_a_loss()
         heard, ended = await self._fleet.heard(), time.monotonic()
         await asyncio.to_thread(node.kill)
         await asyncio.to_thread(node.restore, copy)
@@ -285,7 +301,7 @@ class Faults:
         await asyncio.to_thread(replicas.make_asynchronous)
         head, began = await self._fleet.head_of(node), time.monotonic()
         self._fleet.plug()
-        await self._new_epoch(head, ended, began, heard)
+        await self._new_epoch(Loss(head, ended, began, began), heard)
         await self._a_new_standby()
 
     def _copy(self, node: Node) -> None:
@@ -295,19 +311,19 @@ class Faults:
         node.copy_cold(node.folder / "copy")
         node.start()
 
-    async def _new_epoch(self, head: int, ended: float, began: float, heard: Place | None) -> None:
+    async def _new_epoch(self, loss: Loss, heard: Place | None) -> None:
         """What the documents tell an operator to do after a loss; the programs run on, or are restarted."""
         how = self._chance.choice(["running", "running", "restarted before", "restarted after"])
         if how == "restarted before":
             self._restart_programs()
         await asyncio.sleep(self._seconds(1.5))
-        told = await self._fleet.must("new-epoch", "--yes")
+        printed = await self._fleet.must("new-epoch", "--yes")
         if how == "restarted after":
             self._restart_programs()
-        loss = Loss(head, ended, began, time.monotonic() + EDGE_SECONDS)
+        loss = loss._replace(settled=time.monotonic() + EDGE_SECONDS)
         self.losses.append(loss)
         self._day.forget(loss)
-        self.told.append({"after": head, "heard": heard, "how": how, **told})
+        self.told.append(Told(loss, how, heard, printed))
 
     def _restart_programs(self) -> None:
         for program in self._fleet.programs:

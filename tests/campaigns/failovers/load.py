@@ -51,6 +51,10 @@ class Day(Load):
         """As before."""
         self._expiries = (1, 2, 600)
 
+    def expect_a_loss(self) -> None:
+        """What was acknowledged may be gone from now on."""
+        self._lost_until = float("inf")
+
     def forget(self, loss: Loss) -> None:
         """What lies beyond the head is no longer asked for; keys are still shown, and must be refused."""
         self._lost_until = loss.began
@@ -135,7 +139,7 @@ class AtEdges:
         self._count += 1
         operation = Operation(
             "charge" if kind == "use" else "verify", f"edge-{kind}-{self._count}", key.organization_id,
-            key.id, cost, invoked=time.monotonic(), at_edge=kind == "look",
+            key.id, cost, invoked=time.monotonic(), at_edge=kind == "look", gives_up=False,
         )  # fmt: skip
         self.operations.append(operation)
         return operation
@@ -168,6 +172,7 @@ class AtEdges:
     def _note(self, operation: Operation, told: Told) -> None:
         operation.completed = time.monotonic()
         operation.code, operation.replayed = told.code, told.replayed
+        operation.head = number_of(told.position)
         self.codes[told.code] += 1
         self.told += 1
         if operation.kind == "charge" and told.code == "valid":
@@ -187,6 +192,8 @@ class Lookers:
     def __init__(self, day: Day, fleet: Fleet, chance: random.Random) -> None:
         self.operations: list[Operation] = []
         self.codes: Counter[str] = Counter()
+        self.odd: list[object] = []
+        """Answers that say that the question was wrong, which it never is."""
         self.stopping = False
         self._day = day
         self._fleet = fleet
@@ -213,3 +220,5 @@ class Lookers:
             operation.completed = time.monotonic()
             operation.code = str(found.get("code")) if isinstance(found, dict) else None
             self.codes[str(operation.code)] += 1
+            if operation.code == "invalid_request":
+                self.odd.append((time.monotonic(), address, found))

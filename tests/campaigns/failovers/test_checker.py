@@ -123,6 +123,14 @@ def charge_after_the_loss_what_was_refused_in_its_only_try(history: History) -> 
     history.change("n12", invoked=50.0, completed=50.5, code="billing_shortfall", position=None, head=13)
 
 
+def charge_at_last_what_was_called_off_and_refused(history: History) -> None:
+    history.change("n12", code="billing_shortfall", position=None, head=11, tries=2)
+
+
+def lose_what_a_synchronous_standby_had(history: History) -> None:
+    history.losses = [LOSS._replace(promised=True)]
+
+
 def overspend(history: History) -> None:
     history.log[-1] = history.log[-1]._replace(reserved=10**6)
 
@@ -139,6 +147,7 @@ def acknowledge_after_the_loss_out_of_the_lost_history(history: History) -> None
         accept_what_was_revoked_before_the_head, accept_before_the_loss_what_was_revoked_and_lost,
         accept_after_a_fence, accept_long_after_a_revocation_without_a_fence, charge_what_was_refused,
         charge_after_the_loss_what_was_refused_in_its_only_try, overspend,
+        charge_at_last_what_was_called_off_and_refused, lose_what_a_synchronous_standby_had,
         acknowledge_after_the_loss_out_of_the_lost_history,
     ],
 )  # fmt: skip
@@ -166,6 +175,10 @@ def ask_again_for_what_was_lost(history: History) -> None:
     history.operations.append(done("charge", "c11", 14, 150.0, amount=1))
 
 
+def charge_through_an_edge_what_another_edge_refused(history: History) -> None:
+    history.change("n12", code="billing_shortfall", position=None, head=11, tries=2, gives_up=False)
+
+
 def be_answered_while_history_ended(history: History) -> None:
     history.change("c11", completed=105.0)
 
@@ -175,7 +188,7 @@ def be_answered_while_history_ended(history: History) -> None:
     [
         accept_what_was_revoked_and_lost, accept_a_lost_key_until_the_operator_is_done,
         accept_within_the_lease_what_was_revoked_without_a_fence, ask_again_for_what_was_lost,
-        be_answered_while_history_ended,
+        charge_through_an_edge_what_another_edge_refused, be_answered_while_history_ended,
     ],
 )  # fmt: skip
 def test_what_a_loss_allows_is_allowed(history: History, truth: Callable[[History], None]) -> None:
