@@ -116,9 +116,11 @@ class Channel:
         """Up to `most` events behind a position, and up to where that is all there is."""
         first = bisect_right(self._positions, position)
         found = self._messages[first : first + most]
+        # Events come in before all up to them is said to be here, and are read by who comes just then.
+        last = self._positions[first + len(found) - 1] if found else position
         if first + len(found) < len(self._positions):
-            return found, self._positions[first + len(found) - 1]
-        return found, max(position, self.until)
+            return found, last
+        return found, max(last, self.until)
 
     async def wait(self, position: int, seconds: float) -> None:
         """Until there is something behind the position, or the time is over."""

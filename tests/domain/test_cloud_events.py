@@ -219,12 +219,16 @@ ON_NATS = [
 
 @pytest.mark.parametrize("event, subject", ON_NATS)
 def test_on_nats_the_subject_names_organization_key_and_type(event: Event, subject: str) -> None:
-    place = Place("log", 3, 0, 42)
+    place = Place("log", 3, 0, 42, mark=-2)
 
     message = event_message(event, place, source=SOURCE, most_bytes=1_000_000)
 
     assert message.subject == f"keyledger.events.{subject}"
-    assert message.headers == {"Nats-Msg-Id": "3.0.42", "Keyledger-Log": "log"}
+    assert message.headers == {
+        "Nats-Msg-Id": "3.0.42",
+        "Keyledger-Log": "log",
+        "Keyledger-Mark": "fffffffffffffffe",
+    }
 
 
 def test_every_event_there_is_can_be_shown() -> None:

@@ -259,6 +259,20 @@ async def test_who_comes_while_the_log_grows_misses_nothing_and_sees_nothing_twi
     assert await asyncio.gather(*following) == [list(range(1, 601))] * 40
 
 
+def test_who_comes_while_a_batch_is_handed_out_is_not_told_its_events_twice() -> None:
+    channel = tails.Channel(EVERYTHING)
+    channel.begin(0)
+    channel.add(1, b"one")
+    channel.add(2, b"two")
+
+    told, seen = channel.behind(0, 100)
+    channel.add(3, b"three")
+    channel.reach(3)
+
+    assert (told, seen) == ([b"one", b"two"], 2)
+    assert channel.behind(seen, 100) == ([b"three"], 3)
+
+
 async def test_a_slow_reader_keeps_nothing_and_goes_on_from_the_log(
     feed: Feed, book: GrowingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
