@@ -6,13 +6,15 @@ had, exactly what lies beyond the restored head may be missing, must be missing,
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from tests.campaigns.checker import Findings, Operation, Recorded, check, revoked_since
 
+ANSWER_SECONDS = 8.5
+"""A client waits so long for one try; later answers are of a try in the new history."""
 Fate = Literal["kept", "lost", "open"]
 
 
@@ -39,8 +41,8 @@ class Judgement:
     lines: list[str] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
     """For each loss, how many acknowledged operations lay beyond the head."""
-    open: int = 0
-    """Answered while one history ended and the next began: they may be of either."""
+    open: Counter[str] = field(default_factory=Counter)
+    """Answered while one history ended and the next began, or without a position: they may be of either."""
     remembered: int = 0
     """Accepts of what only a lost history knew."""
 
@@ -61,7 +63,9 @@ class Judgement:
             f"{self.findings}, {self.findings.accepted_late} accepted after a fence,"
             f" {self.findings.charged_after_refusal} refused and then charged"
         )
-        beyond = f"beyond the restored heads {self.lost}, {self.open} open, {self.remembered} remembered"
+        beyond = (
+            f"beyond the restored heads {self.lost}, open {dict(self.open)}, {self.remembered} remembered"
+        )
         return "\n".join([f"{told}; {beyond}", *self.findings.lines, *self.lines[:20]])
 
 
@@ -71,13 +75,13 @@ def judge(
     """Hold what clients were told against the log that is left, and against what may be missing from it."""
     kept: list[Operation] = []
     lost: list[tuple[int, Operation]] = []
-    unclear = 0
+    unclear: Counter[str] = Counter()
     for operation in operations:
         number, fate = fate_of(operation, losses)
         if fate == "lost":
             lost.append((number, operation))
         elif fate == "open":
-            unclear += 1
+            unclear[operation.kind if operation.position else f"{operation.kind} without a position"] += 1
             kept.append(replace(operation, completed=None, code=None, position=None, balance=None))
         else:
             kept.append(_as_of_what_is_left(operation, losses))
@@ -102,7 +106,10 @@ def fate_of(operation: Operation, losses: Sequence[Loss]) -> tuple[int, Fate]:
         if operation.position is None:
             return number, "open"
         if operation.position > loss.head:
-            return number, "lost" if operation.completed < loss.ended else "open"
+            if operation.completed < loss.ended:
+                return number, "lost"
+            if operation.completed < loss.ended + ANSWER_SECONDS:
+                return number, "open"
     return -1, "kept"
 
 

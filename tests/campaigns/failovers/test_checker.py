@@ -71,7 +71,7 @@ def test_a_true_history_with_a_loss_is_clean(history: History) -> None:
     judged = history.judged()
 
     assert judged.clean, str(judged)
-    assert (judged.lost, judged.open, judged.findings.acknowledged) == ([3], 0, 13)
+    assert (judged.lost, judged.open, judged.findings.acknowledged) == ([3], {}, 13)
 
 
 def lose_more_than_was_beyond(history: History) -> None:
@@ -131,6 +131,10 @@ def lose_what_a_synchronous_standby_had(history: History) -> None:
     history.losses = [LOSS._replace(promised=True)]
 
 
+def lose_what_was_asked_before_and_answered_long_after(history: History) -> None:
+    history.change("c11", completed=112.0)
+
+
 def overspend(history: History) -> None:
     history.log[-1] = history.log[-1]._replace(reserved=10**6)
 
@@ -147,7 +151,8 @@ def acknowledge_after_the_loss_out_of_the_lost_history(history: History) -> None
         accept_what_was_revoked_before_the_head, accept_before_the_loss_what_was_revoked_and_lost,
         accept_after_a_fence, accept_long_after_a_revocation_without_a_fence, charge_what_was_refused,
         charge_after_the_loss_what_was_refused_in_its_only_try, overspend,
-        charge_at_last_what_was_called_off_and_refused, lose_what_a_synchronous_standby_had,
+        lose_what_was_asked_before_and_answered_long_after, charge_at_last_what_was_called_off_and_refused,
+        lose_what_a_synchronous_standby_had,
         acknowledge_after_the_loss_out_of_the_lost_history,
     ],
 )  # fmt: skip
