@@ -191,6 +191,14 @@ class Log(Protocol):
         """Up to `limit` events behind position `after`, in order."""
         ...
 
+    async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
+        """As `read`, and only what a fail-over that loses nothing acknowledged keeps.
+
+        Waits, as `confirm` does, until a standby that must have every commit has what was read.
+        Raises LogUnavailableError, also where another server answered meanwhile that does not have it.
+        """
+        ...
+
     async def read_at(self, positions: Sequence[int]) -> list[RecordedEvent]:
         """The events at these positions (those that exist), in order of position."""
         ...

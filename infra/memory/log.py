@@ -101,6 +101,7 @@ class MemoryLog:
         self._waiting: asyncio.Future[Literal["terminated", "cancelled"]] | None = None
         """An append that waits for the standby; its result is how the wait is broken off."""
         self._confirmations_waiting = 0
+        self._proven: RecordedEvent | None = None
 
     def lose_next_acknowledgement(self, *, committed: bool) -> None:
         """The connection breaks while the next group is being committed."""
@@ -231,6 +232,16 @@ class MemoryLog:
         """Events behind a position."""
         self._reach()
         return self.storage.events[after : after + limit]
+
+    async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
+        """Events behind a position, once the standby has them."""
+        found = await self.read(after, limit)
+        if found and found[-1] != self._proven and self.storage.standby_away:
+            await self._reach_standby()
+            if await self.read_at([found[-1].position]) != [found[-1]]:
+                raise LogUnavailableError("what was read is not in the log any more")
+        self._proven = found[-1] if found else None
+        return found
 
     async def read_at(self, positions: Sequence[int]) -> list[RecordedEvent]:
         """Events at positions, in order."""

@@ -43,6 +43,9 @@ _STANDBY_SECONDS: Final = 1.0
 _CONFLICT_SECONDS: Final = 5.0
 _FAREWELL_SECONDS: Final = 2.0
 _EPOCH_SECONDS: Final = 1.0
+_WAITS_FOR_STANDBY: Final = (
+    "PostgreSQL waits for its standby: what is not on it is not published. Bring the standby back."
+)
 _WHAT_TO_DO: Final = (
     ". Nothing is published meanwhile. Once it is sure that this is the log to go on with, run"
     " `keyledger new-epoch`: all of it is then published anew under the next epoch."
@@ -67,6 +70,14 @@ class LogReader(Protocol):
 
     async def read(self, after: int, limit: int) -> list[RecordedEvent]:
         """Committed events behind a position, in order."""
+        ...
+
+    async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
+        """The same, once a standby that must have every commit has them."""
+        ...
+
+    async def waits_for_standby(self) -> bool:
+        """Does a commit wait for a standby that is away?"""
         ...
 
 
@@ -137,6 +148,7 @@ class Relay:
         self._pause = _SHORTEST_PAUSE
         self._conflict_at = float("-inf")
         self._rival: str | None = None
+        self._waits_for: str | None = None
 
     async def run(self) -> None:
         """Publish until stopped; whatever fails is tried again."""
@@ -161,6 +173,7 @@ class Relay:
 
     async def _connect_and_publish(self) -> None:
         stream = await self._open()
+        self._waits_for = None
         try:
             end = await stream.end()
             visit = _Visit(stream, end, place=await self._resume(end))
@@ -213,15 +226,21 @@ class Relay:
                 if time.monotonic() - looked >= _EPOCH_SECONDS:
                     await self._refuse_another_epoch(visit)
                     looked = time.monotonic()
-                batch = await ahead.next()
+                batch = await ahead.next(_IDLE_SECONDS)
+                self._waits_for = await self._why_not() if batch is None else None
                 if batch:
                     _refuse_holes(batch, visit.place.number)
                     await visit.send([self._message(recorded, visit) for recorded in batch], batch[-1].mark)
                     self._status.head = max(self._status.head, visit.place.number)
                 elif visit.is_under_way():
                     await visit.stream.settle()
-                else:
+                elif batch is not None:
                     await self._idle(visit)
+
+    async def _why_not(self) -> str | None:
+        """Why the log keeps back what follows, if it says so. The lag is to be seen meanwhile."""
+        self._status.head = max(self._status.head, await self._wakeups.wait_beyond(-1, 0))
+        return _WAITS_FOR_STANDBY if await self._reader.waits_for_standby() else None
 
     async def _refuse_another_epoch(self, visit: _Visit) -> None:
         if (await self._reader.end()).epoch != visit.place.epoch:
@@ -251,7 +270,7 @@ class Relay:
         visit.stream.check()
         self._pause = _SHORTEST_PAUSE
         confirmed = visit.confirmed()
-        self._status.state, self._status.problem = "publishing", None
+        self._status.state, self._status.problem = "publishing", self._waits_for
         self._status.published += confirmed - visit.reported
         self._status.position = visit.reported = confirmed
 
@@ -368,10 +387,14 @@ class _Ahead:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
-    async def next(self) -> list[RecordedEvent]:
-        """The next batch; empty when there is nothing more."""
-        reading, self._reading = self._reading, None
-        batch = await (reading or self._read())
+    async def next(self, seconds: float) -> list[RecordedEvent] | None:
+        """The next batch; empty when there is nothing more, None when the log keeps it back for so long."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        await asyncio.wait({self._reading}, timeout=seconds)
+        if not self._reading.done():
+            return None
+        batch, self._reading = self._reading.result(), None
         if batch:
             self._after, self._mark = batch[-1].position, batch[-1].mark
             self._reading = asyncio.create_task(self._read())
@@ -380,8 +403,8 @@ class _Ahead:
 
     async def _read(self) -> list[RecordedEvent]:
         if self._after == 0:
-            return await self._reader.read(0, BATCH)
-        found = await self._reader.read(self._after - 1, BATCH + 1)
+            return await self._reader.read_durable(0, BATCH)
+        found = await self._reader.read_durable(self._after - 1, BATCH + 1)
         if not found or (found[0].position, found[0].mark) != (self._after, self._mark):
             raise StreamRefusedError(
                 f"Event {self._after}, which was published, is not in the log any more, or another one is in"

@@ -20,7 +20,8 @@ from infra.postgres.connections import ADVISORY_CLASS, connect, hang_up, wait_fo
 CONFIRMING_CLASS: Final = ADVISORY_CLASS + 3
 """Of the lock that a confirming commit holds: one for each partition, whoever asks."""
 
-_TURN_SECONDS: Final = 0.05
+_SHORTEST_TURN_SECONDS: Final = 0.002
+_LONGEST_TURN_SECONDS: Final = 0.05
 _HALF: Final = 2**32
 
 # The emitted message is a few bytes of write-ahead log that nobody reads. Transactional, for then it
@@ -85,6 +86,11 @@ class Confirmations:
             f" AS overtaken, {_HELD} AS held",
             wanted="true",
         )
+        self._has = _statement(
+            f"SELECT EXISTS (SELECT FROM ledger.events_p{partition}"
+            " WHERE notification_id = %(position)s AND mark = %(mark)s) AS there",
+            wanted="there",
+        )
 
     def confirm(self, writer: WriterSession) -> Future[bool]:
         """Does this session hold the lock, on a server that is still the primary?"""
@@ -104,6 +110,15 @@ class Confirmations:
 
         return self._run(ask)
 
+    def has(self, position: int, mark: int) -> Future[bool]:
+        """Is this event, and by its mark all before it, in the log of a server that is still the primary?"""
+        event = {"position": Int8(position), "mark": Int8(mark)}
+        return self._run(lambda: bool(self._commit(self._has, _NOBODY, **event)[0]))
+
+    def renew(self) -> None:
+        """Connect anew the next time: it may be that this session is with another server than the others."""
+        self._thread.submit(self._drop)
+
     async def close(self) -> None:
         """Hang up, whatever is waited for."""
         self._closing = True
@@ -115,6 +130,10 @@ class Confirmations:
             self._connection.close()
 
     # -- on the session's thread
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
     def _run(self, work: Callable[[], T]) -> Future[T]:
         return self._thread.submit(self._translated, work)
@@ -136,14 +155,16 @@ class Confirmations:
             "token_id": writer.token % _HALF,
             **more,
         }
+        turn = _SHORTEST_TURN_SECONDS
         while True:
             row = self._ask(statement, parameters)
             if not self._noticed and row[-2] != "another's":
                 return row
-            # Somebody broke the wait for the standby off, or another commit hangs.
+            # Somebody broke the wait for the standby off, or another commit is under way, or hangs.
             if self._closing:
                 raise LogUnavailableError("this process stops")
-            time.sleep(_TURN_SECONDS)
+            time.sleep(turn)
+            turn = min(2 * turn, _LONGEST_TURN_SECONDS)
 
     def _ask(self, statement: bytes, parameters: dict[str, Any]) -> tuple[Any, ...]:
         connection = self._connected()

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -60,6 +60,8 @@ _HEARD_SECONDS: Final = 1.0
 """The writer's session says something at least as often, or whoever stands by would end it as silent."""
 _LAST_APPEND_SECONDS: Final = 5.0
 """So long a process that stops waits for an append under way."""
+# Asked with each reading, for a reload of the server's settings may change it; once for all of its rows.
+_NAMES_STANDBY: Final = "(SELECT current_setting('synchronous_standby_names') <> '')"
 _HOLDS_LOCK: Final = """
     SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -119,7 +121,13 @@ class PostgresLog:
         self._watching = Sessions(conninfo, f"keyledger p{partition} watch", most=1, role="")
         self._hints = HintSender(conninfo, partition) if hints else None
         select = f"SELECT {_COLUMNS} FROM ledger.events_p{partition} WHERE"
-        self._select_after = f"{select} notification_id > %s ORDER BY notification_id LIMIT %s".encode()
+        behind = "notification_id > %s ORDER BY notification_id LIMIT %s"
+        self._select_after = f"{select} {behind}".encode()
+        self._select_after_durable = (
+            f"SELECT {_COLUMNS}, {_NAMES_STANDBY} FROM ledger.events_p{partition} WHERE {behind}"
+        ).encode()
+        self._proven: tuple[int, int] | None = None
+        """Position and mark of the last event that was read and that is known to be durable."""
         self._select_at = f"{select} notification_id = ANY(%s) ORDER BY notification_id".encode()
         self._select_stream = f"{select} originator_id = %s ORDER BY originator_version".encode()
         self._select_head = (
@@ -148,7 +156,10 @@ class PostgresLog:
         session = self._session
         if session is None:
             return False
-        confirming = asyncio.wrap_future(self._confirming.confirm(session))
+        return await self._until_confirmed(self._confirming.confirm(session))
+
+    async def _until_confirmed(self, asked: Future[bool]) -> bool:
+        confirming = asyncio.wrap_future(asked)
         # Should nobody wait for it any more.
         confirming.add_done_callback(lambda done: done.cancelled() or done.exception())
         while not confirming.done():
@@ -248,6 +259,33 @@ class PostgresLog:
     async def read(self, after: int, limit: int) -> list[RecordedEvent]:
         """Up to `limit` events behind position `after`, in order."""
         return await self._events(self._select_after, (Int8(after), Int8(limit)))
+
+    async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
+        """As `read`, once a synchronous standby, where one is named, has what was read.
+
+        Shown by a commit of one's own that was sent afterwards, and only where something new was read.
+        """
+
+        def work(connection: _Connection) -> tuple[list[RecordedEvent], bool]:
+            select, parameters = self._select_after_durable, (Int8(after), Int8(limit))
+            rows = connection.execute(select, parameters, prepare=True, binary=True).fetchall()
+            return [RecordedEvent._make(row[:-1]) for row in rows], bool(rows) and rows[-1][-1]
+
+        found, standby_named = await self._readers.run(work)
+        if standby_named:
+            await self._prove(found[-1])
+        return found
+
+    async def _prove(self, last: RecordedEvent) -> None:
+        event = (last.position, last.mark)
+        if event == self._proven:
+            return
+        if not await self._until_confirmed(self._confirming.has(*event)):
+            # One of the two sessions is with a server that was deposed, or there was a fail-over meanwhile.
+            self._readers.renew()
+            self._confirming.renew()
+            raise LogUnavailableError(f"event {last.position}, which was read, is not on the primary")
+        self._proven = event
 
     async def read_at(self, positions: Sequence[int]) -> list[RecordedEvent]:
         """The events at these positions, in order."""

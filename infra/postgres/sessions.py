@@ -36,6 +36,11 @@ class Sessions:
         self._local = threading.local()
         self._open: list[Connection[tuple[Any, ...]]] = []
         self._closing = False
+        self._renewals = 0
+
+    def renew(self) -> None:
+        """Connect anew before the next work: these sessions may be with a server that was deposed."""
+        self._renewals += 1
 
     async def run(self, work: Work[T]) -> T:
         """Run it on one of the threads; LogUnavailableError when PostgreSQL can't be reached."""
@@ -68,13 +73,17 @@ class Sessions:
 
     def _connection(self) -> Connection[tuple[Any, ...]]:
         connection: Connection[tuple[Any, ...]] | None = getattr(self._local, "connection", None)
+        if connection is not None and self._local.renewals != self._renewals:
+            connection.close()
         if connection is None or connection.closed:
             if connection is not None:
                 # Both, for connecting may fail: then there is nothing to remove the next time.
                 self._open.remove(connection)
                 self._local.connection = None
+            renewals = self._renewals
             connection = connect(self._conninfo, self._application_name, role=self._role)
             register_packed_arrays(connection)
             self._open.append(connection)
             self._local.connection = connection
+            self._local.renewals = renewals
         return connection

@@ -37,7 +37,7 @@ class Follower:
         self._find_reservation = find_reservation
 
     async def catch_up(self) -> int:
-        """Fold what others appended; how many events that was.
+        """Fold what others appended, once no fail-over takes it back; how many events that was.
 
         Raises OtherHistoryError where the log is not the one that was folded, LogGapError,
         LogUnavailableError.
@@ -64,8 +64,8 @@ class Follower:
     async def _read(self, last: int, mark: int) -> list[RecordedEvent]:
         """What follows the last event that was folded, which is read with it and compared."""
         if last == 0:
-            return await self._log.read(0, _READ_BATCH)
-        found = await self._log.read(last - 1, _READ_BATCH + 1)
+            return await self._log.read_durable(0, _READ_BATCH)
+        found = await self._log.read_durable(last - 1, _READ_BATCH + 1)
         if not found or found[0].position != last:
             raise OtherHistoryError(f"Event {last}, which was read from the log, is not in it any more")
         if found[0].mark != mark:

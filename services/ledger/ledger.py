@@ -310,8 +310,7 @@ class Ledger:
     async def _stand_by_or_own(self, stopping: asyncio.Task[Any]) -> None:
         try:
             # Before the lock is asked for, however long it takes: an owner that replays is silent.
-            await self._follow()
-            held = await self._take(stopping)
+            held = await self._follow(stopping) and await self._take(stopping)
         except LogUnavailableError as error:
             self._note_unreachable(error)
             return
@@ -333,7 +332,8 @@ class Ledger:
             self._step_down(NotOwnerHereError("Another process owns the partition."))
             await self._stand_by()
             return False
-        await self._follow()
+        if not await self._follow(stopping):
+            return False
         asked = await self._outlast_predecessor(stopping)
         if asked is None:
             return False
@@ -347,10 +347,32 @@ class Ledger:
         self.fences.lost()
         self.bus.refuse_all(UnavailableError("postgresql", "PostgreSQL cannot be reached."))
 
-    async def _follow(self) -> None:
-        """Bring the state up to the log's head."""
+    async def _follow(self, stopping: asyncio.Task[Any] | None = None) -> bool:
+        """Bring the state up to the log's head, however long that waits for its standby.
+
+        False when this stops before.
+        """
         with contextlib.nullcontext() if self._loaded else garbage_kept():
-            await self._load_and_catch_up()
+            following = asyncio.create_task(self._load_and_catch_up(), name="follow")
+            try:
+                return await self._until_read(following, stopping)
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    async def _until_read(self, following: asyncio.Task[bool], stopping: asyncio.Task[Any] | None) -> bool:
+        either: set[asyncio.Task[Any]] = {following} if stopping is None else {following, stopping}
+        looked = False
+        try:
+            while not following.done() and not (stopping and stopping.done()):
+                await asyncio.wait(either, timeout=_STANDBY_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    looked = True
+                    await self._look_for_standby(0)
+            return following.done() and following.result()
+        finally:
+            if looked:
+                self.waits_for_standby = False
 
     async def _stop_at_other_history(self, error: OtherHistoryError) -> None:
         """What this process knows is not in the log: it answers nothing until the operator has decided.
@@ -367,21 +389,24 @@ class Ledger:
         with contextlib.suppress(LogUnavailableError):
             await self.ports.log.release()
 
-    async def _load_and_catch_up(self) -> None:
+    async def _load_and_catch_up(self) -> bool:
         end = await self.ports.log.end()
         if end.epoch != self.epoch:
             self._enter(end.epoch)
         if not self._loaded:
             await self._load()
+        stored: dict[str, bytes] = {}
         if self.shared_key is None:
             stored = await self.ports.log.data_keys([EDGE_KEYS_SUBJECT])
-            self.shared_key = stored.get(EDGE_KEYS_SUBJECT)
         if await self.follower.catch_up():
             self.bus.drop_settled_due()
             self.facts.forget_all()
             self.head_watch.moved()
+        # It was written with events: it is durable when they are.
+        self.shared_key = self.shared_key or stored.get(EDGE_KEYS_SUBJECT)
         self.caught_up = True
         self.other_history = None
+        return True
 
     def _enter(self, epoch: int) -> None:
         """The log's epoch was raised: whatever is known may be of events that it has lost."""
@@ -478,6 +503,7 @@ class Ledger:
                 waits = await self.ports.log.waits_for_standby()
         except (LogUnavailableError, TimeoutError):
             return
+        self.reachable = True
         if waits and not self.waits_for_standby:
             log.warning("log.waits_for_standby")
         self.waits_for_standby = waits

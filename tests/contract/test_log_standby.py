@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from domain.ports import Group, HistoryPoint, NewEvent, OutcomeUnknownError
+from domain.ports import Group, HistoryPoint, LogUnavailableError, NewEvent, OutcomeUnknownError
 from infra.embedded.postgres import DATABASE
 from infra.postgres.confirming import CONFIRMING_CLASS
 from infra.postgres.connections import UnsafeDatabaseError
@@ -199,6 +199,38 @@ async def test_the_next_may_take_the_partition_but_is_not_confirmed_without_the_
     assert await asyncio.wait_for(confirming, 30)
 
 
+async def test_what_is_read_as_durable_is_on_the_standby(world: StandbyWorld) -> None:
+    """Broken off, an append is to be seen on the primary, and nowhere else."""
+    log, reader = await owner_of(world), world.session()
+    await log.append(group(0))
+    assert [one.position for one in await reader.read_durable(0, 10)] == [1]
+    await world.lose_standby()
+    appending = ask(log.append(group(1)))
+    await world.until_an_append_waits(log)
+    await world.break_off(log, "terminated")
+    with pytest.raises(OutcomeUnknownError):
+        await asyncio.wait_for(appending, 30)
+
+    reading = ask(reader.read_durable(0, 10))
+
+    assert await is_waiting(reading)
+    assert [one.position for one in await reader.read(0, 10)] == [1, 2]
+    await eventually(reader.waits_for_standby, "it says why")
+    await world.return_standby()
+    assert [one.position for one in await asyncio.wait_for(reading, 30)] == [1, 2]
+
+
+async def test_where_nothing_is_new_a_reader_waits_for_no_standby(world: StandbyWorld) -> None:
+    log, reader = await owner_of(world), world.session()
+    assert await reader.read_durable(0, 10) == []
+    await log.append(group(0))
+    await reader.read_durable(0, 10)
+    await world.lose_standby()
+
+    assert len(await asyncio.wait_for(reader.read_durable(0, 10), 30)) == 1
+    assert await asyncio.wait_for(reader.read_durable(1, 10), 30) == []
+
+
 async def _has(log: OwnedLog, position: int) -> bool:
     return await log.head() == position
 
@@ -301,6 +333,70 @@ async def test_without_a_named_standby_nothing_is_written_to_confirm(ledger_data
 
         assert connection.execute(written).fetchone() == before
     await log.close()
+
+
+async def test_without_a_named_standby_nothing_is_written_to_read(ledger_database: str) -> None:
+    log = PostgresLog(ledger_database, readers=1, hints=False)
+    await log.acquire()
+    with psycopg.connect(ledger_database, autocommit=True) as connection:
+        written = "SELECT pg_current_wal_insert_lsn()"
+        for head in range(3):
+            await log.append(group(head))
+            before = connection.execute(written).fetchone()
+            assert len(await log.read_durable(head, 10)) == 1
+            assert connection.execute(written).fetchone() == before
+    assert log._confirming._connection is None, "not even a session"
+    await log.close()
+
+
+async def test_a_fail_over_while_a_reader_waits_takes_back_what_it_waits_with(
+    replicated_postgres: Replicas,
+) -> None:
+    replicas, world = replicated_postgres, PostgresStandbyWorld(replicated_postgres)
+    log = await owner_of(world)
+    await log.append(group(0))
+    reader = PostgresLog(replicas.conninfo, readers=1, hints=False)
+    await world.lose_standby()
+    appending = ask(log.append(group(1)))
+    await world.until_an_append_waits(log)
+    await world.break_off(log, "terminated")
+    with pytest.raises(OutcomeUnknownError):
+        await asyncio.wait_for(appending, 30)
+    reading = ask(reader.read_durable(0, 10))
+    assert await is_waiting(reading)
+
+    await asyncio.to_thread(replicas.promote, replicas.b)
+    replicas.a.kill()
+
+    with pytest.raises(LogUnavailableError, match="event 2"):
+        await asyncio.wait_for(reading, 30)
+    assert [one.position for one in await reader.read_durable(0, 10)] == [1]
+    await reader.close()
+    await world.close()
+
+
+async def test_a_reader_and_its_confirming_session_on_two_servers_prove_nothing_and_connect_anew(
+    splittable: PostgresStandbyWorld,
+) -> None:
+    """The brain is split: the events of the deposed primary are not on the one that answers commits."""
+    log, replicas = await owner_of(splittable), splittable.replicas
+    await splittable.lose_standby()
+    await asyncio.to_thread(replicas.promote, replicas.b)
+    appending = ask(log.append(group(0)))
+    await splittable.until_an_append_waits(log)
+    await splittable.break_off(log, "terminated")
+    with pytest.raises(OutcomeUnknownError):
+        await asyncio.wait_for(appending, 30)
+    reader = PostgresLog(replicas.a.conninfo(), readers=1, hints=False)
+    reader._confirming._conninfo = replicas.b.conninfo()
+    assert len(await reader.read(0, 10)) == 1
+    reader._readers._conninfo = replicas.b.conninfo()
+
+    with pytest.raises(LogUnavailableError, match="not on the primary"):
+        await asyncio.wait_for(reader.read_durable(0, 10), 30)
+
+    assert await asyncio.wait_for(reader.read_durable(0, 10), 30) == []
+    await reader.close()
 
 
 async def test_a_server_whose_commits_do_not_wait_for_the_named_standby_is_refused(

@@ -14,6 +14,7 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from domain.events import KeysSeen
+from domain.ports import OutcomeUnknownError
 from domain.publishing import Place, place_in, place_message
 from infra.embedded import EmbeddedNats, EmbeddedServers
 from infra.memory.log import MemoryLog, MemoryStorage
@@ -71,6 +72,57 @@ def assert_each_once(stored: list[Stored], head: int, *, first: int = 1, epoch: 
     assert [s.message_id for s in stored] == [f"{epoch}.0.{n}" for n in range(first, head + 1)]
     assert [s.position for s in stored] == list(range(first, head + 1))
     assert all(a.sequence + 1 == b.sequence for a, b in pairwise(stored))
+
+
+# -- what is on the standby ------------------------------------------------------------------------
+
+
+async def test_what_a_fail_over_takes_back_was_told_to_nobody(world: StreamWorld) -> None:
+    """The wait for the standby was broken off: the primary shows the event, and dies with it."""
+    log = MemoryLog()
+    assert await log.acquire()
+    book = GrowingLog(log)
+    await book.charge(1)
+    relay = RunningRelay(log, world.open)
+    await relay.reaches(1)
+    promoted = log.storage.copy()
+    log.storage.lose_standby()
+    appending = asyncio.create_task(book.charge(1))
+    while not await log.waits_for_standby():
+        await asyncio.sleep(0)
+    log.break_off("terminated")
+    with pytest.raises(OutcomeUnknownError):
+        await appending
+    await relay.has(lambda status: status.problem is not None or status.position > 1)
+
+    assert [one.position for one in await world.stored()] == [1]
+    assert "PostgreSQL waits for its standby" in (relay.status.problem or "")
+    assert relay.status.lag == 1
+    log.storage.restore(promoted)
+    log.storage.return_standby()
+    assert await log.acquire()
+    await book.append(revocation(2))
+    await relay.reaches(2)
+    await relay.has(lambda status: status.problem is None)
+    await relay.end()
+    stored = await world.stored()
+    assert_each_once(stored, 2)
+    assert stored[1].subject.endswith("KeyRevoked")
+
+
+async def test_a_relay_that_waits_for_the_standby_can_be_stopped(
+    world: StreamWorld, book: GrowingLog
+) -> None:
+    log = book.log
+    assert isinstance(log, MemoryLog)
+    await book.charge(1)
+    log.storage.lose_standby()
+    relay = RunningRelay(log, world.open)
+    await relay.has(lambda status: status.problem is not None or status.position > 0)
+
+    assert relay.status.position == 0
+    await relay.end()
+    assert relay.status.published == 0
 
 
 # -- what is published ----------------------------------------------------------------------------

@@ -137,13 +137,58 @@ async def test_a_new_owner_answers_nothing_before_the_standby_has_what_it_read(
     other.start()
     await until(lambda: other.ledger.waits_for_standby)
 
-    assert other.ledger.state.head == len(world.storage.events), "it has read what no standby has"
+    assert other.ledger.state.head < len(world.storage.events), "it takes nothing that no standby has"
     assert not other.ledger.owner
     with pytest.raises(WaitsForStandbyError):
         await other.charge(key, "r2", 1)
     world.storage.return_standby()
     await other.owns_again()
     assert (await other.charge(key, "r1", 4)).replayed
+
+
+async def test_who_stands_by_takes_nothing_that_a_fail_over_takes_back(
+    world: World, ledger: Process, impatient: None
+) -> None:
+    """The wait was broken off: the primary shows the event, and the standby is promoted without it."""
+    key = await ledger.key(10)
+    other = world.process()
+    other.start()
+    await until(lambda: other.ledger.stands_by and other.ledger.state.head == len(world.storage.events))
+    known = other.ledger.state.head
+    promoted = world.storage.copy()
+    world.storage.lose_standby()
+    asked = ledger.ask(charge(key, "lost", 4))
+    await until(lambda: ledger.log._waiting is not None)
+    ledger.log.break_off("terminated")
+    await until(lambda: len(world.storage.events) > known)
+    await until(lambda: other.ledger.waits_for_standby or other.ledger.state.head > known)
+
+    assert other.ledger.state.head == known
+    await ledger.killed()
+    await asyncio.gather(asked, return_exceptions=True)
+    world.storage.restore(promoted)
+    world.storage.return_standby()
+    await other.owns_again()
+
+    assert other.ledger.other_history is None
+    assert not other.ledger.waits_for_standby
+    assert (await other.charge(key, "kept", 1)).code == "valid"
+
+
+async def test_who_waits_to_read_can_be_stopped(world: World, ledger: Process, impatient: None) -> None:
+    key = await ledger.key(10)
+    world.storage.lose_standby()
+    asked = ledger.ask(charge(key, "r1", 4))
+    await until(lambda: ledger.log._waiting is not None)
+    ledger.log.break_off("terminated")
+    other = world.process()
+    other.start()
+    await until(lambda: other.ledger.waits_for_standby)
+    assert not other.ledger.caught_up
+
+    await asyncio.wait_for(other.stopped(), 5)
+    world.storage.return_standby()
+    await asyncio.gather(asked, return_exceptions=True)
 
 
 async def test_a_process_that_waits_for_the_standby_can_be_stopped(world: World) -> None:
