@@ -17,9 +17,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from infra.nats.relay import published_place
 from services.cli.first_root_key import new_root_secret
 from tests.campaigns.cluster import Program
 from tests.contract.cable import Cable
+from tests.contract.stream_worlds import read_all
 from tests.replicas import Node, Replicas
 from tests.servers import server_folder
 
@@ -243,6 +245,58 @@ async def test_the_owner_on_a_deposed_primary_verifies_nothing_after_a_lease(
             assert accepted == 0, f"{accepted} times a revoked key was valid on the deposed primary"
             assert (await new.must("POST", "/v1/verify", check))["code"] == "revoked"
             assert not await waits_for(new, "standby")
+
+
+async def test_a_fail_over_after_a_broken_off_wait_stops_nobody_and_nats_was_told_nothing_of_it(
+    replicated_postgres: Replicas, nats_url: str
+) -> None:
+    """Nothing acknowledged is lost: the other ledger goes on, and no operator is asked for."""
+    replicas, root_key = replicated_postgres, new_root_secret()
+
+    async def published() -> int:
+        place = await published_place(nats_url, 0)
+        return 0 if place is None else place.number
+
+    with server_folder() as folder:
+        async with (
+            ledger("one", replicas.conninfo, nats_url, folder, root_key) as one,
+            ledger("two", replicas.conninfo, nats_url, folder, root_key, "--no-worker") as two,
+        ):
+            pair = Pair(replicas, Cable(replicas.a.conninfo()), one)
+            organization = await one.must("POST", "/v1/organizations", {"name": "Acme"})
+            path = f"/v1/organizations/{organization['id']}/wallet/credits"
+
+            async def all_published() -> bool:
+                return await published() == pair.events(replicas.primary)
+
+            await until(all_published, lambda: "NATS was not told")
+            replicas.isolate()
+            asked = asyncio.create_task(
+                one.ask("POST", path, {"amount_micros": 1_000, "reference": "broken off"})
+            )
+            await until(lambda: asyncio.to_thread(pair.waiting), lambda: "the append never waited")
+            pair.break_off("terminated")
+            kept = pair.events(replicas.b)
+            await until(lambda: _is(pair.events(replicas.a) > kept), lambda: "the event is not to be seen")
+            await until(lambda: waits_for(two, "PostgreSQL waits for its standby"), two.said)
+            await asyncio.sleep(WATCHED_SECONDS)
+
+            assert await published() <= kept, "NATS was told of what no standby has"
+            await asyncio.to_thread(replicas.promote, replicas.b)
+            replicas.a.kill()
+            await asyncio.wait({asked})
+
+            async def credited() -> bool:
+                credit = {"amount_micros": 5, "reference": "kept"}
+                return (await two.ask("POST", path, credit))[0] < 300
+
+            await until(credited, lambda: f"nobody goes on: {two.said()[-3_000:]}")
+            assert "history.differs" not in one.said() + two.said()
+            await until(all_published, lambda: f"NATS was not told: {one.said()[-3_000:]}")
+            stored = [place.message_id for place in await read_all(nats_url) if place.body]
+            assert stored == [f"1.0.{number}" for number in range(1, len(stored) + 1)]
+            assert len(stored) > kept
+            pair.cable.close()
 
 
 async def a_used_key(pair: Pair) -> tuple[dict[str, str], str]:

@@ -29,8 +29,6 @@ class Loss(NamedTuple):
     """Whatever was asked after this was answered out of the new one."""
     settled: float
     """The operator is done, and a lease has passed: nobody remembers the old one."""
-    promised: bool = False
-    """Nothing that was acknowledged may lie beyond the head: it was on a synchronous standby."""
 
 
 @dataclass
@@ -87,9 +85,6 @@ def judge(
             kept.append(_as_of_what_is_left(operation, losses))
     result = Judgement(check(kept, log, head), open=unclear)
     result.lost = [sum(number == n for number, _ in lost) for n in range(len(losses))]
-    for loss, count in zip(losses, result.lost, strict=True):
-        if loss.promised and count:
-            result.add(f"{count} acknowledged operations lay beyond {loss.head}, where none may be lost")
     _check_missing(lost, kept, log, losses, result)
     _check_lost_revocations(lost, operations, losses, result)
     _check_lost_keys(lost, operations, log, losses, result)

@@ -211,8 +211,8 @@ class Faults:
             statement = self._chance.choice([_TERMINATE, _CANCEL])
             await asyncio.to_thread(self._replicas.primary.ask, statement, 0.5 + self._chance.random())
         await asyncio.sleep(self._seconds(1.0))
-        # Who reads the log may have seen what was broken off, and asks for the operator then.
-        await self._fail_over_with_a_new_epoch(promised=True)
+        # The primary shows what was broken off; whoever took it would ask for the operator now.
+        await self.fail_over()
 
     async def split_brain(self) -> None:
         """The primary is cut off and lives on, with its owner at it; its standby is promoted."""
@@ -271,9 +271,6 @@ class Faults:
         self._replicas.isolate()
         await asyncio.sleep(0.3 + self._seconds(1.5))
         self._day.expect_a_loss()
-        await self._fail_over_with_a_new_epoch(promised=False)
-
-    async def _fail_over_with_a_new_epoch(self, *, promised: bool) -> None:
         survivor = self._replicas.standby
         heard, ended = await self._fleet.heard(), time.monotonic()
         await asyncio.to_thread(self._replicas.primary.kill)
@@ -281,7 +278,7 @@ class Faults:
         await asyncio.sleep(self._seconds(1.0))
         began = time.monotonic()
         await asyncio.to_thread(self._replicas.promote, survivor)
-        await self._new_epoch(Loss(head, ended, began, began, promised), heard)
+        await self._new_epoch(Loss(head, ended, began, began), heard)
         await self._a_new_standby()
 
     async def restore_a_copy(self) -> None:

@@ -127,10 +127,6 @@ def charge_at_last_what_was_called_off_and_refused(history: History) -> None:
     history.change("n12", code="billing_shortfall", position=None, head=11, tries=2)
 
 
-def lose_what_a_synchronous_standby_had(history: History) -> None:
-    history.losses = [LOSS._replace(promised=True)]
-
-
 def lose_what_was_asked_before_and_answered_long_after(history: History) -> None:
     history.change("c11", completed=112.0)
 
@@ -152,7 +148,6 @@ def acknowledge_after_the_loss_out_of_the_lost_history(history: History) -> None
         accept_after_a_fence, accept_long_after_a_revocation_without_a_fence, charge_what_was_refused,
         charge_after_the_loss_what_was_refused_in_its_only_try, overspend,
         lose_what_was_asked_before_and_answered_long_after, charge_at_last_what_was_called_off_and_refused,
-        lose_what_a_synchronous_standby_had,
         acknowledge_after_the_loss_out_of_the_lost_history,
     ],
 )  # fmt: skip
