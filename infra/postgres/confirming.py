@@ -18,10 +18,14 @@ from domain.ports import LogUnavailableError
 from infra.postgres.connections import ADVISORY_CLASS, connect, hang_up, wait_for_standby
 
 CONFIRMING_CLASS: Final = ADVISORY_CLASS + 3
-"""Of the lock that a confirming commit holds: one for each partition, whoever asks."""
+"""Of the lock that a confirming commit holds: one for each partition, whichever owner asks."""
+READING_CLASS: Final = ADVISORY_CLASS + 4
+"""The same for who only reads: these may be many, and an owner's lease does not wait for them."""
 
-_SHORTEST_TURN_SECONDS: Final = 0.002
-_LONGEST_TURN_SECONDS: Final = 0.05
+_TURN_SECONDS: Final = 0.002
+"""About what a commit takes: as long as none hangs the next turn is ours."""
+_TURNS: Final = 50
+_LONG_TURN_SECONDS: Final = 0.05
 _HALF: Final = 2**32
 
 # The emitted message is a few bytes of write-ahead log that nobody reads. Transactional, for then it
@@ -112,7 +116,7 @@ class Confirmations:
 
     def has(self, position: int, mark: int) -> Future[bool]:
         """Is this event, and by its mark all before it, in the log of a server that is still the primary?"""
-        event = {"position": Int8(position), "mark": Int8(mark)}
+        event = {"position": Int8(position), "mark": Int8(mark), "class": READING_CLASS}
         return self._run(lambda: bool(self._commit(self._has, _NOBODY, **event)[0]))
 
     def renew(self) -> None:
@@ -155,7 +159,7 @@ class Confirmations:
             "token_id": writer.token % _HALF,
             **more,
         }
-        turn = _SHORTEST_TURN_SECONDS
+        turns = 0
         while True:
             row = self._ask(statement, parameters)
             if not self._noticed and row[-2] != "another's":
@@ -163,8 +167,8 @@ class Confirmations:
             # Somebody broke the wait for the standby off, or another commit is under way, or hangs.
             if self._closing:
                 raise LogUnavailableError("this process stops")
-            time.sleep(turn)
-            turn = min(2 * turn, _LONGEST_TURN_SECONDS)
+            time.sleep(_TURN_SECONDS if turns < _TURNS else _LONG_TURN_SECONDS)
+            turns += 1
 
     def _ask(self, statement: bytes, parameters: dict[str, Any]) -> tuple[Any, ...]:
         connection = self._connected()

@@ -272,6 +272,23 @@ async def test_however_many_ask_one_commit_hangs(replicated: PostgresStandbyWorl
     assert answers[-1] is False, "the writer's session was cut as well"
 
 
+async def test_however_many_read_one_commit_hangs_and_an_owner_does_not_wait_behind_it(
+    replicated: PostgresStandbyWorld,
+) -> None:
+    log, readers = await owner_of(replicated), [replicated.session() for _ in range(3)]
+    await log.append(group(0))
+    await replicated.lose_standby()
+    reading = [ask(one.read_durable(0, 10)) for one in readers]
+    await eventually(lambda: replicated.ask(replicated.waiting()), "one waits")
+    confirming = ask(log.confirm())
+
+    assert await is_waiting(confirming)
+    assert len(await replicated.ask(replicated.waiting())) == 2, "one of readers, and the owner's"
+    await replicated.return_standby()
+    assert await asyncio.wait_for(confirming, 30)
+    assert [len(found) for found in await asyncio.wait_for(asyncio.gather(*reading), 30)] == [1, 1, 1]
+
+
 async def test_a_confirmation_holds_its_lock_for_as_long_as_it_waits(
     replicated: PostgresStandbyWorld,
 ) -> None:
