@@ -12,6 +12,7 @@ import msgspec
 from domain.events import Event, LedgerEvent, RevocationFenced, public_name
 from domain.ids import format_position, placed_id
 from domain.instants import DAY, Instant, to_text
+from keyledger_edge import position_prefix
 
 TYPE_PREFIX: Final = "keyledger."
 TYPES: Final = frozenset(kind.__name__ for kind in LedgerEvent.__args__)
@@ -45,9 +46,11 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """None only where a message would be too large for the NATS server: read the feed."""
 
 
-def cloud_event(event: Event, *, partition: int, number: int, source: str, personal: bool) -> CloudEvent:
+def cloud_event(
+    event: Event, *, partition: int, epoch: int, number: int, source: str, personal: bool
+) -> CloudEvent:
     """Describe the event at that place; its personal fields only where they may be seen."""
-    name = public_name(event)
+    name, prefix = public_name(event), position_prefix(partition, epoch)
     return CloudEvent(
         id=placed_id("evt", event.at, partition=partition, position=number),
         source=source,
@@ -55,11 +58,11 @@ def cloud_event(event: Event, *, partition: int, number: int, source: str, perso
         subject=subject_of(event),
         time=to_text(event.at),
         dataschema=f"urn:keyledger:events:{name}:1",
-        position=format_position(partition, number),
+        position=format_position(prefix, number),
         sequence=number,
         organizationid=event.organization_id,
         actor=event.actor,
-        data=_data(event, partition=partition, personal=personal),
+        data=_data(event, prefix=prefix, personal=personal),
     )
 
 
@@ -81,7 +84,7 @@ def subject_of(event: Event) -> str:
     return "platform"
 
 
-def _data(event: Event, *, partition: int, personal: bool) -> dict[str, Any]:
+def _data(event: Event, *, prefix: str, personal: bool) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if personal and event.private is not None:
         data = {name: value for name, value in _rendered(event.private).items() if value is not None}
@@ -89,7 +92,7 @@ def _data(event: Event, *, partition: int, personal: bool) -> dict[str, Any]:
         value = getattr(event, name)
         data[name] = value if render is None else render(value)
     if isinstance(event, RevocationFenced):
-        data["fenced"] = [format_position(partition, number) for number in event.fenced]
+        data["fenced"] = [format_position(prefix, number) for number in event.fenced]
     return data
 
 

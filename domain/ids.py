@@ -14,8 +14,7 @@ ID_PATTERN = r"(?:ks|org|prj|plan|key|chg|rsv|evt|whk|edge)_[0-7][0-9A-HJKMNP-TV
 _ID = re.compile(ID_PATTERN)
 _POSITION_BITS = 48
 _LOW_BITS = 20
-_MAX_DIGITS = 15
-
+_POSITION = re.compile(r"([0-9]{1,15})(?:\.([1-9][0-9]{0,9}))?-([0-9]{1,15})")
 
 _PAIRS = tuple(left + right for left in _CROCKFORD for right in _CROCKFORD)
 """Ten bits at a time: a charge makes an id, and 26 divisions took a tenth of its decision."""
@@ -80,19 +79,20 @@ def is_id(kind: str, text: str) -> bool:
     return text.startswith(f"{kind}_") and _ID.fullmatch(text) is not None
 
 
-def format_position(partition: int, number: int) -> str:
-    """A position as the outside sees it: opaque there, `<partition>-<number>` here."""
-    return f"{partition}-{number}"
+def format_position(prefix: str, number: int) -> str:
+    """A position as the outside sees it: opaque there, `<partition>-<number>` here.
+
+    `prefix`: of the log and its epoch (`keyledger_edge.position_prefix`). In a later epoch than the
+    first, the text is `<partition>.<epoch>-<number>`: a log that has lost events gives their numbers to
+    others.
+    """
+    return f"{prefix}{number}"
 
 
-def parse_position(text: str) -> tuple[int, int]:
-    """(partition, number); ValueError when the text is no position."""
-    partition, dash, number = text.partition("-")
-    if (
-        not dash
-        or not (partition.isascii() and partition.isdigit())
-        or not (number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS)
-    ):
+def parse_position(text: str) -> tuple[int, int, int]:
+    """(partition, epoch, number); ValueError when the text is no position."""
+    found = _POSITION.fullmatch(text)
+    if found is None or found[2] == "1":
         msg = "not a position of this ledger"
         raise ValueError(msg)
-    return int(partition), int(number)
+    return int(found[1]), int(found[2] or 1), int(found[3])

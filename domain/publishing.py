@@ -62,7 +62,14 @@ def subjects_of(partition: int) -> tuple[str, str]:
 
 def event_message(event: Event, place: Place, *, source: str, most_bytes: int) -> Message:
     """The event as it is published: without personal fields, and so without data keys."""
-    shown = cloud_event(event, partition=place.partition, number=place.number, source=source, personal=False)
+    shown = cloud_event(
+        event,
+        partition=place.partition,
+        epoch=place.epoch,
+        number=place.number,
+        source=source,
+        personal=False,
+    )
     body = to_json(shown)
     if len(body) > most_bytes:
         # It must not stop the others: whoever needs it reads it from the feed.

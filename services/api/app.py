@@ -110,6 +110,7 @@ def build_app(
         lambda: ledger.state.head,
         wakeups or Looking(lambda: ledger.state.head),
         partition=ledger.partition,
+        epoch=lambda: ledger.epoch,
         source=source,
     )
     api = Api(

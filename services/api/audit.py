@@ -94,7 +94,7 @@ def audit_page(call: Call[Any, Any], page: AuditPage, position: int) -> AuditPag
     """A page of lines as JSON."""
     return AuditPageView(
         items=[entry_view(call, entry) for entry in page.entries],
-        next_cursor=page.next_cursor,
+        next_cursor=call.next_cursor(page.next_cursor),
         position=call.place(position),
     )
 

@@ -11,7 +11,6 @@ from litestar import Response
 
 from domain.cloud_events import CloudEvent
 from domain.events import Event
-from domain.ids import parse_position
 from domain.state import State
 from services.api.lists import Filter, Limit
 from services.api.operations import Call, Query, Reply, operation
@@ -120,13 +119,9 @@ def _still_allowed(call: Call[Any, Any]) -> Callable[[], bool]:
 def _position(call: Call[Any, Any], field: str, text: str | None) -> int:
     if text is None:
         return 0
-    try:
-        partition, number = parse_position(text)
-    except ValueError:
-        partition, number = -1, 0
-    if partition != call.partition:
+    number = call.number_of(text)
+    if number is None:
         raise invalid(field, "not a position of this ledger")
-    call.refuse_beyond_the_log(number)
     return number
 
 

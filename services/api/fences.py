@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from domain.errors import NotFoundError
-from domain.ids import parse_position
 from services.api.bodies import beginning
 from services.api.fencing import fence_at
 from services.api.operations import Call, Query, Reply, operation
@@ -35,13 +34,9 @@ async def get_fence(call: Call[FenceQuery, Any]) -> Reply:
     # Only the owner knows of all that are open: to others every one would look long over.
     call.ledger.must_own()
     text = call.path["position"]
-    try:
-        partition, number = parse_position(text)
-    except ValueError:
-        partition, number = -1, 0
-    if partition != call.partition or number == 0:
+    number = call.number_of(text)
+    if not number:
         raise NotFoundError("position", beginning(text))
-    call.refuse_beyond_the_log(number)
     return Reply(await fence_at(call.ledger, number, wait=call.query.wait))
 
 

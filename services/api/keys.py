@@ -208,7 +208,7 @@ class RevokedView(View, frozen=True, kw_only=True):
 
 def show_key(call: Call[Any, Any], key: Key, books: Books) -> KeyView:
     """A key as of these books."""
-    return key_view(key, books, call.now, call.ledger.last_used_at(key.id), call.partition)
+    return key_view(key, books, call.now, call.ledger.last_used_at(key.id), call.prefix)
 
 
 # -- making ---------------------------------------------------------------------------------------

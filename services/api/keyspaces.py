@@ -85,7 +85,7 @@ class KeyspacePageView(View, frozen=True, kw_only=True):
 
 async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200) -> Reply:
     def show(keyspace: Keyspace, _: Books, __: int) -> View:
-        return keyspace_view(keyspace, call.partition)
+        return keyspace_view(keyspace, call.prefix)
 
     return await carry_out(call, command, show, status=status)
 
@@ -142,7 +142,7 @@ async def get_keyspaces(call: Call[ListKeyspaces, Any]) -> Reply:
         keyspace = call.ledger.state.keyspaces.find(keyspace_id)
         if keyspace is None or (bound is not None and bound != keyspace.id and not keyspace.builtin):
             return None
-        return keyspace_view(keyspace, call.partition)
+        return keyspace_view(keyspace, call.prefix)
 
     return await listed(call, page, show)
 
@@ -159,7 +159,7 @@ async def get_keyspaces(call: Call[ListKeyspaces, Any]) -> Reply:
 async def get_keyspace(call: Call[Any, Any]) -> Reply:
     """One keyspace, as of now."""
     keyspace = find_keyspace(call.desk, call.path["keyspace_id"])
-    return Reply(keyspace_view(keyspace, call.partition), version=keyspace.version)
+    return Reply(keyspace_view(keyspace, call.prefix), version=keyspace.version)
 
 
 @operation(

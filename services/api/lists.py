@@ -40,7 +40,7 @@ async def listed(call: Call[Any, Any], page: Awaitable[Page], show: Callable[[st
     found = await read_page(page)
     body = {
         "items": [shown for one in found.ids if (shown := show(one)) is not None],
-        "next_cursor": found.next_cursor,
+        "next_cursor": call.next_cursor(found.next_cursor),
         "position": call.place(position),
     }
     return Reply(body, position=position)

@@ -204,7 +204,7 @@ def _codes(one: Operation) -> tuple[str, ...]:
     if one.method != "GET":
         codes += _WITH_BODY
     elif one.permissions:
-        codes += ("position_not_reached",)
+        codes += ("position_not_reached", "position_unknown")
     return tuple(dict.fromkeys((*codes, *one.codes)))
 
 

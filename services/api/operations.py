@@ -35,6 +35,9 @@ from services.ledger.ledger import Ledger
 POSITION_HEADER: Final = "X-Keyledger-Position"
 MAX_BODY_BYTES: Final = 1_048_576
 _WAIT_SECONDS: Final = 2.0
+_EPOCH_ENDS: Final = "."
+"""In a cursor, behind its epoch; what lists make of rows has no dot."""
+_MOST_EPOCH_DIGITS: Final = 10
 _encode = msgspec.json.Encoder().encode
 
 
@@ -120,6 +123,10 @@ class Call(Generic[Q, B]):
         self.query = query
         self.body = body
         self.data = data
+        self.epoch = max(api.ledger.epoch, 1)
+        self.prefix = api.ledger.position_prefix
+        """What positions begin with. Both of when the request began: where the epoch is raised meanwhile, the
+        answer may be of what was lost, and must not pass for what is known now."""
         self.path: dict[str, str] = request.path_params
         self.trace: Trace = trace_of(request.scope, api.redactor)
         self._desk: Desk | None = None
@@ -163,22 +170,32 @@ class Call(Generic[Q, B]):
         """The first value of a request header."""
         return header(self.request.scope["headers"], name.lower().encode())
 
-    def refuse_beyond_the_log(self, number: int) -> None:
-        """A position that the log has not reached was told by a log that has lost events since.
+    def number_of(self, text: str) -> int | None:
+        """The number of a position that the log has told; None where the text is no position of this log.
 
-        Waited for, it would come to be another event than the one that was seen.
+        One of another epoch, or that the log has not reached, was told by a log that has lost events
+        since: by its number, it would be another event than the one that was seen.
         """
+        number = number_in(self.ledger, text)
         head = self.ledger.state.head
+        if number is None:
+            return None
         if number > head:
             raise ProblemError(
                 "position_unknown",
                 f"The log ends at {self.place(head)}: if this position was ever told, the log has lost events"
                 " since. Read what you keep of it anew.",
             )
+        return number
+
+    def next_cursor(self, cursor: str | None) -> str | None:
+        """A list's cursor as the outside sees it: it says its epoch, as positions do."""
+        epoch = self.epoch
+        return cursor if cursor is None or epoch == 1 else f"{epoch}{_EPOCH_ENDS}{cursor}"
 
     def place(self, number: int) -> str:
         """A position as the outside sees it."""
-        return format_position(self.partition, number)
+        return format_position(self.prefix, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +307,7 @@ def _route(described: Operation, handler: Handler[Any, Any]) -> HTTPRouteHandler
 async def _read(request: Request[Any, Any, Any], described: Operation) -> Call[Any, Any]:
     api: Api = request.app.state.api
     scope = request.scope
-    query = read_query(scope["query_string"], described.query)
+    query = _of_this_epoch(api.ledger, read_query(scope["query_string"], described.query))
     data = b""
     body: Any = None
     if described.method != "GET":
@@ -304,13 +321,46 @@ async def _read(request: Request[Any, Any, Any], described: Operation) -> Call[A
     return Call(api, request, described, query=query, body=body, data=data)
 
 
+def _of_this_epoch(ledger: Ledger, query: Any) -> Any:
+    """The query, with the cursor as the list has given it; 410 where that was in another epoch."""
+    cursor: str | None = getattr(query, "cursor", None)
+    if cursor is None:
+        return query
+    named, dot, rest = cursor.partition(_EPOCH_ENDS)
+    if not dot:
+        named, rest = "1", cursor
+    if not (named.isascii() and named.isdigit() and len(named) <= _MOST_EPOCH_DIGITS):
+        raise invalid("cursor", "the cursor is not one that a list of ours has given")
+    _refuse_another_epoch(ledger, int(named))
+    return msgspec.structs.replace(query, cursor=rest)
+
+
+def number_in(ledger: Ledger, text: str) -> int | None:
+    """The number of a position; None where it is none of this log, 410 where it is of another epoch."""
+    try:
+        partition, epoch, number = parse_position(text)
+    except ValueError:
+        return None
+    if partition != ledger.partition:
+        return None
+    _refuse_another_epoch(ledger, epoch)
+    return number
+
+
+def _refuse_another_epoch(ledger: Ledger, epoch: int) -> None:
+    now = max(ledger.epoch, 1)
+    if epoch != now:
+        raise ProblemError(
+            "position_unknown",
+            f"This was told in epoch {epoch} of the log, which is in epoch {now}: it was restored, or has"
+            " lost events, in between. Start from the beginning, and read what you keep of it anew.",
+        )
+
+
 async def _wait_for(api: Api, described: Operation, text: str) -> None:
     """Have what is read reached the position that the caller saw elsewhere?"""
-    try:
-        partition, number = parse_position(text)
-    except ValueError:
-        partition, number = -1, 0
-    if partition != api.ledger.partition:
+    number = number_in(api.ledger, text)
+    if number is None:
         raise invalid(POSITION_HEADER, "not a position of this ledger")
     reached = number <= api.ledger.state.head
     if not reached or described.projected:

@@ -75,7 +75,7 @@ class OrganizationPageView(View, frozen=True, kw_only=True):
 
 
 def _show(call: Call[Any, Any], organization: Organization, books: Books) -> OrganizationView:
-    return organization_view(organization, books, call.now, call.partition)
+    return organization_view(organization, books, call.now, call.prefix)
 
 
 async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200) -> Reply:

@@ -69,7 +69,7 @@ class PlanPageView(View, frozen=True, kw_only=True):
 
 async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200) -> Reply:
     def show(plan: Plan, _: Books, __: int) -> View:
-        return plan_view(plan, call.partition)
+        return plan_view(plan, call.prefix)
 
     return await carry_out(call, command, show, status=status)
 
@@ -111,7 +111,7 @@ async def get_plans(call: Call[ListPlans, Any]) -> Reply:
 
     def show(plan_id: str) -> PlanView | None:
         plan = call.ledger.state.plans.find(plan_id)
-        return None if plan is None else plan_view(plan, call.partition)
+        return None if plan is None else plan_view(plan, call.prefix)
 
     return await listed(call, page, show)
 
@@ -128,7 +128,7 @@ async def get_plans(call: Call[ListPlans, Any]) -> Reply:
 async def get_plan(call: Call[Any, Any]) -> Reply:
     """One plan, as of now."""
     plan = find_plan(call.desk, call.path["plan_id"])
-    return Reply(plan_view(plan, call.partition), version=plan.version)
+    return Reply(plan_view(plan, call.prefix), version=plan.version)
 
 
 @operation(

@@ -60,7 +60,7 @@ class ProjectPageView(View, frozen=True, kw_only=True):
 
 
 def _show(call: Call[Any, Any], project: Project, books: Books) -> ProjectView:
-    return project_view(project, books, call.now, call.partition)
+    return project_view(project, books, call.now, call.prefix)
 
 
 async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200) -> Reply:

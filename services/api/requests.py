@@ -161,7 +161,7 @@ async def get_requests(call: Call[Paging, Any]) -> Reply:
     )
     view = RequestPageView(
         items=[request_view(call, entry) for entry in page.entries],
-        next_cursor=page.next_cursor,
+        next_cursor=call.next_cursor(page.next_cursor),
         position=call.place(position),
     )
     return Reply(view, position=position)

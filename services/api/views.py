@@ -166,7 +166,7 @@ def time_of(at: Instant | None) -> Time | None:
     return None if at is None else to_text(at)
 
 
-def key_view(key: Key, books: Books, now: Instant, last_used: Instant | None, partition: int) -> KeyView:
+def key_view(key: Key, books: Books, now: Instant, last_used: Instant | None, prefix: str) -> KeyView:
     """A key and where its own quotas stand."""
     return KeyView(
         id=key.id,
@@ -197,7 +197,7 @@ def key_view(key: Key, books: Books, now: Instant, last_used: Instant | None, pa
         metadata=key.metadata,
         secrets=[_secret_view(secret) for secret in key.secrets],
         version=key.version,
-        position=format_position(partition, key.position),
+        position=format_position(prefix, key.position),
     )
 
 
@@ -225,7 +225,7 @@ def _quota_view(state: QuotaState) -> QuotaView:
 
 
 def organization_view(
-    organization: Organization, books: Books, now: Instant, partition: int
+    organization: Organization, books: Books, now: Instant, prefix: str
 ) -> OrganizationView:
     """An organization and where its quotas stand."""
     return OrganizationView(
@@ -237,11 +237,11 @@ def organization_view(
         metadata=organization.metadata,
         created_at=to_text(organization.created_at),
         version=organization.version,
-        position=format_position(partition, organization.position),
+        position=format_position(prefix, organization.position),
     )
 
 
-def project_view(project: Project, books: Books, now: Instant, partition: int) -> ProjectView:
+def project_view(project: Project, books: Books, now: Instant, prefix: str) -> ProjectView:
     """A project and where its quotas stand."""
     return ProjectView(
         id=project.id,
@@ -251,11 +251,11 @@ def project_view(project: Project, books: Books, now: Instant, partition: int) -
         quotas=quota_views(books, "project", project.id, project.quotas, now),
         created_at=to_text(project.created_at),
         version=project.version,
-        position=format_position(partition, project.position),
+        position=format_position(prefix, project.position),
     )
 
 
-def plan_view(plan: Plan, partition: int) -> PlanView:
+def plan_view(plan: Plan, prefix: str) -> PlanView:
     """A plan."""
     return PlanView(
         id=plan.id,
@@ -264,11 +264,11 @@ def plan_view(plan: Plan, partition: int) -> PlanView:
         price_multiplier=plan.price_multiplier,
         created_at=to_text(plan.created_at),
         version=plan.version,
-        position=format_position(partition, plan.position),
+        position=format_position(prefix, plan.position),
     )
 
 
-def keyspace_view(keyspace: Keyspace, partition: int) -> ShownKeyspace:
+def keyspace_view(keyspace: Keyspace, prefix: str) -> ShownKeyspace:
     """A keyspace."""
     return ShownKeyspace(
         id=keyspace.id,
@@ -286,11 +286,11 @@ def keyspace_view(keyspace: Keyspace, partition: int) -> ShownKeyspace:
         builtin=keyspace.id == ROOT_KEYSPACE_ID,
         created_at=to_text(keyspace.created_at),
         version=keyspace.version,
-        position=format_position(partition, keyspace.position),
+        position=format_position(prefix, keyspace.position),
     )
 
 
-def wallet_view(wallet: Wallet, partition: int, head: int) -> WalletView:
+def wallet_view(wallet: Wallet, prefix: str, head: int) -> WalletView:
     """A wallet, as of the position that it was read at."""
     return WalletView(
         organization_id=wallet.organization_id,
@@ -300,5 +300,5 @@ def wallet_view(wallet: Wallet, partition: int, head: int) -> WalletView:
         available_micros=wallet.available,
         credit_limit_micros=wallet.credit_limit,
         alert_below_micros=wallet.alert_below,
-        position=format_position(partition, head),
+        position=format_position(prefix, head),
     )

@@ -116,7 +116,7 @@ async def get_wallet(call: Call[Any, Any]) -> Reply:
     """A wallet, from the ledger's committed state."""
     organization = find_organization(call.desk, call.path["organization_id"])
     state = call.ledger.state
-    return Reply(wallet_view(state.wallets[organization.id], call.partition, state.head))
+    return Reply(wallet_view(state.wallets[organization.id], call.prefix, state.head))
 
 
 @operation(
@@ -136,7 +136,7 @@ async def patch_wallet(call: Call[Fencing, WalletTerms]) -> Reply:
     """Set credit limit and alert line."""
 
     def show(wallet: Wallet, _: Books, position: int) -> View:
-        return wallet_view(wallet, call.partition, position)
+        return wallet_view(wallet, call.prefix, position)
 
     command = SetWalletTerms(
         organization_id=call.path["organization_id"],
@@ -174,7 +174,7 @@ async def add_credits(call: Call[Any, NewCredit]) -> Reply:
         )
         return CreditedView(
             credit=credit,
-            wallet=wallet_view(outcome.wallet, call.partition, position),
+            wallet=wallet_view(outcome.wallet, call.prefix, position),
             replayed=outcome.replayed,
             position=call.place(outcome.position),
         )
@@ -214,7 +214,7 @@ async def get_statement(call: Call[ListLines, Any]) -> Reply:
     )
     view = StatementView(
         items=[_line_view(call, line) for line in page.lines],
-        next_cursor=page.next_cursor,
+        next_cursor=call.next_cursor(page.next_cursor),
         position=call.place(head),
     )
     return Reply(view, position=head)

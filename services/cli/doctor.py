@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import click
 import psycopg
 
+from domain.ids import format_position
 from domain.publishing import Place
 from infra.embedded import DataFolder, DataFolderBusyError, EmbeddedError
 from infra.nats.connection import NatsUnreachableError
@@ -31,6 +32,7 @@ from infra.postgres.data_keys import MasterKeyError
 from infra.postgres.epochs import marks_at, read_history
 from infra.postgres.master_key import check_master_key
 from infra.postgres.migrate import MigrationMismatchError, check_migrated
+from keyledger_edge import position_prefix
 from services.api.edge_membership import edge_address
 from services.cli.databases import running_servers
 from services.cli.faults import REFUSED
@@ -305,8 +307,9 @@ def _history(url: str) -> Finding:
     return Finding(
         "ok",
         "history",
-        f"epoch {end.epoch}, up to 0-{end.position} with the mark {mark}; PostgreSQL's system identifier"
-        f" {history.system_identifier}, timeline {timeline or 'unknown: a standby'}",
+        f"epoch {end.epoch}, up to {_place(end.epoch, end.position)} with the mark {mark};"
+        f" PostgreSQL's system identifier {history.system_identifier},"
+        f" timeline {timeline or 'unknown: a standby'}",
     )
 
 
@@ -322,17 +325,17 @@ def _owner(connection: psycopg.Connection[Any]) -> Finding:
 
 
 def _projections(connection: psycopg.Connection[Any]) -> Finding:
-    head = _head_of(connection)
+    head, epoch = _head_of(connection)
     exists = connection.execute("SELECT to_regclass('projections.checkpoints') IS NOT NULL").fetchone()
     if not exists or not exists[0]:
         return Finding(
             "attention", "projections", "not made yet", "the worker makes them: `keyledger project`"
         )
     row = connection.execute("SELECT coalesce(min(position), 0) FROM projections.checkpoints").fetchone()
-    return _lag("projections", head - int(row[0] if row else 0), head)
+    return _lag("projections", head - int(row[0] if row else 0), head, epoch)
 
 
-def _head(url: str) -> int | None:
+def _head(url: str) -> tuple[int, int] | None:
     try:
         with psycopg.connect(ledger_conninfo(url, "keyledger doctor"), autocommit=True) as connection:
             return _head_of(connection)
@@ -340,17 +343,27 @@ def _head(url: str) -> int | None:
         return None
 
 
-def _head_of(connection: psycopg.Connection[Any]) -> int:
-    row = connection.execute("SELECT coalesce(max(notification_id), 0) FROM ledger.events_p0").fetchone()
-    return int(row[0]) if row else 0
+def _head_of(connection: psycopg.Connection[Any]) -> tuple[int, int]:
+    """Where the log ends, and its epoch."""
+    row = connection.execute(
+        "SELECT (SELECT coalesce(max(notification_id), 0) FROM ledger.events_p0), epoch FROM ledger.identity"
+    ).fetchone()
+    return (int(row[0]), int(row[1])) if row else (0, 1)
 
 
-def _lag(what: str, behind: int, head: int) -> Finding:
+def _place(epoch: int, number: int) -> str:
+    return format_position(position_prefix(0, epoch), number)
+
+
+def _lag(what: str, behind: int, head: int, epoch: int) -> Finding:
     if behind > _LAG:
         return Finding(
-            "attention", what, f"{behind:,} events behind the log (0-{head})", "is the worker running?"
+            "attention",
+            what,
+            f"{behind:,} events behind the log ({_place(epoch, head)})",
+            "is the worker running?",
         )
-    return Finding("ok", what, f"{max(behind, 0):,} events behind the log (0-{head})")
+    return Finding("ok", what, f"{max(behind, 0):,} events behind the log ({_place(epoch, head)})")
 
 
 def _other_history(place: Place, database_url: str) -> Finding | None:
@@ -379,7 +392,7 @@ def _other_history(place: Place, database_url: str) -> Finding | None:
     )
 
 
-def _relay(nats_url: str, head: int | None, database_url: str | None) -> Finding:
+def _relay(nats_url: str, end: tuple[int, int] | None, database_url: str | None) -> Finding:
     try:
         place = asyncio.run(asyncio.wait_for(published_place(nats_url, 0), _TIMEOUT_SECONDS))
     except (NatsUnreachableError, TimeoutError, OSError) as error:
@@ -389,6 +402,6 @@ def _relay(nats_url: str, head: int | None, database_url: str | None) -> Finding
         return Finding("broken", "NATS", str(error) or type(error).__name__, "see that JetStream is on")
     if place is None:
         return Finding("attention", "NATS", "reachable, nothing is published yet", "the worker does that")
-    if head is None or database_url is None:
-        return Finding("ok", "NATS", f"published up to 0-{place.number}")
-    return _other_history(place, database_url) or _lag("NATS", head - place.number, head)
+    if end is None or database_url is None:
+        return Finding("ok", "NATS", f"published up to {_place(place.epoch, place.number)}")
+    return _other_history(place, database_url) or _lag("NATS", end[0] - place.number, *end)

@@ -12,6 +12,7 @@ from services.cli.main import examples
 from services.cli.session import Session, local, yes_option
 
 if TYPE_CHECKING:
+    from domain.publishing import Place
     from infra.nats.told import Told
     from infra.postgres.epochs import History
 
@@ -43,7 +44,7 @@ def new_epoch(session: Session, yes: bool) -> None:
         for line in _sentences(history, told, why_not, edges):
             session.say(line)
         session.confirm(
-            f"Raise the epoch from {end.epoch}? Everything goes on behind position 0-{end.position}.", yes=yes
+            f"Raise the epoch from {end.epoch}? Everything goes on behind position {_head(history)}.", yes=yes
         )
         seen = told.place.epoch if told is not None and told.place is not None else 0
         try:
@@ -82,6 +83,22 @@ def _edges_beyond(session: Session, history: History) -> list[dict[str, Any]] | 
     return [one for one in found if _number(one.get("position")) > history.end.position]
 
 
+def _head(history: History) -> str:
+    return _position(history.end.epoch, history.end.position)
+
+
+def _told_at(place: Place, number: int | None = None) -> str:
+    """A position as NATS was told it: where its stream ends, or the one given."""
+    return _position(place.epoch, place.number if number is None else number)
+
+
+def _position(epoch: int, number: int) -> str:
+    from domain.ids import format_position  # noqa: PLC0415 - a quick start
+    from keyledger_edge import position_prefix  # noqa: PLC0415 - a quick start
+
+    return format_position(position_prefix(0, epoch), number)
+
+
 def _number(position: Any) -> int:
     number = str(position or "").rpartition("-")[2]
     return int(number) if number.isdigit() else 0
@@ -91,19 +108,20 @@ def _sentences(
     history: History, told: Told | None, why_not: str | None, edges: list[dict[str, Any]] | None
 ) -> list[str]:
     end = history.end
-    lines = [f"The log ends at 0-{end.position}, in epoch {end.epoch}."]
+    lines = [f"The log ends at {_head(history)}, in epoch {end.epoch}."]
     if told is None:
         lines.append(str(why_not))
     elif told.place is None:
         lines.append("NATS holds nothing of it.")
     elif not told.lost_count:
-        lines.append(f"NATS was told it up to 0-{told.place.number}, and nothing that is not in it.")
+        lines.append(f"NATS was told it up to {_told_at(told.place)}, and nothing that is not in it.")
     else:
         lines.append(
-            f"NATS was told {told.lost_count:,} events that are not in it, up to 0-{told.place.number}:"
+            f"NATS was told {told.lost_count:,} events that are not in it, up to {_told_at(told.place)}:"
         )
         lines += [
-            f"  0-{one.position} {one.type} {one.subject} {one.time}" for one in told.lost[:_MOST_SHOWN]
+            f"  {_told_at(told.place, one.position)} {one.type} {one.subject} {one.time}"
+            for one in told.lost[:_MOST_SHOWN]
         ]
         if told.lost_count > _MOST_SHOWN:
             lines.append("  ... (--json lists up to 1,000)")
@@ -121,15 +139,15 @@ def _document(
     published: dict[str, Any] | None = None
     if told is not None and told.place is not None:
         published = {
-            "position": f"0-{told.place.number}",
+            "position": _told_at(told.place),
             "epoch": told.place.epoch,
             "lost_count": told.lost_count,
-            "lost": [{**one._asdict(), "position": f"0-{one.position}"} for one in told.lost],
+            "lost": [{**one._asdict(), "position": _told_at(told.place, one.position)} for one in told.lost],
         }
     return {
         "epoch": raised,
         "epoch_before": end.epoch,
-        "head": f"0-{end.position}",
+        "head": _head(history),
         "published": published,
         "published_unknown": why_not,
         "edges_beyond": edges,

@@ -40,15 +40,16 @@ def rebuild(session: Session, check: bool) -> int:
         try:
             if not check:
                 position = rebuilding.rebuild(url, every_projection(), mapper)
+                place = _place(position, _epoch(url))
                 session.show(
-                    {"rebuilt": True, "position": f"0-{position}"},
-                    lambda: session.say(f"The projections are rebuilt, as of position 0-{position}."),
+                    {"rebuilt": True, "position": place},
+                    lambda: session.say(f"The projections are rebuilt, as of position {place}."),
                 )
                 return 0
-            found = rebuilding.check(url, every_projection(), mapper)
+            found, epoch = rebuilding.check(url, every_projection(), mapper), _epoch(url)
         except rebuilding.RebuildRunningError as error:
             raise CommandError(str(error), code="rebuild_running", exit_code=CONFLICT) from None
-    session.show(_check_document(found), lambda: _check_people(session, found))
+    session.show(_check_document(found, epoch), lambda: _check_people(session, found, epoch))
     return 0 if found.clean else REFUSED
 
 
@@ -67,12 +68,12 @@ def reconcile(session: Session) -> int:
 
     session.log_to_stderr()
     with sentences(), reachable_database(session.settings) as url:
-        found = asyncio.run(reconcile_all(session.settings, url))
+        found, epoch = asyncio.run(reconcile_all(session.settings, url)), _epoch(url)
     document = {
         "clean": found.clean,
-        "position": f"0-{found.position}",
-        "saved_position": _place(found.saved_position),
-        "usage_position": _place(found.usage_position),
+        "position": _place(found.position, epoch),
+        "saved_position": _place(found.saved_position, epoch),
+        "usage_position": _place(found.usage_position, epoch),
         "wallets": found.wallets,
         "counters": found.counters,
         "differences": [one._asdict() for one in found.findings],
@@ -81,7 +82,7 @@ def reconcile(session: Session) -> int:
     def people() -> None:
         session.say(
             f"{found.wallets:,} wallets and the counters of {found.counters:,} keys, projects and"
-            f" organizations, as of position 0-{found.position}."
+            f" organizations, as of position {_place(found.position, epoch)}."
         )
         if found.saved_position is None:
             session.say("No saved state to compare.")
@@ -98,8 +99,17 @@ def reconcile(session: Session) -> int:
     return 0 if found.clean else REFUSED
 
 
-def _place(position: int | None) -> str | None:
-    return None if position is None else f"0-{position}"
+def _epoch(url: str) -> int:
+    from infra.postgres.epochs import read_history  # noqa: PLC0415 - a quick start
+
+    return read_history(url).end.epoch
+
+
+def _place(position: int | None, epoch: int) -> str | None:
+    from domain.ids import format_position  # noqa: PLC0415 - a quick start
+    from keyledger_edge import position_prefix  # noqa: PLC0415 - a quick start
+
+    return None if position is None else format_position(position_prefix(0, epoch), position)
 
 
 @click.command("edges", **examples("keyledger edges"))
@@ -117,10 +127,10 @@ def edges(session: Session) -> None:
     session.show(found, lambda: session.table(columns, rows, empty="No edge is connected."))
 
 
-def _check_document(found: Check) -> dict[str, Any]:
+def _check_document(found: Check, epoch: int) -> dict[str, Any]:
     return {
         "clean": found.clean,
-        "position": f"0-{found.position}",
+        "position": _place(found.position, epoch),
         "tables": [
             {
                 "table": table.table,
@@ -136,7 +146,7 @@ def _check_document(found: Check) -> dict[str, Any]:
     }
 
 
-def _check_people(session: Session, found: Check) -> None:
+def _check_people(session: Session, found: Check, epoch: int) -> None:
     rows = [(table.table, f"{table.rows:,}", f"{table.different:,}") for table in found.tables]
     session.table(("table", "+rows", "+different"), rows, empty="")
     for table in found.tables:
@@ -145,7 +155,7 @@ def _check_people(session: Session, found: Check) -> None:
             session.say(f"  should be {_plain(one.rebuilt)}")
     clean = "The projections are what the log says" if found.clean else "The projections differ from the log"
     advice = "" if found.clean else ": `keyledger rebuild` makes them anew"
-    session.say(f"\n{clean}, as of position 0-{found.position}{advice}.")
+    session.say(f"\n{clean}, as of position {_place(found.position, epoch)}{advice}.")
 
 
 def _plain(row: dict[str, Any] | None) -> dict[str, str | int | float | bool | None] | None:

@@ -13,6 +13,7 @@ from domain.events import LedgerEvent
 from domain.ids import format_position
 from domain.ports import LogUnavailableError
 from domain.projecting import Placed
+from keyledger_edge import position_prefix
 from services.ledger.tail import Channel, Tail, TailEvents, Wakeups, Wanted
 
 MOST_SCANNED: Final = 5_000
@@ -67,14 +68,25 @@ class Feed:
     """Answers who asks what happened behind a position. `head` is the last committed position."""
 
     def __init__(
-        self, events: TailEvents, head: Callable[[], int], wakeups: Wakeups, *, partition: int, source: str
+        self,
+        events: TailEvents,
+        head: Callable[[], int],
+        wakeups: Wakeups,
+        *,
+        partition: int,
+        epoch: Callable[[], int],
+        source: str,
     ) -> None:
         self._events = events
         self._head = head
         self._wakeups = wakeups
         self._partition = partition
+        self._epoch = epoch
         self._source = source
-        self._tail = Tail(events, head, wakeups, lambda placed: _message(self._shown(placed)))
+        self._tail_epoch = epoch()
+        self._tail = Tail(
+            events, head, wakeups, lambda placed: _message(self._shown(placed, self._tail_epoch))
+        )
         # One at a time: many who come back at once would keep all sessions, and the interpreter, busy.
         self._catching_up = asyncio.Semaphore(1)
 
@@ -83,14 +95,15 @@ class Feed:
 
         The page may be short of its limit, or empty, when few events are wanted: go on from there.
         """
-        items: list[CloudEvent] = []
+        # Before anything is read: where the epoch is raised meanwhile, the page is of the one before.
+        epoch, items = self._epoch(), list[CloudEvent]()
         seen, end = after, min(self._head(), after + MOST_SCANNED)
         while seen < end and len(items) < limit:
             last = min(end, seen + _READ_AT_ONCE)
             for placed in await self._events.between(seen + 1, last, wanted.tags, wanted.organization_id):
                 if not wanted.sees(placed.event):
                     continue
-                items.append(self._shown(placed))
+                items.append(self._shown(placed, epoch))
                 if len(items) == limit:
                     return items, placed.position
             seen = last
@@ -103,14 +116,18 @@ class Feed:
 
         What is new comes from the one reading of the log's end that all streams share; who is further
         behind reads the log until it is there. Nothing is read ahead for a slow reader. The stream ends
-        when `goes_on` says so or the log can't be reached: the reader comes back with its
-        Last-Event-ID, and misses nothing.
+        when `goes_on` says so, the epoch is raised or the log can't be reached: the reader comes back
+        with its Last-Event-ID, and misses nothing (or is told that this is of another epoch).
         """
         yield b"retry: %d\n\n" % _RETRY_MILLISECONDS
         told_at, told = time.monotonic(), after
+        epoch = self._epoch()
+        if epoch != self._tail_epoch:
+            self._tail_epoch = epoch
+            self._tail.end()  # what is kept there is of the epoch before
         channel = self._tail.join(wanted)
         try:
-            while goes_on() and not channel.ended:
+            while self._epoch() == epoch and goes_on() and not channel.ended:
                 try:
                     messages, seen = await self._next(channel, after)
                 except LogUnavailableError:
@@ -119,7 +136,7 @@ class Feed:
                     yield b"".join(messages)
                     told_at, told = time.monotonic(), seen
                 elif time.monotonic() - told_at >= HEARTBEAT_SECONDS:
-                    yield self._heartbeat(seen if seen > told else None)
+                    yield self._heartbeat(seen if seen > told else None, epoch)
                     told_at, told = time.monotonic(), seen
                 if seen == after:
                     await self._wait(channel, after, told_at)
@@ -141,19 +158,22 @@ class Feed:
         most = _WAKE_SECONDS if channel.covers(position) else _LOOK_SECONDS
         await channel.wait(position, max(0.0, min(until_heartbeat, most)))
 
-    def _shown(self, placed: Placed) -> CloudEvent:
+    def _shown(self, placed: Placed, epoch: int) -> CloudEvent:
         return cloud_event(
             placed.event,
             partition=self._partition,
+            epoch=epoch,
             number=placed.position,
             source=self._source,
             personal=True,
         )
 
-    def _heartbeat(self, seen: int | None) -> bytes:
+    def _heartbeat(self, seen: int | None, epoch: int) -> bytes:
         # An id alone is no event, but the reader resumes behind what its filter passed over.
-        resume = b"" if seen is None else b"id: %b\n" % format_position(self._partition, seen).encode()
-        return b": heartbeat\n%b\n" % resume
+        if seen is None:
+            return b": heartbeat\n\n"
+        prefix = position_prefix(self._partition, epoch)
+        return b": heartbeat\nid: %b\n\n" % format_position(prefix, seen).encode()
 
 
 def _message(event: CloudEvent) -> bytes:

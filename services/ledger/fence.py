@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from domain.ids import format_position
 from keyledger_edge import (
     UNKNOWN,
     Change,
@@ -24,6 +25,7 @@ from keyledger_edge import (
     LeaseRequest,
     Unknown,
     next_chain,
+    position_prefix,
     read_request,
     seal_grant,
     write_changes,
@@ -173,6 +175,7 @@ class FenceKeeper:
         self._terms = terms
         self._partition = partition
         self._epoch = epoch
+        self._prefix = position_prefix(partition, epoch)
         self._may_connect = may_connect
         self._publish = publish
         self._record_receipt = record_receipt
@@ -359,7 +362,8 @@ class FenceKeeper:
     def _heard(self, edge: LeasedEdge, request: LeaseRequest, now: int) -> None:
         edge.heard = now
         edge.spoke = True
-        edge.position = request.position
+        # What it says of another epoch is no position of this log.
+        edge.position = request.position if request.epoch == self._epoch else 0
         edge.version = request.version
         if request.epoch == self._epoch:
             known = max(edge.proven_head(request.vouched), self._known_chains.get(request.chain, 0))
@@ -508,7 +512,7 @@ class FenceKeeper:
         self, position: int, *, held: bool, fence: _Fence | None = None, waited_ms: float = 0.0
     ) -> FenceResult:
         return FenceResult(
-            position=f"{self._partition}-{position}",
+            position=format_position(self._prefix, position),
             held=held,
             edges=0 if fence is None else fence.edges,
             acknowledged=0 if fence is None else fence.acknowledged,
@@ -542,7 +546,7 @@ class FenceKeeper:
                 root_key_id=edge.who.root_key_id,
                 incarnation=edge.who.incarnation.hex(),
                 version=edge.version,
-                position=f"{self._partition}-{edge.position}",
+                position=format_position(self._prefix, edge.position),
                 lease_left_ms=max(0, edge.ends - now) // 1_000_000,
                 last_heard_ms=(now - edge.heard) // 1_000_000,
             )

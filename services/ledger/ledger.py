@@ -32,7 +32,7 @@ from domain.ports import (
     StateRows,
 )
 from domain.state import State
-from keyledger_edge import Change, RateLimiter, fingerprint, hint
+from keyledger_edge import Change, RateLimiter, fingerprint, hint, position_prefix
 from services.ledger.bus import Bus
 from services.ledger.errors import (
     CannotAnswerError,
@@ -125,6 +125,13 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 class Ledger:
     """One partition: the committed state, the bus in front of the log, fences, and who owns it."""
 
+    epoch: int = 0
+    """The log's epoch, as it was read last; 0 before that."""
+    position_prefix: str
+    """What every position begins with that is told in this epoch."""
+    at_new_epoch: list[Callable[[], None]]
+    """Called when the epoch is another: for those who keep positions as they wrote them."""
+
     def __init__(self, ports: Ports, terms: Terms | None = None) -> None:
         self.ports = ports
         self.terms = terms or Terms()
@@ -146,8 +153,8 @@ class Ledger:
         """Does PostgreSQL let no commit pass because its standby is away?"""
         self.caught_up = False
         """Was the log read to its end since the start? What is in memory is then what was committed."""
-        self.epoch = 0
-        """The log's epoch, as it was read last; 0 before that."""
+        self.position_prefix = position_prefix(self.partition, self.epoch)
+        self.at_new_epoch = []
         self.other_history: OtherHistoryHereError | None = None
         """Why this process answers nothing: what it knows is not in the log."""
         self.shared_key: bytes | None = None
@@ -412,6 +419,9 @@ class Ledger:
         """The log's epoch was raised: whatever is known may be of events that it has lost."""
         was, self.epoch = self.epoch, epoch
         self.bus.epoch = self._keeper.epoch = epoch
+        self.position_prefix = position_prefix(self.partition, epoch)
+        for forget in self.at_new_epoch:
+            forget()
         if was:
             log.warning("log.epoch_raised", epoch=epoch, was=was)
             self._loaded = False

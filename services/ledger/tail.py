@@ -178,6 +178,12 @@ class Tail:
             self._following.cancel()
             self._following, self._reads = None, False
 
+    def end(self) -> None:
+        """Let go of all who follow: what was read is of a log that is not this one any more."""
+        if self._following is not None:
+            self._following.cancel()
+        self._end()
+
     async def _follow(self) -> None:
         try:
             while True:

@@ -63,7 +63,7 @@ CREATED = KeyCreated(
 
 
 def shown(event: Event, *, personal: bool = True) -> dict[str, Any]:
-    text = to_json(cloud_event(event, partition=0, number=42, source=SOURCE, personal=personal))
+    text = to_json(cloud_event(event, partition=0, epoch=1, number=42, source=SOURCE, personal=personal))
     found: dict[str, Any] = json.loads(text)
     return found
 

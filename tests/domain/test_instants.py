@@ -37,7 +37,11 @@ def test_what_has_no_zone_or_is_no_time_of_ours_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "0-", "-1", "0-1-2", "a-1", "0-\u0661", "0-1234567890123456", " 0-1"]
+    "text",
+    [
+        *("", "0", "0-", "-1", "0-1-2", "a-1", "0-\u0661", "0-1234567890123456", " 0-1", "0-1\n"),
+        *("0.-1", ".2-1", "0.0-1", "0.1-1", "0.02-1", "0.2.3-1", "0.\u0662-1", "0.12345678901-1", "0.2-"),
+    ],
 )
 def test_what_is_no_position_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):

@@ -146,7 +146,8 @@ async def test_a_database_restored_under_living_processes_is_noticed_by_all_and_
     done(url, "GET", "/v1/organizations")
     shop.write(3)
     lost_id, lost_secret = shop.key()
-    head = int(done(url, "GET", "/readyz")["position"].rpartition("-")[2])
+    position = done(url, "GET", "/readyz")["position"]
+    head = int(position.rpartition("-")[2])
     until(lambda: is_told(here, head))
 
     async with Verifier.at(url, ROOT_KEY, keyspace_ids=(shop.keyspace_id,)) as edge:
@@ -178,8 +179,19 @@ async def test_a_database_restored_under_living_processes_is_noticed_by_all_and_
         await eventually(knows)
         assert revoked["fence"]["held"]
         assert (await edge.verify(secret)).code == "revoked"
+
+        # The log has reached the number of what was lost: with its epoch, nobody takes it for that.
+        for path in (f"/v1/events?after={position}", f"/v1/fences/{position}"):
+            status, problem = ask(url, "GET", path)
+            assert (status, problem["code"]) == (410, "position_unknown")
+        now = revoked["fence"]["position"]
+        assert now.startswith("0.2-")
+        assert int(now.rpartition("-")[2]) > head
+        assert done(url, "GET", f"/v1/fences/{now}")["held"]
+        assert done(url, "GET", "/v1/events")["items"][0]["position"] == "0.2-1"
+        assert str((await edge.verify(secret)).position).startswith("0.2-")
     until(lambda: here.run("doctor").returncode == 0)
-    assert "epoch 2" in doctor(here)
+    assert "epoch 2, up to 0.2-" in doctor(here)
 
 
 def is_told(here: Place, head: int) -> bool:

@@ -50,7 +50,14 @@ def events(book: GrowingLog) -> MemoryEvents:
 
 @pytest.fixture
 def feed(book: GrowingLog, events: MemoryEvents) -> Feed:
-    return Feed(events, lambda: book.head, Polling(book.log), partition=0, source="urn:keyledger:test")
+    return Feed(
+        events,
+        lambda: book.head,
+        Polling(book.log),
+        partition=0,
+        epoch=lambda: 1,
+        source="urn:keyledger:test",
+    )
 
 
 def only(*names: str) -> Wanted:

@@ -76,7 +76,7 @@ class Charges:
         results = await asyncio.gather(
             *(self._item(one, index, caller, request.request_id) for index, one in enumerate(items))
         )
-        position = format_position(self._ledger.partition, self._ledger.state.head)
+        position = format_position(self._ledger.position_prefix, self._ledger.state.head)
         return raw_answer(
             200, b'{"results":[' + b",".join(results) + b'],"position":' + encode(position) + b"}"
         )
@@ -121,7 +121,7 @@ class Charges:
             return self.refused(outcome, keyspace, request_id, position)
         event = outcome.event
         assert isinstance(event, UsageCharged), "a charge records a charge"
-        charge = view_of_charge(event, position, self._ledger.partition)
+        charge = view_of_charge(event, position, self._ledger.position_prefix)
         quotas = quota_views(outcome.quotas) if outcome.quotas else []
         told = ChargeAnswer(charge, charge.position, outcome.replayed, quotas, wallet_view(outcome.wallet))
         return json_answer(_CREATED, told)
@@ -133,7 +133,7 @@ class Charges:
         if keyspace is None and outcome.key is not None:
             keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
         answer = refused(outcome.code, keyspace, request_id, outcome.refusal, outcome.rates)
-        return placed(answer, self._ledger.partition, position)
+        return placed(answer, self._ledger.position_prefix, position)
 
     # -- refunds
 
@@ -152,15 +152,15 @@ class Charges:
         return json_answer(_CREATED, self._refunded(outcome))
 
     def _refunded(self, outcome: RefundOutcome) -> dict[str, Any]:
-        partition = self._ledger.partition
+        prefix = self._ledger.position_prefix
         key = self._ledger.state.keys.get(outcome.event.key_id)
-        charge = charge_view(outcome.charge, 0, partition)
+        charge = charge_view(outcome.charge, 0, prefix)
         del charge["position"]
         charge["refunded_micros"] = outcome.event.refunded_micros
         return {
-            "refund": refund_view(outcome.event, outcome.position, partition),
+            "refund": refund_view(outcome.event, outcome.position, prefix),
             "charge": charge,
-            "position": format_position(partition, outcome.position),
+            "position": format_position(prefix, outcome.position),
             "replayed": outcome.replayed,
             "quotas": quota_views(quotas_of(self._ledger, key, outcome.event.project_id)),
             "wallet": wallet_view(outcome.wallet),
@@ -208,9 +208,9 @@ def refused(
     return problem_answer(body, status, code, headers)
 
 
-def placed(answer: Answer, partition: int, position: int) -> Answer:
+def placed(answer: Answer, prefix: str, position: int) -> Answer:
     """A refusal says, too, on which state it was decided. What was written since is not in it."""
-    answer.headers.append((b"x-keyledger-position", format_position(partition, position).encode()))
+    answer.headers.append((b"x-keyledger-position", format_position(prefix, position).encode()))
     return answer
 
 

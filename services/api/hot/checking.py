@@ -95,7 +95,7 @@ class Checker:
         self._seen = ledger.sightings.seen
         self._now, self._boottime_ns = time.now, time.boottime_ns
         # It is shown the keyspace with each secret, as that is now; so it need not know any.
-        self._verifier = Verifier(self._facts, {}, limiter=ledger.limiter, partition=ledger.partition)
+        self._verifier = Verifier(self._facts, {}, limiter=ledger.limiter)
         self._welcomes: dict[bytes, _Welcome] = {}
         """Of keys that nothing but a change can make bad: valid while facts and keyspace are the same."""
         self.counted = CountedUses()
@@ -143,7 +143,7 @@ class Checker:
         if found.require_balance and (refusal := self._balance(found, use)) is not None:
             if counts and found.rate_limits:
                 self._ledger.limiter.give_back(found.key_id, found.rate_limits, use.provider)
-            short = Shortfall(refusal.code, found, partition=verdict.partition, refusal=refusal)
+            short = Shortfall(refusal.code, found, refusal=refusal)
             return self._denied(short, found, request_id)
         if request_id is not None and counts and found.rate_limits:
             self.counted.add((found.key_id, request_id))
@@ -151,7 +151,7 @@ class Checker:
         if digest and is_easy(found):
             if len(self._welcomes) >= _MOST_WELCOMES:
                 self._welcomes.clear()
-            welcome = Verdict(VALID, found, (), None, verdict.partition)
+            welcome = Verdict(VALID, found)
             self._welcomes[digest] = _Welcome(found, keyspace, welcome)
         return verdict
 

@@ -79,7 +79,7 @@ class Explain:
                 "organization_id": facts.organization_id if facts else None,
                 "rules": rules,
                 "at": to_text(now),
-                "position": format_position(ledger.partition, ledger.state.head),
+                "position": format_position(ledger.position_prefix, ledger.state.head),
             },
         )
 

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from domain.errors import InvalidError
+from domain.ids import format_position
 from domain.keyspaces import Keyspace
 from keyledger_edge import (
     VALID,
@@ -76,6 +77,7 @@ class ForwardAuth:
         self._metering = metering
         self._trusted = trusted_proxies
         self._placed = -1, (b"", b"")
+        ledger.at_new_epoch.append(self._forget_position)
         self._asks: dict[bytes, _Ask] = {}
         self._welcomes: dict[int, tuple[KeyFacts, str | None, Answer]] = {}
 
@@ -128,7 +130,7 @@ class ForwardAuth:
         if known is None or known[0] is not facts or known[1] != proxy:
             if len(self._welcomes) >= _MOST_WELCOMES:
                 self._welcomes.clear()
-            verdict = Verdict(VALID, facts, (), None, self._ledger.partition)
+            verdict = Verdict(VALID, facts)
             answer = _sent(answer_verdict(verdict, None, proxy=proxy), VALID)
             known = self._welcomes[id(facts)] = (facts, proxy, answer)
         answer = known[2]
@@ -139,8 +141,12 @@ class ForwardAuth:
         ledger = self._ledger
         head = ledger.state.head
         if head != self._placed[0]:
-            self._placed = head, (b"x-keyledger-position", b"%d-%d" % (ledger.partition, head))
+            text = format_position(ledger.position_prefix, head)
+            self._placed = head, (b"x-keyledger-position", text.encode())
         return self._placed[1]
+
+    def _forget_position(self) -> None:
+        self._placed = -1, (b"", b"")
 
     def _ask(self, query: bytes) -> _Ask:
         """Our own parameters: the first of each name, so that none behind it can replace it."""
@@ -188,9 +194,11 @@ class ForwardAuth:
             )
         except Exception as error:  # noqa: BLE001  # a proxy is answered in its own manner
             return _refused(error, ask, request)
-        verdict = Verdict(outcome.code, outcome.facts, outcome.rates, None, self._ledger.partition)
+        verdict = Verdict(outcome.code, outcome.facts, outcome.rates)
         return placed(
-            self._told(verdict, view_of_keyspace(keyspace), ask, request), self._ledger.partition, position
+            self._told(verdict, view_of_keyspace(keyspace), ask, request),
+            self._ledger.position_prefix,
+            position,
         )
 
     def _told(self, verdict: Verdict, view: KeyspaceView, ask: _Ask, request: HotRequest) -> Answer:

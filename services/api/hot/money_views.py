@@ -53,9 +53,7 @@ class ChargeView(msgspec.Struct, gc=False):
     metadata: dict[str, Any] | UnsetType = UNSET
 
 
-def view_of_charge(
-    event: UsageCharged | ReservationCaptured, position: int, partition: int = 0
-) -> ChargeView:
+def view_of_charge(event: UsageCharged | ReservationCaptured, position: int, prefix: str) -> ChargeView:
     """A charge, as it was recorded."""
     return ChargeView(
         event.charge_id,
@@ -70,7 +68,7 @@ def view_of_charge(
         event.project_id,
         tenant_view(event.tenant_org_id, event.tenant_user_id),
         to_text(event.at),
-        format_position(partition, position),
+        format_position(prefix, position),
         _metadata_of(event),
     )
 
@@ -81,18 +79,16 @@ def _metadata_of(event: UsageCharged | ReservationCaptured) -> dict[str, Any] | 
     return event.private.metadata
 
 
-def charge_view(
-    event: UsageCharged | ReservationCaptured, position: int, partition: int = 0
-) -> dict[str, Any]:
+def charge_view(event: UsageCharged | ReservationCaptured, position: int, prefix: str) -> dict[str, Any]:
     """The same, for whoever has more to say of it."""
-    view: dict[str, Any] = msgspec.to_builtins(view_of_charge(event, position, partition))
+    view: dict[str, Any] = msgspec.to_builtins(view_of_charge(event, position, prefix))
     if isinstance(event, ReservationCaptured):
         view["reservation_id"] = event.reservation_id
         view["uncovered_micros"] = event.uncovered_micros
     return view
 
 
-def refund_view(event: UsageRefunded, position: int, partition: int = 0) -> dict[str, Any]:
+def refund_view(event: UsageRefunded, position: int, prefix: str) -> dict[str, Any]:
     """A refund, as it was recorded."""
     return {
         "charge_id": event.charge_id,
@@ -102,11 +98,11 @@ def refund_view(event: UsageRefunded, position: int, partition: int = 0) -> dict
         "amount_micros": event.amount_micros,
         "refunded_micros": event.refunded_micros,
         "refunded_at": to_text(event.at),
-        "position": format_position(partition, position),
+        "position": format_position(prefix, position),
     }
 
 
-def reserved_view(event: CreditsReserved, position: int, partition: int = 0) -> dict[str, Any]:
+def reserved_view(event: CreditsReserved, position: int, prefix: str) -> dict[str, Any]:
     """A reservation, right when it was made."""
     view: dict[str, Any] = {
         "id": event.reservation_id,
@@ -126,14 +122,14 @@ def reserved_view(event: CreditsReserved, position: int, partition: int = 0) -> 
         "tenant": tenant_view(event.tenant_org_id, event.tenant_user_id),
         "reserved_at": to_text(event.at),
         "expires_at": to_text(event.expires_at),
-        "position": format_position(partition, position),
+        "position": format_position(prefix, position),
     }
     if event.private is not None and event.private.metadata:
         view["metadata"] = event.private.metadata
     return view
 
 
-def reservation_view(reservation: Reservation, partition: int = 0) -> dict[str, Any]:
+def reservation_view(reservation: Reservation, prefix: str) -> dict[str, Any]:
     """A reservation as it stands."""
     return {
         "id": reservation.id,
@@ -153,7 +149,7 @@ def reservation_view(reservation: Reservation, partition: int = 0) -> dict[str, 
         "tenant": tenant_view(reservation.tenant_org_id, reservation.tenant_user_id),
         "reserved_at": to_text(reservation.reserved_at),
         "expires_at": to_text(reservation.expires_at),
-        "position": format_position(partition, reservation.position),
+        "position": format_position(prefix, reservation.position),
     }
 
 

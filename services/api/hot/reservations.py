@@ -52,17 +52,17 @@ class Reservations:
             if keyspace is None and outcome.key is not None:
                 keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
             answer = refused(outcome.code, keyspace, request.request_id, outcome.refusal, outcome.rates)
-            return placed(answer, self._ledger.partition, position)
-        event, partition = outcome.event, self._ledger.partition
+            return placed(answer, self._ledger.position_prefix, position)
+        event, prefix = outcome.event, self._ledger.position_prefix
         assert isinstance(event, CreditsReserved), "a reservation records a reservation"
-        view = reserved_view(event, position, partition)
+        view = reserved_view(event, position, prefix)
         if outcome.replayed:
             await self._bring_up_to_date(view, event.reservation_id)
         return json_answer(
             _CREATED,
             {
                 "reservation": view,
-                "position": format_position(partition, position),
+                "position": format_position(prefix, position),
                 "replayed": outcome.replayed,
                 "quotas": quota_views(outcome.quotas),
                 "wallet": wallet_view(outcome.wallet),
@@ -74,7 +74,7 @@ class Reservations:
         now = await self._ledger.find_reservation(reservation_id)
         if now is not None:
             position = view["position"]
-            view.update(reservation_view(now, self._ledger.partition), position=position)
+            view.update(reservation_view(now, self._ledger.position_prefix), position=position)
 
     async def show(self, request: HotRequest, reservation_id: str) -> Answer:
         """A reservation as it stands."""
@@ -88,12 +88,12 @@ class Reservations:
         )
         if reservation is None or not self._may_see(caller, reservation.organization_id, reservation.key_id):
             raise NotFoundError("reservation", reservation_id)
-        partition = self._ledger.partition
+        prefix = self._ledger.position_prefix
         return json_answer(
             _OK,
             {
-                "reservation": reservation_view(reservation, partition),
-                "position": format_position(partition, self._ledger.state.head),
+                "reservation": reservation_view(reservation, prefix),
+                "position": format_position(prefix, self._ledger.state.head),
             },
         )
 
@@ -117,20 +117,20 @@ class Reservations:
         )
         done = await self._ledger.execute(command, caller.asking)
         outcome: CaptureOutcome = done.result
-        partition = self._ledger.partition
+        prefix = self._ledger.position_prefix
         if outcome.code != VALID:
             self._ledger.denied(outcome.key.id, outcome.code, body.request_id, body.amount_micros)
             keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
             answer = refused(outcome.code, keyspace, request.request_id, outcome.refusal)
-            return placed(answer, partition, done.position)
+            return placed(answer, prefix, done.position)
         assert outcome.event is not None, "a capture that was granted is recorded"
         return json_answer(
             _CREATED,
             {
-                "charge": charge_view(outcome.event, outcome.position, partition),
-                "reservation": reservation_view(outcome.reservation, partition),
+                "charge": charge_view(outcome.event, outcome.position, prefix),
+                "reservation": reservation_view(outcome.reservation, prefix),
                 "uncovered_micros": outcome.event.uncovered_micros,
-                "position": format_position(partition, outcome.position),
+                "position": format_position(prefix, outcome.position),
                 "replayed": outcome.replayed,
                 "quotas": quota_views(outcome.quotas),
                 "wallet": wallet_view(outcome.wallet),
@@ -146,14 +146,14 @@ class Reservations:
         command = ReleaseReservation(reservation_id=reservation_id, request_id=body.request_id)
         done = await self._ledger.execute(command, caller.asking)
         outcome: ReleaseOutcome = done.result
-        partition = self._ledger.partition
+        prefix = self._ledger.position_prefix
         key = self._ledger.state.keys.get(outcome.reservation.key_id)
         return json_answer(
             _OK,
             {
-                "reservation": reservation_view(outcome.reservation, partition),
+                "reservation": reservation_view(outcome.reservation, prefix),
                 "released_micros": outcome.released_micros,
-                "position": format_position(partition, outcome.position),
+                "position": format_position(prefix, outcome.position),
                 "replayed": outcome.replayed,
                 "quotas": quota_views(quotas_of(self._ledger, key, outcome.reservation.project_id)),
                 "wallet": wallet_view(outcome.wallet),

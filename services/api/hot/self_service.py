@@ -74,7 +74,7 @@ class SelfService:
     def _view(self, key: Key, facts: KeyFacts, now: int) -> dict[str, Any]:
         ledger = self._ledger
         state = ledger.state
-        view = key_view(key, state, now, ledger.last_used_at(key.id), ledger.partition)
+        view = key_view(key, state, now, ledger.last_used_at(key.id), ledger.position_prefix)
         told = {name: getattr(view, name) for name in view.__struct_fields__ if name not in _PLATFORMS_OWN}
         wallet = state.wallets.get(key.organization_id or "")
         rates = ledger.limiter.peek(key.id, facts.rate_limits, None) if facts.rate_limits else ()
@@ -89,7 +89,7 @@ class SelfService:
             else {"currency": wallet.currency, "available_micros": wallet.balance - wallet.reserved},
             "wallet_available_micros": None if wallet is None else wallet.balance - wallet.reserved,
             "rate_limits": rate_views(rates),
-            "position": format_position(ledger.partition, state.head),
+            "position": format_position(ledger.position_prefix, state.head),
         }
 
     async def revoke(self, request: HotRequest) -> Answer:
@@ -118,7 +118,7 @@ class SelfService:
         fence = await fence_at(ledger, done.fence_position, wait=wait)
         answer: dict[str, Any] = {
             "key": told["key"],
-            "position": format_position(ledger.partition, done.position),
+            "position": format_position(ledger.position_prefix, done.position),
             "fence": fence,
         }
         return json_answer(200 if fence.held and wait else 202, answer)

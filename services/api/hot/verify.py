@@ -55,6 +55,7 @@ class Verify:
         self._metering = metering
         self._described: dict[int, tuple[KeyFacts, bytes]] = {}
         self._written = (-1, b"")
+        ledger.at_new_epoch.append(self._forget_position)
 
     def one(self, request: HotRequest) -> Answer | Awaitable[Answer]:
         """One question; only a use with a cost has to wait."""
@@ -84,7 +85,7 @@ class Verify:
         results = await asyncio.gather(
             *(self._item(one, index, caller, request.request_id) for index, one in enumerate(items))
         )
-        position = format_position(self._ledger.partition, self._ledger.state.head)
+        position = format_position(self._ledger.position_prefix, self._ledger.state.head)
         return raw_answer(
             200, b'{"results":[' + b",".join(results) + b'],"position":' + encode(position) + b"}"
         )
@@ -126,8 +127,12 @@ class Verify:
         """Where the answer stands in the log, as its last member; the same until something is written."""
         head = self._state.head
         if head != self._written[0]:
-            self._written = head, b',"position":"%d-%d"}' % (self._ledger.partition, head)
+            text = format_position(self._ledger.position_prefix, head)
+            self._written = head, b',"position":"%b"}' % text.encode()
         return self._written[1]
+
+    def _forget_position(self) -> None:
+        self._written = (-1, b"")
 
     def _figures(self, facts: KeyFacts, verdict: Verdict, use: Use) -> bytes:
         """What is left of everything that limits the key, as further JSON members."""
@@ -179,7 +184,7 @@ class Verify:
             request_id=body.request_id,
             metadata=body.metadata,
         )
-        return verdict_of(outcome, position, self._ledger.partition)
+        return verdict_of(outcome, position, self._ledger.position_prefix)
 
     async def meter(
         self,
@@ -230,7 +235,7 @@ def describe(facts: KeyFacts) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def verdict_of(outcome: UseOutcome, position: int, partition: int) -> dict[str, Any]:
+def verdict_of(outcome: UseOutcome, position: int, prefix: str) -> dict[str, Any]:
     """The verdict on a use with a cost."""
     answer: dict[str, Any] = {"valid": outcome.code == VALID, "code": outcome.code}
     if outcome.facts is not None:
@@ -239,11 +244,11 @@ def verdict_of(outcome: UseOutcome, position: int, partition: int) -> dict[str, 
     event = outcome.event
     if event is not None:
         if isinstance(event, UsageCharged):
-            answer["charge"] = charge_view(event, outcome.position, partition)
+            answer["charge"] = charge_view(event, outcome.position, prefix)
         else:
-            answer["reservation"] = reserved_view(event, outcome.position, partition)
+            answer["reservation"] = reserved_view(event, outcome.position, prefix)
         answer["replayed"] = outcome.replayed
-    answer["position"] = format_position(partition, position)
+    answer["position"] = format_position(prefix, position)
     return answer
 
 

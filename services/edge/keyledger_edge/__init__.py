@@ -69,6 +69,7 @@ from keyledger_edge._messages import (
     write_changes,
 )
 from keyledger_edge._middleware import KeyledgerMiddleware
+from keyledger_edge._positions import position_prefix
 from keyledger_edge._rate_limits import RateLimiter, RateState
 from keyledger_edge._secrets import (
     AcceptedFormat,
@@ -181,6 +182,7 @@ __all__ = [
     "judge_use",
     "next_chain",
     "open_grant",
+    "position_prefix",
     "prove_identity",
     "rate_limit_headers",
     "read_changes",

@@ -25,6 +25,7 @@ from keyledger_edge._messages import (
     read_changes,
     seal_request,
 )
+from keyledger_edge._positions import position_prefix
 from keyledger_edge._tombstones import Tombstones
 from keyledger_edge._verdicts import Verdict
 
@@ -87,7 +88,7 @@ class Lease:
     A verifier reads these fields itself: a call costs as much as a tenth of a whole check.
     """
 
-    __slots__ = ("clock", "ends", "hits", "welcomes")
+    __slots__ = ("clock", "ends", "hits", "prefix", "welcomes")
 
     def __init__(self, clock_ns: Callable[[], int], welcomes: dict[bytes, Verdict]) -> None:
         self.clock = clock_ns
@@ -95,6 +96,8 @@ class Lease:
         self.welcomes = welcomes
         """On uses that name nothing: valid whatever the time is, until a change or the lease's end."""
         self.hits = 0
+        self.prefix = position_prefix(0, 1)
+        """What positions begin with, in the epoch of the facts."""
 
 
 class LeasedCache:
@@ -224,7 +227,7 @@ class LeasedCache:
         """Begin a new incarnation: no lease, nothing remembered, nothing asked."""
         self.leave()
         self._member = member
-        self._memory.partition = member.partition
+        self._name_positions()
 
     def retold(self, longest_lease_ns: int) -> None:
         """The same incarnation was told the terms again."""
@@ -248,6 +251,11 @@ class LeasedCache:
         self._mark = 0
         self._chain = _NO_CHAIN
         self._lineage = b""
+        self._name_positions()
+
+    def _name_positions(self) -> None:
+        partition = self._member.partition if self._member is not None else 0
+        self.lease.prefix = self._memory.prefix = position_prefix(partition, self._epoch)
 
     # -- the lease ------------------------------------------------------------------------
 

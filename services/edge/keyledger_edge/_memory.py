@@ -46,7 +46,8 @@ class Memory:
     """
 
     def __init__(self, capacity: int, negative_capacity: int) -> None:
-        self.partition = 0
+        self.prefix = "0-"
+        """What positions begin with."""
         self.hot: dict[bytes, KeyFacts] = {}
         """Unpacked, and checked against every change so far. Look here first."""
         self.welcomes: dict[bytes, Verdict] = {}
@@ -99,7 +100,7 @@ class Memory:
 
     def welcome(self, digest: bytes, facts: KeyFacts) -> None:
         """What was just looked up is good until it is dropped or cooled."""
-        self.welcomes[digest] = Verdict(codes.VALID, facts, (), None, self.partition)
+        self.welcomes[digest] = Verdict(codes.VALID, facts, (), None, self.prefix)
 
     def put_absent(self, digest: bytes, as_of: int) -> None:
         """Remember that there is no such secret, apart from the good ones: garbage cannot push those out."""

@@ -65,7 +65,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     rate_limits: tuple[RateState, ...] = ()
     answer: VerifyAnswer | None = None
     """The ledger's own answer, where the ledger was asked (uses with a cost)."""
-    partition: int = 0
+    prefix: str = "0-"
+    """What positions of the log begin with, in the epoch that the facts are of."""
 
     @property
     def valid(self) -> bool:
@@ -93,7 +94,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     def position(self) -> str | None:
         """The log position up to which the verdict's facts are known to be true."""
         if self.facts:
-            return f"{self.partition}-{self.facts.as_of}"
+            return f"{self.prefix}{self.facts.as_of}"
         return self.answer.position if self.answer else None
 
     def as_answer(self) -> VerifyAnswer:

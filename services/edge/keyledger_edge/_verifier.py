@@ -17,6 +17,7 @@ from keyledger_edge._leased_cache import Lease, LeasedCache, Unknown
 from keyledger_edge._ledger_client import LedgerClient
 from keyledger_edge._link import EdgeLink
 from keyledger_edge._messages import FillAnswer, KeyspaceView, VerifyRequest
+from keyledger_edge._positions import position_prefix
 from keyledger_edge._rate_limits import RateLimiter
 from keyledger_edge._verdicts import MALFORMED, MISSING, NOT_FOUND, UNREACHABLE, Verdict, VerifyAnswer
 from keyledger_edge._version import VERSION
@@ -108,7 +109,6 @@ class Verifier:
         limiter: RateLimiter,
         ledger: Ledger | None = None,
         memory: FillableSource | None = None,
-        partition: int = 0,
     ) -> None:
         self._facts_of: Callable[[bytes], KeyFacts | Unknown | None] = source.facts_of
         self._cache = source if isinstance(source, LeasedCache) else None
@@ -119,7 +119,6 @@ class Verifier:
         self._limiter = limiter
         self._ledger = ledger
         self._memory = memory
-        self._partition = partition
         self._gates: dict[str, _Gate] = {}
         self._only_gate: _Gate | None = None
         self._only_keyspace_id: str | None = None
@@ -323,20 +322,24 @@ class Verifier:
         # What was welcome had the shape of its keyspace as that was.
         self._lease.welcomes.clear()
 
-    def _judged(self, facts: KeyFacts, use: Use, at: int, *, counts: bool = True) -> Verdict | None:
+    def _judged(
+        self, facts: KeyFacts, use: Use, at: int, *, counts: bool = True, prefix: str | None = None
+    ) -> Verdict | None:
+        """`prefix`: of the facts' position, where they are not from memory."""
         code = judge(facts, use, at)
+        prefix = prefix or self._lease.prefix
         if code is not _VALID:
-            return Verdict(code, facts, (), None, self._partition)
+            return Verdict(code, facts, (), None, prefix)
         if facts.require_balance and self._ledger is not None:
             return None  # Only the ledger knows the balance.
         if not facts.rate_limits:
-            return Verdict(_VALID, facts, (), None, self._partition)
+            return Verdict(_VALID, facts, (), None, prefix)
         if not counts:
             states = self._limiter.peek(facts.key_id, facts.rate_limits, use.provider)
-            return Verdict(_VALID, facts, tuple(states), None, self._partition)
+            return Verdict(_VALID, facts, tuple(states), None, prefix)
         allowed, states = self._limiter.take(facts.key_id, facts.rate_limits, use.provider)
         code = _VALID if allowed else codes.RATE_LIMITED
-        return Verdict(code, facts, tuple(states), None, self._partition)
+        return Verdict(code, facts, tuple(states), None, prefix)
 
     async def verify(
         self,
@@ -409,7 +412,9 @@ class Verifier:
             return UNREACHABLE
         if answer.facts is None or answer.facts.keyspace_id != keyspace.keyspace_id:
             return NOT_FOUND
-        verdict = self._judged(answer.facts, use, self._time_for(answer))
+        # The answer says its own epoch: memory may have none, or be of the one before.
+        prefix = position_prefix(answer.partition, answer.epoch)
+        verdict = self._judged(answer.facts, use, self._time_for(answer), prefix=prefix)
         if verdict is None:
             return await self._ask_with_cost(_request(secret, use, keyspace))
         return verdict
@@ -462,7 +467,7 @@ class Verifier:
             answer = await self._ledger.verify(request)
         except LedgerUnreachableError:
             return UNREACHABLE
-        return Verdict(answer.code, None, answer.rate_states(), answer, self._partition)
+        return Verdict(answer.code, None, answer.rate_states(), answer)
 
 
 def _request(secret: str, use: Use, keyspace: KeyspaceView) -> VerifyRequest:
