@@ -221,8 +221,10 @@ def test_a_fence_is_asked_for_by_its_position(running: Running, told: Made) -> N
 
     assert fence.keys() >= {"position", "held", "edges", "acknowledged", "expired", "waited_ms"}
     assert fence["held"] is True
-    for unknown in ("0-999999999", "nonsense", "7-1"):
+    for unknown in ("nonsense", "7-1"):
         refused(running.root.ask("GET", f"/v1/fences/{unknown}"), 404, "not_found")
+    for never_told in ("0-999999999", "0.2-1"):
+        refused(running.root.ask("GET", f"/v1/fences/{never_told}"), 410, "position_unknown")
 
 
 # -- every answer

@@ -19,6 +19,7 @@ from tests.e2e.ledgers import Place, place, until
 pytestmark = pytest.mark.timeout(180)
 
 MIB = 1_048_576
+PATIENCE_SECONDS = 10.0
 BOUNDS = {
     "KEYLEDGER_HEADER_SECONDS": "1",
     "KEYLEDGER_BODY_SECONDS": "1",
@@ -34,7 +35,7 @@ class Server(NamedTuple):
 
     def connect(self) -> socket.socket:
         address = urlsplit(self.url)
-        return socket.create_connection((address.hostname, address.port or 80), timeout=10)
+        return socket.create_connection((address.hostname, address.port or 80), timeout=PATIENCE_SECONDS)
 
     def text(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=10) as answer:
@@ -80,10 +81,13 @@ def send_until_refused(server: Server, head: bytes, piece: bytes, most: int) -> 
     sent = 0
     with server.connect() as connection, contextlib.suppress(ConnectionError):
         connection.sendall(head)
+        connection.setblocking(False)  # a send that waits for room would not see the answer in time
         while sent < most:
-            if select.select([connection], [], [], 0)[0]:
+            answered, room, _ = select.select([connection], [connection], [], PATIENCE_SECONDS)
+            if answered or not room:
                 break
             sent += connection.send(piece)
+        connection.settimeout(PATIENCE_SECONDS)
         answer = b""
         with contextlib.suppress(TimeoutError):
             while part := connection.recv(65_536):

@@ -127,6 +127,10 @@ class Pair:
         found: int = node.ask("SELECT count(*) FROM ledger.events_p0")
         return found
 
+    def replayed(self) -> bool:
+        """Does the standby show all that it was sent?"""
+        return bool(self.replicas.standby.ask("SELECT pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn()"))
+
     def break_off(self, how: str) -> None:
         if how == "cut":
             self.cable.pull()
@@ -154,8 +158,10 @@ async def test_a_broken_off_wait_for_the_standby_is_never_answered_as_a_success(
 
     for turn, how in enumerate(("terminated", "cancelled", "cut"), start=1):
         credit = {"amount_micros": 1_000, "reference": how}
-        before = await asyncio.to_thread(pair.events, replicas.standby)
         replicas.isolate()
+        # Now nothing comes any more; what came is to be seen first.
+        await until(lambda: asyncio.to_thread(pair.replayed), lambda: "the standby never caught up")
+        before = await asyncio.to_thread(pair.events, replicas.standby)
         asked = [asyncio.create_task(running.ask("POST", path, credit))]
         await until(lambda: asyncio.to_thread(pair.waiting), lambda: "the append never waited")
         await asyncio.to_thread(pair.break_off, how)
