@@ -59,7 +59,7 @@ class PostgresEventReader:
     ) -> list[Placed]:
         """The events of these types from position `first` to `last`; of one organization, if it is named."""
         where = "notification_id BETWEEN %s AND %s AND topic = ANY(%s)"
-        parameters = [first, last, TextArray(types)]
+        parameters: list[Any] = [first, last, TextArray(types)]
         if organization_id is not None:
             # An id is in an event's bytes as it is. Few others hold it, and these need not be decoded.
             where += " AND position(%s IN state) > 0"

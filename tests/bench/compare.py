@@ -21,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -233,7 +234,7 @@ def spread(ratios: list[float]) -> str:
 
 
 @contextlib.contextmanager
-def running(checkouts: dict[str, Path]) -> Iterator[list[Side]]:
+def running(checkouts: dict[str, Path]) -> Generator[list[Side]]:
     with tempfile.TemporaryDirectory(prefix="klc") as folder, contextlib.ExitStack() as last:
         sides: list[Side] = []
         for name, checkout in checkouts.items():
