@@ -3,10 +3,11 @@
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -26,6 +27,8 @@ from tests.contract.log_worlds import (
 )
 from tests.replicas import Replicas
 from tests.replicas import replicated as replicated_pair
+
+T = TypeVar("T")
 
 MARK = (77).to_bytes(8)
 """What the ids of groups begin with here, so that all events have one mark."""
@@ -255,12 +258,20 @@ async def test_a_confirmation_whose_wait_was_cancelled_proves_nothing(
     assert await asyncio.wait_for(confirming, 30)
 
 
+async def insistently(asking: Callable[[], Awaitable[T]]) -> T:
+    """As the ledger does: a session that breaks while it connects says so, and is asked again."""
+    while True:
+        with suppress(LogUnavailableError):
+            return await asking()
+        await asyncio.sleep(0.05)
+
+
 async def test_however_many_ask_one_commit_hangs(replicated: PostgresStandbyWorld) -> None:
     """Also when the processes that asked are gone: their sessions wait on."""
     log, gone, other = await owner_of(replicated), replicated.session(), replicated.session()
     await replicated.lose_standby()
-    asked = [ask(one.committed(group(0))) for one in (gone, log, other, log)]
-    asked.append(ask(log.confirm()))
+    asked = [ask(insistently(partial(one.committed, group(0)))) for one in (gone, log, other, log)]
+    asked.append(ask(insistently(log.confirm)))
     await eventually(lambda: replicated.ask(replicated.waiting()), "one waits")
     await replicated.break_off(log, "cut")
 
