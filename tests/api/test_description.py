@@ -1,12 +1,14 @@
 """The API description tells of everything, and the truth: all tests check their answers by it."""
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from services.api import openapi, schema
 from services.api.app import ROUTES
 from services.api.bodies import read_body
 from services.api.fields import NoBody
@@ -168,6 +170,23 @@ async def test_the_description_is_served_as_json(api: Management) -> None:
 
     assert served.json["openapi"].startswith("3.1")
     assert served.json == msgspec.json.decode(msgspec.json.encode(DESCRIPTION.document))
+
+
+@pytest.mark.parametrize("path", ["/docs", "/schema/openapi.json"])
+async def test_making_the_description_holds_nobody_up(
+    api: Management, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_on: list[threading.Thread] = []
+
+    def describe(*what: Any) -> dict[str, Any]:
+        made_on.append(threading.current_thread())
+        return openapi.describe(*what)
+
+    monkeypatch.setattr(schema, "describe", describe)
+    assert (await api.get(path)).status == 200
+
+    assert len(made_on) == 1
+    assert made_on[0] is not threading.current_thread(), "on the event loop, where all others wait"
 
 
 async def test_the_page_for_people_loads_nothing_from_elsewhere(api: Management) -> None:

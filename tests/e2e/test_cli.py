@@ -387,20 +387,6 @@ def test_a_sidecar_that_others_could_reach_is_refused(ledger: Place) -> None:
 
 
 def test_docs_and_schema_are_served(ledger: Place) -> None:
-    url = ledger.environment["KEYLEDGER_URL"]
-    for path in ("/docs", "/schema/openapi.json", "/healthz", "/metrics"):
-        with urllib.request.urlopen(url + path) as answer:
+    for path in ("/docs", "/schema/openapi.json", "/healthz", "/readyz", "/metrics"):
+        with urllib.request.urlopen(ledger.environment["KEYLEDGER_URL"] + path) as answer:
             assert answer.status == 200
-
-
-def test_a_ledger_that_runs_says_that_it_is_ready(ledger: Place) -> None:
-    def ready() -> bool:
-        # A machine that stands still for longer than a lease makes it unready for a moment.
-        found = subprocess.run(
-            ["curl", "-s", "-w", "%{http_code}", ledger.environment["KEYLEDGER_URL"] + "/readyz"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        print(found)
-        return found.endswith("200")
-
-    assert until(ready)
