@@ -180,11 +180,11 @@ def _admitted(call: Call[Any, ConnectRequest]) -> LeasedEdge:
     incarnation = _bytes("incarnation", asked.incarnation, _INCARNATION_BYTES)
     edge_id = _edge_id(call, asked.edge_id)
     try:
-        if asked.nonce is None or asked.proof is None:
+        if asked.nonce is None and asked.proof is None:
             return fences.admit(call.asking.actor, edge_id, incarnation)
-        nonce = _bytes("nonce", asked.nonce, _NONCE_BYTES)
+        nonce = _bytes("nonce", asked.nonce or "", _NONCE_BYTES)
         who = EdgeIdentity(call.asking.actor, edge_id, incarnation, nonce)
-        return fences.readmit(who, _bytes("proof", asked.proof, _PROOF_BYTES))
+        return fences.readmit(who, _bytes("proof", asked.proof or "", _PROOF_BYTES))
     except IncarnationTakenError:
         raise ProblemError(
             "edge_taken", "This incarnation takes part already: each start of a process draws a new one."

@@ -298,6 +298,14 @@ async def test_a_version_is_short(place: Place, shop: Shop) -> None:
         assert (status, answer.get("code")) == (400, "invalid_request")
 
 
+async def test_a_nonce_and_a_proof_only_go_together(place: Place, shop: Shop) -> None:
+    async with _stranger(place, shop) as stranger:
+        for half, missing in (({"nonce": "0" * 48}, "proof"), ({"proof": "0" * 32}, "nonce")):
+            status, answer = await stranger.connect(**half)
+
+            assert (status, answer["errors"][0]["field"]) == (400, missing)
+
+
 async def test_an_edge_hears_no_grants_of_another_root_key(place: Place, shop: Shop) -> None:
     refused: list[str] = []
 
