@@ -3,18 +3,21 @@
     python -m tests.bench.compare --old ../keyledger-before --new .
 
 Each checkout has its own `.venv` (`make check` makes it) and runs `keyledger up`: embedded PostgreSQL and
-NATS, worker and disk included. wrk (Debian's) asks the one, then the other, and the next pair the other
-way round. Only on a machine at rest: whatever else runs slows both, and flatters whatever differs.
+NATS, worker and disk included. Bursts go to the one and to the other in turns, a few milliseconds each:
+the clock of a shared machine changes by a third from one second to the next, and so does its disk;
+longer turns measure that. A burst is one request on each of 16 connections, and ends with the last answer.
+
+Told are the median time of a burst, with the client's share on both sides alike, and the processor time
+of all of a ledger's processes for each answer, without the client's. Only on a machine at rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
-import re
-import secrets
 import signal
 import socket
 import subprocess
@@ -23,15 +26,18 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
-KEYS: Final = 800
+CONNECTIONS: Final = 16
+KEYS: Final = 50 * CONNECTIONS
 STARTS_WITHIN_SECONDS: Final = 60.0
 STOPS_WITHIN_SECONDS: Final = 20.0
+ANSWERS_WITHIN_SECONDS: Final = 30.0
 WIDE_SPREAD: Final = 0.03
 """A result whose quartiles are further apart than this says nothing."""
 
@@ -40,8 +46,9 @@ class Cell(NamedTuple):
     """One thing that is measured."""
 
     name: str
-    connections: int
-    script: str
+    bursts_in_a_turn: int
+    requests: Callable[[], Iterator[bytes]]
+    """Without end, ready to be sent."""
 
 
 @dataclass(slots=True)
@@ -139,72 +146,100 @@ def _family(root: int) -> set[int]:
 
 
 def cells(side: Side) -> list[Cell]:
-    """Make what is needed, and the scripts for wrk."""
+    """Make what is needed, and the requests."""
     keyspace = side.ask("/v1/keyspaces", {"name": "bench", "preset": "default", "prefix": "kl_bench_"})["id"]
     organization = side.ask("/v1/organizations", {"name": "Bench"})["id"]
     credit = {"amount_micros": 10**15, "reference": "bench"}
     side.ask(f"/v1/organizations/{organization}/wallet/credits", credit)
     asked = {"keyspace_id": keyspace, "organization_id": organization, "name": "bench"}
     made = [side.ask("/v1/keys", asked) for _ in range(KEYS)]
-    verify = [json.dumps({"secret": one["secret"], "keyspace_id": keyspace}) for one in made]
-    charges = [
-        json.dumps({"key_id": one["key"]["id"], "request_id": "@", "amount_micros": 1, "model": "gpt-5"})
-        for one in made
-    ]
+    verify = [request(side, "/v1/verify", {"secret": one["secret"], "keyspace_id": keyspace}) for one in made]
+
+    def charges() -> Iterator[bytes]:
+        for count, one in zip(itertools.count(), itertools.cycle(made)):
+            yield request(
+                side, "/v1/charges",
+                {"key_id": one["key"]["id"], "request_id": f"{count}", "amount_micros": 1, "model": "gpt-5"},
+            )  # fmt: skip
+
     return [
-        Cell("verify, hot key", 16, side_script(side, "hot", "/v1/verify", verify[:1])),
-        Cell("verify, 800 keys", 64, side_script(side, "many", "/v1/verify", verify)),
-        Cell("charge", 16, side_script(side, "few", "/v1/charges", charges)),
-        Cell("charge", 64, side_script(side, "more", "/v1/charges", charges)),
+        Cell("verify, one key", 16, lambda: itertools.repeat(verify[0])),
+        Cell(f"verify, {KEYS} keys", 16, lambda: itertools.cycle(verify)),
+        Cell("charge", 1, charges),
     ]
 
 
-def side_script(side: Side, name: str, path: str, bodies: list[str]) -> str:
-    """A wrk script that sends these bodies in turn; `@` is a request id that nothing else has."""
-    script = side.folder / f"{name}.lua"
-    listed = ",\n".join(f"'{body}'" for body in bodies)
-    script.write_text(
-        f"""
-local bodies = {{{listed}}}
-local count, run = 0, ""
-wrk.method = "POST"
-wrk.headers["Authorization"] = "Bearer {side.root_key}"
-wrk.headers["Content-Type"] = "application/json"
-function init(arguments) run = arguments[1] end
-function request()
-  count = count + 1
-  local body = bodies[count % #bodies + 1]:gsub("@", run .. "-" .. count)
-  return wrk.format(nil, "{path}", nil, body)
-end
-""",
-        encoding="utf-8",
+def request(side: Side, path: str, body: dict[str, Any]) -> bytes:
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{side.port}\r\nAuthorization: Bearer {side.root_key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
-    script.chmod(0o600)
-    return str(script)
+    return head.encode() + content
 
 
-@dataclass(slots=True)
-class Run:
-    """What one run of wrk reached."""
+class Load:
+    """A client with its connections, for one cell of one side."""
 
-    per_second: float
+    def __init__(self, side: Side, cell: Cell) -> None:
+        self.side = side
+        self.bursts_in_a_turn = cell.bursts_in_a_turn
+        self._requests = cell.requests()
+        self._streams = [self._connect(side.port) for _ in range(CONNECTIONS)]
+
+    @staticmethod
+    def _connect(port: int) -> tuple[socket.socket, BufferedReader]:
+        connection = socket.create_connection(("127.0.0.1", port), ANSWERS_WITHIN_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection, connection.makefile("rb")
+
+    def burst(self) -> float:
+        """One request on every connection; the seconds until the last answer is read."""
+        asked = [next(self._requests) for _ in self._streams]
+        started = time.perf_counter()
+        for (connection, _), content in zip(self._streams, asked, strict=True):
+            connection.sendall(content)
+        for _, answers in self._streams:
+            self._read(answers)
+        return time.perf_counter() - started
+
+    @staticmethod
+    def _read(answers: BufferedReader) -> None:
+        status = answers.readline()
+        length = 0
+        while line := answers.readline().strip():
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        content = answers.read(length)
+        assert status.split()[1] in {b"200", b"201"}, (status, content)
+
+    def close(self) -> None:
+        for connection, answers in self._streams:
+            answers.close()
+            connection.close()
+
+
+class Run(NamedTuple):
+    """What one side took in one pair."""
+
+    burst_us: float
     cpu_us: float
-    """Of all of the ledger's processes, per answer."""
+    """Of all of the ledger's processes, for each answer."""
 
 
-def measure(side: Side, cell: Cell, seconds: int) -> Run:
-    """Ask for so long."""
-    before = side.cpu_seconds()
-    run = ["wrk", "-t1", f"-c{cell.connections}", f"-d{seconds}s", "-s", cell.script, side.url]
-    # The last word begins the request ids of this run.
-    told = subprocess.run(
-        [*run, "--", secrets.token_hex(8)], capture_output=True, text=True, check=True
-    ).stdout
-    used = side.cpu_seconds() - before
-    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", told)
-    assert refused is None, told
-    count = int(re.search(r"(\d+) requests in", told)[1])  # type: ignore[index]  # wrk always says it
-    return Run(float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1]), used / count * 1e6)  # type: ignore[index]  # likewise
+def measure(loads: Sequence[Load], turns: int) -> list[Run]:
+    """So many turns for each: old, new, new, old."""
+    before = [load.side.cpu_seconds() for load in loads]
+    taken: list[list[float]] = [[] for _ in loads]
+    both = list(zip(loads, taken, strict=True))
+    for turn in range(turns):
+        for load, seconds in both if turn % 2 == 0 else reversed(both):
+            seconds.extend(load.burst() for _ in range(load.bursts_in_a_turn))
+    return [
+        Run(median(seconds) * 1e6, (load.side.cpu_seconds() - used) / len(seconds) / CONNECTIONS * 1e6)
+        for (load, seconds), used in zip(both, before, strict=True)
+    ]
 
 
 # -- telling
@@ -215,14 +250,12 @@ def quartiles(values: list[float]) -> tuple[float, float]:
     return ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 
 
-def tell(name: str, old: list[Run], new: list[Run]) -> None:
+def tell(name: str, pairs: list[list[Run]]) -> None:
     told = [name]
-    for old_figures, new_figures in (
-        ([one.per_second for one in old], [one.per_second for one in new]),
-        ([one.cpu_us for one in old], [one.cpu_us for one in new]),
-    ):
-        ratios = [after / before for before, after in zip(old_figures, new_figures, strict=True)]
-        told += [f"{median(old_figures):,.0f}", f"{median(new_figures):,.0f}", spread(ratios)]
+    for figure in ("burst_us", "cpu_us"):
+        old, new = ([getattr(pair[side], figure) for pair in pairs] for side in (0, 1))
+        ratios = [after / before for before, after in zip(old, new, strict=True)]
+        told += [f"{median(old):,.1f}", f"{median(new):,.1f}", spread(ratios)]
     print(f"| {' | '.join(told)} |", flush=True)
 
 
@@ -255,21 +288,18 @@ def main() -> int:
     parser.add_argument("--old", type=Path, required=True, help="the checkout to compare with")
     parser.add_argument("--new", type=Path, default=Path())
     parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--seconds", type=int, default=4, help="how long each run of wrk takes")
+    parser.add_argument("--turns", type=int, default=800, help="for each side in a pair")
     arguments = parser.parse_args()
     with running({"old": arguments.old, "new": arguments.new}) as (old, new):
         todo = list(zip(cells(old), cells(new), strict=True))
-        print("| | old /s | new /s | of old (quartiles) | old CPU us | new CPU us | of old (quartiles) |")
+        print("| | old burst us | new | of old (quartiles) | old CPU us | new | of old (quartiles) |")
         print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         for cell, other in todo:
-            measure(old, cell, 1)
-            measure(new, other, 1)
-            runs: dict[str, list[Run]] = {"old": [], "new": []}
-            for pair in range(arguments.pairs):
-                turns = [(old, cell), (new, other)]
-                for side, asked in turns if pair % 2 == 0 else reversed(turns):
-                    runs[side.name].append(measure(side, asked, arguments.seconds))
-            tell(f"{cell.name}, {cell.connections} connections", runs["old"], runs["new"])
+            loads = [Load(old, cell), Load(new, other)]
+            measure(loads, arguments.turns // 8)
+            tell(cell.name, [measure(loads, arguments.turns) for _ in range(arguments.pairs)])
+            for load in loads:
+                load.close()
     return 0
 
 
