@@ -112,18 +112,19 @@ def test_a_wrong_secret_is_not_shown_either() -> None:
 
 
 CUT = slice(0, -1)
-NOT_ROOT_KEYS = [
-    "abc",
-    "kl_root_abc",
-    ROOT_KEY[CUT],
-    ROOT_KEY + "0",
-    ROOT_KEY[CUT] + ("1" if ROOT_KEY.endswith("0") else "0"),
-    ROOT_KEY.replace("kl_root_", "kl_live_"),
-    "kl_root_" + "5a" * 18,
-]
+NOT_ROOT_KEYS = {
+    "a word": "abc",
+    "too short by far": "kl_root_abc",
+    "cut off": ROOT_KEY[CUT],
+    "too long": ROOT_KEY + "0",
+    "a wrong checksum": ROOT_KEY[CUT] + ("1" if ROOT_KEY.endswith("0") else "0"),
+    "another prefix": ROOT_KEY.replace("kl_root_", "kl_live_"),
+    "hexadecimal": "kl_root_" + "5a" * 18,
+}
 
 
-@pytest.mark.parametrize("value", NOT_ROOT_KEYS)
+# A name for each: the values are drawn anew by each process that collects the tests.
+@pytest.mark.parametrize("value", NOT_ROOT_KEYS.values(), ids=NOT_ROOT_KEYS)
 def test_what_is_no_root_key_cannot_become_one(value: str) -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings({"KEYLEDGER_ROOT_KEY": value})

@@ -88,7 +88,15 @@ async def test_without_an_owner_a_trace_id_that_may_be_a_secret_is_replaced(
         assert reply.json["request_id"] == reply.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("given", ["trace-7", str(uuid.uuid4()), new_id("key", 1, 1), "x" * 21])
+TRACES = {
+    "a number": "trace-7",
+    "a UUID": str(uuid.uuid4()),
+    "an id": new_id("key", 1, 1),
+    "a word": "x" * 21,
+}
+
+
+@pytest.mark.parametrize("given", TRACES.values(), ids=TRACES)
 async def test_without_an_owner_a_trace_id_that_is_no_secret_is_kept(
     world: World, owned: Owned, given: str
 ) -> None:
