@@ -111,7 +111,7 @@ def hunt_mutants(seeds: int) -> list[str]:
     """Try each mutant until it is caught; the names of those that were not."""
     survivors = []
     for name in MUTANTS:
-        seed = first_caught(name, seeds)
+        seed = first_caught(name, range(seeds))
         print(
             f"mutant {name!r}: " + (f"caught by seed {seed}" if seed is not None else "SURVIVED"), flush=True
         )
@@ -120,9 +120,9 @@ def hunt_mutants(seeds: int) -> list[str]:
     return survivors
 
 
-def first_caught(name: str, seeds: int) -> int | None:
-    """The first seed on which the checker notices the mutant."""
-    for seed in range(seeds):
+def first_caught(name: str, seeds: Iterable[int]) -> int | None:
+    """The first of the seeds on which the checker notices the mutant."""
+    for seed in seeds:
         try:
             run_seed(seed, MUTANTS[name])
         except ViolationError:
