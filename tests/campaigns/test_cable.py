@@ -210,7 +210,6 @@ async def test_a_cable_that_breaks_without_end(ledger_database: str, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_a_cable_that_breaks_now_and_then(
     ledger_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

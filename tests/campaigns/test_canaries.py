@@ -284,7 +284,6 @@ async def test_no_trace_of_a_thousand_canaries() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_no_trace_of_a_few_canaries() -> None:
     await sing(8, callers=4)
 

@@ -188,10 +188,10 @@ def test_an_earlier_try_that_was_still_on_its_way_may_be_granted_after_a_later_o
 
 def test_a_million_operations_are_checked_in_seconds() -> None:
     history = History(1_000_000)
-    started = time.perf_counter()
+    started = time.process_time()
 
     findings = history.checked()
 
     assert findings.lines == []
-    assert time.perf_counter() - started < 20
-    print(f"\n1,000,000 operations checked in {time.perf_counter() - started:.1f} s")
+    assert time.process_time() - started < 20
+    print(f"\n1,000,000 operations checked in {time.process_time() - started:.1f} s")

@@ -114,6 +114,5 @@ async def test_processes_that_are_frozen_for_longer_than_their_lease() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_a_few_kills_of_everything() -> None:
     await crash(["ledger-0", "ledger-1", "worker", "nats", "postgres"], 5, between=30)

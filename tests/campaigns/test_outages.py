@@ -299,12 +299,10 @@ async def test_postgresql_is_away_for_minutes() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_nats_is_away_for_seconds() -> None:
     await nats_is_away(6)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_postgresql_is_away_for_seconds() -> None:
     await postgresql_is_away(10)

@@ -258,6 +258,5 @@ async def test_races_are_exact(arena: Arena) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_a_few_races_are_exact(arena: Arena) -> None:
     await run_races(arena, dict.fromkeys(RACES, 2))

@@ -7,7 +7,6 @@ from tests.docs.examples import ROOT, run_document, without_changing
 DOCUMENTS = ["README.md", "docs/tutorial.md"]
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_example_prints_what_the_document_says(name: str) -> None:
     examples = run_document(ROOT / name)

@@ -16,8 +16,6 @@ import pytest
 
 from tests.e2e.ledgers import Place, place, until
 
-pytestmark = pytest.mark.timeout(180)
-
 MIB = 1_048_576
 PATIENCE_SECONDS = 10.0
 BOUNDS = {

@@ -19,8 +19,6 @@ from services.cli.databases import running_servers
 from services.settings import Settings
 from tests.e2e.ledgers import Place, place, stop, until
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture(scope="module")
 def ledger() -> Iterator[Place]:

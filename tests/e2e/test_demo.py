@@ -5,15 +5,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from services.demo.story import Answer, Story
 from tests.e2e.ledgers import PROGRAM
 
 LEAST_PROMISES = 50
 
 
-@pytest.mark.timeout(120)
 def test_a_day_at_five_gateways_is_as_promised() -> None:
     before = {*Path(tempfile.gettempdir()).glob("keyledger-demo-*")}
 

@@ -19,7 +19,6 @@ from tests.e2e.ledgers import PROGRAM, Place, place, stop, until
 from tests.processes import ending_with_us
 from tests.servers import server_folder
 
-pytestmark = pytest.mark.timeout(120)
 SECRET = "kl_root_012345678901234567890123456789GMgRF3"
 
 

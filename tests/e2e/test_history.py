@@ -20,7 +20,6 @@ from keyledger_edge import Verifier
 from tests.e2e.ledgers import Place, place, until
 from tests.servers import server_folder
 
-pytestmark = pytest.mark.timeout(240)
 ROOT_KEY = "kl_root_0123456789012345678901234567890pV6Ps"
 COMMAND = "keyledger new-epoch"
 

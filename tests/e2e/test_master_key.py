@@ -7,8 +7,6 @@ import pytest
 
 from tests.e2e.ledgers import Place, place, stop
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture
 def here(database: str, nats_url: str) -> Iterator[Place]:

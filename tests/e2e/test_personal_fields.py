@@ -20,8 +20,6 @@ from tests.e2e.ledgers import Place, place, stop, until
 from tests.e2e.running import Caller, Json, done
 from tests.servers import delete_streams, fresh_database
 
-pytestmark = pytest.mark.timeout(180)
-
 _PAGE = Path(__file__).parents[2] / "docs/decisions/personal-fields.md"
 _TABLES = """
     SELECT nspname, relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -239,7 +239,6 @@ def test_every_kind_is_once_first_and_once_second() -> None:
 
 @lets_go_of_connections
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_no_edge_accepts_after_the_second_answer_of_either_ledger() -> None:
     wrong: list[str] = []
     async with two_ledgers() as (cluster, callers):

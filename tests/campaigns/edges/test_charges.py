@@ -127,6 +127,5 @@ async def test_100_kills_of_edges_and_ledgers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_a_few_kills_of_edges_and_ledgers() -> None:
     await charge_while_killing(5)

@@ -247,7 +247,6 @@ async def test_ten_edges_and_ten_million_verifications() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_a_few_edges_in_bad_weather() -> None:
     found = await revoke_everything(edges=4, victims=150, verifications=300_000)
 
@@ -255,7 +254,6 @@ async def test_a_few_edges_in_bad_weather() -> None:
 
 
 @pytest.mark.campaign
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("mutant", ["acknowledge without applying", "a lease that never ends"])
 async def test_a_broken_edge_is_noticed(mutant: str) -> None:
     found = await revoke_everything(edges=3, victims=100, verifications=200_000, mutant=mutant)
