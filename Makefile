@@ -15,7 +15,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help run test check lint types imports lock bench bench-growth demo wheel simulate campaign-crash campaign-edges clean
+.PHONY: help run test check lint types mypy pyright imports lock bench bench-growth demo wheel simulate campaign-crash campaign-edges clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,15 +26,20 @@ run: $(STAMP) ## start everything here, data in ./.keyledger; Ctrl-C stops it
 test: check ## everything that CI runs
 	$(PYTEST)
 
-check: lint types imports ## style, types and import rules, no tests
+check: $(STAMP) ## style, types and import rules, no tests
+	@$(MAKE) --no-print-directory -j 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) pyright mypy lint imports
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)
+types: mypy pyright
+
+mypy: $(STAMP)
 	$(BIN)/mypy
 	cd services/edge && ../../$(BIN)/mypy --strict --warn-unreachable -p keyledger_edge
+
+pyright: $(STAMP)
 	$(BIN)/basedpyright
 
 imports: $(STAMP)
