@@ -179,9 +179,12 @@ class HotRequest:
             raise ClientGoneError
 
     async def gone(self) -> None:
-        """Returns when the client has hung up; for answers that go on for long."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+        """Returns when the client has hung up; for answers that go on for long.
+
+        A body that was not read before goes by here, and `read` must not wait for it then.
+        """
+        while (message := await self.receive())["type"] != "http.disconnect":
+            self._received = self._received or not message.get("more_body", False)
 
     def header(self, wanted: bytes) -> str | None:
         """The first value of a header."""

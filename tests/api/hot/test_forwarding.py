@@ -13,7 +13,7 @@ import pytest
 
 from services.api.forwarding import Forwarder, OwnerAt
 from services.api.server import address_of, listen, serve
-from tests.api.hot.world import Owned, Reply, World, call, running_world
+from tests.api.hot.world import Owned, Reply, World, call, nothing_else, running_world
 
 KEY = b"shared by all processes of one ledger"
 
@@ -396,6 +396,44 @@ async def test_a_stream_is_passed_on_as_it_comes_and_ends_with_the_client(world:
         await asyncio.wait_for(ended.wait(), 5)
 
     assert b"id: 0-0" in b"".join(received)
+
+
+@pytest.mark.parametrize(
+    "method, target",
+    [
+        ("GET", "/v1/self"),
+        ("GET", "/v1/reservations/rsv_01JD0000000000000000000000"),
+        ("GET", "/v1/forward-auth"),
+        ("POST", "/v1/forward-auth"),
+    ],
+)
+async def test_what_was_asked_for_is_passed_on_by_an_owner_that_is_one_no_more(
+    world: World, owned: Owned, method: str, target: str
+) -> None:
+    """It slept, say, and learns only while it answers that another process took over meanwhile."""
+    headers = {
+        "x-api-key": owned.secret,
+        "x-keyledger-proxy-key": await world.make_root("verify", "charges:write"),
+        "x-keyledger-cost-micros": "5",
+        "x-keyledger-request-id": "r1",
+    }
+    forwarded = target == "/v1/forward-auth"
+    if not forwarded:
+        headers["authorization"] = f"Bearer {world.root if 'reservations' in target else owned.secret}"
+    async with served(nothing_else) as address:
+        forwarder = Forwarder(
+            Directory(address), world.ledger, own_address="http://owner.test", key=lambda: KEY
+        )
+        world.serve(forwarder=forwarder)
+        world.ledger.fences.lost()
+        try:
+            async with asyncio.timeout(10):
+                asked = f"{target}?keyspace_id={owned.key.keyspace_id}" if forwarded else target
+                reply = await call(world.app, method, asked, headers=headers, body=b"a body", chunks=2)
+        finally:
+            await forwarder.close()
+
+    assert reply.body == f"router: {method} {target}".encode()
 
 
 async def test_what_every_process_tells_of_itself_is_not_forwarded(pair: tuple[World, Beside]) -> None:
