@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from keyledger_edge import ConnectRequest, LedgerUnreachableError, RefusedByLedgerError, VerifyRequest
+from keyledger_edge import (
+    ConnectRequest,
+    LedgerUnreachableError,
+    RefusedByLedgerError,
+    Verifier,
+    VerifyRequest,
+)
 from keyledger_edge._http import HttpClient
 from keyledger_edge._ledger_client import LedgerClient
 
@@ -191,6 +197,7 @@ async def test_what_may_have_happened_is_asked_again_with_the_same_request_id(
     "garbage",
     [
         b"nonsense\r\n\r\n",
+        b"nonsense without an end " * 10_000,
         b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n??",
     ],
@@ -204,6 +211,24 @@ async def test_garbage_is_no_answer(server: Server, client: LedgerClient, garbag
     server.answer = babble
     with pytest.raises(LedgerUnreachableError):
         await client.verify(use())
+
+
+async def test_garbage_while_it_joins_does_not_stop_an_edge(server: Server) -> None:
+    async def babble(_path: str, _body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        writer.write(b"nonsense without an end " * 10_000)
+        await writer.drain()
+        writer.close()
+
+    server.answer = babble
+    verifier = Verifier.at(await server.start(), "kl_root_x")
+    verifier.start()
+    async with asyncio.timeout(10):
+        while len(server.asked) < 2:
+            await asyncio.sleep(0.01)
+    problem = verifier.problem
+    await verifier.close()
+
+    assert problem is not None
 
 
 async def test_a_refusal_is_not_asked_again(server: Server, client: LedgerClient) -> None:

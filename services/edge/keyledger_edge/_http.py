@@ -46,6 +46,8 @@ class _Connection:
             line = await self._reader.readline()
         except OSError:
             raise _BrokenError(early=True) from None
+        except ValueError:  # A line without an end: whoever answers does not speak HTTP.
+            raise _BrokenError(early=False) from None
         if not line:
             raise _BrokenError(early=True)
         try:
