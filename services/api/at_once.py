@@ -126,7 +126,7 @@ class AtOnceProtocol(BoundedProtocol):
 
     def on_headers_complete(self) -> None:
         """Hold the request back if it can be answered at once."""
-        if self._fed > self._unmeasured or len(self.headers) > self._most_headers:
+        if self._fed > self._unmeasured or len(self.headers) > self._most_headers or self.url[:1] != b"/":
             self.check_headers()
         self._stage = BODY
         self._take = self._take_trailer

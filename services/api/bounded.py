@@ -205,8 +205,19 @@ class BoundedProtocol(HttpToolsProtocol):
         """Raises when they are not."""
         if len(self.url) > self._bounds.url_bytes:
             raise self._long_url()
+        if self.url[:1] != b"/":
+            self._check_target()
         if len(self.headers) > self._most_headers or self._fed > self._unmeasured:
             self._measure()
+
+    def _check_target(self) -> None:
+        """Raises when it names no path: behind the address of another process, `*@host` would be a host."""
+        try:
+            path: bytes | None = httptools.parse_url(self.url).path
+        except httptools.HttpParserInvalidURLError:
+            path = None
+        if path is None or path[:1] != b"/":
+            raise RefusedError(MALFORMED, "malformed_request", "The target of a request begins with a slash.")
 
     def _measure(self) -> None:
         most, most_bytes = self._bounds.headers, self._bounds.header_bytes

@@ -23,7 +23,7 @@ from yarl import URL
 
 from services.api.hot.answers import Answer, error_answer
 from services.api.hot.requests import ClientGoneError, HotRequest, Send
-from services.api.problems import REFUSED_LATELY
+from services.api.problems import REFUSED_LATELY, ProblemError
 from services.ledger.errors import (
     CannotAnswerError,
     NotOwnerHereError,
@@ -215,6 +215,9 @@ class Forwarder:
 
         Raises CannotAnswerError when neither is possible in time, ClientGoneError when nobody waits.
         """
+        if not _target(request).startswith("/"):
+            # Appended to the owner's address it would be read as another host.
+            raise ProblemError("malformed_request", "The target of a request begins with a slash.")
         deadline = time.monotonic() + self._patience
         why: CannotAnswerError = NotOwnerHereError("No ledger process owns the partition at the moment.")
         while True:

@@ -406,3 +406,19 @@ async def test_a_process_that_may_open_no_more_files_says_so(
         server.connections.sweep(1)
 
     assert "raise its limit of open files" in lines[0]["problem"]
+
+
+@pytest.mark.parametrize("target", ["*", "*@127.0.0.1/x", "*/now", "http://a", "http://a?b"])
+async def test_a_target_that_names_no_path_is_refused(server: Served, target: str) -> None:
+    async with server.connected() as client:
+        await client.send(head(target) + b"\r\n\r\n")
+        await refusal(client, 400, "malformed_request")
+
+    assert server.refused() == {"malformed": 1}
+
+
+async def test_a_target_may_name_the_host_too(server: Served) -> None:
+    async with server.connected() as client:
+        await client.send(head("http://a/now") + b"\r\n\r\n")
+
+        assert (await client.answer())[0] == 200

@@ -450,3 +450,20 @@ async def test_the_first_process_alone_needs_no_forwarder() -> None:
         reply = await world.ask("GET", "/v1/self")
 
     assert (reply.status, reply.code) == (503, "not_owner")
+
+
+async def test_no_target_sends_a_request_to_another_host(pair: tuple[World, Beside]) -> None:
+    _, other = pair
+    heard: list[bytes] = []
+
+    async def bystander(scope: Any, receive: Any, send: Any) -> None:
+        heard.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"for the private network only"})
+
+    async with served(bystander) as address:
+        host = address.removeprefix("http://")
+        told = [await call(other.app, method, f"*@{host}/private") for method in ("GET", "POST")]
+
+    assert heard == []
+    assert [(reply.status, reply.code) for reply in told] == [(400, "malformed_request")] * 2
