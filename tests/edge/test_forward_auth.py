@@ -150,10 +150,31 @@ def test_a_use_that_names_nothing_is_the_plain_one() -> None:
     assert read_use(headers(x_api_key=SECRET), "", KEYSPACE).use is NO_USE
 
 
-@pytest.mark.parametrize("cost", ["-1", "1.5", "x", "9223372036854775808", "1_0", "٣", "9" * 40])
+@pytest.mark.parametrize("cost", ["-1", "1.5", "x", "9223372036854775808", "1_0", "٣", "9" * 40, "0" * 41])
 def test_a_cost_that_is_no_amount_is_refused(cost: str) -> None:
     with pytest.raises(BadRequestError):
         read_use([(b"x-keyledger-cost-micros", cost.encode("utf-8"))], "", KEYSPACE)
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 18, 19, 20, 36])
+def test_zeros_before_a_cost_do_not_change_it(zeros: int) -> None:
+    assert read_use(headers(x_keyledger_cost_micros="0" * zeros + "1500"), "", KEYSPACE).cost_micros == 1_500
+
+
+def test_headers_say_what_they_say_in_utf_8() -> None:
+    keyspace = KeyspaceView(keyspace_id="ks_1", shape=SHAPE, tenant_locations={"user_id": "header:X-User"})
+    read = read_use(headers(x_keyledger_model="größte", x_user="zoë"), "", keyspace)
+
+    assert read.use == Use(model="größte", tenant=Tenant(user_id="zoë"))
+
+
+@pytest.mark.parametrize(("name", "field"), [("x-keyledger-model", "X-Keyledger-Model"), ("x-user", "user_id")])
+def test_bytes_that_are_no_text_are_refused(name: str, field: str) -> None:
+    keyspace = KeyspaceView(keyspace_id="ks_1", shape=SHAPE, tenant_locations={"user_id": "header:X-User"})
+    with pytest.raises(BadRequestError) as refused:
+        read_use([(name.encode(), b"m\xe9")], "", keyspace)
+
+    assert refused.value.field == field
 
 
 ADDRESSES = """

@@ -28,6 +28,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 AnswerHeaders = list[tuple[bytes, bytes]]
 
 _MAX_COST: Final = 2**63 - 1
+_MOST_DIGITS: Final = 40
 _UNIX: Final = "unix"
 _MOST_REMEMBERED: Final = 1_000
 _UNAUTHORIZED: Final = 401
@@ -274,9 +275,20 @@ def _said(headers: Mapping[str, Sequence[str]], name: str) -> str | None:
     value = values[0]
     if len(values) > 1 and any(other != value for other in values):
         raise BadRequestError(f"The request says {_title(name)} twice, differently.", field=_title(name))
+    value = _from_utf8(value, _title(name))
     if _CONTROL.search(value):
         raise BadRequestError(f"{_title(name)} holds a control character.", field=_title(name))
     return value or None
+
+
+def _from_utf8(value: str, field: str) -> str:
+    """Text is UTF-8, in a header as in a body; bytes that are none would change on their way to the owner."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise BadRequestError(f"{field} is not UTF-8.", field=field) from None
 
 
 def _title(name: str) -> str:
@@ -307,11 +319,18 @@ def _tenant(
     locations: Mapping[str, str],
 ) -> Tenant | None:
     found = {
-        part: _one_value(part, _values_at(location, headers, parameters))
+        part: _one_value(part, _texts_at(location, part, headers, parameters))
         for part, location in locations.items()
     }
     org_id, user_id = found.get("org_id"), found.get("user_id")
     return Tenant(org_id=org_id, user_id=user_id) if org_id or user_id else None
+
+
+def _texts_at(
+    location: str, part: str, headers: Mapping[str, Sequence[str]], parameters: Mapping[str, Sequence[str]]
+) -> list[str]:
+    values = _values_at(location, headers, parameters)
+    return [_from_utf8(value, part) for value in values] if location.startswith("header:") else values
 
 
 def _one_value(part: str, values: list[str]) -> str | None:
@@ -323,9 +342,10 @@ def _one_value(part: str, values: list[str]) -> str | None:
 def _cost(text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()) or int(text[:20]) > _MAX_COST:
+    # So many digits at most: reading more of them takes longer and longer.
+    if not (text.isascii() and text.isdigit()) or len(text) > _MOST_DIGITS or int(text) > _MAX_COST:
         raise BadRequestError("The cost is not a whole number of micros.", field="X-Keyledger-Cost-Micros")
-    return int(text[:20])
+    return int(text)
 
 
 def _client_ip(
