@@ -130,6 +130,13 @@ def test_what_grants_or_only_tells_does_not() -> None:
     assert [type(command) for command in asked if narrowing(shop, command)] == []
 
 
+def test_edges_hear_of_a_new_keyspace_and_nobody_waits_for_it() -> None:
+    shop = Shop()
+    changes = [change_of(event, shop.state, 7) for event in shop.events if isinstance(event, e.KeyspaceDefined)]
+
+    assert {(change.kind, change.narrowing) for change in changes if change} == {("keyspace", False)}
+
+
 def test_money_is_nothing_that_edges_hear_of() -> None:
     shop = Shop()
     head = shop.state.head

@@ -222,6 +222,18 @@ async def test_a_keyspace_that_asks_for_more_is_obeyed_once_fenced(shop: Shop) -
         )
 
 
+async def test_an_edge_that_was_there_before_a_keyspace_serves_it(shop: Shop) -> None:
+    async with Verifier.at(shop.place.told["api"], shop.root_key) as verifier:
+        name = f"later{time.time_ns()}_"
+        made = await shop.ask("POST", "/v1/keyspaces", {"name": name, "preset": "default", "prefix": name})
+        _, secret = await shop._replace(keyspace_id=made["id"]).key()
+
+        await _eventually(
+            lambda: asyncio.sleep(0, made["id"] in verifier.keyspaces), lambda knows_it: knows_it is True
+        )
+        assert (await verifier.verify(secret, keyspace_id=made["id"])).valid
+
+
 async def test_addresses_and_an_earlier_end_are_narrower_too(shop: Shop) -> None:
     async with shop.edge() as verifier:
         key_id, secret = await shop.key()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from keyledger_edge import KeyspaceView, RateLimit, SecretFormat, SecretShape, Sidecar, Verifier
+from keyledger_edge._messages import VerifyRequest
+from keyledger_edge._verdicts import VerifyAnswer
 from keyledger_edge.testing import FakeLedger
 from tests.edge.asgi import AtOnce, call
 
@@ -149,6 +152,62 @@ async def test_a_batch_is_answered_in_order(ledger: FakeLedger, sidecar: Sidecar
 @pytest.mark.parametrize("body", [{}, {"secret": 1}, {"secret": "x", "unknown": 1}, "x", None])
 async def test_a_body_that_is_none_is_a_bad_request(sidecar: Sidecar, body: object) -> None:
     assert (await call(sidecar, "/v1/verify", method="POST", body=body)).status == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/verify", "/v1/verify/batch"])
+async def test_a_body_that_is_nested_too_deep_is_a_bad_request(sidecar: Sidecar, path: str) -> None:
+    deep = b'{"secret":"x","metadata":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
+    body = deep if path == "/v1/verify" else b'{"items":[' + deep + b"]}"
+    answered = await call(sidecar, path, method="POST", body=msgspec.Raw(body))
+
+    assert (answered.status, answered.json()["code"]) == (400, "malformed_body")
+
+
+async def test_money_without_a_request_id_does_not_move(ledger: FakeLedger, sidecar: Sidecar) -> None:
+    secret = ledger.add_key()
+    for body in ({"cost_micros": 5}, {"reserve_micros": 5}, {"cost_micros": 0}):
+        answered = await call(sidecar, "/v1/verify", method="POST", body={"secret": secret, **body})
+        assert (answered.status, answered.json()["errors"][0]["field"]) == (400, "request_id")
+    asked = await call(sidecar, "/v1/forward-auth", headers=key(secret, **{"X-Keyledger-Cost-Micros": "5"}))
+
+    assert (asked.status, asked.json()["errors"][0]["field"]) == (400, "X-Keyledger-Request-Id")
+    assert ledger.charges == {}
+
+
+async def test_what_one_of_a_batch_is_refused_for_hides_no_charge(
+    ledger: FakeLedger, sidecar: Sidecar
+) -> None:
+    secret = ledger.add_key()
+    items = [
+        {"secret": secret, "cost_micros": 5, "request_id": "r1"},
+        {"secret": secret, "keyspace_id": "ks_none"},
+        {"secret": secret, "cost_micros": 5},
+        {"secret": secret, "cost_micros": 7, "request_id": "r2"},
+    ]
+    answered = await call(sidecar, "/v1/verify/batch", method="POST", body={"items": items})
+
+    assert answered.status == 200
+    assert [one["code"] for one in answered.json()["results"]] == [
+        "valid", "not_found", "invalid_request", "valid",
+    ]  # fmt: skip
+    assert ledger.charges == {"r1": 5, "r2": 7}
+
+
+async def test_the_metadata_of_a_charge_reaches_the_ledger(
+    ledger: FakeLedger, sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    asked = ledger.verify
+
+    async def verify(request: VerifyRequest) -> VerifyAnswer:
+        seen.append(request.metadata)
+        return await asked(request)
+
+    monkeypatch.setattr(ledger, "verify", verify)
+    body = {"secret": ledger.add_key(), "cost_micros": 5, "request_id": "r1", "metadata": {"job": 7}}
+    await call(sidecar, "/v1/verify", method="POST", body=body)
+
+    assert seen == [{"job": 7}]
 
 
 async def test_what_is_not_there_is_said(sidecar: Sidecar) -> None:

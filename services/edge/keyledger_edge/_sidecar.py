@@ -129,7 +129,7 @@ class Sidecar:
                 return None
             use, keyspace_id = _use(request), request.keyspace_id or self._keyspace_id
             verdict = self._verifier.verify_cached(request.secret, use, keyspace_id)
-        except (msgspec.MsgspecError, UnicodeDecodeError, UnknownKeyspaceError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UnknownKeyspaceError):
             return None
         if verdict is None:
             return asyncio.ensure_future(self._said_later(request.secret, use, keyspace_id))
@@ -257,6 +257,8 @@ class Sidecar:
                 peer=client[0] if client else None,
                 trusted_proxies=self._trusted_proxies,
             )
+            if asked.cost_micros is not None and asked.request_id is None:
+                raise _no_request_id("X-Keyledger-Request-Id")
         except BadRequestError as error:
             return self._counted(error.code, answer_error(error, proxy=proxy))
         except UnknownKeyspaceError as error:
@@ -283,12 +285,12 @@ class Sidecar:
             if not batch:
                 return await self._say(self._one(body))
             return await self._say_all(self._batch(body).items)
+        except RecursionError:
+            return answer_problem(400, "malformed_body", "The body is nested too deep.")
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return answer_problem(400, "invalid_request", _shown(error))
-        except UnknownKeyspaceError as error:
-            return answer_problem(404, "not_found", _shown(error))
-        except RefusedByLedgerError as error:
-            return answer_problem(error.status, error.reason, str(error))
+        except _REFUSALS as error:
+            return _refused(error)
 
     async def _say(self, request: VerifyRequest) -> HttpAnswer:
         answer = await self._verdict(request)
@@ -297,12 +299,21 @@ class Sidecar:
     async def _say_all(self, requests: list[VerifyRequest]) -> HttpAnswer:
         if len(requests) > _MAX_BATCH:
             return answer_problem(400, "invalid_request", f"A batch may have {_MAX_BATCH} items.")
-        results = [await self._verdict(one) for one in requests]
+        results = [await self._result(one) for one in requests]
         return HttpAnswer(200, [_JSON], self._encode({"results": results}))
+
+    async def _result(self, request: VerifyRequest) -> VerifyAnswer | msgspec.Raw:
+        """Each on its own: what one is refused for does not hide that others were charged."""
+        try:
+            return await self._verdict(request)
+        except _REFUSALS as error:
+            return msgspec.Raw(_refused(error).body)
 
     async def _verdict(self, request: VerifyRequest) -> VerifyAnswer:
         if not self._verifier.keyspaces:
             return UNREACHABLE.as_answer()
+        if request.request_id is None and (request.cost_micros, request.reserve_micros) != (None, None):
+            raise _no_request_id("request_id")
         verdict = await self._verifier.verify(
             request.secret,
             _use(request),
@@ -310,6 +321,7 @@ class Sidecar:
             cost_micros=request.cost_micros,
             reserve_micros=request.reserve_micros,
             request_id=request.request_id,
+            metadata=request.metadata,
         )
         return verdict.as_answer()
 
@@ -335,6 +347,22 @@ class Sidecar:
     def _counted(self, code: str, answer: HttpAnswer) -> HttpAnswer:
         self.answers[code] = self.answers.get(code, 0) + 1
         return answer
+
+
+_REFUSALS: Final = (BadRequestError, UnknownKeyspaceError, RefusedByLedgerError)
+
+
+def _refused(error: BadRequestError | UnknownKeyspaceError | RefusedByLedgerError) -> HttpAnswer:
+    if isinstance(error, BadRequestError):
+        return answer_error(error)
+    if isinstance(error, UnknownKeyspaceError):
+        return answer_problem(404, "not_found", _shown(error))
+    return answer_problem(error.status, error.reason, str(error))
+
+
+def _no_request_id(field: str) -> BadRequestError:
+    """Who tries again would pay again."""
+    return BadRequestError(f"{field} is required where money moves.", field=field)
 
 
 def _whole(answer: HttpAnswer) -> HttpAnswer:

@@ -350,8 +350,12 @@ class Verifier:
         cost_micros: int | None = None,
         reserve_micros: int | None = None,
         request_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> Verdict:
-        """The verdict. A use with a cost is charged by the ledger, once per `request_id`."""
+        """The verdict. A use with a cost is charged by the ledger, once per `request_id`.
+
+        `metadata` is kept with the charge or reservation.
+        """
         if cost_micros is None and reserve_micros is None:
             verdict = self.verify_cached(secret, use, keyspace_id)
             return verdict if verdict is not None else await self.ask(secret, use, keyspace_id)
@@ -362,7 +366,7 @@ class Verifier:
             return MALFORMED if secret else MISSING
         request = _request(secret, use, keyspace)
         request.cost_micros, request.reserve_micros = cost_micros, reserve_micros
-        request.request_id = request_id
+        request.request_id, request.metadata = request_id, metadata
         return await self._ask_with_cost(request)
 
     def verify_blocking(
