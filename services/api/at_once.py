@@ -115,6 +115,7 @@ class AtOnceProtocol(BoundedProtocol):
         self.expect_100_continue = self._mannered = False
         self._begun = True
         self._stage = HEADERS
+        self._chunks = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer."""

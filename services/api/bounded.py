@@ -40,6 +40,9 @@ _ON_BEHALF: Final = b"x-keyledger-forwarded"
 _MORE_HEADERS_ON_BEHALF: Final = 8
 _MORE_BYTES_ON_BEHALF: Final = 1_024
 """Another ledger process adds a few headers to what it passes on."""
+_MOST_SMALL_CHUNKS: Final = 1_000
+_CHUNK_BYTES: Final = 64
+"""More chunks than that must hold so much each: one byte in a chunk of its own costs as much as thousands."""
 _LINGER_SECONDS: Final = 1.0
 """A refused client has so long to read why, before what it still sends resets the connection."""
 _FOR_GOOD: Final = 1 << 62
@@ -91,7 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._fed = 0
         self._unmeasured = min(self._bounds.url_bytes, self._bounds.header_bytes)
         self._most_headers = self._bounds.headers
-        self._body_bytes = self._trailers = self._trailer_bytes = 0
+        self._body_bytes = self._chunks = self._trailers = self._trailer_bytes = 0
         self.url = b""
         # What the last look saw, and since when.
         self._seen: tuple[int, Any] = -1, None
@@ -198,7 +201,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Take the request, if its headers are within bounds."""
         self.check_headers()
-        self._stage, self._body_bytes = BODY, 0
+        self._stage, self._body_bytes, self._chunks = BODY, 0, 0
         super().on_headers_complete()
 
     def check_headers(self) -> None:
@@ -231,6 +234,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """A chunk of a body begins; behind the last one come trailers."""
         self._fed = SLICE
         self._trailers = self._trailer_bytes = 0
+        self._chunks += 1
+        if self._chunks > _MOST_SMALL_CHUNKS + self._body_bytes // _CHUNK_BYTES:
+            raise RefusedError(
+                MALFORMED,
+                "malformed_request",
+                f"A body in more than {_MOST_SMALL_CHUNKS} chunks must have {_CHUNK_BYTES} bytes in each.",
+            )
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
