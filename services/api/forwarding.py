@@ -215,9 +215,7 @@ class Forwarder:
 
         Raises CannotAnswerError when neither is possible in time, ClientGoneError when nobody waits.
         """
-        if not _target(request).startswith("/"):
-            # Appended to the owner's address it would be read as another host.
-            raise ProblemError("malformed_request", "The target of a request begins with a slash.")
+        _must_name_a_path(request)
         deadline = time.monotonic() + self._patience
         why: CannotAnswerError = NotOwnerHereError("No ledger process owns the partition at the moment.")
         while True:
@@ -422,6 +420,12 @@ async def _pump(response: aiohttp.ClientResponse, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+def _must_name_a_path(request: HotRequest) -> None:
+    """Behind the owner's address, `*@host/path` would be read as another host."""
+    if not _target(request).startswith("/"):
+        raise ProblemError("malformed_request", "The target of a request begins with a slash.")
+
+
 def _target(request: HotRequest) -> str:
     scope = request.scope
     path = str(scope.get("raw_path") or scope["path"].encode(), "latin-1")
@@ -430,8 +434,5 @@ def _target(request: HotRequest) -> str:
 
 
 def _text(value: bytes) -> str:
-    """Aiohttp writes headers as UTF-8; other bytes survive only as Latin-1."""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return str(value, "latin-1")
+    """Aiohttp writes headers as UTF-8; what is none stays none, and is refused there as it is here."""
+    return value.decode(errors="replace")

@@ -424,7 +424,7 @@ async def test_a_target_may_name_the_host_too(server: Served) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("chunks", "size", "status"), [(1_000, 1, 200), (3_000, 100, 200), (1_100, 1, 400)])
+@pytest.mark.parametrize("chunks, size, status", [(1_000, 1, 200), (3_000, 100, 200), (1_100, 1, 400)])
 async def test_a_body_cannot_come_in_ever_so_many_small_chunks(
     server: Served, path: str, chunks: int, size: int, status: int
 ) -> None:

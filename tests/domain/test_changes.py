@@ -132,7 +132,9 @@ def test_what_grants_or_only_tells_does_not() -> None:
 
 def test_edges_hear_of_a_new_keyspace_and_nobody_waits_for_it() -> None:
     shop = Shop()
-    changes = [change_of(event, shop.state, 7) for event in shop.events if isinstance(event, e.KeyspaceDefined)]
+    changes = [
+        change_of(event, shop.state, 7) for event in shop.events if isinstance(event, e.KeyspaceDefined)
+    ]
 
     assert {(change.kind, change.narrowing) for change in changes if change} == {("keyspace", False)}
 

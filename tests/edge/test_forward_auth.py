@@ -168,7 +168,7 @@ def test_headers_say_what_they_say_in_utf_8() -> None:
     assert read.use == Use(model="größte", tenant=Tenant(user_id="zoë"))
 
 
-@pytest.mark.parametrize(("name", "field"), [("x-keyledger-model", "X-Keyledger-Model"), ("x-user", "user_id")])
+@pytest.mark.parametrize("name, field", [("x-keyledger-model", "X-Keyledger-Model"), ("x-user", "user_id")])
 def test_bytes_that_are_no_text_are_refused(name: str, field: str) -> None:
     keyspace = KeyspaceView(keyspace_id="ks_1", shape=SHAPE, tenant_locations={"user_id": "header:X-User"})
     with pytest.raises(BadRequestError) as refused:

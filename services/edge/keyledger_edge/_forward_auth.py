@@ -285,10 +285,11 @@ def _from_utf8(value: str, field: str) -> str:
     """Text is UTF-8, in a header as in a body; bytes that are none would change on their way to the owner."""
     if value.isascii():
         return value
-    try:
-        return value.encode("latin-1").decode()
-    except UnicodeDecodeError:
-        raise BadRequestError(f"{field} is not UTF-8.", field=field) from None
+    text = value.encode("latin-1").decode(errors="replace")
+    # Another process may have put the sign for it in the place of what is none.
+    if "\N{REPLACEMENT CHARACTER}" in text:
+        raise BadRequestError(f"{field} is not UTF-8.", field=field)
+    return text
 
 
 def _title(name: str) -> str:

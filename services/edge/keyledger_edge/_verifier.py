@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from keyledger_edge import _codes as codes
 from keyledger_edge._clock import boottime_ns

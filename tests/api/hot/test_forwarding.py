@@ -467,3 +467,18 @@ async def test_no_target_sends_a_request_to_another_host(pair: tuple[World, Besi
 
     assert heard == []
     assert [(reply.status, reply.code) for reply in told] == [(400, "malformed_request")] * 2
+
+
+async def test_text_that_is_none_is_refused_whichever_is_asked(
+    pair: tuple[World, Beside], owned: Owned
+) -> None:
+    owner, other = pair
+    proxy = await owner.make_root("verify")
+    shown = [
+        ("X-Keyledger-Proxy-Key", proxy), ("Authorization", f"Bearer {owned.secret}"),
+        ("X-Keyledger-Model", "m\xe9"),
+    ]  # fmt: skip
+    target = f"/v1/forward-auth?keyspace_id={owned.key.keyspace_id}"
+    told = [await call(one.app, "GET", target, headers=shown) for one in (owner, other)]
+
+    assert [(reply.status, reply.code) for reply in told] == [(400, "invalid_request")] * 2
