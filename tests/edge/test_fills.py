@@ -7,10 +7,11 @@ import asyncio
 import msgspec
 import pytest
 
-from keyledger_edge import FillAnswer, LedgerUnreachableError
+from keyledger_edge import FillAnswer, LedgerUnreachableError, RefusedByLedgerError
 from keyledger_edge import _ledger_client as client_module
 from keyledger_edge._http import HttpClient, HttpReply
 from keyledger_edge._ledger_client import LedgerClient
+from keyledger_edge._messages import VerifyBatchRequest, VerifyRequest
 
 
 class CountingHttp(HttpClient):
@@ -55,3 +56,36 @@ async def test_who_waits_too_long_for_a_turn_is_told_so(monkeypatch: pytest.Monk
     answers = await asyncio.gather(*asking, return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [LedgerUnreachableError] * 9
+
+
+class SmallHttp(HttpClient):
+    """Takes bodies of a thousand bytes at most, as a ledger takes them of a mebibyte."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9", "kl_root_x")
+        self.refused = 0
+
+    async def post(self, path: str, body: bytes, *, seconds: float) -> HttpReply:  # as it is called
+        await asyncio.sleep(0)
+        if len(body) > 1_000:
+            self.refused += 1
+            return HttpReply(413, b'{"status":413,"code":"body_too_large"}')
+        valid = {"valid": True, "code": "valid", "position": "0-1"}
+        if path.endswith("/batch"):
+            items = msgspec.json.decode(body, type=VerifyBatchRequest).items
+            return HttpReply(200, msgspec.json.encode({"results": [valid] * len(items)}))
+        return HttpReply(200, msgspec.json.encode(valid))
+
+
+async def test_nobody_is_refused_for_the_size_of_what_others_ask() -> None:
+    http = SmallHttp()
+    client = LedgerClient(http)
+    asked = [
+        VerifyRequest(secret="x", cost_micros=1, request_id=f"r{n}", model="m" * (2_000 if n == 9 else 10))
+        for n in range(30)
+    ]
+    told = await asyncio.gather(*(client.verify(one) for one in asked), return_exceptions=True)
+
+    assert http.refused > 1
+    assert [n for n, one in enumerate(told) if isinstance(one, RefusedByLedgerError)] == [9]
+    assert [one for n, one in enumerate(told) if n != 9 and isinstance(one, BaseException)] == []

@@ -25,6 +25,7 @@ _Kind = TypeVar("_Kind")
 
 _OK: Final = 200
 _SERVER_ERRORS: Final = 500
+_TOO_LARGE: Final = 413
 _TOO_MANY: Final = 429
 _FILL_SECONDS: Final = 2.0
 _CONNECT_SECONDS: Final = 5.0
@@ -139,6 +140,12 @@ class LedgerClient:
         elif batch:
             body = self._encode(VerifyBatchRequest(items=[one.request for one in batch]))
             reply = await self._http.post("/v1/verify/batch", body, seconds=_TRY_SECONDS)
+            if reply.status == _TOO_LARGE:
+                # Nobody is refused for the size of what others ask for.
+                half = len(batch) // 2
+                await self._post(batch[:half])
+                await self._post(batch[half:])
+                return
             results = _answer(reply, _BatchAnswer).results
             if len(results) != len(batch):
                 raise LedgerUnreachableError("The ledger's answer is not one.")
