@@ -8,6 +8,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest
+# Most tests wait more than they compute. Each worker has servers of its own.
+WORKERS ?= 2
 SERVER_FOLDERS := domain projections infra services tests
 
 # A checkout that was moved or copied needs its environment anew: the programs in it name their old place.
@@ -23,8 +25,8 @@ help: ## show this
 run: $(STAMP) ## start everything here, data in ./.keyledger; Ctrl-C stops it
 	@exec $(BIN)/keyledger up
 
-test: check ## everything that CI runs
-	$(PYTEST)
+test: check ## everything that CI runs; WORKERS=4 for more tests at a time
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## style, types and import rules, no tests
 	@$(MAKE) --no-print-directory -j 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) pyright mypy lint imports

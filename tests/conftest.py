@@ -21,6 +21,30 @@ __all__ = [
 ]
 
 PROGRAMS = ("nginx", "chromium")
+LONGEST = (
+    "tests/campaigns/failovers/",
+    "tests/e2e/test_cli.py",
+    "tests/campaigns/",
+    "tests/simulation/",
+    "tests/e2e/test_history.py",
+    "tests/take_aways/",
+    "tests/contract/test_relay.py",
+    "tests/contract/",
+    "tests/e2e/",
+    "tests/docs/",
+    "tests/properties/",
+)
+"""Where tests take long, the longest first: workers begin with these, so that they end at the same time."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several workers
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Which of the longest it belongs to; the order within one stays."""
+    return next((n for n, path in enumerate(LONGEST) if item.nodeid.startswith(path)), len(LONGEST))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
