@@ -28,7 +28,7 @@ _MOST_BODY: Final = 65_536
 _MOST_PIECES: Final = 64
 """So is one that comes in many pieces: to put it together costs the square of their number."""
 
-_MANNERS: Final = frozenset({b"connection", b"expect"})
+_MANNERS: Final = frozenset({b"connection", b"proxy-connection", b"expect"})
 """Who says how to go on may want something unusual."""
 
 Scope = MutableMapping[str, Any]
@@ -129,6 +129,9 @@ class AtOnceProtocol(BoundedProtocol):
         """Hold the request back if it can be answered at once."""
         if self._fed > self._unmeasured or len(self.headers) > self._most_headers or self.url[:1] != b"/":
             self.check_headers()
+        if self._mannered and self.begins_again():
+            self._held = False
+            return
         self._stage = BODY
         self._take = self._take_trailer
         parser, cycle = cast(Any, self.parser), cast(RequestResponseCycle | None, self.cycle)
@@ -147,12 +150,8 @@ class AtOnceProtocol(BoundedProtocol):
             self._let_go()
 
     def _is_plain(self, parser: Any) -> bool:
-        """Whoever sends no `Connection`, and is kept alive, speaks HTTP/1.1 and wants no other protocol."""
-        return (
-            parser.get_http_version() == "1.1"
-            and not parser.should_upgrade()
-            and not self.expect_100_continue
-        )
+        """Whoever sends no `Connection`, and is kept alive, speaks HTTP/1.1."""
+        return parser.get_http_version() == "1.1" and not self.expect_100_continue
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, or all of it."""

@@ -95,6 +95,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unmeasured = min(self._bounds.url_bytes, self._bounds.header_bytes)
         self._most_headers = self._bounds.headers
         self._body_bytes = self._chunks = self._trailers = self._trailer_bytes = 0
+        self._upgrades = False
         self.url = b""
         # What the last look saw, and since when.
         self._seen: tuple[int, Any] = -1, None
@@ -140,16 +141,39 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             parser.feed_data(data)
         except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
-            self._stumbled(error)
+            self._stumbled(error, data)
 
-    def _stumbled(self, error: Exception) -> None:
+    def _stumbled(self, error: Exception, data: bytes | memoryview) -> None:
+        """Go on without the upgrade that the parser stopped for, or refuse what it cannot read."""
+        while isinstance(error, httptools.HttpParserUpgrade):
+            if self._stage == _REFUSED or self.transport.is_closing():
+                return
+            data = self._begin_again() + bytes(data[error.args[0] :])
+            try:
+                self.parser.feed_data(data)
+            except (httptools.HttpParserUpgrade, httptools.HttpParserError) as next_error:
+                error = next_error
+            else:
+                return
         why = error.__context__  # what a callback raised
-        if isinstance(error, httptools.HttpParserUpgrade):
-            self._unsupported_upgrade_warning()
-        elif isinstance(why, RefusedError):
+        if isinstance(why, RefusedError):
             self._refuse(why)
         else:
             self.refuse(MALFORMED, "malformed_request", "This is no HTTP request that can be read.")
+
+    def _begin_again(self) -> bytes:
+        """A new parser, and the head for it of the request that wants another protocol, without that wish.
+
+        A server may ignore it (RFC 9110, 7.8). The parser would take the request's body for a next request.
+        """
+        parser: Any = self.parser
+        version = parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self._upgrades = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        return b"\r\n".join([*lines, b"", b""])
 
     def _feed_carefully(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -164,7 +188,7 @@ class BoundedProtocol(HttpToolsProtocol):
             try:
                 parser.feed_data(part)
             except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
-                self._stumbled(error)
+                self._stumbled(error, part)
             self._check_unfinished()
 
     def _check_unfinished(self) -> None:
@@ -201,8 +225,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Take the request, if its headers are within bounds."""
         self.check_headers()
-        self._stage, self._body_bytes, self._chunks = BODY, 0, 0
-        super().on_headers_complete()
+        if not self.begins_again():
+            self._stage, self._body_bytes, self._chunks = BODY, 0, 0
+            super().on_headers_complete()
+
+    def begins_again(self) -> bool:
+        """Does the request want another protocol? Then it comes a second time, without that wish."""
+        self._upgrades = self.parser.should_upgrade()
+        return self._upgrades
 
     def check_headers(self) -> None:
         """Raises when they are not."""
@@ -250,6 +280,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request came whole."""
+        if self._upgrades:
+            return  # Only its head did.
         self._stage, self._body_bytes = WHOLE, 0
         super().on_message_complete()
 

@@ -229,7 +229,7 @@ async def test_who_says_how_to_go_on_is_understood(server: Running) -> None:
     for manners, version, way in (
         (["Connection: keep-alive"], "1.1", b"at once"),
         (["Connection: keep-alive"], "1.0", b"as usual"),
-        (["Connection: upgrade", "Upgrade: h2c"], "1.1", b"as usual"),
+        (["Connection: upgrade", "Upgrade: h2c"], "1.1", b"at once"),
     ):
         async with server.connected() as client:
             await client.send(post("/now", b"", *manners, version=version))
