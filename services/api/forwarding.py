@@ -38,6 +38,8 @@ _MARK: Final = re.compile(
 )
 """What a process says of a request that it passes on. Anything else under that name is a client's own."""
 _NOT_OWNER: Final = b"x-keyledger-not-owner"
+_CLOCK: Final = b"x-keyledger-clock"
+"""What the owner's monotonic clock shows, told to a process whose mark it found too old."""
 _HOP_BY_HOP: Final = frozenset({
     "connection", "content-length", "expect", "keep-alive", "proxy-authenticate", "proxy-authorization", "te",
     "trailer", "transfer-encoding", "upgrade", "x-keyledger-forwarded", "x-request-id",
@@ -57,7 +59,8 @@ _SAFE_PATHS: Final = (
 _SMALL: Final = 1_048_576
 _UNAVAILABLE: Final = 503
 _ADDRESS_SECONDS: Final = 0.25
-_SIGNATURE_SECONDS: Final = 60
+_MARK_SECONDS: Final = 60
+"""So long may a mark be under way, by the owner's clock alone."""
 _PAUSE_SECONDS: Final = 0.05
 
 
@@ -66,6 +69,7 @@ class _Sent(Enum):
 
     ANSWERED = "answered"
     NOT_CARRIED_OUT = "not carried out"
+    TOO_OLD = "not carried out, and the owner told its clock"
     UNKNOWN = "unknown"
 
 
@@ -127,6 +131,14 @@ class Owning(Protocol):
         ...
 
 
+class _OldMarkError(NotOwnerHereError):
+    """The mark is right but for its age: whoever made it learns what the clock shows, and makes another."""
+
+    def __init__(self, clock: int) -> None:
+        super().__init__("The request was under way for too long, or its mark is of another time.")
+        self.clock = clock
+
+
 Here = Callable[[HotRequest, Send], Awaitable[None]]
 
 
@@ -155,6 +167,8 @@ class Forwarder:
         self._known: OwnerAt | None = None
         self._known_until = 0.0
         self._looking: asyncio.Task[OwnerAt | None] | None = None
+        self._clock = ("", 0)
+        """In which tenure an owner last told its clock, and what it showed."""
 
     async def close(self) -> None:
         """Close all connections."""
@@ -171,11 +185,11 @@ class Forwarder:
         text = f"{at}\n{request.scope['method']}\n{_target(request)}\n{rest}"
         return hmac.new(key, text.encode("utf-8", "surrogateescape"), sha256).hexdigest()
 
-    def _mark(self, request: HotRequest, owner: OwnerAt) -> str | None:
+    def _mark(self, request: HotRequest, owner: OwnerAt, at: int) -> str | None:
         """What to say of it to the owner; None while the key is not known that it is sealed with."""
         client = request.scope.get("client")
         past = request.waited_past if request.refused_in == owner.tenure else 0
-        at, rest = int(time.time()), f"{owner.tenure};{past};{client[0] if client else ''}"
+        rest = f"{owner.tenure};{past};{client[0] if client else ''}"
         signature = self._signed(request, at, rest)
         return None if signature is None else f"2;{at};{signature};{rest}"
 
@@ -194,11 +208,13 @@ class Forwarder:
         if (
             expected is None
             or not hmac.compare_digest(found["signature"], expected)
-            or abs(time.time() - at) > _SIGNATURE_SECONDS
             or not self._ledger.owner
             or found["tenure"] != self._ledger.tenure
         ):
             raise NotOwnerHereError("This process is not the owner that the request was passed on to.")
+        clock = _own_clock()
+        if not 0 <= clock - at <= _MARK_SECONDS:
+            raise _OldMarkError(clock)
         return Passed(found["peer"], int(found["past"]))
 
     def _reason(self, why: CannotAnswerError) -> CannotAnswerError:
@@ -268,9 +284,16 @@ class Forwarder:
         return self._known
 
     async def _pass_on(self, request: HotRequest, owner: OwnerAt, send: Send) -> _Sent:
+        sent = await self._pass_on_once(request, owner, send)
+        # Its clock is known now, so at once, if the client still waits.
+        return await self._pass_on_once(request, owner, send) if sent is _Sent.TOO_OLD else sent
+
+    async def _pass_on_once(self, request: HotRequest, owner: OwnerAt, send: Send) -> _Sent:
         # Looked at last of all: what a client that hung up had asked for must not be carried out late.
         request.must_be_waited_for()
-        mark = self._mark(request, owner)
+        tenure, clock = self._clock
+        at = clock if tenure == owner.tenure else 0
+        mark = self._mark(request, owner, at)
         if mark is None:
             return _Sent.NOT_CARRIED_OUT
         asking = asyncio.create_task(self._ask(request, owner.address, mark))
@@ -295,6 +318,10 @@ class Forwarder:
             if not asking.done():
                 asking.cancel()
         async with response:
+            told = response.headers.get(_CLOCK.decode(), "")
+            if _NOT_OWNER.decode() in response.headers and told.isdecimal() and int(told) != at:
+                self._clock = (owner.tenure, int(told))
+                return _Sent.TOO_OLD
             return await _hand_back(response, request, owner, send)
 
     async def _moved(self, owner: OwnerAt) -> bool:
@@ -352,6 +379,11 @@ def may_repeat(request: HotRequest) -> bool:
     return request.header(b"idempotency-key") is not None
 
 
+def _own_clock() -> int:
+    """The clock that marks are judged by: nobody but this process, as the owner, reads or compares it."""
+    return int(time.monotonic())
+
+
 def _unreachable() -> UnavailableError:
     return UnavailableError("postgresql", "PostgreSQL cannot be reached.")
 
@@ -360,6 +392,8 @@ def not_owner_answer(error: CannotAnswerError, request_id: str) -> Answer:
     """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
     answer = error_answer(error, request_id)
     answer.headers.append((_NOT_OWNER, b"1"))
+    if isinstance(error, _OldMarkError):
+        answer.headers.append((_CLOCK, b"%d" % error.clock))
     return answer
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 KEPT_SECONDS: Final = 120.0
-"""At least so long, and at most twice as long: more than a forwarded try may be old, clocks apart by a
-minute included."""
+"""At least so long, and at most twice as long: twice what a forwarded try may be old, which is
+judged by this same clock."""
 _MOST: Final = 50_000
 
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from hashlib import sha256
+from itertools import count
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from domain import commands as c
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
+from services.api import forwarding
 from services.api.forwarding import Forwarder
 from tests.api.hot.test_forwarding import KEY, Beside, beside, owning, served, world_app
 from tests.api.hot.world import Owned, Reply, World
@@ -91,21 +93,69 @@ async def test_a_mark_that_is_old_or_that_nobody_made_is_not_believed(
 ) -> None:
     owner, _, _ = pair
     tenure = owner.ledger.tenure
-    old = mark(path, tenure, at=int(time.time()) - 100)
-    forged = f"{mark(path, tenure)}.1"
+    clock = int(time.monotonic())
+    old, early = mark(path, tenure, at=clock - 100), mark(path, tenure, at=clock + 100)
+    forged = f"{old}.1"
     good = mark(path, tenure)
 
-    statuses = [
-        (await owner.post(path, charge(owned), x_keyledger_forwarded=one)).status
-        for one in (old, forged, good)
+    replies = [
+        await owner.post(path, charge(owned), x_keyledger_forwarded=one) for one in (old, early, forged, good)
     ]
 
-    assert statuses == [503, 503, 201 if path == "/v1/charges" else 200]
+    assert [one.status for one in replies] == [503, 503, 503, 201 if path == "/v1/charges" else 200]
+    assert {one.headers["x-keyledger-not-owner"] for one in replies[:3]} == {"1"}
+    # What the owner's clock shows is told to processes of this ledger only.
+    assert all(clock <= int(one.headers["x-keyledger-clock"]) < clock + 30 for one in replies[:2])
+    assert "x-keyledger-clock" not in replies[2].headers | replies[3].headers
+
+
+async def test_the_time_of_day_may_be_another_wherever_it_is_looked_at(
+    pair: tuple[World, Beside, str], owned: Owned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, other, _ = pair
+    day = count(int(time.time()), 120)
+    monkeypatch.setattr(time, "time", lambda: float(next(day)))
+    reply = await other.post("/v1/charges", charge(owned))
+
+    assert reply.status == 201
+
+
+async def test_a_try_that_was_under_way_for_too_long_is_sent_again_only_while_its_client_waits(
+    pair: tuple[World, Beside, str], poor: tuple[Organization, Owned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than its refusal is remembered: a network that was cut delivers it late."""
+    owner, other, _ = pair
+    organization, owned = poor
+    await other.ask("GET", "/v1/keys")
+    held, came = asyncio.Event(), asyncio.Event()
+    sent: list[int] = []
+    pass_on = Forwarder._ask
+
+    async def late(*args: Any) -> Any:
+        sent.append(owner.balance(organization))
+        came.set()
+        await held.wait()
+        return await pass_on(other.forwarder, *args)
+
+    monkeypatch.setattr(other.forwarder, "_ask", late)
+    asking = asyncio.create_task(other.post("/v1/charges", charge(owned)))
+    await came.wait()
+    refused = await owner.post("/v1/charges", charge(owned))
+    await pay_in(owner, organization)
+    later = int(time.monotonic()) + 300
+    monkeypatch.setattr(forwarding, "_own_clock", lambda: later)
+    monkeypatch.setattr(owner.ledger.bus._refusals, "_now", lambda: float(later))
+    held.set()
+    granted = await asking
+
+    assert (refused.status, granted.status, owner.balance(organization)) == (402, 201, 0)
+    # What came late was not decided: it went back, its client still waits, and so it is a try of its own.
+    assert sent == [0, 10]
 
 
 def mark(path: str, tenure: str, *, at: int | None = None, peer: str = "192.0.2.7") -> str:
     """What a process of this ledger says of a request that it passes on."""
-    at = int(time.time()) if at is None else at
+    at = int(time.monotonic()) if at is None else at
     rest = f"{tenure};0;{peer}"
     signature = hmac.new(KEY, f"{at}\nPOST\n{path}\n{rest}".encode(), sha256).hexdigest()
     return f"2;{at};{signature};{rest}"
