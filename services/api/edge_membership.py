@@ -98,6 +98,9 @@ def _connect_route(access: EdgeAccess) -> HTTPRouteHandler:
         """Tell an edge what it needs."""
         call.ledger.must_own()
         asked = call.body
+        if not asked.version.isprintable():
+            # It is shown to people: nothing in it may turn the direction of what stands beside it.
+            raise invalid("version", "printable characters")
         urls, user, password = _way_to_nats(access, call.asking.actor)
         edge = _admitted(call)
         answer = ConnectAnswer(

@@ -16,8 +16,11 @@ from keyledger_edge import (
     Verifier,
     VerifyRequest,
 )
+from keyledger_edge._clock import boottime_ns
 from keyledger_edge._http import HttpClient
+from keyledger_edge._leased_cache import LeasedCache
 from keyledger_edge._ledger_client import LedgerClient
+from keyledger_edge._link import EdgeLink
 
 Answer = Callable[[str, dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
 
@@ -259,3 +262,52 @@ async def test_nobody_there_is_unreachable_and_never_shows_a_secret() -> None:
 def test_an_address_that_is_none_is_said_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="https://host:port"):
         HttpClient(url, "k")
+
+
+# -- terms that are none
+
+TERMS: dict[str, Any] = {
+    "edge_id": "edge_1", "root_key_id": "key_1", "nonce": "ab" * 24, "edge_key": "cd" * 32, "keyspaces": [],
+    "lease_ms": 1_000, "ping_ms": 10, "drift": 0.01, "max_serve_stale_ms": 0, "partition": 0, "epoch": 1,
+    "nats_urls": ["nats://127.0.0.1:1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"nonce": "zz" * 24}, {"nonce": "ab"}, {"edge_key": "no hex"}, {"edge_key": "cd" * 65},
+        {"edge_key": ""}, {"edge_key": None}, {"edge_id": ""}, {"root_key_id": "k" * 65},
+        {"lease_ms": 10**300}, {"ping_ms": 0}, {"drift": 2.0}, {"max_serve_stale_ms": -1},
+        {"partition": 2**70}, {"epoch": -1}, {"keyspaces": None},
+        b"\xff", b'"\xff"', b'{"edge_id": "\xff"}', b"[" * 100_000, b"", b"null",
+    ],
+    ids=lambda wrong: str(wrong)[:30],
+)  # fmt: skip
+async def test_an_edge_asks_again_when_it_is_told_nonsense(
+    server: Server, client: LedgerClient, wrong: dict[str, Any] | bytes
+) -> None:
+    good = asyncio.Event()
+
+    async def nonsense_first(_path: str, _body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if len(server.asked) > 2:
+            write(writer, 200, TERMS)
+            good.set()
+        elif isinstance(wrong, bytes):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(wrong), wrong))
+        else:
+            write(writer, 200, TERMS | wrong)
+
+    server.answer = nonsense_first
+    link = EdgeLink(client, LeasedCache(boottime_ns), version="")
+    with pytest.raises(LedgerUnreachableError):
+        await link.connect(wait_seconds=0)
+    link.start()
+    try:
+        await asyncio.wait_for(good.wait(), 5)
+        async with asyncio.timeout(5):
+            while link.edge_id is None or link.refusal is not None:
+                await asyncio.sleep(0.01)
+        assert not link._tasks[0].done()
+    finally:
+        await link.close()

@@ -291,11 +291,14 @@ async def test_a_root_keys_edges_are_bounded_and_invented_ones_make_nobody_wait(
         assert (fence["held"], fence["edges"], fence["expired"]) == (True, 1, 0)
 
 
-async def test_a_version_is_short(place: Place, shop: Shop) -> None:
+@pytest.mark.parametrize(
+    "version", ["v" * 200_000, "1.0\u202e", "\u2066x", "a\nb"], ids=["long", "rlo", "lri", "nl"]
+)
+async def test_a_version_is_short_and_printable(place: Place, shop: Shop, version: str) -> None:
     async with _stranger(place, shop) as stranger:
-        status, answer = await stranger.connect(version="v" * 200_000)
+        status, answer = await stranger.connect(version=version)
 
-        assert (status, answer.get("code")) == (400, "invalid_request")
+        assert (status, answer["code"], answer["errors"][0]["field"]) == (400, "invalid_request", "version")
 
 
 async def test_a_nonce_and_a_proof_only_go_together(place: Place, shop: Shop) -> None:

@@ -656,9 +656,12 @@ def test_a_new_owner_takes_in_no_edge_of_a_dead_root_key(ledger: Ledger) -> None
     assert after.keeper.edges() == []
 
 
-def test_a_long_version_is_no_request(ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    "version", ["v" * 65, "1.0\u202e", "\u2066x", "a\nb"], ids=["long", "rlo", "lri", "nl"]
+)
+def test_a_version_that_is_long_or_not_printable_is_no_request(ledger: Ledger, version: str) -> None:
     edge = Edge(ledger)
-    edge.version = "v" * 65
+    edge.version = version
 
     assert edge.say(1) is None
 

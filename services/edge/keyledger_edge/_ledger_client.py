@@ -37,6 +37,8 @@ _POSTERS: Final = 4
 # Edges that all lost their leases ask for every use. If a hundred of them kept the ledger busy for
 # longer than a lease, its grants would come too late, and they would go on asking for ever.
 _FILLS_AT_ONCE: Final = 8
+_NO_ANSWER: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are nothing of ours."""
 
 
 class _Problem(msgspec.Struct):
@@ -190,7 +192,7 @@ def _answer(reply: HttpReply, kind: type[_Kind]) -> _Kind:
             return msgspec.json.decode(reply.body, type=kind)
     except msgspec.ValidationError:
         pass  # In a batch, an item's problem stands where its answer would.
-    except msgspec.MsgspecError:
+    except _NO_ANSWER:
         raise LedgerUnreachableError("The ledger's answer is not one.") from None
     problem = _problem(reply)
     status = problem.status or reply.status
@@ -202,5 +204,5 @@ def _answer(reply: HttpReply, kind: type[_Kind]) -> _Kind:
 def _problem(reply: HttpReply) -> _Problem:
     try:
         return msgspec.json.decode(reply.body, type=_Problem)
-    except msgspec.MsgspecError:
+    except _NO_ANSWER:
         return _Problem()

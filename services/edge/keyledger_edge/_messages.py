@@ -27,6 +27,10 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Version = Annotated[str, msgspec.Meta(max_length=64)]
 _Chain = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _Number = Annotated[int, msgspec.Meta(ge=0)]
+_Small = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+_Milliseconds = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+_Nonce = Annotated[str, msgspec.Meta(pattern=f"^[0-9a-fA-F]{{{2 * NONCE_LENGTH}}}$")]
+_EdgeKey = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
 
 
 class KeyspaceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,20 +90,20 @@ class ConnectRequest(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
 class ConnectAnswer(msgspec.Struct, kw_only=True):
     """Everything an edge needs to take part."""
 
-    edge_id: str
-    root_key_id: str
-    nonce: str
+    edge_id: _Name
+    root_key_id: _Name
+    nonce: _Nonce
     """48 hex digits, drawn by the ledger: part of who this incarnation is, and of its key."""
-    edge_key: str | None
+    edge_key: _EdgeKey | None
     """64 hex digits: seals this incarnation's messages and grants. Told once, never to who asks again."""
     keyspaces: list[KeyspaceView]
-    lease_ms: int
-    ping_ms: int
-    drift: float
-    max_serve_stale_ms: int
+    lease_ms: _Milliseconds
+    ping_ms: _Milliseconds
+    drift: Annotated[float, msgspec.Meta(ge=0, lt=1)]
+    max_serve_stale_ms: _Small
     """The longest `serve_stale` that is granted, whatever is asked for."""
-    partition: int
-    epoch: int
+    partition: _Small
+    epoch: _Small
     nats_urls: list[str] = []
     nats_user: str | None = None
     nats_password: str | None = None
@@ -246,9 +250,11 @@ def seal_request(request: LeaseRequest, key: bytes) -> bytes:
 def read_request(data: bytes) -> LeaseRequest | None:
     """The request inside; its seal is still to be checked, with the key of its incarnation."""
     try:
-        return _lease_requests.decode(data[SEAL_LENGTH:])
+        request = _lease_requests.decode(data[SEAL_LENGTH:])
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
+    # Its version is shown to people.
+    return request if request.version.isprintable() else None
 
 
 def request_is_sealed(data: bytes, key: bytes) -> bool:
