@@ -98,7 +98,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything, from the settings outwards."""
     yield from _settings(settings)
     yield from _machine(settings)
-    yield _api(settings)
+    api = _api(settings)
+    yield api
     database_url, nats_url = settings.database_url, settings.nats_url
     if database_url is None or nats_url is None:
         running = _embedded(settings)
@@ -107,7 +108,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         nats_url = nats_url or running.nats_url
     head = None
     if database_url is not None:
-        yield from _database(database_url, settings.master_key)
+        yield from (_seen_beside(api, one) for one in _database(database_url, settings.master_key))
         head = _head(database_url)
     if nats_url is not None:
         yield _relay(nats_url, head, database_url)
@@ -193,6 +194,18 @@ def _api(settings: Settings) -> Finding:
         )
     role = "owns the partition" if ready.get("owner") else "forwards to the owner"
     return Finding("ok", "API", f"{settings.url} is ready and {role}")
+
+
+def _seen_beside(api: Finding, one: Finding) -> Finding:
+    """Without an owner it is of no use to start a process where one runs, and says what it waits for."""
+    if one.what != "owner" or one.state == "ok" or api.state != "broken":
+        return one
+    if "new-epoch" not in api.found:
+        return one._replace(advice="a ledger process runs and waits: see what the finding API says")
+    return one._replace(
+        advice="what runs knows another history: once it is sure that the finding history is of the log to"
+        " go on with, run `keyledger new-epoch`"
+    )
 
 
 def _waits(body: bytes) -> str:

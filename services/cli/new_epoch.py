@@ -39,9 +39,9 @@ def new_epoch(session: Session, yes: bool) -> None:
         check_migrated(servers.database_url)
         history = read_history(servers.database_url)
         told, why_not = _told(servers.database_url, servers.nats_url, history)
-        edges = _edges_beyond(session, history)
+        edges, edges_unknown = _edges_beyond(session, history)
         end = history.end
-        for line in _sentences(history, told, why_not, edges):
+        for line in _sentences(history, told, why_not, edges, edges_unknown):
             session.say(line)
         session.confirm(
             f"Raise the epoch from {end.epoch}? Everything goes on behind position {_head(history)}.", yes=yes
@@ -52,7 +52,7 @@ def new_epoch(session: Session, yes: bool) -> None:
         except EpochMovedError as error:
             raise CommandError(str(error), code="epoch_moved", exit_code=CONFLICT) from None
     session.show(
-        _document(history, told, why_not, edges, raised),
+        _document(history, told, why_not, edges, raised) | {"edges_unknown": edges_unknown},
         lambda: session.say(
             f"The epoch is {raised} now. Ledgers notice within seconds, and NATS is told all of it anew."
         ),
@@ -74,13 +74,17 @@ def _told(database_url: str, nats_url: str | None, history: History) -> tuple[To
         return None, f"NATS could not be asked: {str(error) or 'it does not answer.'}"
 
 
-def _edges_beyond(session: Session, history: History) -> list[dict[str, Any]] | None:
-    """The edges that know more than the log has; None when no ledger process can tell."""
+def _edges_beyond(session: Session, history: History) -> tuple[list[dict[str, Any]] | None, str | None]:
+    """The edges that know more than the log has, or why that is not known.
+
+    A process that stopped itself tells nothing, edges included: the root key that asks would be judged by a
+    history that is void, and one that stood by never knew the edges.
+    """
     try:
         found = session.ledger.get("/v1/edges")["items"]
-    except CommandError:
-        return None
-    return [one for one in found if _number(one.get("position")) > history.end.position]
+    except CommandError as error:
+        return None, f"Edges are not known: {str(error) or 'no ledger process tells of them.'}"
+    return [one for one in found if _number(one.get("position")) > history.end.position], None
 
 
 def _head(history: History) -> str:
@@ -105,7 +109,11 @@ def _number(position: Any) -> int:
 
 
 def _sentences(
-    history: History, told: Told | None, why_not: str | None, edges: list[dict[str, Any]] | None
+    history: History,
+    told: Told | None,
+    why_not: str | None,
+    edges: list[dict[str, Any]] | None,
+    edges_unknown: str | None,
 ) -> list[str]:
     end = history.end
     lines = [f"The log ends at {_head(history)}, in epoch {end.epoch}."]
@@ -125,8 +133,8 @@ def _sentences(
         ]
         if told.lost_count > _MOST_SHOWN:
             lines.append("  ... (--json lists up to 1,000)")
-    if edges is None:
-        lines.append("No ledger process answers that could tell of edges.")
+    if edges_unknown is not None:
+        lines.append(f"{edges_unknown} They forget by themselves what the log has lost.")
     for one in edges or ():
         lines.append(f"The edge {one.get('id')} had seen up to {one.get('position')}.")
     return lines

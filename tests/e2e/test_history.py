@@ -161,9 +161,13 @@ async def test_a_database_restored_under_living_processes_is_noticed_by_all_and_
         assert COMMAND in problem["detail"]
         assert here.run("doctor").returncode == 1
         assert "is not in the log" in doctor(here)
+        # It runs: to start another would be of no use.
+        assert COMMAND in advice(here, "owner")
+        assert "history" in advice(here, "owner")
 
         told = here.ask("new-epoch", "--yes")
         assert told["epoch"] == 2
+        assert (told["edges_beyond"], COMMAND in told["edges_unknown"]) == (None, True)
         assert told["published"]["lost_count"] == head - int(told["head"].rpartition("-")[2])
         assert [one["position"] for one in told["published"]["lost"]][-1] == f"0-{head}"
 
@@ -200,6 +204,11 @@ def is_told(here: Place, head: int) -> bool:
 
 def doctor(here: Place) -> str:
     return " ".join(one["found"] for one in json.loads(here.run("doctor", "--json").stdout)["findings"])
+
+
+def advice(here: Place, what: str) -> str:
+    found = json.loads(here.run("doctor", "--json").stdout)["findings"]
+    return " ".join(one["advice"] for one in found if one["what"] == what)
 
 
 async def test_edges_notice_by_themselves_when_everything_else_was_started_anew(
