@@ -43,6 +43,7 @@ from services.api.connections import Connections, bounds_of
 from services.api.edge_membership import NO_EDGE_ADDRESS, EdgeAccess, edge_address, edge_routes
 from services.api.forwarding import Forwarder, OwnerAt
 from services.api.hot.asgi import ASGIApp, HotPath, HotSettings
+from services.api.metrics import EdgeOverflows
 from services.api.server import serve
 from services.api.streams import Streams
 from services.ledger.fence import LeaseTerms
@@ -139,7 +140,7 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
     identity = await postgres_log.identity()
     rows = PostgresStateRows(database_url)
     sessions = Sessions(database_url, "keyledger reads", most=_READERS)
-    edge_bus = EdgeBus(nats_url)
+    edge_bus = EdgeBus(nats_url, ping_ms=settings.ping_ms)
     async with Projected(database_url) as projected:
         ports = Ports(
             log=postgres_log,
@@ -150,6 +151,7 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
             learn_data_keys=mapper.data_keys.learn,
             announce=lambda tenure: postgres_log.announce(settings.advertised, tenure),
             publish_change=edge_bus.publish_change,
+            listen_to_edges=edge_bus.look,
             projected=projected.wait_for,
             withdraw=lambda: postgres_log.announce("", ledger.tenure),
             succeeds_nobody=lambda: _succeeds_nobody(postgres_log, ledger.tenure),
@@ -157,6 +159,7 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
             prune=lambda: _prune(postgres_log, clock),
         )
         ledger = Ledger(ports, _terms(settings))
+        edge_bus.speakers = ledger.speakers
         edge_bus.handle = lambda data: ledger.fences.handle(data) if ledger.owner else None
         if settings.edge_nats_issuer is not None:
             edge_bus.logins = EdgeLogins(
@@ -267,6 +270,7 @@ async def run_server(
         connections = Connections(bounds_of(settings))
         management.state.api.registry.register(app.counts)
         management.state.api.registry.register(connections)
+        management.state.api.registry.register(EdgeOverflows(lambda: parts.edge_bus.overflows))
 
         async def started() -> None:
             tune_interpreter()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
@@ -19,8 +20,9 @@ from nats.aio.msg import Msg
 from nats.errors import Error
 
 from infra.nats.connection import NatsUnreachableError, abandon, connect_once
+from infra.nats.edge_ears import Ears
 from infra.nats.edge_logins import LOGIN_SUBJECT, EdgeLogins
-from keyledger_edge import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT
+from keyledger_edge import CHANGES_SUBJECT, GRANT_SUBJECT
 
 log = structlog.get_logger()
 
@@ -35,11 +37,18 @@ Handle = Callable[[bytes], tuple[str, bytes] | None]
 class EdgeBus:
     """Connected whenever NATS is there. `handle` is asked for every message of an edge."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, ping_ms: int = 250) -> None:
         self._url = url
+        self._pings_per_second = 1_000 / ping_ms
         self._queue: deque[tuple[str, bytes]] = deque(maxlen=_MOST_QUEUED)
         self._woken = asyncio.Event()
         self.handle: Handle = lambda _data: None
+        self.speakers: Callable[[], Mapping[str, int]] = dict[str, int]
+        """The root keys whose edges are listened to, with how many each has."""
+        self.overflows = 0
+        """How often the edges of a root key said more than is heard of them."""
+        self._looks = False
+        self._changes = 0
         self.logins: EdgeLogins | None = None
         """Who lets edges in; None where NATS knows them itself."""
         self.connected = False
@@ -47,7 +56,13 @@ class EdgeBus:
     def publish_change(self, data: bytes) -> None:
         """Tell all edges of a change. May be lost: a hole stops an edge until a grant fills it."""
         if self.connected:
+            self._changes += 1
             self._put(CHANGES_SUBJECT, data)
+
+    def look(self) -> None:
+        """Somebody else may speak now, or speak more: ask `speakers` at once."""
+        self._looks = True
+        self._woken.set()
 
     def _put(self, subject: str, data: bytes) -> None:
         self._queue.append((subject, data))
@@ -70,17 +85,19 @@ class EdgeBus:
         except NatsUnreachableError:
             return
         try:
-            await client.subscribe(LEASE_SUBJECT, cb=self._hear)
             if self.logins is not None:
                 await client.subscribe(LOGIN_SUBJECT, cb=self._hear_login)
             self._queue.clear()
             self.connected = True
-            await self._send_while_connected(client, stopping)
+            await self._serve_while_connected(client, stopping)
         except (Error, OSError) as error:
             log.warning("edges.bus_lost", error=type(error).__name__)
         finally:
             self.connected = False
             await abandon(client)
+
+    def _overflowed(self) -> None:
+        self.overflows += 1
 
     async def _hear(self, message: Msg) -> None:
         answered = self.handle(message.data)
@@ -93,11 +110,25 @@ class EdgeBus:
         if answer is not None and message.reply:
             self._put(message.reply, answer)
 
-    async def _send_while_connected(self, client: Client, stopping: asyncio.Task[bool]) -> None:
+    async def _serve_while_connected(self, client: Client, stopping: asyncio.Task[bool]) -> None:
+        ears = Ears(
+            client,
+            self._hear,
+            pings_per_second=self._pings_per_second,
+            call=self.look,
+            overflowed=self._overflowed,
+        )
+        tended = -_PAUSE_SECONDS
         while client.is_connected and not stopping.done():
+            if self._looks or time.monotonic() - tended >= _PAUSE_SECONDS:
+                tended = time.monotonic()
+                changes, self._changes, self._looks = self._changes, 0, False
+                await ears.tend(self.speakers(), changes)
             while self._queue:
                 subject, data = self._queue.popleft()
                 await client.publish(subject, data)
+            if self._looks:
+                continue
             self._woken.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSE_SECONDS):

@@ -103,8 +103,9 @@ class EdgeLogins:
                 "nats": {
                     "type": "user",
                     "version": _VERSION,
-                    "pub": {"allow": [LEASE_SUBJECT]},
+                    "pub": {"allow": [f"{LEASE_SUBJECT}.{root_key_id}"]},
                     "sub": {"allow": [CHANGES_SUBJECT, f"{GRANT_SUBJECT}.{root_key_id}.>"]},
+                    # nats-server bounds nothing by these where it asks about a user: see edge_ears.py.
                     "subs": -1,
                     "data": -1,
                     "payload": -1,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from litestar import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.api.operations import Call, Reader, operation
@@ -55,6 +55,21 @@ class LedgerFigures(Collector):
             figures["keyledger_unpublished_events"] = ("Committed, and not yet on NATS.", waiting)
         for name, (about, value) in figures.items():
             yield GaugeMetricFamily(name, about, value=value)
+
+
+class EdgeOverflows(Collector):
+    """Edges that said more than is heard of them."""
+
+    def __init__(self, times: Callable[[], int]) -> None:
+        self._times = times
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        yield CounterMetricFamily(
+            "keyledger_edge_overflows",
+            "Times that the edges of a root key said more than is heard of them.",
+            value=self._times(),
+        )
 
 
 class Answers:

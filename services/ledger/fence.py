@@ -38,6 +38,13 @@ _QUIET: Final = 0
 """Where no event is: the fence that holds once nobody believes the owner before us any more (rule 9)."""
 _KEPT_FENCES: Final = 10_000
 _MAX_GRANTED_CHANGES: Final = 4_000
+_EXPECTS_NS: Final = 60 * 1_000_000_000
+"""An edge of the owner before us that was silent for so long connects anew, over HTTP."""
+_EXPECTED_EDGES: Final = 100
+
+
+def _nothing() -> None:
+    pass
 
 
 class Clock(Protocol):
@@ -168,6 +175,8 @@ class FenceKeeper:
         publish: Callable[[bytes], None],
         record_receipt: Callable[[FenceReceipt], None],
         may_connect: Callable[[str], bool] = lambda _root_key_id: True,
+        expects: Collection[str] = (),
+        on_newcomer: Callable[[], None] = _nothing,
         bounds: EdgeBounds | None = None,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
@@ -177,6 +186,9 @@ class FenceKeeper:
         self._epoch = epoch
         self._prefix = position_prefix(partition, epoch)
         self._may_connect = may_connect
+        self._expects = frozenset(expects)
+        self._expects_until = clock.boottime_ns() + _EXPECTS_NS
+        self._on_newcomer = on_newcomer
         self._publish = publish
         self._record_receipt = record_receipt
         self._lineage = random_bytes(8)
@@ -326,11 +338,26 @@ class FenceKeeper:
 
     def admit(self, root_key_id: str, edge_id: str, incarnation: bytes) -> LeasedEdge:
         """Let a new incarnation take part; IncarnationTakenError or TooManyEdgesError."""
-        return self._leases.admit(root_key_id, edge_id, incarnation)
+        edge = self._leases.admit(root_key_id, edge_id, incarnation)
+        self._on_newcomer()
+        return edge
 
     def readmit(self, who: EdgeIdentity, proof: bytes) -> LeasedEdge:
         """An incarnation asks for the terms again; it keeps its key, and is not told it again."""
-        return self._leases.readmit(who, proof)
+        edge = self._leases.readmit(who, proof)
+        self._on_newcomer()
+        return edge
+
+    def speakers(self) -> dict[str, int]:
+        """The root keys whose edges are to be listened to, with how many each may have.
+
+        Those that take part; and for a while those that may have with the owner before us.
+        """
+        edges = self._leases.edges_by_root_key()
+        if self._clock.boottime_ns() < self._expects_until:
+            for root_key_id in self._expects:
+                edges[root_key_id] = edges.get(root_key_id, 0) + _EXPECTED_EDGES
+        return {root_key_id: count for root_key_id, count in edges.items() if self._may_connect(root_key_id)}
 
     def handle(self, data: bytes) -> tuple[str, bytes] | None:
         """Take a request or an acknowledgement; whom to answer, and the grant, if it asked for one."""

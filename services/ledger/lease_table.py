@@ -133,6 +133,10 @@ class LeaseTable:
     def __len__(self) -> int:
         return len(self._edges)
 
+    def edges_by_root_key(self) -> dict[str, int]:
+        """How many edges of each root key are known."""
+        return {root_key_id: len(edges) for root_key_id, edges in self._of_root_key.items()}
+
     # -- taking part ------------------------------------------------------------------------
 
     def key_of(self, who: EdgeIdentity) -> bytes:

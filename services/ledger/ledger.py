@@ -20,6 +20,7 @@ from domain.desk import SYSTEM_ASKING
 from domain.errors import LedgerError
 from domain.facts import FactsBook
 from domain.instants import Instant
+from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, ROOT_SHAPE
 from domain.ports import (
     CheckpointMovedError,
@@ -84,6 +85,10 @@ async def _nothing() -> None:
     """Most tests need none of this."""
 
 
+def _pass() -> None:
+    """The same."""
+
+
 async def _yes() -> bool:
     return True
 
@@ -101,6 +106,8 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     """(tenure) Tell other processes that this one is the owner now, and where it answers."""
     publish_change: Callable[[bytes], None]
     """Tell edges of a change, over the bus; may lose it."""
+    listen_to_edges: Callable[[], None] = _pass
+    """Other root keys may have edges by now: see `Ledger.speakers`."""
     projected: Callable[[int, float], Awaitable[bool]]
     """(position, timeout): have the projections reached it?"""
     withdraw: Callable[[], Awaitable[None]] = _nothing
@@ -537,6 +544,7 @@ class Ledger:
         await self.ports.announce(self.tenure)
         self.owner = True
         self.bus.accepting = True
+        self.ports.listen_to_edges()
         log.info("partition.owned", partition=self.partition, head=self.state.head)
 
     async def _take_over_rows(self) -> None:
@@ -561,8 +569,19 @@ class Ledger:
             publish=self.ports.publish_change,
             record_receipt=self._receipt,
             may_connect=self.may_connect,
+            expects=self._root_keys_with_edges(),
+            on_newcomer=self.ports.listen_to_edges,
             bounds=self.terms.edges,
         )
+
+    def _root_keys_with_edges(self) -> list[str]:
+        # Root keys are read at once when a state is loaded; the rows of others stay as they are.
+        decoded = dict[str, Key].values(self.state.keys)
+        return [key.id for key in decoded if is_root(key) and self.may_connect(key.id)]
+
+    def speakers(self) -> dict[str, int]:
+        """The root keys whose edges are to be listened to, with how many each has; none if not the owner."""
+        return self.fences.speakers() if self.owner else {}
 
     def may_connect(self, root_key_id: str) -> bool:
         """Is this a root key that works, as committed, and may edges take part with it?"""

@@ -246,7 +246,7 @@ async def _measure_fences(url: str, edges: int, rounds: int) -> Fence:
         clock, terms=LeaseTerms(lease_ms=2_000, ping_ms=250), partition=0, epoch=1, head=1,
         master_key=MASTER_KEY, publish=bus.publish_change, record_receipt=lambda _receipt: None,
     )  # fmt: skip
-    bus.handle = keeper.handle
+    bus.handle, bus.speakers = keeper.handle, lambda: {"key_1": edges}
     serving = asyncio.create_task(bus.run(stop))
     raw = await nats.connect(url)
     acknowledged, all_there = 0, asyncio.Event()

@@ -421,11 +421,13 @@ async def test_an_edge_hears_changes_and_cannot_announce_them(nats_server: Embed
         await edge.publish("keyledger.events.org_1.key_1.KeyRevoked", b"forged")
         await edge.publish("keyledger.edge.grant.key_1.edge_1", b"forged")
         await edge.publish("$JS.API.STREAM.DELETE.KEYLEDGER", b"")
+        await edge.publish("keyledger.edge.lease", b"nobody's")
+        await edge.publish("keyledger.edge.lease.key_2", b"another's")
         await edge.subscribe("keyledger.events.>")
-        await edge.subscribe("keyledger.edge.lease")
+        await edge.subscribe("keyledger.edge.lease.key_1")
         await edge.subscribe(LOGIN_SUBJECT)
 
-        assert len(await _refusals(edge, refused, 7)) == 7
+        assert len(await _refusals(edge, refused, 9)) == 9
 
         await edge.close()
     await ledger.close()
@@ -447,6 +449,108 @@ async def test_an_edge_hears_the_grants_of_its_own_root_key_only(nats_server: Em
 
         await edge.close()
     await ledger.close()
+
+
+class Listening:
+    """A ledger's end that hears what the edges of `speakers` say; the flood is a client of NATS itself."""
+
+    def __init__(self, server: EmbeddedNats, **speakers: int) -> None:
+        self.heard: list[bytes] = []
+        self.speakers = speakers
+        self.bus = EdgeBus(server.url)
+        self.bus.handle = self._hear
+        self.bus.speakers = lambda: self.speakers
+        self._stop = asyncio.Event()
+
+    def _hear(self, data: bytes) -> None:
+        self.heard.append(data)
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.create_task(self.bus.run(self._stop))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop.set()
+        await self._running
+
+    async def hears(self, client: Client, root_key_id: str, data: bytes) -> None:
+        """Wait until what is said there is heard."""
+        async with asyncio.timeout(10):
+            while data not in self.heard:
+                await client.publish(f"keyledger.edge.lease.{root_key_id}", data)
+                await asyncio.sleep(0.02)
+
+
+async def test_of_each_root_keys_edges_only_so_much_is_heard(nats_server: EmbeddedNats) -> None:
+    client = await nats.connect(nats_server.url)
+    async with Listening(nats_server, key_1=1, key_2=1) as ledger:
+        await ledger.hears(client, "key_1", b"first")
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:
+            for _ in range(1_000):
+                await client.publish("keyledger.edge.lease.key_1", b"flood")
+            await client.flush()
+        seconds = time.monotonic() - began
+        flooded = ledger.heard.count(b"flood")
+        await ledger.hears(client, "key_2", b"of another")
+
+        # (What comes between listening and the bound on it, microseconds later, is beyond the bound.)
+        assert 50 < flooded <= 1.5 * (202 + 208 * seconds)
+        assert ledger.bus.overflows > 0
+
+        await ledger.hears(client, "key_1", b"it comes back")
+    await client.close()
+
+
+async def test_long_messages_count_as_many(nats_server: EmbeddedNats) -> None:
+    client = await nats.connect(nats_server.url)
+    async with Listening(nats_server, key_1=1, key_2=1) as ledger:
+        await ledger.hears(client, "key_1", b"first")
+        for _ in range(30):
+            await client.publish("keyledger.edge.lease.key_1", b"x" * 1024 * 1024)
+        await client.flush()
+        await ledger.hears(client, "key_2", b"of another")
+        await client.publish("keyledger.edge.lease.key_1", b"not before it is made good")
+        await client.flush()
+        await ledger.hears(client, "key_2", b"of another still")
+
+        assert max(map(len, ledger.heard)) < 100
+        assert b"not before it is made good" not in ledger.heard
+        assert ledger.bus.overflows > 0
+    await client.close()
+
+
+async def test_nobody_listens_where_a_root_key_has_no_edges_any_more(nats_server: EmbeddedNats) -> None:
+    client = await nats.connect(nats_server.url)
+    async with Listening(nats_server, key_1=1) as ledger:
+        await ledger.hears(client, "key_1", b"first")
+        ledger.speakers = {"key_2": 1}
+        ledger.bus.look()
+        await ledger.hears(client, "key_2", b"second")
+        await client.publish("keyledger.edge.lease.key_1", b"dead")
+        await client.flush()
+        await ledger.hears(client, "key_2", b"third")
+
+        assert b"dead" not in ledger.heard
+    await client.close()
+
+
+async def test_an_honest_crowd_is_heard_whole(nats_server: EmbeddedNats) -> None:
+    client = await nats.connect(nats_server.url)
+    async with Listening(nats_server, key_1=300) as ledger:
+        await ledger.hears(client, "key_1", b"first")
+        for change in range(20):
+            ledger.bus.publish_change(b"a change")
+            await asyncio.sleep(0.05)
+            for edge in range(300):
+                await client.publish("keyledger.edge.lease.key_1", b"%d of %d" % (change, edge))
+            await client.flush()
+        async with asyncio.timeout(10):
+            while len({one for one in ledger.heard if b" of " in one}) < 20 * 300:
+                await asyncio.sleep(0.01)
+
+        assert ledger.bus.overflows == 0
+    await client.close()
 
 
 async def test_who_has_no_good_root_key_does_not_get_in(nats_server: EmbeddedNats) -> None:

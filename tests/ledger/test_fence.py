@@ -678,3 +678,43 @@ def test_owned_facts_stop_when_the_lock_is_in_doubt(ledger: Ledger) -> None:
     ledger.pass_ms(1_000)
 
     assert facts.facts_of(bytes(32)) is UNKNOWN
+
+
+def test_those_are_listened_to_who_have_edges_and_whose_root_key_works(ledger: Ledger) -> None:
+    assert ledger.keeper.speakers() == {}
+
+    for name, root_key_id in (("edge_1", "key_1"), ("edge_2", "key_1"), ("edge_3", "key_2")):
+        Edge(ledger, name, root_key_id)
+
+    assert ledger.keeper.speakers() == {"key_1": 2, "key_2": 1}
+
+    ledger.dead_root_keys.add("key_2")
+
+    assert ledger.keeper.speakers() == {"key_1": 2}
+
+    ledger.wait_ms(601_000)
+
+    assert ledger.keeper.speakers() == {}
+
+
+def test_a_new_owner_listens_for_a_while_to_those_that_may_have_had_edges() -> None:
+    clock = Clock()
+    newcomers: list[None] = []
+    keeper = FenceKeeper(
+        clock, terms=TERMS, partition=0, epoch=1, head=10, master_key=MASTER_KEY,
+        publish=lambda _: None, record_receipt=lambda _: None, may_connect=lambda key: key != "key_2",
+        expects=("key_1", "key_2"), on_newcomer=lambda: newcomers.append(None),
+    )  # fmt: skip
+
+    assert keeper.speakers() == {"key_1": 100}
+
+    edge = keeper.admit("key_1", "edge_1", bytes(16))
+    keeper.readmit(edge.who, prove_identity(edge.who, edge.key))
+    keeper.admit("key_3", "edge_2", b"2" * 16)
+
+    assert len(newcomers) == 3
+    assert keeper.speakers() == {"key_1": 101, "key_3": 1}
+
+    clock.ns += 60_000 * MS
+
+    assert keeper.speakers() == {"key_1": 1, "key_3": 1}

@@ -65,6 +65,23 @@ async def test_the_next_takes_over_when_the_owner_is_gone(world: World, ledger: 
     assert (await other.charge(key, "r3", 1)).code == "billing_shortfall"
 
 
+async def test_the_next_owner_listens_to_root_keys_that_may_have_edges(world: World, ledger: Process) -> None:
+    await ledger.ledger.bootstrap()
+    other = world.process()
+    other.start()
+    key = await ledger.key(10)
+    await until(lambda: other.ledger.state.head == ledger.ledger.state.head)
+
+    assert not other.ledger.speakers()
+
+    await ledger.killed()
+    await until(lambda: other.ledger.confirmed and other.ledger.bus.accepting)
+    speakers = other.ledger.speakers()
+
+    assert len(speakers) == 1
+    assert key.id not in speakers
+
+
 async def test_what_one_revoked_the_other_refuses(world: World, ledger: Process) -> None:
     other = world.process()
     other.start()

@@ -25,8 +25,9 @@ class BusUnreachableError(Exception):
 class EdgeBus:
     """One connection to NATS. Once lost it stays lost: a new one hides nothing that was missed."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, root_key_id: str) -> None:
         self._client = client
+        self._lease_subject = f"{LEASE_SUBJECT}.{root_key_id}"
 
     @classmethod
     async def connect(
@@ -44,7 +45,7 @@ class EdgeBus:
             on_changes(message.data)
 
         client = Client()
-        bus = cls(client)
+        bus = cls(client, terms.root_key_id)
         try:
             # nats-py's own reconnecting sends late what it had buffered, and hangs on a frozen server.
             await client.connect(
@@ -78,7 +79,7 @@ class EdgeBus:
     async def say(self, data: bytes) -> None:
         """Send a request or an acknowledgement. It may be lost."""
         with contextlib.suppress(OSError, Error):
-            await self._client.publish(LEASE_SUBJECT, data)
+            await self._client.publish(self._lease_subject, data)
 
     async def close(self) -> None:
         """Close it; a server that hangs is not waited for."""

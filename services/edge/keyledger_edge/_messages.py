@@ -15,6 +15,7 @@ from keyledger_edge._facts import KeyFacts, Tenant
 from keyledger_edge._secrets import SecretShape
 
 LEASE_SUBJECT: Final = "keyledger.edge.lease"
+"""Followed by `.<root key id>`: what the edges of one root key say is heard apart from all others."""
 CHANGES_SUBJECT: Final = "keyledger.edge.changes"
 GRANT_SUBJECT: Final = "keyledger.edge.grant"
 """Followed by `.<root key id>.<edge id>`: an edge hears the grants of its own root key only."""
