@@ -20,6 +20,8 @@ from keyledger_edge import (
     EdgeIdentity,
     FillAnswer,
     FillRequest,
+    KeyspacesAnswer,
+    KeyspacesRequest,
     KeyspaceView,
 )
 from services.api.operations import Call, NoQuery, Reply, operation
@@ -74,8 +76,8 @@ def _without_credentials(nats_url: str) -> str:
 
 
 def edge_routes(access: EdgeAccess) -> tuple[HTTPRouteHandler, ...]:
-    """The two routes, on these terms."""
-    return _connect_route(access), fill_edge
+    """The three routes, on these terms."""
+    return _connect_route(access), tell_keyspaces, fill_edge
 
 
 def _connect_route(access: EdgeAccess) -> HTTPRouteHandler:
@@ -115,6 +117,8 @@ def _connect_route(access: EdgeAccess) -> HTTPRouteHandler:
             max_serve_stale_ms=access.lease.max_serve_stale_ms,
             partition=call.partition,
             epoch=call.ledger.fences.epoch,
+            lineage=call.ledger.fences.lineage,
+            as_of=call.ledger.fences.head,
             nats_urls=urls,
             nats_user=user,
             nats_password=password,
@@ -122,6 +126,35 @@ def _connect_route(access: EdgeAccess) -> HTTPRouteHandler:
         return Reply(msgspec.json.encode(answer))
 
     return connect_edge
+
+
+@operation(
+    "POST",
+    "/v1/edges/keyspaces",
+    tag="Edges",
+    summary="What requests look like now",
+    description=(
+        "The owner's committed state of keyspaces, as of a position: an edge that heard of a change judges "
+        "nothing by what it was told before."
+    ),
+    permissions=("edges:connect",),
+    body=KeyspacesRequest,
+    answer=KeyspacesAnswer,
+    codes=("not_found",),
+    example={"keyspace_ids": ["ks_01JD0000000000000000000000"]},
+)
+async def tell_keyspaces(call: Call[NoQuery, KeyspacesRequest]) -> Reply:
+    """The keyspaces, as of the ledger's head."""
+    call.ledger.must_own()
+    fences = call.ledger.fences
+    answer = KeyspacesAnswer(
+        keyspaces=[_view(one) for one in _keyspaces(call, call.body.keyspace_ids)],
+        as_of=fences.head,
+        partition=call.partition,
+        epoch=fences.epoch,
+        lineage=fences.lineage,
+    )
+    return Reply(msgspec.json.encode(answer))
 
 
 @operation(

@@ -323,7 +323,7 @@ async def _edge(url: str, number: int) -> None:
     terms = ConnectAnswer(
         edge_id=who.edge_id, root_key_id=who.root_key_id, nonce=who.nonce.hex(), edge_key=key.hex(),
         keyspaces=[], lease_ms=2_000, ping_ms=250, drift=0.01, max_serve_stale_ms=0,
-        partition=0, epoch=1, nats_urls=[url],
+        partition=0, epoch=1, lineage=b"lineage1", as_of=0, nats_urls=[url],
     )  # fmt: skip
     saying: set[asyncio.Task[None]] = set()
 

@@ -269,6 +269,7 @@ def test_an_address_that_is_none_is_said_at_once(url: str) -> None:
 TERMS: dict[str, Any] = {
     "edge_id": "edge_1", "root_key_id": "key_1", "nonce": "ab" * 24, "edge_key": "cd" * 32, "keyspaces": [],
     "lease_ms": 1_000, "ping_ms": 10, "drift": 0.01, "max_serve_stale_ms": 0, "partition": 0, "epoch": 1,
+    "lineage": "bGluZWFnZTE=", "as_of": 1,
     "nats_urls": ["nats://127.0.0.1:1"],
 }  # fmt: skip
 
@@ -279,7 +280,7 @@ TERMS: dict[str, Any] = {
         {"nonce": "zz" * 24}, {"nonce": "ab"}, {"edge_key": "no hex"}, {"edge_key": "cd" * 65},
         {"edge_key": ""}, {"edge_key": None}, {"edge_id": ""}, {"root_key_id": "k" * 65},
         {"lease_ms": 10**300}, {"ping_ms": 0}, {"drift": 2.0}, {"max_serve_stale_ms": -1},
-        {"partition": 2**70}, {"epoch": -1}, {"keyspaces": None},
+        {"partition": 2**70}, {"epoch": -1}, {"keyspaces": None}, {"as_of": -1}, {"lineage": 7},
         b"\xff", b'"\xff"', b'{"edge_id": "\xff"}', b"[" * 100_000, b"", b"null",
     ],
     ids=lambda wrong: str(wrong)[:30],

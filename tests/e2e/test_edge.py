@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -22,6 +24,8 @@ from tests.edge.asgi import call
 from tests.processes import ending_with_us
 from tests.servers import server_folder
 
+_HELD_UP_SECONDS = 4.0
+_WATCHED_SECONDS = 1.5
 _PROGRAM = (sys.executable, "-c", "from keyledger_boot import main; main()")
 
 
@@ -76,6 +80,12 @@ class Api:
             assert answer.status < 300, found
             return found
 
+    async def patch(self, path: str, body: Any) -> Any:
+        async with self._session.patch(path, json=body) as answer:
+            found = await answer.json(content_type=None)
+            assert answer.status < 300, found
+            return found
+
     async def get(self, path: str) -> Any:
         async with self._session.get(path) as answer:
             return await answer.json(content_type=None)
@@ -103,6 +113,50 @@ async def shop(ledger: Running) -> AsyncGenerator[Shop]:
         keyspace = await api.post("/v1/keyspaces", {"name": prefix, "preset": "default", "prefix": prefix})
         organization = await api.post("/v1/organizations", {"name": prefix})
         yield Shop(api, keyspace["id"], organization["id"])
+
+
+class Delay:
+    """A proxy in front of the ledger that holds up what is sent to some paths."""
+
+    def __init__(self, url: str) -> None:
+        self._ledger = urlsplit(url)
+        self._exchanges: set[asyncio.Task[Any]] = set()
+        self.held_up: tuple[str, ...] = ()
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self._server.close()
+        for exchange in self._exchanges:
+            exchange.cancel()
+        await asyncio.gather(*self._exchanges, return_exceptions=True)
+
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        exchange = asyncio.create_task(self._exchange(reader, writer))
+        self._exchanges.add(exchange)
+        exchange.add_done_callback(self._exchanges.discard)
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, onward = await asyncio.open_connection(self._ledger.hostname, self._ledger.port)
+        back = asyncio.create_task(_copy(upstream, writer))
+        try:
+            while data := await reader.read(65_536):
+                if any(path.encode() in data for path in self.held_up):
+                    await asyncio.sleep(_HELD_UP_SECONDS)
+                onward.write(data)
+        finally:
+            back.cancel()
+            onward.close()
+            writer.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
 
 
 @asynccontextmanager
@@ -282,6 +336,114 @@ async def test_the_sidecar_answers_on_a_unix_socket(ledger: Running, shop: Shop)
             await shop.api.post(f"/v1/keys/{key_id}/revoke")
             async with session.get("/v1/forward-auth?proxy=nginx") as answer:
                 assert (answer.status, answer.headers["x-keyledger-code"]) == (401, "revoked")
+    finally:
+        sidecar.terminate()
+        await sidecar.wait()
+
+
+# -- what a keyspace's requests look like: its view ---------------------------------------------
+
+_CONNECT = "/v1/edges/connect"
+_VIEWS = "/v1/edges/keyspaces"
+HELD_UP: dict[tuple[str, ...], str] = {
+    (): "malformed",
+    (_CONNECT,): "malformed",
+    (_CONNECT, _VIEWS): "ledger_unreachable",
+}
+
+
+@pytest.mark.parametrize("held_up", HELD_UP, ids=["nothing", "connecting", "views"])
+async def test_a_format_that_is_accepted_no_more_is_dead_once_the_fence_holds(
+    ledger: Running, shop: Shop, held_up: tuple[str, ...]
+) -> None:
+    prefix = f"old{time.time_ns()}_"
+    keyspace = f"/v1/keyspaces/{shop.keyspace_id}"
+    await shop.api.patch(
+        keyspace, {"accepted_formats": [{"prefix": prefix, "min_length": 30, "max_length": 30}]}
+    )
+    secret = prefix + "a1B2c3D4e5" * 3
+    await shop.api.post(
+        "/v1/keys/import",
+        {
+            "keyspace_id": shop.keyspace_id,
+            "organization_id": shop.organization_id,
+            "name": "imported",
+            "sha256": fingerprint(secret).hex(),
+        },
+    )
+    async with Delay(ledger.url) as delay:
+        at = Verifier.at(delay.url, ledger.root_key, keyspace_ids=(shop.keyspace_id,))
+        async with at as verifier:
+            assert (await verifier.verify(secret)).valid
+            delay.held_up = held_up
+
+            changed = await shop.api.patch(keyspace, {"accepted_formats": []})
+            said = await _said_for_a_while(verifier, secret)
+
+    print(f"after {changed['fence']}: {said}")
+    assert (changed["fence"]["held"], changed["fence"]["acknowledged"]) == (True, 1)
+    assert set(said) == {HELD_UP[held_up]}
+
+
+async def _said_for_a_while(verifier: Verifier, secret: str) -> Counter[str]:
+    said: Counter[str] = Counter()
+    began = time.monotonic()
+    while time.monotonic() - began < _WATCHED_SECONDS:
+        said[(await verifier.verify(secret)).code] += 1
+        await asyncio.sleep(0)  # an answer out of memory lets nothing else run
+    return said
+
+
+@pytest.mark.parametrize("held_up", HELD_UP, ids=["nothing", "connecting", "views"])
+async def test_a_place_that_is_looked_at_no_more_is_dead_at_a_sidecar_once_the_fence_holds(
+    ledger: Running, shop: Shop, held_up: tuple[str, ...]
+) -> None:
+    keyspace = f"/v1/keyspaces/{shop.keyspace_id}"
+    header = "header:Authorization:Bearer"
+    await shop.api.patch(keyspace, {"credential_locations": [header, "query:key"]})
+    _, secret = await shop.key()
+    async with Delay(ledger.url) as delay, _sidecar(ledger, shop, delay.url) as session:
+
+        async def code() -> str:
+            headers = {"X-Forwarded-Uri": f"/chat?key={secret}"}
+            async with session.get("/v1/forward-auth", headers=headers) as answer:
+                return answer.headers["x-keyledger-code"]
+
+        assert await code() == "valid"
+        delay.held_up = held_up
+
+        changed = await shop.api.patch(keyspace, {"credential_locations": [header]})
+        said: Counter[str] = Counter()
+        began = time.monotonic()
+        while time.monotonic() - began < _WATCHED_SECONDS:
+            said[await code()] += 1
+
+    print(f"after {changed['fence']}: {said}")
+    assert (changed["fence"]["held"], changed["fence"]["acknowledged"]) == (True, 1)
+    assert set(said) == {HELD_UP[held_up].replace("malformed", "missing")}
+
+
+@asynccontextmanager
+async def _sidecar(ledger: Running, shop: Shop, url: str) -> AsyncGenerator[aiohttp.ClientSession]:
+    path = ledger.folder / f"edge-{time.time_ns()}.sock"
+    sidecar = await asyncio.create_subprocess_exec(
+        *_PROGRAM, "--json", "edge", "--ledger", url, "--listen", f"unix:{path}",
+        "--keyspace", shop.keyspace_id,
+        env={**os.environ, "KEYLEDGER_EDGE_KEY": ledger.root_key},
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert sidecar.stdout is not None
+        await asyncio.wait_for(sidecar.stdout.readline(), 20)
+        async with aiohttp.ClientSession(
+            "http://edge", connector=aiohttp.UnixConnector(str(path))
+        ) as session:
+            for _ in range(100):
+                async with session.get("/readyz") as ready:
+                    if ready.status == 200:
+                        break
+                await asyncio.sleep(0.05)
+            yield session
     finally:
         sidecar.terminate()
         await sidecar.wait()

@@ -15,21 +15,28 @@ from domain import commands as c
 from domain.decisions.access import is_root
 from domain.desk import SYSTEM_ASKING
 from keyledger_edge import (
+    AcceptedFormat,
     FillAnswer,
-    KeyspaceView,
+    KeyspacesAnswer,
     LeasedCache,
+    LedgerUnreachableError,
     Membership,
     RateLimiter,
-    Use,
+    Sidecar,
     Verifier,
+    VerifyAnswer,
+    VerifyRequest,
     fingerprint,
     hint,
 )
+from keyledger_edge._views import KeyspaceViews
 from services.api.hot.asgi import HotPath
+from services.api.hot.checking import view_of_keyspace
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Ledger, Terms
 from tests.api.hot.world import Reply, call
 from tests.api.world import Management
+from tests.take_aways.shown import KEYSPACE, imported_secret, lets_in, lets_in_at_once
 from tests.take_aways.table import TAKE_AWAYS, Target, path_of
 from tests.virtual_time import VirtualClock, VirtualLoop
 
@@ -38,20 +45,25 @@ TERMS = LeaseTerms(lease_ms=1_000, drift=0.01, max_serve_stale_ms=STALE_MS)
 
 
 class Edge:
-    """The real memory and verifier of one edge; `connected` is all that there is of a network."""
+    """The real memory, verifier and sidecar of one edge.
 
-    def __init__(
-        self, ledger: Ledger, clock: VirtualClock, keyspaces: dict[str, KeyspaceView], serve_stale_ms: int
-    ) -> None:
+    `connected` is all that there is of the bus; over HTTP it reaches the ledger always.
+    """
+
+    def __init__(self, ledger: Ledger, clock: VirtualClock, serve_stale_ms: int) -> None:
         self._ledger = ledger
         self.connected = True
         self.cache = LeasedCache(clock.boottime_ns)
+        self._views = KeyspaceViews(self.cache, self.keyspaces)
         self.verifier = Verifier(
             self.cache,
-            keyspaces,
+            self._views.known,
             limiter=RateLimiter(lambda: clock.boottime_ns() / 1e9),
+            ledger=self,
             memory=self.cache,
+            views=self._views,
         )
+        self._sidecar = Sidecar(self.verifier)
         root_key_id = next(key.id for key in ledger.state.keys.values() if is_root(key))
         admitted = ledger.fences.admit(root_key_id, "edge_1", secrets.token_bytes(16))
         self.cache.join(
@@ -77,13 +89,33 @@ class Edge:
         if self.connected and (said := self.cache.changed(data)) is not None:
             self._ledger.fences.handle(said)
 
-    def fill(self, target: Target) -> None:
-        """Remember what the ledger says of this key."""
+    async def remember(self, target: Target) -> None:
+        """Remember what the ledger says of this key, and of its keyspace."""
+        assert await self._views.learn()
+        assert self.cache.filled(target.digest, await self.fill(target.digest, target.keyspace_id))
+
+    async def keyspaces(self) -> KeyspacesAnswer:
+        """What the ledger says of keyspaces."""
         ledger = self._ledger
-        facts, head = ledger.facts.find(target.digest), ledger.fences.head
+        return KeyspacesAnswer(
+            keyspaces=[view_of_keyspace(one) for one in ledger.state.keyspaces.values() if not one.builtin],
+            as_of=ledger.fences.head,
+            partition=0,
+            epoch=ledger.fences.epoch,
+            lineage=ledger.fences.lineage,
+        )
+
+    async def verify(self, request: VerifyRequest) -> VerifyAnswer:
+        """Nothing here has a cost."""
+        raise LedgerUnreachableError
+
+    async def fill(self, digest: bytes, keyspace_id: str) -> FillAnswer:
+        """What the ledger says of a key."""
+        ledger = self._ledger
+        facts, head = ledger.facts.find(digest), ledger.fences.head
         assert facts is not None
         facts = msgspec.structs.replace(facts, as_of=head)
-        answer = FillAnswer(
+        return FillAnswer(
             facts=facts,
             as_of=head,
             partition=0,
@@ -91,12 +123,22 @@ class Edge:
             utc=ledger.clock.now(),
             lineage=ledger.fences.lineage,
         )
-        assert self.cache.filled(target.digest, answer)
 
-    def accepts(self, target: Target, use: Use) -> bool:
-        """From memory, now; where that cannot tell, it would have to ask."""
-        verdict = self.verifier.verify_cached(target.secret, use, target.keyspace_id)
+    def accepts(self, target: Target, name: str) -> bool:
+        """What may be accepted until it is taken away: from memory, now?"""
+        kind = TAKE_AWAYS[name]
+        if kind.view:
+            return lets_in_at_once(self._sidecar, kind.view, target)
+        verdict = self.verifier.verify_cached(target.secret, kind.use(target), target.keyspace_id)
         return verdict is not None and verdict.valid
+
+    async def accepts_once_it_asked(self, target: Target, name: str) -> bool:
+        """Is a request let in that shows the key as its keyspace has it no more?
+
+        The facts of the key are as good as before, so asking for those does not help.
+        """
+        view = TAKE_AWAYS[name].view
+        return bool(view) and await lets_in(self._sidecar, view, target)
 
 
 class Stage:
@@ -108,13 +150,12 @@ class Stage:
         self.world = world
         self.loop = loop
         self._numbers = itertools.count(1)
-        self._keyspaces: dict[str, KeyspaceView] = {}
         self._charged = ""
 
     async def new_edge(self, serve_stale_ms: int) -> None:
         """The edge's next life; what was granted to the one before has ended."""
         await asyncio.sleep(3)
-        self.edge = Edge(self.world.ledger, VirtualClock(self.loop), self._keyspaces, serve_stale_ms)
+        self.edge = Edge(self.world.ledger, VirtualClock(self.loop), serve_stale_ms)
         self.edge.renew()
 
     def hear(self, data: bytes) -> None:
@@ -134,13 +175,17 @@ class Stage:
 
     async def _keyspace(self) -> Any:
         number = next(self._numbers)
-        keyspace = await self.do(
-            c.DefineKeyspace(name="gateway", preset="default", prefix=f"kl_n{number:06d}_")
+        formats = (AcceptedFormat(prefix=f"old{number:06d}_", min_length=30, max_length=30),)
+        return await self.do(
+            c.DefineKeyspace(
+                name="gateway",
+                preset="default",
+                prefix=f"kl_n{number:06d}_",
+                accepted_formats=formats,
+                credential_locations=tuple(KEYSPACE["credential_locations"]),
+                tenant_locations=KEYSPACE["tenant_locations"],
+            )
         )
-        self._keyspaces[keyspace.id] = KeyspaceView(
-            keyspace_id=keyspace.id, name=keyspace.name, shape=keyspace.shape
-        )
-        return keyspace
 
     async def _target(self, kinds: tuple[str, str], shared: Any) -> Target:
         organization, plan, other = await asyncio.gather(
@@ -152,6 +197,8 @@ class Stage:
         keyspace = await self._keyspace() if own else shared
         project = await self.do(c.OpenProject(organization_id=organization.id, name="Web"))
         secret = keyspace.shape.generate()
+        if TAKE_AWAYS[kinds[0]].view == "shape":
+            secret = imported_secret(keyspace.shape.accepted[0].prefix)
         key = await self.do(
             c.CreateKey(
                 keyspace_id=keyspace.id,
@@ -199,7 +246,7 @@ class Stage:
         self.edge.connected = True
         self.edge.renew()
         assert self.world.ledger.fences.open_fences == 0
-        self.edge.fill(target)
+        await self.edge.remember(target)
         self.edge.connected = False
 
 

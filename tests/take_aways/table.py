@@ -40,6 +40,8 @@ class TakeAway:
     key: dict[str, Any] = field(default_factory=dict)
     """What the key must have for that."""
     own_keyspace: bool = False
+    view: str = ""
+    """What it narrows of how a key is shown, and not of the key: its keyspace's shape or places."""
     by_holder: bool = False
     """Is it asked with the key's own secret?"""
     no_fence: str = ""
@@ -110,6 +112,19 @@ TAKE_AWAYS: Final[dict[str, TakeAway]] = {
         c.ChangeKeyspace, e.KeyspaceChanged, "PATCH", "/v1/keyspaces/{keyspace_id}",
         lambda _: {"required_dimensions": ["tenant"]}, own_keyspace=True,
     ),
+    "accepted formats": TakeAway(
+        c.ChangeKeyspace, e.KeyspaceChanged, "PATCH", "/v1/keyspaces/{keyspace_id}",
+        lambda _: {"accepted_formats": []}, own_keyspace=True, view="shape",
+    ),
+    "credential locations": TakeAway(
+        c.ChangeKeyspace, e.KeyspaceChanged, "PATCH", "/v1/keyspaces/{keyspace_id}",
+        lambda _: {"credential_locations": ["header:Authorization:Bearer"]}, own_keyspace=True, view="places",
+    ),
+    "tenant locations": TakeAway(
+        c.ChangeKeyspace, e.KeyspaceChanged, "PATCH", "/v1/keyspaces/{keyspace_id}",
+        lambda _: {"tenant_locations": {"org_id": "header:X-Other"}}, own_keyspace=True, view="tenants",
+        key={"scopes": c.NewScopes(tenants=("acme",))},
+    ),
     "suspend": TakeAway(c.SuspendOrganization, e.OrganizationSuspended, "POST", _ORGANIZATION + "/suspend"),
     "archive": TakeAway(
         c.ArchiveProject, e.ProjectArchived, "POST", _ORGANIZATION + "/projects/{project_id}/archive",
@@ -133,6 +148,8 @@ FIRSTS: Final = tuple(name for name, one in TAKE_AWAYS.items() if not one.no_fen
 SECONDS: Final = tuple(TAKE_AWAYS)
 IMPOSSIBLE: Final = {
     (first, second): one.no_fence for first, one in TAKE_AWAYS.items() if one.no_fence for second in SECONDS
+} | {
+    ("accepted formats", "revoke oneself"): "the holder's own secret is malformed from the commit on",
 }
 """Pairs that cannot be, and why."""
 

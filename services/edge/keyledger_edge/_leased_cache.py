@@ -28,6 +28,7 @@ from keyledger_edge._messages import (
 from keyledger_edge._positions import position_prefix
 from keyledger_edge._tombstones import Tombstones
 from keyledger_edge._verdicts import Verdict
+from keyledger_edge._views import Told
 
 _MAX_OUTSTANDING: Final = 64
 _MAX_UNVOUCHED: Final = 65_536
@@ -88,7 +89,7 @@ class Lease:
     A verifier reads these fields itself: a call costs as much as a tenth of a whole check.
     """
 
-    __slots__ = ("clock", "ends", "hits", "prefix", "welcomes")
+    __slots__ = ("clock", "ends", "hits", "keyspace_changes", "prefix", "welcomes")
 
     def __init__(self, clock_ns: Callable[[], int], welcomes: dict[bytes, Verdict]) -> None:
         self.clock = clock_ns
@@ -98,6 +99,8 @@ class Lease:
         self.hits = 0
         self.prefix = position_prefix(0, 1)
         """What positions begin with, in the epoch of the facts."""
+        self.keyspace_changes = 0
+        """Grows when what is known of keyspaces may be out of date."""
 
 
 class LeasedCache:
@@ -133,8 +136,6 @@ class LeasedCache:
         self.at = 0
         """The ledger's time of day at the last look-up, microseconds."""
         self._hits = 0
-        self.keyspace_changes = 0
-        """Grows when what is known of keyspaces may be out of date."""
         self.counters = Counters()
 
     # -- asked on every verification ------------------------------------------------------
@@ -214,6 +215,11 @@ class LeasedCache:
         """This process's life, as the ledger knows it."""
         return self._member.who.incarnation if self._member else None
 
+    @property
+    def keyspace_changes(self) -> int:
+        """Grows when what is known of keyspaces may be out of date."""
+        return self.lease.keyspace_changes
+
     def now_utc(self) -> int:
         """The ledger's time of day, advanced on our clock; microseconds."""
         return self._clock() // 1000 + self._utc_offset
@@ -243,6 +249,7 @@ class LeasedCache:
         self._forget(0, -1)
 
     def _forget(self, position: int, epoch: int) -> None:
+        self.lease.keyspace_changes += 1
         self._memory.clear()
         self._unvouched.clear()
         self._tombstones.start_from(position)
@@ -337,7 +344,6 @@ class LeasedCache:
     def _disown(self) -> None:
         """What we were told cannot all be true: remember nothing, and begin anew with the next grant."""
         self.counters.resets += 1
-        self.keyspace_changes += 1
         self.lease.ends = 0
         self._forget(0, -1)
 
@@ -346,12 +352,13 @@ class LeasedCache:
         if grant.reset or grant.epoch != self._epoch:
             if self._epoch >= 0:
                 self.counters.resets += 1
-                self.keyspace_changes += 1
             self._forget(grant.head, grant.epoch)
         elif not grant.confirmed:
             self._tombstones.disbelieve_after(self._vouched, wide=grant.head)
             self._memory.cool()
         if grant.lineage != self._lineage:
+            self.lease.keyspace_changes += 1
+            self._memory.cool()  # who is welcome is so by a view that the process before told
             self._forget_unvouched()
         for change in grant.changes:
             self._apply(change)
@@ -423,7 +430,7 @@ class LeasedCache:
             self._memory.drop(digest)
         self._tombstones.add(change)
         if change.kind == "keyspace":
-            self.keyspace_changes += 1
+            self.lease.keyspace_changes += 1
         if change.kind != "key" or not change.fingerprints:
             self._memory.cool()
 
@@ -471,3 +478,14 @@ class LeasedCache:
         if answer.facts is None:
             return answer.as_of >= max(self._tombstones.last_key, self._tombstones.floor)
         return not self._tombstones.outdates(answer.facts, answer.as_of)
+
+    def believes_view(self, keyspace_id: str, told: Told) -> bool:
+        """Rule 7: is a keyspace that was told then at least as new as everything we know to have changed?"""
+        member = self._member
+        return (
+            member is not None
+            and told.partition == member.partition
+            and told.epoch == self._epoch
+            and told.lineage == self._lineage
+            and not self._tombstones.outdates_keyspace(keyspace_id, told.as_of)
+        )

@@ -15,6 +15,8 @@ from keyledger_edge._messages import (
     ConnectRequest,
     FillAnswer,
     FillRequest,
+    KeyspacesAnswer,
+    KeyspacesRequest,
     VerifyBatchRequest,
     VerifyRequest,
 )
@@ -75,6 +77,12 @@ class LedgerClient:
         """Take part; RefusedByLedgerError when the key does not allow it."""
         reply = await self._http.post("/v1/edges/connect", self._encode(request), seconds=_CONNECT_SECONDS)
         return _answer(reply, ConnectAnswer)
+
+    async def keyspaces(self, keyspace_ids: tuple[str, ...]) -> KeyspacesAnswer:
+        """What requests look like now; RefusedByLedgerError when the key does not allow it."""
+        body = self._encode(KeyspacesRequest(keyspace_ids=keyspace_ids))
+        reply = await self._http.post("/v1/edges/keyspaces", body, seconds=_FILL_SECONDS)
+        return _answer(reply, KeyspacesAnswer)
 
     async def fill(self, digest: bytes, keyspace_id: str) -> FillAnswer:
         """The owner's committed state of one secret."""

@@ -16,9 +16,9 @@ from keyledger_edge._messages import (
     ConnectAnswer,
     ConnectRequest,
     EdgeIdentity,
-    KeyspaceView,
     prove_identity,
 )
+from keyledger_edge._views import KeyspaceViews, Told
 from keyledger_edge.errors import EdgeError, LedgerUnreachableError, RefusedByLedgerError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class EdgeLink:
         keyspace_ids: tuple[str, ...] = (),
         serve_stale_ms: int = 0,
     ) -> None:
-        self.keyspaces: dict[str, KeyspaceView] = {}
         self.client = client
+        self.views = KeyspaceViews(cache, lambda: client.keyspaces(keyspace_ids))
         self._cache = cache
         self._version = version
         self._keyspace_ids = keyspace_ids
@@ -59,7 +59,9 @@ class EdgeLink:
         self._saying: set[asyncio.Task[None]] = set()
         self._bus: EdgeBus | None = None
         self._leased: asyncio.Event | None = None
-        self.on_keyspaces: Callable[[], None] = lambda: None
+        self._heard: asyncio.Event | None = None
+        """Something came that may have been about keyspaces."""
+        self._learnt = -1
         self.reconnects = 0
         self.refusal: str | None = None
         """Why the ledger has not taken us yet."""
@@ -90,6 +92,7 @@ class EdgeLink:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
                 await leased.wait()
+                await self._learn_keyspaces()
 
     def start(self) -> None:
         """Take part as soon as the ledger takes us; until then nobody can be verified."""
@@ -111,6 +114,7 @@ class EdgeLink:
                 return await self._take_part()
 
     async def _take_part(self) -> None:
+        self._heard = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_leased())
             tasks.create_task(self._keep_keyspaces())
@@ -131,8 +135,9 @@ class EdgeLink:
         """After a fork: a new process knows nothing and has no lease (rule 2)."""
         self._cache.leave()
         self.client.forget()
+        self.views.forget()
         self._tasks, self._saying = [], set()
-        self._bus = self._leased = None
+        self._bus = self._leased = self._heard = None
 
     async def _join(self) -> None:
         """Take part as a new incarnation: no memory, no lease."""
@@ -193,12 +198,10 @@ class EdgeLink:
         return None
 
     async def _introduce(self, request: ConnectRequest) -> ConnectAnswer:
+        number = self.views.begin()
         terms = self._terms = await self.client.connect(request)
-        # In place: verifiers hold on to this dict.
-        self.keyspaces.update({one.keyspace_id: one for one in terms.keyspaces})
-        for gone in self.keyspaces.keys() - {one.keyspace_id for one in terms.keyspaces}:
-            del self.keyspaces[gone]
-        self.on_keyspaces()
+        told = Told(terms.partition, terms.epoch, terms.lineage, terms.as_of)
+        self.views.told(number, terms.keyspaces, told)
         return terms
 
     # -- the lease ------------------------------------------------------------------------
@@ -252,25 +255,41 @@ class EdgeLink:
     def _hear_grant(self, data: bytes) -> None:
         if self._cache.granted(data) and self._leased is not None:
             self._leased.set()
+        self._look_at_keyspaces()
 
     def _hear_changes(self, data: bytes) -> None:
         answer, bus = self._cache.changed(data), self._bus
+        self._look_at_keyspaces()
         if answer is not None and bus is not None:
             task = asyncio.get_running_loop().create_task(bus.say(answer))
             self._saying.add(task)
             task.add_done_callback(self._saying.discard)
 
+    # -- the keyspaces --------------------------------------------------------------------
+
+    def _look_at_keyspaces(self) -> None:
+        if self._heard is not None and self._cache.keyspace_changes != self._learnt:
+            self._heard.set()
+
     async def _keep_keyspaces(self) -> None:
-        """What requests look like may change; that is learnt a moment later, and no verdict waits for it."""
+        """Learn at once what changed, so that few uses must wait for it: what was known is not judged by."""
         assert self._terms is not None, "joined before"
-        seen = self._cache.keyspace_changes
+        assert self._heard is not None, "takes part"
         while True:
-            await asyncio.sleep(self._terms.ping_ms / 1000)
-            if self._cache.keyspace_changes != seen:
-                noticed = self._cache.keyspace_changes
-                with contextlib.suppress(EdgeError):
-                    await self._introduce_again()
-                    seen = noticed
+            await self._heard.wait()
+            self._heard.clear()
+            if not await self._learn_keyspaces():
+                await asyncio.sleep(self._terms.ping_ms / 1000)
+                self._heard.set()
+
+    async def _learn_keyspaces(self) -> bool:
+        noticed = self._cache.keyspace_changes
+        if noticed == self._learnt:
+            return True
+        if await self.views.learn():
+            self._learnt = noticed
+            return True
+        return False
 
 
 def _after_fork(link: EdgeLink) -> None:

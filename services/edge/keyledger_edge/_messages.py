@@ -105,11 +105,33 @@ class ConnectAnswer(msgspec.Struct, kw_only=True):
     """The longest `serve_stale` that is granted, whatever is asked for."""
     partition: _Small
     epoch: _Small
+    lineage: bytes
+    """The ledger process that answers."""
+    as_of: _Number
+    """The log's head, as of which it told the keyspaces."""
     nats_urls: list[str] = []
     nats_user: str | None = None
     nats_password: str | None = None
     nats_jwt: str | None = None
     nats_seed: str | None = None
+
+
+class KeyspacesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/edges/keyspaces`: what do requests look like now?"""
+
+    keyspace_ids: tuple[str, ...] = ()
+    """None means all that the root key may see."""
+
+
+class KeyspacesAnswer(msgspec.Struct, kw_only=True):
+    """The owner's committed state of keyspaces, as of a position."""
+
+    keyspaces: list[KeyspaceView]
+    as_of: int
+    partition: int
+    epoch: int
+    lineage: bytes
+    """The ledger process that answers."""
 
 
 class FillRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -92,11 +92,13 @@ class KeyledgerMiddleware:
 
     async def _verdict(self, scope: Scope) -> tuple[Verdict, KeyspaceView | None]:
         try:
-            keyspace = self._verifier.keyspace(self._keyspace_id)
+            keyspace = await self._verifier.current_keyspace(self._keyspace_id)
         except UnknownKeyspaceError:
             if self._verifier.keyspaces:
                 raise
-            return UNREACHABLE, None  # Not connected yet: nobody knows what a key looks like.
+            keyspace = None
+        if keyspace is None:
+            return UNREACHABLE, None  # Nobody knows what a key looks like now, or where it stands.
         asked = self._read(scope, keyspace)
         if asked.secret is None:
             return MISSING, keyspace
@@ -106,6 +108,7 @@ class KeyledgerMiddleware:
             keyspace_id=keyspace.keyspace_id,
             cost_micros=self._cost_micros(scope) if self._cost_micros is not None else None,
             request_id=asked.request_id,
+            view=keyspace,
         )
         return verdict, keyspace
 

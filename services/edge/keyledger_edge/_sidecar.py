@@ -7,6 +7,7 @@ must listen only where nobody else can reach it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -35,6 +36,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _FORWARD_AUTH: Final = "/v1/forward-auth"
+_COST: Final = b"x-keyledger-cost-micros"
 _MAX_BODY: Final = 1024 * 1024
 _MAX_BATCH: Final = 1_000
 _MAX_REMEMBERED: Final = 1_024
@@ -138,11 +140,17 @@ class Sidecar:
     async def _said_later(self, secret: str, use: Use, keyspace_id: str | None) -> HttpAnswer:
         try:
             return self._said(await self._verifier.ask(secret, use, keyspace_id))
-        except RefusedByLedgerError as error:
-            return _whole(answer_problem(error.status, error.reason, str(error)))
+        except _REFUSALS as error:
+            return _whole(_refused(error))
 
     def _forward_auth_at_once(self, scope: Scope) -> HttpAnswer | asyncio.Future[HttpAnswer] | None:
-        asked = self._forwarded(scope, None)
+        keyspace_id, proxy = self._named(scope, None)
+        known = None
+        with contextlib.suppress(UnknownKeyspaceError):
+            known = self._verifier.current_keyspace_cached(keyspace_id)
+        if known is None:
+            return None
+        asked = self._forwarded(scope, None, known, proxy)
         if isinstance(asked, HttpAnswer):
             return _whole(asked)
         use, keyspace, proxy = asked
@@ -151,7 +159,7 @@ class Sidecar:
         secret = use.secret or ""
         verdict = self._verifier.verify_cached(secret, use.use, keyspace.keyspace_id)
         if verdict is None:
-            asking = self._verifier.ask(secret, use.use, keyspace.keyspace_id)
+            asking = self._verifier.ask(secret, use.use, keyspace.keyspace_id, view=keyspace)
             return asyncio.ensure_future(self._told_later(asking, keyspace, proxy))
         facts = verdict.facts
         if facts is None or verdict.code != codes.VALID or verdict.rate_limits:
@@ -200,7 +208,19 @@ class Sidecar:
     # -- forward-auth -----------------------------------------------------------------------
 
     async def _forward_auth(self, scope: Scope, path: str | None) -> HttpAnswer:
-        asked = self._forwarded(scope, path)
+        keyspace_id, proxy = self._named(scope, path)
+        costs = any(name == _COST for name, _ in scope["headers"])
+        try:
+            if path is not None:
+                refuse_fragment(scope)
+            known = await self._keyspace(keyspace_id, patient=costs)
+        except BadRequestError as error:
+            return self._counted(error.code, answer_error(error, proxy=proxy))
+        except UnknownKeyspaceError as error:
+            return self._counted(error.code, answer_problem(404, "not_found", _shown(error), proxy=proxy))
+        if known is None:
+            return self._counted(UNREACHABLE.code, answer_verdict(UNREACHABLE, None, proxy=proxy))
+        asked = self._forwarded(scope, path, known, proxy)
         if isinstance(asked, HttpAnswer):
             return asked
         use, keyspace, proxy = asked
@@ -210,6 +230,7 @@ class Sidecar:
             keyspace_id=keyspace.keyspace_id,
             cost_micros=use.cost_micros,
             request_id=use.request_id,
+            view=keyspace,
         )
         return await self._tell(verdict, keyspace, proxy)
 
@@ -235,23 +256,23 @@ class Sidecar:
                 self._asked[query] = asked
         return asked
 
+    def _named(self, scope: Scope, path: str | None) -> tuple[str | None, str | None]:
+        """The keyspace and the proxy's manner."""
+        # Envoy puts its client's query here, and what the client says must not choose the keyspace.
+        if path is not None:
+            return self._keyspace_id, None
+        keyspace_id, proxy = self._asked_by(scope.get("query_string", b""))
+        return keyspace_id or self._keyspace_id, proxy
+
     def _forwarded(
-        self, scope: Scope, path: str | None
+        self, scope: Scope, path: str | None, keyspace: KeyspaceView, proxy: str | None
     ) -> tuple[ForwardedUse, KeyspaceView, str | None] | HttpAnswer:
         """What a proxy asks: the use, the keyspace and the proxy's manner; or what is wrong with it."""
-        query: bytes = scope.get("query_string", b"")
-        # Envoy puts its client's query here, and what the client says must not choose the keyspace.
-        keyspace_id, proxy = self._asked_by(query) if path is None else (None, None)
         client = scope.get("client")
         try:
-            if path is not None:
-                refuse_fragment(scope)
-            keyspace = self._keyspace(keyspace_id or self._keyspace_id)
-            if keyspace is None:
-                return self._counted(UNREACHABLE.code, answer_verdict(UNREACHABLE, None, proxy=proxy))
             asked = read_use(
                 scope["headers"],
-                query,
+                scope.get("query_string", b""),
                 keyspace,
                 path=path,
                 peer=client[0] if client else None,
@@ -261,15 +282,15 @@ class Sidecar:
                 raise _no_request_id("X-Keyledger-Request-Id")
         except BadRequestError as error:
             return self._counted(error.code, answer_error(error, proxy=proxy))
-        except UnknownKeyspaceError as error:
-            return self._counted(error.code, answer_problem(404, "not_found", _shown(error), proxy=proxy))
         if asked.secret is None:
             return self._counted(MISSING.code, answer_verdict(MISSING, keyspace, proxy=proxy))
         return asked, keyspace, proxy
 
-    def _keyspace(self, keyspace_id: str | None) -> KeyspaceView | None:
-        """The keyspace; None while none is known at all, because the ledger was never reached."""
-        return self._verifier.keyspace(keyspace_id) if self._verifier.keyspaces else None
+    async def _keyspace(self, keyspace_id: str | None, *, patient: bool) -> KeyspaceView | None:
+        """The keyspace as it is now; None when nobody can tell."""
+        if not self._verifier.keyspaces:
+            return None  # The ledger was never reached.
+        return await self._verifier.current_keyspace(keyspace_id, patient=patient)
 
     # -- verify -----------------------------------------------------------------------------
 

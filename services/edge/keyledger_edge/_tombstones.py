@@ -44,6 +44,10 @@ class Tombstones:
             or any(self._changed(project, as_of) for project in facts.projects)
         )
 
+    def outdates_keyspace(self, keyspace_id: str, as_of: int) -> bool:
+        """Did the keyspace itself change after it was told?"""
+        return as_of < self.floor or self._changed(keyspace_id, as_of)
+
     def _changed(self, subject: str | None, as_of: int) -> bool:
         return subject is not None and self._positions.get(subject, 0) > as_of
 

@@ -21,9 +21,11 @@ from keyledger_edge._positions import position_prefix
 from keyledger_edge._rate_limits import RateLimiter
 from keyledger_edge._verdicts import MALFORMED, MISSING, NOT_FOUND, UNREACHABLE, Verdict, VerifyAnswer
 from keyledger_edge._version import VERSION
+from keyledger_edge._views import KeyspaceViews
 from keyledger_edge.errors import LedgerUnreachableError, NotConnectedError, UnknownKeyspaceError
 
 _FLIGHTS_PER_USE = 3
+_PAUSE_SECONDS = 0.1
 _LONGEST = 512
 """A longer secret is not hashed before its shape was looked at."""
 _VALID = codes.VALID
@@ -86,9 +88,11 @@ class _Flight:
 class _Gate:
     """What every use passes first, ready at hand."""
 
-    __slots__ = ("fullmatch", "keyspace", "keyspace_id")
+    __slots__ = ("fullmatch", "keyspace", "keyspace_changes", "keyspace_id")
 
-    def __init__(self, keyspace: KeyspaceView) -> None:
+    def __init__(self, keyspace: KeyspaceView, keyspace_changes: int) -> None:
+        self.keyspace_changes = keyspace_changes
+        """How many there had been when the keyspace was known to be current."""
         self.keyspace = keyspace
         self.keyspace_id = keyspace.keyspace_id
         self.fullmatch = keyspace.shape.regex.fullmatch
@@ -109,7 +113,10 @@ class Verifier:
         limiter: RateLimiter,
         ledger: Ledger | None = None,
         memory: FillableSource | None = None,
+        views: KeyspaceViews | None = None,
     ) -> None:
+        """`views` keeps `keyspaces`; without it, whoever gives those keeps them current."""
+        self._views = views
         self._facts_of: Callable[[bytes], KeyFacts | Unknown | None] = source.facts_of
         self._cache = source if isinstance(source, LeasedCache) else None
         # A source without a lease has no short cut: it ended at the beginning of time.
@@ -124,8 +131,11 @@ class Verifier:
         self._only_keyspace_id: str | None = None
         self._arrivals = 0
         self._flights: dict[tuple[bytes, str], _Flight] = {}
+        if views is not None:
+            views.on_told = self.forget_keyspaces
         self._link: EdgeLink | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._patience_ns = 0
 
     # -- an edge's life ---------------------------------------------------------------------
 
@@ -154,9 +164,10 @@ class Verifier:
             client, cache, version=version, keyspace_ids=keyspace_ids, serve_stale_ms=serve_stale_ms
         )
         limiter = RateLimiter(lambda: boottime_ns() / 1e9)
-        verifier = cls(cache, link.keyspaces, limiter=limiter, ledger=client, memory=cache)
+        views = link.views
+        verifier = cls(cache, views.known, limiter=limiter, ledger=client, memory=cache, views=views)
         verifier._link = link
-        link.on_keyspaces = verifier.forget_keyspaces
+        verifier._patience_ns = int(patience_seconds * 1e9)
         return verifier
 
     async def connect(self, *, wait_seconds: float = 5.0) -> Self:
@@ -259,10 +270,12 @@ class Verifier:
         self, secret: str, digest: bytes, use: Use, keyspace_id: str | None
     ) -> Verdict | None:
         gate = self._gates.get(keyspace_id) if keyspace_id else self._only_gate
-        if gate is None:
+        if gate is None or gate.keyspace_changes != self._lease.keyspace_changes:
             if self._never_connected:
                 return UNREACHABLE
             gate = self._gate(keyspace_id)
+            if gate is None:
+                return None
         if gate.fullmatch(secret) is None:
             return MALFORMED if secret else MISSING
         digest = digest or sha256(secret.encode()).digest()
@@ -306,8 +319,15 @@ class Verifier:
         """Nobody has told us yet what a key looks like."""
         return self._link is not None and not self._keyspaces
 
-    def _gate(self, keyspace_id: str | None) -> _Gate:
-        gate = _Gate(self.keyspace(keyspace_id))
+    def _gate(self, keyspace_id: str | None) -> _Gate | None:
+        """None: the keyspace may have changed, or be new, and must be told anew."""
+        views = self._views
+        if views is not None:
+            known = self._keyspaces.get(keyspace_id) if keyspace_id else self._only_keyspace()
+            name = keyspace_id or (known.keyspace_id if known is not None else None)
+            if name is not None and not views.are_current(name):
+                return None
+        gate = _Gate(self.keyspace(keyspace_id), self._lease.keyspace_changes)
         if keyspace_id:
             self._gates[keyspace_id] = gate
         else:
@@ -351,17 +371,20 @@ class Verifier:
         reserve_micros: int | None = None,
         request_id: str | None = None,
         metadata: dict[str, Any] | None = None,
+        view: KeyspaceView | None = None,
     ) -> Verdict:
         """The verdict. A use with a cost is charged by the ledger, once per `request_id`.
 
-        `metadata` is kept with the charge or reservation.
+        `metadata` is kept with the charge or reservation. `view`: what `current_keyspace` told for this
+        very use.
         """
         if cost_micros is None and reserve_micros is None:
             verdict = self.verify_cached(secret, use, keyspace_id)
-            return verdict if verdict is not None else await self.ask(secret, use, keyspace_id)
-        if self._never_connected:
+            return verdict if verdict is not None else await self.ask(secret, use, keyspace_id, view=view)
+        # The ledger judges it: what was told before the lease ended will do to refuse garbage.
+        keyspace = view or await self.current_keyspace(keyspace_id, leased=False, patient=True)
+        if keyspace is None:
             return UNREACHABLE
-        keyspace = self.keyspace(keyspace_id)
         if not keyspace.shape.recognises(secret):
             return MALFORMED if secret else MISSING
         request = _request(secret, use, keyspace)
@@ -390,8 +413,41 @@ class Verifier:
         except TimeoutError:
             return UNREACHABLE
 
+    async def current_keyspace(
+        self, keyspace_id: str | None = None, *, leased: bool = True, patient: bool = False
+    ) -> KeyspaceView | None:
+        """The keyspace as it is now; None when the ledger does not tell.
+
+        The only one there is, if none is named. Who reads a secret out of a request asks this first.
+        `leased=False`: changes that nobody without a lease can hear of may be missing. `patient`: ask
+        again for as long as a use with a cost would be.
+        """
+        view = self.current_keyspace_cached(keyspace_id, leased=leased)
+        if view is not None or self._views is None or self._never_connected:
+            return view
+        name = keyspace_id or self.keyspace().keyspace_id
+        deadline = boottime_ns() + (self._patience_ns if patient else 0)
+        while not await self._views.learn(name):
+            if boottime_ns() >= deadline:
+                return None
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return self.keyspace(name)
+
+    def current_keyspace_cached(
+        self, keyspace_id: str | None = None, *, leased: bool = True
+    ) -> KeyspaceView | None:
+        """The keyspace, if it is known at once that it is current; None when the ledger must be asked."""
+        views = self._views
+        if views is None:
+            return self.keyspace(keyspace_id)
+        if self._never_connected:
+            return None
+        name = keyspace_id or self.keyspace().keyspace_id
+        current = views.may_be_used(name) if leased else views.are_current(name)
+        return self.keyspace(name) if current else None
+
     def keyspace(self, keyspace_id: str | None = None) -> KeyspaceView:
-        """What is known of a keyspace; the only one there is, if none is named."""
+        """What was told of a keyspace last, and may have changed; the only one there is, if none is named."""
         keyspace = self._keyspaces.get(keyspace_id) if keyspace_id else self._only_keyspace()
         if keyspace is None:
             raise UnknownKeyspaceError(keyspace_id)
@@ -406,11 +462,25 @@ class Verifier:
 
     # -- asking the ledger ------------------------------------------------------------------
 
-    async def ask(self, secret: str, use: Use = NO_USE, keyspace_id: str | None = None) -> Verdict:
-        """The verdict where `verify_cached` could not tell."""
+    async def ask(
+        self,
+        secret: str,
+        use: Use = NO_USE,
+        keyspace_id: str | None = None,
+        *,
+        view: KeyspaceView | None = None,
+    ) -> Verdict:
+        """The verdict where `verify_cached` could not tell. `view`: as for `verify`."""
         if self._ledger is None or self._memory is None:
             return UNREACHABLE
-        keyspace = self.keyspace(keyspace_id)
+        keyspace = view or await self.current_keyspace(keyspace_id)
+        if keyspace is None:
+            return UNREACHABLE
+        if self._views is not None and not keyspace.shape.recognises(secret):
+            return MALFORMED if secret else MISSING
+        return await self._asked(secret, use, keyspace)
+
+    async def _asked(self, secret: str, use: Use, keyspace: KeyspaceView) -> Verdict:
         answer = await self._look_up(sha256(secret.encode()).digest(), keyspace.keyspace_id)
         if answer is None:
             return UNREACHABLE

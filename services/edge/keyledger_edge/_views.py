@@ -1,0 +1,122 @@
+"""What an edge knows of its keyspaces, as of when, and how it learns it anew.
+
+A view (shape and places of secrets) is believed as facts are: rule 7 of docs/fence.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from keyledger_edge._messages import KeyspacesAnswer, KeyspaceView
+from keyledger_edge.errors import EdgeError
+
+_FLIGHTS_PER_USE: Final = 3
+
+
+class Told(NamedTuple):
+    """When views were told: at a position, by a ledger process, in an epoch."""
+
+    partition: int
+    epoch: int
+    lineage: bytes
+    as_of: int
+
+
+class ViewMemory(Protocol):
+    """Who knows what has changed."""
+
+    @property
+    def has_lease(self) -> bool:
+        """Is every change that was fenced known?"""
+        ...
+
+    def believes_view(self, keyspace_id: str, told: Told, /) -> bool:
+        """Is a view that was told then at least as new as all that is known to have changed?"""
+        ...
+
+
+class _Flight(NamedTuple):
+    """One question for the views that is under way."""
+
+    number: int
+    answer: asyncio.Task[bool]
+
+
+class KeyspaceViews:
+    """The views of the keyspaces that an edge serves, all told at once."""
+
+    def __init__(self, memory: ViewMemory, ask: Callable[[], Awaitable[KeyspacesAnswer]]) -> None:
+        self.known: dict[str, KeyspaceView] = {}
+        """By id. Verifiers hold on to this dict."""
+        self.on_told: Callable[[], None] = lambda: None
+        self._memory = memory
+        self._ask = ask
+        self._told: Told | None = None
+        self._number = self._told_by = 0
+        """Questions, in the order in which they were sent; and which of them told what is known."""
+        self._flight: _Flight | None = None
+
+    def begin(self) -> int:
+        """A question for the views is about to be sent; its number."""
+        self._number += 1
+        return self._number
+
+    def told(self, number: int, keyspaces: Sequence[KeyspaceView], told: Told) -> None:
+        """The answer to a question; that to an earlier one may come late, and changes nothing."""
+        if number < self._told_by:
+            return
+        self._told_by, self._told = number, told
+        views = {one.keyspace_id: one for one in keyspaces}
+        self.known.update(views)
+        for gone in self.known.keys() - views:
+            del self.known[gone]
+        self.on_told()
+
+    def are_current(self, keyspace_id: str) -> bool:
+        """Was nothing heard that may have changed the keyspace since it was told?"""
+        return self._told is not None and self._memory.believes_view(keyspace_id, self._told)
+
+    def may_be_used(self, keyspace_id: str) -> bool:
+        """May it be used for a request that arrives now, without asking?"""
+        return self._memory.has_lease and self.are_current(keyspace_id)
+
+    async def learn(self, keyspace_id: str | None = None) -> bool:
+        """Ask, unless somebody asks already; False when there was no answer.
+
+        Afterwards they are those of a moment after the call, or the lease and rule 7 vouch for them
+        (rule 8).
+        """
+        arrived = self._number
+        for _ in range(_FLIGHTS_PER_USE):
+            flight = self._flight or self._take_off()
+            answered = await asyncio.shield(flight.answer)
+            if flight.number > arrived or (
+                answered and keyspace_id is not None and self.may_be_used(keyspace_id)
+            ):
+                return answered
+        return False
+
+    def _take_off(self) -> _Flight:
+        number = self.begin()
+        flight = _Flight(number, asyncio.get_running_loop().create_task(self._fly(number)))
+        self._flight = flight
+        return flight
+
+    async def _fly(self, number: int) -> bool:
+        try:
+            answer = await self._ask()
+        except EdgeError:
+            return False
+        finally:
+            if self._flight is not None and self._flight.number == number:
+                self._flight = None
+        self.told(
+            number, answer.keyspaces, Told(answer.partition, answer.epoch, answer.lineage, answer.as_of)
+        )
+        return True
+
+    def forget(self) -> None:
+        """After a fork: what is under way is the parent's."""
+        self._flight = None
