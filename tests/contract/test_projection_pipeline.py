@@ -106,6 +106,15 @@ async def test_it_stops_at_exactly_the_position_that_is_asked_for(log: Written, 
         assert behind.catch_up() == log.head - until
 
 
+async def test_one_that_is_further_already_does_nothing(log: Written) -> None:
+    with pipeline(log, batch=READ, most=READ) as (ahead, written):
+        ahead.catch_up(until=100)
+        before = len(written)
+
+        assert [ahead.catch_up(until=until) for until in (100, 99, 0)] == [0, 0, 0]
+        assert (ahead.position, len(written)) == (100, before)
+
+
 async def test_one_that_is_stopping_writes_what_it_has_read_and_returns(log: Written) -> None:
     with pipeline(log, batch=READ, most=READ, is_stopping=lambda: True) as (behind, _):
         assert behind.catch_up() == behind.position == READ
