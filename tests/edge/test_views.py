@@ -134,7 +134,7 @@ async def test_when_it_acknowledges_it_judges_by_the_old_keyspace_no_more(world:
     world.narrow()
 
     assert world.edge.answer is not None
-    assert world.code() is None
+    assert world.code("nonsense") is None
 
 
 async def test_an_answer_from_before_the_change_that_comes_after_it_is_not_judged_by(world: World) -> None:
@@ -145,7 +145,7 @@ async def test_an_answer_from_before_the_change_that_comes_after_it_is_not_judge
     world.keyspaces = [WIDE]
     world.told(10)
 
-    assert world.code() is None
+    assert world.code("nonsense") is None
 
 
 async def test_an_answer_that_was_under_way_when_the_use_came_is_not_enough(world: World) -> None:
@@ -182,7 +182,7 @@ async def test_what_was_told_of_another_history_or_before_what_is_known_is_not_j
 ) -> None:
     world.told(**told)
 
-    assert world.code() is None
+    assert world.code("nonsense") is None
 
 
 async def test_whoever_forgets_all_is_told_anew(world: World) -> None:
@@ -204,9 +204,11 @@ async def test_another_ledger_process_tells_anew(world: World) -> None:
 
 async def test_a_log_that_jumped_makes_every_keyspace_void(world: World) -> None:
     assert not world.edge.grant(world.edge.ask(), 9)
+    assert world.code("nonsense") is None
+
     world.edge.leased(20, reset=True)
 
-    assert world.code() is None
+    assert world.code("nonsense") is None
 
 
 async def test_without_a_lease_every_use_asks_since_nothing_is_heard(world: World) -> None:

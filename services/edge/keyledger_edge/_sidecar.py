@@ -7,7 +7,6 @@ must listen only where nobody else can reach it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -145,9 +144,10 @@ class Sidecar:
 
     def _forward_auth_at_once(self, scope: Scope) -> HttpAnswer | asyncio.Future[HttpAnswer] | None:
         keyspace_id, proxy = self._named(scope, None)
-        known = None
-        with contextlib.suppress(UnknownKeyspaceError):
+        try:
             known = self._verifier.current_keyspace_cached(keyspace_id)
+        except UnknownKeyspaceError:
+            known = None
         if known is None:
             return None
         asked = self._forwarded(scope, None, known, proxy)

@@ -437,9 +437,16 @@ class Verifier:
         self, keyspace_id: str | None = None, *, leased: bool = True
     ) -> KeyspaceView | None:
         """The keyspace, if it is known at once that it is current; None when the ledger must be asked."""
-        views = self._views
+        views, lease = self._views, self._lease
         if views is None:
             return self.keyspace(keyspace_id)
+        gate = self._gates.get(keyspace_id) if keyspace_id else self._only_gate
+        if (
+            gate is not None
+            and gate.keyspace_changes == lease.keyspace_changes
+            and lease.clock() < lease.ends
+        ):
+            return gate.keyspace
         if self._never_connected:
             return None
         name = keyspace_id or self.keyspace().keyspace_id
