@@ -54,6 +54,8 @@ class Operation:
     """A try that is not answered in time is called off: it cannot be granted after a later refusal."""
     fenced: bool = True
     """A revocation: its answer said that no edge accepts the key any more."""
+    revoked_at: int | None = None
+    """Where its key's revocation stood that it was told of, if that went with a lost history."""
 
 
 class Recorded(NamedTuple):
@@ -230,8 +232,7 @@ def _check_operation(operation: Operation, by_name: dict[Name, Recorded], findin
         findings.refused += 1
         if found is None or operation.kind not in _MONEY or operation.replayed:
             return
-        revoked = by_name.get(_name("revoke", "", operation.key_id))
-        if operation.code == "revoked" and revoked is not None and revoked.position > found.position:
+        if operation.code == "revoked" and _revoked_at(operation, by_name) > found.position:
             # The first try's answer was lost, and the key's own state is judged at each try.
             findings.unknown_written += 1
         elif operation.tries > 1 and operation.head is not None and found.position > operation.head:
@@ -259,6 +260,12 @@ def _check_operation(operation: Operation, by_name: dict[Name, Recorded], findin
     if operation.balance is not None and not operation.replayed and operation.balance != found.balance:
         findings.difference_micros += abs(operation.balance - found.balance)
         findings.add(f"{operation.kind} {operation.name} told a balance of {operation.balance}")
+
+
+def _revoked_at(operation: Operation, by_name: dict[Name, Recorded]) -> int:
+    """The position of its key's revocation, in the log or in a lost history; 0 for none."""
+    recorded = by_name.get(_name("revoke", "", operation.key_id))
+    return max(recorded.position if recorded is not None else 0, operation.revoked_at or 0)
 
 
 def _check_order(done: list[tuple[int, float, float]], findings: Findings) -> None:

@@ -74,6 +74,7 @@ def judge(
     kept: list[Operation] = []
     lost: list[tuple[int, Operation]] = []
     unclear: Counter[str] = Counter()
+    revocations = _revocations_that_may_be_lost(operations, losses)
     for operation in operations:
         number, fate = fate_of(operation, losses)
         if fate == "lost":
@@ -82,7 +83,7 @@ def judge(
             unclear[operation.kind if operation.position else f"{operation.kind} without a position"] += 1
             kept.append(replace(operation, completed=None, code=None, position=None, balance=None))
         else:
-            kept.append(_as_of_what_is_left(operation, losses))
+            kept.append(_as_of_what_is_left(_told_of(operation, revocations, losses), losses))
     result = Judgement(check(kept, log, head), open=unclear)
     result.lost = [sum(number == n for number, _ in lost) for n in range(len(losses))]
     _check_missing(lost, kept, log, losses, result)
@@ -119,6 +120,32 @@ def unlisted(operations: Iterable[Operation], loss: Loss, number: int, listed: s
         and fate_of(operation, [loss])[1] == "lost"
         and operation.position not in listed
     )
+
+
+def _revocations_that_may_be_lost(
+    operations: Iterable[Operation], losses: Sequence[Loss]
+) -> dict[str, list[tuple[int, float]]]:
+    """By key, at which loss its revocation went or may have gone, and when it was first asked for."""
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for one in operations:
+        if one.kind == "revoke" and (at := fate_of(one, losses))[1] != "kept":
+            found[one.name].append((at[0], one.invoked))
+    return found
+
+
+def _told_of(
+    operation: Operation, revocations: dict[str, list[tuple[int, float]]], losses: Sequence[Loss]
+) -> Operation:
+    """A use that was written, whose answer was lost, and that a lost revocation refused when it was repeated.
+
+    The key's own state is judged at each try. What is left of that history ends before the revocation.
+    """
+    if operation.code != "revoked" or operation.completed is None:
+        return operation
+    for number, asked in revocations.get(operation.key_id, ()):
+        if asked < operation.completed and operation.invoked < losses[number].began:
+            return replace(operation, revoked_at=losses[number].head + 1)
+    return operation
 
 
 def _as_of_what_is_left(operation: Operation, losses: Sequence[Loss]) -> Operation:

@@ -131,6 +131,18 @@ def lose_what_was_asked_before_and_answered_long_after(history: History) -> None
     history.change("c11", completed=112.0)
 
 
+def refuse_as_revoked_what_was_written_by_a_revocation_after_the_answer(history: History) -> None:
+    history.change("c8", completed=12.5, code="revoked", position=None, head=12)
+
+
+def charge_in_the_new_history_what_the_lost_one_refused_as_revoked(history: History) -> None:
+    history.change("n12", invoked=13.6, completed=14.0, code="revoked", position=None, head=13)
+
+
+def refuse_as_revoked_after_the_loss_and_charge(history: History) -> None:
+    history.change("n12", code="revoked", position=None, head=11)
+
+
 def overspend(history: History) -> None:
     history.log[-1] = history.log[-1]._replace(reserved=10**6)
 
@@ -149,6 +161,9 @@ def acknowledge_after_the_loss_out_of_the_lost_history(history: History) -> None
         charge_after_the_loss_what_was_refused_in_its_only_try, overspend,
         lose_what_was_asked_before_and_answered_long_after, charge_at_last_what_was_called_off_and_refused,
         acknowledge_after_the_loss_out_of_the_lost_history,
+        refuse_as_revoked_what_was_written_by_a_revocation_after_the_answer,
+        charge_in_the_new_history_what_the_lost_one_refused_as_revoked,
+        refuse_as_revoked_after_the_loss_and_charge,
     ],
 )  # fmt: skip
 def test_every_violation_is_found(history: History, lie: Callable[[History], None]) -> None:
@@ -183,12 +198,17 @@ def be_answered_while_history_ended(history: History) -> None:
     history.change("c11", completed=105.0)
 
 
+def repeat_without_its_answer_what_a_lost_revocation_then_refuses(history: History) -> None:
+    history.change("c8", completed=14.0, code="revoked", position=None, head=13)
+
+
 @pytest.mark.parametrize(
     "truth",
     [
         accept_what_was_revoked_and_lost, accept_a_lost_key_until_the_operator_is_done,
         accept_within_the_lease_what_was_revoked_without_a_fence, ask_again_for_what_was_lost,
         charge_through_an_edge_what_another_edge_refused, be_answered_while_history_ended,
+        repeat_without_its_answer_what_a_lost_revocation_then_refuses,
     ],
 )  # fmt: skip
 def test_what_a_loss_allows_is_allowed(history: History, truth: Callable[[History], None]) -> None:
