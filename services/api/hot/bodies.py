@@ -198,10 +198,11 @@ class BatchReader(Generic[U]):
             return error
 
 
-_ESCAPE: Final = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
+_SURROGATE: Final = re.compile(
+    rb"(?<!\\)((?:\\\\)*+)"
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2}))"
 )
+"""A pair of surrogates, or half of one; behind it no backslash but escaped ones."""
 
 
 def _marked(data: bytes) -> bytes:
@@ -210,7 +211,7 @@ def _marked(data: bytes) -> bytes:
     The decoder takes a body with one for no JSON at all, though it is; so the field can be named, and
     the other items of a batch are answered.
     """
-    return _ESCAPE.sub(lambda found: rb"\u0000" if found[1] else found[0], data) if rb"\u" in data else data
+    return _SURROGATE.sub(lambda found: found[1] + rb"\u0000" if found[2] else found[0], data)
 
 
 def _decoded(decode: Callable[[bytes], B], data: bytes) -> B:
