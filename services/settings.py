@@ -300,6 +300,8 @@ def _web_address(value: Any, source: str) -> str:
         parts, port = urlsplit(""), None
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise SettingsError(source, "must be an http or https address such as http://127.0.0.1:8700")
+    if "@" in parts.netloc or "?" in text or "#" in text:
+        raise SettingsError(source, "must be an address without user, password, query and fragment")
     return text
 
 
@@ -357,7 +359,7 @@ def _root_key(value: Any, source: str) -> str:
     text = _text(value, source)
     if not ROOT_SHAPE.recognises(text):
         raise SettingsError(
-            source, f"must be a whole root key ({ROOT_SHAPE.describe()}), as `keyledger bootstrap` makes one"
+            source, f"must be a whole root key ({ROOT_SHAPE.describe()}), as the ledger makes them"
         )
     return text
 
@@ -399,7 +401,7 @@ _READ: Final[dict[str, _Reader]] = {
     "wait_seconds": _integer(0, 86_400),
     "root_key": _root_key,
     "master_key": _master_key,
-    "edge_key": _text,
+    "edge_key": _root_key,
     "url": _web_address,
     "api_key": _text,
     "lease_ms": _integer(100, 60_000),

@@ -53,6 +53,9 @@ REFUSED = [
     ("KEYLEDGER_MASTER_KEY", "short", "KEYLEDGER_MASTER_KEY must be 32 bytes as hex or base64."),
     ("KEYLEDGER_TRUSTED_PROXIES", "10.0.0.300", "lists 10.0.0.300, which is no network such as 10.0.0.0/8."),
     ("KEYLEDGER_URL", "ftp://x", "KEYLEDGER_URL must be an http or https address"),
+    ("KEYLEDGER_ADVERTISE_URL", "http://u:p@a:1", "must be an address without user, password, query"),
+    ("KEYLEDGER_ADVERTISE_URL", "http://a:1/?x=1", "must be an address without user, password, query"),
+    ("KEYLEDGER_URL", "http://a:1#x", "must be an address without user, password, query and fragment."),
     (
         "KEYLEDGER_DATABASE_URL",
         "somewhere",
@@ -93,7 +96,7 @@ def test_no_secret_is_shown() -> None:
         "KEYLEDGER_EDGE_NATS_URL": "nats://edge:pass-3@nats",
         "KEYLEDGER_ROOT_KEY": ROOT_KEY,
         "KEYLEDGER_API_KEY": "kl_root_pass-5",
-        "KEYLEDGER_EDGE_KEY": "kl_root_pass-6",
+        "KEYLEDGER_EDGE_KEY": ROOT_KEY,
         "KEYLEDGER_MASTER_KEY": MASTER_KEY,
     }
     shown = repr(load_settings(secrets))
@@ -124,13 +127,14 @@ NOT_ROOT_KEYS = {
 
 
 # A name for each: the values are drawn anew by each process that collects the tests.
+@pytest.mark.parametrize("name", ["KEYLEDGER_ROOT_KEY", "KEYLEDGER_EDGE_KEY"])
 @pytest.mark.parametrize("value", NOT_ROOT_KEYS.values(), ids=NOT_ROOT_KEYS)
-def test_what_is_no_root_key_cannot_become_one(value: str) -> None:
+def test_what_is_no_root_key_cannot_become_one(value: str, name: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        load_settings({"KEYLEDGER_ROOT_KEY": value})
+        load_settings({name: value})
 
     sentence = str(refused.value)
-    assert sentence.startswith("KEYLEDGER_ROOT_KEY must be a whole root key (kl_root_ + 30 base62 + CRC32")
+    assert sentence.startswith(f"{name} must be a whole root key (kl_root_ + 30 base62 + CRC32")
     assert value not in sentence
 
 

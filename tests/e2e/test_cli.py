@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from services.cli.databases import running_servers
+from services.cli.first_root_key import new_root_secret
 from services.settings import Settings
 from tests.e2e.ledgers import Place, place, stop, until
 
@@ -378,7 +379,7 @@ def test_a_sidecar_answers_on_a_unix_socket(ledger: Place, acme: str) -> None:
 
 
 def test_a_sidecar_that_others_could_reach_is_refused(ledger: Place) -> None:
-    done = ledger.run("edge", "--listen", "0.0.0.0:0", KEYLEDGER_EDGE_KEY="kl_root_x")
+    done = ledger.run("edge", "--listen", "0.0.0.0:0", KEYLEDGER_EDGE_KEY=new_root_secret())
 
     assert done.returncode == 2
     assert "--anyone" in done.stderr
