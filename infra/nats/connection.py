@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-import nats
 from nats.aio.client import Client
 from nats.errors import Error
 
@@ -34,22 +33,31 @@ async def connect_once(url: str, name: str, *, most_pending_bytes: int) -> Clien
         """Errors reach us as exceptions and missing answers as well; nats-py would log them."""
         errors[:] = [error]
 
+    client = Client()
+    # (nats-py declares whole seconds here, and takes any.)
+    pauses: dict[str, Any] = {
+        "reconnect_time_wait": _SECONDS_BETWEEN_TRIES,
+        "ping_interval": _PING_SECONDS,
+        "flush_timeout": _FLUSH_SECONDS,
+    }
     try:
-        return await nats.connect(
+        await client.connect(
             _servers(url),
             name=name,
             allow_reconnect=False,
             max_reconnect_attempts=1,  # also rules how often the first connection is tried
-            reconnect_time_wait=_SECONDS_BETWEEN_TRIES,
             connect_timeout=_CONNECT_SECONDS,
-            ping_interval=_PING_SECONDS,
             max_outstanding_pings=_MOST_PINGS_OUT,
             pending_size=most_pending_bytes,
-            flush_timeout=_FLUSH_SECONDS,
             error_cb=remember,
+            **pauses,
         )
-    except (OSError, Error) as error:
-        raise NatsUnreachableError(reason(errors[0] if errors else error)) from error
+    except BaseException as error:
+        await abandon(client)  # who is not let in, or gives up half-way, still has a socket
+        if isinstance(error, (OSError, Error)):
+            raise NatsUnreachableError(reason(errors[0] if errors else error)) from error
+        raise
+    return client
 
 
 def reason(error: Exception) -> str:

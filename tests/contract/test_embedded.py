@@ -56,8 +56,10 @@ def eventually(condition: Callable[[], bool], *, seconds: float = 15) -> None:
 def holder(folder: Path, *, then: str = "time.sleep(600)") -> subprocess.Popen[str]:
     """Another process that runs the servers; its first line is their pids."""
     program = f"""
-        import time
+        import signal, time
         from infra.embedded import EmbeddedServers
+        # Whoever is started in the background by a shell script ignores SIGINT, and so do its children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with EmbeddedServers({str(folder)!r}) as servers:
             print(servers.postgres.pid, servers.nats.pid, flush=True)
             {then}

@@ -59,16 +59,14 @@ class EdgeBus:
                 error_cb=ignore,
                 **_options(terms),
             )
-        except (TimeoutError, OSError, Error) as error:
-            await bus.close()  # one that is not let in still has its socket
-            raise BusUnreachableError(type(error).__name__) from None
-        try:
             await client.subscribe(f"{GRANT_SUBJECT}.{terms.root_key_id}.{terms.edge_id}", cb=hear_grant)
             await client.subscribe(CHANGES_SUBJECT, cb=hear_changes)
             await client.flush(_CONNECT_SECONDS)
-        except (OSError, Error) as error:
-            await bus.close()
-            raise BusUnreachableError(type(error).__name__) from None
+        except BaseException as error:
+            await bus.close()  # who is not let in, or gives up half-way, still has a socket
+            if isinstance(error, (TimeoutError, OSError, Error)):
+                raise BusUnreachableError(type(error).__name__) from None
+            raise
         return bus
 
     @property

@@ -29,6 +29,8 @@ _MAX_PAUSE_SECONDS: Final = 1.0
 _LOST_AFTER_LEASES: Final = 2
 _CONFLICT: Final = 409
 _MOST_UNANSWERED: Final = 2
+_CANCEL_AGAIN_SECONDS: Final = 2.0
+"""A connection to NATS is closed in half of that."""
 
 
 class EdgeLink:
@@ -88,7 +90,7 @@ class EdgeLink:
             return
         leased = self._leased = asyncio.Event()
         await self._join()
-        self._tasks = [asyncio.create_task(self._take_part(), name="keyledger-edge")]
+        self._take_part()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
                 await leased.wait()
@@ -111,20 +113,24 @@ class EdgeLink:
                 pause = min(_MAX_PAUSE_SECONDS, pause * 2)
             else:
                 self.refusal = None
-                return await self._take_part()
+                return self._take_part()
 
-    async def _take_part(self) -> None:
+    def _take_part(self) -> None:
         self._heard = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep_leased())
-            tasks.create_task(self._keep_keyspaces())
+        self._tasks += [
+            asyncio.create_task(self._keep_leased(), name="keyledger-edge"),
+            asyncio.create_task(self._keep_keyspaces(), name="keyledger-edge-keyspaces"),
+        ]
 
     async def close(self) -> None:
         """Stop taking part; nothing is answered from memory afterwards."""
         self._cache.leave()
-        for task in (*self._tasks, *self._saying):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._saying, return_exceptions=True)
+        # A cancellation can be lost: before Python 3.12, `asyncio.wait_for` (nats-py waits by it) swallows
+        # one that arrives together with what it waits for (python/cpython#86296).
+        while under_way := [task for task in (*self._tasks, *self._saying) if not task.done()]:
+            for task in under_way:
+                task.cancel()
+            await asyncio.wait(under_way, timeout=_CANCEL_AGAIN_SECONDS)
         self._tasks = []
         if self._bus is not None:
             await self._bus.close()
