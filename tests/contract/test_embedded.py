@@ -485,23 +485,19 @@ class Listening:
 
 async def test_of_each_root_keys_edges_only_so_much_is_heard(nats_server: EmbeddedNats) -> None:
     client = await nats.connect(nats_server.url)
-    sent = 0
     async with Listening(nats_server, key_1=1, key_2=1) as ledger:
         await ledger.hears(client, "key_1", b"first")
-        began, at_once = time.monotonic(), 100
+        began = time.monotonic()
         while time.monotonic() - began < 1.5:
-            for _ in range(at_once):
+            for _ in range(1_000):
                 await client.publish("keyledger.edge.lease.key_1", b"flood")
-            sent += at_once
             await client.flush()
         seconds = time.monotonic() - began
         flooded = ledger.heard.count(b"flood")
         await ledger.hears(client, "key_2", b"of another")
 
-        # (What comes between listening and the bound on it, microseconds later, is beyond the bound: where
-        # nats-server is interrupted there, some of these at once.)
-        assert 50 < flooded <= 1.5 * (202 + 208 * seconds) + 5 * at_once
-        assert sent > 10 * flooded
+        # (What comes between listening and the bound on it, microseconds later, is beyond the bound.)
+        assert 50 < flooded <= 1.5 * (202 + 208 * seconds)
         assert ledger.bus.overflows > 0
 
         await ledger.hears(client, "key_1", b"it comes back")
