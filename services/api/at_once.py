@@ -127,21 +127,28 @@ class AtOnceProtocol(BoundedProtocol):
 
     def on_headers_complete(self) -> None:
         """Hold the request back if it can be answered at once."""
-        if self._fed > self._unmeasured or len(self.headers) > self._most_headers or self.url[:1] != b"/":
+        parser: Any = self.parser
+        method: bytes = parser.get_method()
+        path, _, query = self.url.partition(b"?")
+        heard = self._quick.hears(method, path)
+        # What is heard is a path; anything else may be a target that names none.
+        if (
+            self._fed > self._unmeasured
+            or len(self.headers) > self._most_headers
+            or not (heard or path[:1] == b"/")
+        ):
             self.check_headers()
         if self._mannered and self.begins_again():
             self._held = False
             return
         self._stage = BODY
         self._take = self._take_trailer
-        parser, cycle = cast(Any, self.parser), cast(RequestResponseCycle | None, self.cycle)
-        self._method = parser.get_method()
-        self._body = b""
-        self._path, _, self._query = self.url.partition(b"?")
+        self._method, self._path, self._query, self._body = method, path, query, b""
+        cycle: RequestResponseCycle | None = self.cycle
         self._held = (
-            (cycle is None or cycle.response_complete)
-            and self._quick.hears(self._method, self._path)
-            and b"#" not in self._query
+            heard
+            and (cycle is None or cycle.response_complete)
+            and not (query and b"#" in query)
             and not self.flow.write_paused
             and parser.should_keep_alive()
             and (not self._mannered or self._is_plain(parser))
@@ -180,19 +187,26 @@ class AtOnceProtocol(BoundedProtocol):
         self._stage = WHOLE
         scope: Scope = {
             "type": "http",
-            "method": str(self._method, "ascii"),
-            "path": str(self._path, "ascii"),
+            "method": self._method.decode("ascii"),
+            "path": self._path.decode("ascii"),
             "raw_path": self._path,
             "query_string": self._query,
             "headers": self.headers,
             "client": self.client,
         }
-        told = self._at_once(scope)
+        try:
+            told = self._quick.at_once(scope, self._body)
+        except Exception:
+            # From here the parser would tell the client that it was the client's fault.
+            self.logger.exception("Exception in an answer at once")
+            told = None
         if told is None:
             self._let_go()
             HttpToolsProtocol.on_message_complete(self)
             return
         self._held = False
+        if isinstance(told, asyncio.Future):
+            told = ReplyLater(told, _result_of)
         if isinstance(told, ReplyLater):
             waiting = _Waiting(self, scope, self._body, told)
             self.cycle = cast(RequestResponseCycle, waiting)
@@ -200,15 +214,6 @@ class AtOnceProtocol(BoundedProtocol):
         else:
             self.say(told)
             self.rest()
-
-    def _at_once(self, scope: Scope) -> Reply | ReplyLater | None:
-        try:
-            told = self._quick.at_once(scope, self._body)
-        except Exception:
-            # From here the parser would tell the client that it was the client's fault.
-            self.logger.exception("Exception in an answer at once")
-            return None
-        return ReplyLater(told, _result_of) if isinstance(told, asyncio.Future) else told
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client hung up, or we did."""

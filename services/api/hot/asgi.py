@@ -271,7 +271,8 @@ class HotPath:
     def at_once(self, scope: Scope, body: bytes) -> Answer | ReplyLater | None:
         """The answer of a hot path to a request that came whole; None: it is `__call__`'s."""
         started = perf_counter()
-        routed = self._route(scope["method"], scope["path"])
+        method, path = scope["method"], scope["path"]
+        routed = self._exact.get((method, path)) or self._route(method, path)
         request = HotRequest(scope, hung_up)
         if (
             routed is None

@@ -159,8 +159,8 @@ class Reader(Generic[B]):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             data = _marked(data)
             body = _decoded(self._decode, data)
-        if self._has_metadata:
-            check_metadata(body.metadata)  # type: ignore[attr-defined]  # a UseBody
+        if self._has_metadata and body.metadata:  # type: ignore[attr-defined]  # a UseBody
+            check_metadata(body.metadata)  # type: ignore[attr-defined]
         if b"\\u00" in data:
             _refuse_control_characters(body)
         return body
