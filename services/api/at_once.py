@@ -144,7 +144,7 @@ class AtOnceProtocol(BoundedProtocol):
         self._stage = BODY
         self._take = self._take_trailer
         self._method, self._path, self._query, self._body = method, path, query, b""
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle: Any = self.cycle  # None before the first request
         self._held = (
             heard
             and (cycle is None or cycle.response_complete)
