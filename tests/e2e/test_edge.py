@@ -165,6 +165,13 @@ async def edge(ledger: Running, shop: Shop) -> AsyncGenerator[Verifier]:
         yield verifier
 
 
+async def remembers(verifier: Verifier, secret: str) -> None:
+    """The edge knows the key. Its creation is a change, heard late or again with a grant: each takes it away."""
+    async with asyncio.timeout(10):
+        while verifier.verify_cached(secret) is None:
+            assert (await verifier.verify(secret)).valid
+
+
 async def test_a_revoked_key_is_dead_at_every_edge_once_the_fence_holds(ledger: Running, shop: Shop) -> None:
     async with edge(ledger, shop) as one, edge(ledger, shop) as other:
         for _ in range(10):
@@ -183,7 +190,7 @@ async def test_a_revoked_key_is_dead_at_every_edge_once_the_fence_holds(ledger: 
 async def test_an_edge_answers_from_memory(ledger: Running, shop: Shop) -> None:
     async with edge(ledger, shop) as verifier:
         _, secret = await shop.key()
-        await verifier.verify(secret)
+        await remembers(verifier, secret)
         asked = verifier.metrics()["misses_total"]
         for _ in range(1_000):
             cached = verifier.verify_cached(secret)
@@ -259,12 +266,13 @@ async def test_a_ledger_that_stands_still_ends_the_lease_and_nothing_fails_open(
         assert (await verifier.verify(secret)).valid
         ledger.process.send_signal(signal.SIGSTOP)
         try:
-            stopped = time.monotonic()
+            stopped = accepted = looked = time.monotonic()
             while (verdict := verifier.verify_cached(secret)) is not None and verdict.valid:
+                accepted = looked
                 await asyncio.sleep(0.005)
-            lasted = time.monotonic() - stopped
+                looked = time.monotonic()
 
-            assert lasted <= 1.05
+            assert accepted - stopped <= 1.05
             assert (await verifier.verify(secret)).code == "ledger_unreachable"
         finally:
             ledger.process.send_signal(signal.SIGCONT)
@@ -279,7 +287,7 @@ async def test_a_ledger_that_stands_still_ends_the_lease_and_nothing_fails_open(
 async def test_a_forked_child_knows_nothing(ledger: Running, shop: Shop) -> None:
     async with edge(ledger, shop) as verifier:
         _, secret = await shop.key()
-        assert (await verifier.verify(secret)).valid
+        await remembers(verifier, secret)
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:

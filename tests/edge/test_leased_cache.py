@@ -335,35 +335,6 @@ def test_absence_is_remembered_until_the_key_is_created() -> None:
     assert not edge.fill(10, found=False)
 
 
-@pytest.mark.parametrize("found", [True, False])
-def test_what_was_told_with_a_change_stays_when_that_change_is_heard_late_or_again(*, found: bool) -> None:
-    edge = Edge().leased()
-    edge.fill(11, found=found)
-    known = edge.cache.facts_of(SECRET)
-
-    edge.hear(10, 11, revoked(11))
-    edge.grant(edge.ask(), 11, revoked(11), confirmed=False)
-
-    assert known is not UNKNOWN
-    assert edge.cache.facts_of(SECRET) == known
-
-    edge.hear(11, 12, revoked(12))
-
-    assert edge.cache.facts_of(SECRET) is UNKNOWN
-
-
-def test_what_was_forgotten_by_the_memory_and_is_still_at_hand_goes_with_its_change() -> None:
-    edge = Edge(capacity=512).leased()
-    edge.fill(10)
-    for number in range(3):
-        edge.fill(10, digest=SECRET[:1] + bytes([number]) + b"\1" * 30)
-    assert edge.knows()
-
-    edge.hear(10, 11, revoked(11))
-
-    assert not edge.knows()
-
-
 def test_a_fill_of_another_epoch_is_not_believed() -> None:
     assert not Edge().leased().fill(10, epoch=1)
 

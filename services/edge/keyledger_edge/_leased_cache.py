@@ -427,7 +427,7 @@ class LeasedCache:
         """Take away what the change may have touched. Nothing that is heard can add (rule 10)."""
         self.counters.changes += 1
         for digest in change.fingerprints:
-            self._memory.outdate(digest, change.position)
+            self._memory.drop(digest)
         self._tombstones.add(change)
         if change.kind == "keyspace":
             self.lease.keyspace_changes += 1

@@ -37,9 +37,6 @@ class _Shard:
         self.old: dict[bytes, Entry] = {}
 
 
-_NOTHING: Final = _Shard()
-
-
 class Memory:
     """Facts by fingerprint, at most `capacity` of them; what nobody asks for goes first.
 
@@ -126,22 +123,6 @@ class Memory:
             shard.old.pop(digest, None)
         self._absent.pop(digest, None)
         self._absent_before.pop(digest, None)
-
-    def outdate(self, digest: bytes, position: int) -> None:
-        """A change at `position` touched it: forget what was told before.
-
-        A change may be heard after its key was asked for, and again with a grant: what was told then or
-        later stays.
-        """
-        shard = self._shards[digest[0]] if digest else _NOTHING
-        known = shard.young.get(digest) or shard.old.get(digest) or self.hot.get(digest)
-        told = min(
-            known.as_of if known is not None else position,
-            self._absent.get(digest, position),
-            self._absent_before.get(digest, position),
-        )
-        if told < position:
-            self.drop(digest)
 
     def cool(self) -> None:
         """Unpack everything anew: some of it may have changed."""
