@@ -166,7 +166,7 @@ async def edge(ledger: Running, shop: Shop) -> AsyncGenerator[Verifier]:
 
 
 async def remembers(verifier: Verifier, secret: str) -> None:
-    """The edge knows the key. Its creation is a change, heard late or again with a grant: each takes it away."""
+    """The edge knows the key. Its creation is heard as a change, maybe late or twice: that takes it away."""
     async with asyncio.timeout(10):
         while verifier.verify_cached(secret) is None:
             assert (await verifier.verify(secret)).valid
