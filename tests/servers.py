@@ -65,6 +65,7 @@ def database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 @pytest.fixture
 def nats_url(nats_server: EmbeddedNats) -> Iterator[str]:
     """The address of a NATS without streams; those that the test makes are deleted."""
+    asyncio.run(delete_streams(nats_server.url))  # a test that took `nats_server` alone may have left some
     yield nats_server.url
     asyncio.run(delete_streams(nats_server.url))
 

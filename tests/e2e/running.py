@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
-from tests.e2e.ledgers import Place, place
+from tests.e2e.ledgers import Place, place, until
 
 ROOT_KEYSPACE: Final = "ks_" + "0" * 26
 _IDLE_SECONDS: Final = 20.0
@@ -220,13 +220,19 @@ class Running:
 
     @property
     def position(self) -> str:
-        """Up to where the ledger has written."""
-        return str(self.root.get("/readyz")["position"])
+        """Up to where the ledger has written; it says so, too, while it is not ready for a moment."""
+        return str(self.root.ask("GET", "/readyz").body["position"])
 
     def read(self, path: str, /, **query: Any) -> Json:
         """Something out of projections, with all that was written before."""
         asked = f"{path}?{urlencode(query)}" if query else path
-        return done(self.root.ask("GET", asked, None, X_Keyledger_Position=self.position))
+        position = self.position
+
+        def answered() -> Answer | None:
+            answer = self.root.ask("GET", asked, None, X_Keyledger_Position=position)
+            return None if answer.code == "position_not_reached" else answer
+
+        return done(until(answered))
 
     def request(self, request_id: str) -> list[Json]:
         """What stands under a request id."""

@@ -286,7 +286,7 @@ def test_last_used_is_told(running: Running, acme: str) -> None:
     made = running.key(acme)
     running.verify(made.secret)
 
-    assert until(lambda: running.root.get(path(made))["last_used_at"], 8)
+    assert until(lambda: running.root.get(path(made))["last_used_at"])
 
 
 def names(page: Json) -> list[str]:
@@ -450,11 +450,13 @@ def test_a_rotation_without_overlap_ends_the_old_secret_at_once(running: Running
 
 def test_with_an_overlap_both_work_until_it_ends(running: Running, acme: str) -> None:
     made = running.key(acme)
+    asked = time.monotonic()
     answer = rotated(running, made, overlap_seconds=1)
-    assert running.verify(made.secret)["valid"]
+    valid = running.verify(made.secret)["valid"]
+    assert valid or time.monotonic() - asked >= 1
     assert running.verify(answer.body["secret"])["valid"]
 
-    until(lambda: running.verify(made.secret)["code"] == "rotated", 5)
+    until(lambda: running.verify(made.secret)["code"] == "rotated")
     assert running.verify(answer.body["secret"])["valid"]
 
 
@@ -517,7 +519,7 @@ def test_who_does_not_wait_for_the_fence_gets_202_and_may_ask_later(running: Run
 
     assert answer.status == 202
     assert running.verify(made.secret)["code"] == "revoked"
-    fence = until(lambda: held(running, answer.body["fence"]["position"]), 5)
+    fence = until(lambda: held(running, answer.body["fence"]["position"]))
     assert fence.keys() >= FENCE_FIELDS
 
 
@@ -579,13 +581,14 @@ def test_a_deleted_key_is_hidden_and_its_records_stay(running: Running, acme: st
 
 
 def test_a_key_expires_while_nobody_looks(running: Running, acme: str) -> None:
-    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
-    made = running.key(acme, expires_at=soon)
-    assert running.verify(made.secret)["valid"]
+    ends = int(time.time()) + 3
+    made = running.key(acme, expires_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ends)))
+    valid = running.verify(made.secret)["valid"]
+    assert valid or time.time() >= ends
 
-    until(lambda: running.verify(made.secret)["code"] == "expired", 8)
+    until(lambda: running.verify(made.secret)["code"] == "expired")
     assert running.root.get(path(made))["status"] == "expired"
-    assert until(lambda: "KeyExpired" in actions_of(running, made), 8)
+    assert until(lambda: "KeyExpired" in actions_of(running, made))
 
 
 def actions_of(running: Running, made: Made) -> list[str]:

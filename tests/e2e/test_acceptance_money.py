@@ -433,7 +433,7 @@ def test_a_threshold_is_told_once(running: Running, customer: Made) -> None:
         items: list[Json] = running.root.get("/v1/events", **query)["items"]
         return items
 
-    found = until(reached, 5)
+    found = until(reached)
     assert len(found) == 1
     assert found[0]["subject"] == made.id
 
@@ -524,7 +524,7 @@ def test_a_reservation_expires_by_itself_and_a_late_capture_is_decided_anew(runn
         reserved(running, made, 50, expires_in_seconds=1)["reservation"],
         reserved(running, made, 50, expires_in_seconds=1)["reservation"],
     )
-    until(lambda: wallet(running, made)["reserved_micros"] == 0, 8)
+    until(lambda: wallet(running, made)["reserved_micros"] == 0)
     shown = running.root.get(f"/v1/reservations/{rich['id']}")["reservation"]
     assert shown["status"] == "expired"
 
@@ -695,7 +695,7 @@ def test_a_request_is_found_by_its_id(running: Running, customer: Made) -> None:
     held = reserved(running, customer, 7, request_id=hold)["reservation"]
 
     assert (running.request(use)[0]["charge_id"], running.request(use)[0]["model"]) == (told["id"], "gpt-5")
-    denied = until(lambda: running.root.ask("GET", f"/v1/requests/{refused_use}").body.get("items"), 5)
+    denied = until(lambda: running.root.ask("GET", f"/v1/requests/{refused_use}").body.get("items"))
     assert denied[0]["code"] == "billing_shortfall"
     found = running.request(hold)[0]
     assert (found["reservation_id"], found["status"], found["held_micros"]) == (held["id"], "open", 7)

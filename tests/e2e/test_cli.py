@@ -1,5 +1,6 @@
 """The command line against a ledger that it started itself: real PostgreSQL, real NATS, real processes."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -252,11 +253,12 @@ def test_the_books_are_clean_and_a_damaged_row_is_found(ledger: Place, acme: str
 def test_a_worker_that_dies_is_started_again(ledger: Place, acme: str) -> None:
     def workers() -> list[int]:
         children = Path(f"/proc/{ledger.processes[0].pid}/task/{ledger.processes[0].pid}/children")
-        return [
-            int(pid)
-            for pid in children.read_text().split()
-            if b"project" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        found = []
+        for pid in children.read_text().split():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended in between
+                if b"project" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(int(pid))
+        return found
 
     (first,) = workers()
     os.kill(first, signal.SIGKILL)

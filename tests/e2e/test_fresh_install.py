@@ -99,7 +99,7 @@ def gateway(environment: Path, ledger: Running, tmp_path: Path) -> Iterator[str]
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
 
 
 def test_install_run_revoke_refused(gateway: str, ledger: Running) -> None:
@@ -123,7 +123,9 @@ def test_install_run_revoke_refused(gateway: str, ledger: Running) -> None:
 
 
 def _wait_until_it_answers(gateway: str, secret: str) -> None:
-    for _ in range(200):
+    # Nothing of what it imports is compiled yet: alone, that takes seconds.
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         try:
             if _ask(f"{gateway}/whoami", secret)[0] == 200:
                 return

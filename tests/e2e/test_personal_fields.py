@@ -70,6 +70,7 @@ class Lived(NamedTuple):
 
 @pytest.fixture(scope="module")
 def lived(postgres_server: EmbeddedPostgres, nats_server: EmbeddedNats) -> Iterator[Lived]:
+    asyncio.run(delete_streams(nats_server.url))
     with fresh_database(postgres_server) as database:
         own = {"KEYLEDGER_DATABASE_URL": database, "KEYLEDGER_NATS_URL": nats_server.url}
         with place(**own, KEYLEDGER_TRUSTED_PROXIES="127.0.0.1") as here:
