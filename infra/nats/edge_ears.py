@@ -172,7 +172,11 @@ class Ears:
                 log.warning("edges.too_many_messages", root_key_id=root_key_id)
 
     async def _subscribe(self, root_key_id: str, ear: _Ear) -> _Subscribed:
+        limit, heard = ear.allowance.take(), 0
+
         async def hear(message: Msg) -> None:
+            nonlocal heard
+            heard += 1
             if ear.runs_low and not ear.called:
                 ear.called = True
                 self._call()
@@ -182,9 +186,9 @@ class Ears:
                 if ear.allowance.left < 0:
                     self._call()
                 return
-            await self._hear(message)
+            if heard <= limit:  # what is beyond came in before NATS knew of the limit
+                await self._hear(message)
 
-        limit = ear.allowance.take()
         subscription = await self._client.subscribe(f"{LEASE_SUBJECT}.{root_key_id}", cb=hear)
         # Not its `unsubscribe(limit)`: that one drops what is still unread when the last one comes.
         await self._client._send_unsubscribe(subscription._id, limit)  # noqa: SLF001
