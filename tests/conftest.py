@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
 
 from tests.ledger_database import ledger_database, ledger_template
 from tests.replicas import replica_template, replicated_postgres
@@ -35,6 +36,10 @@ LONGEST = (
     "tests/properties/",
 )
 """Where tests take long, the longest first: workers begin with these, so that they end at the same time."""
+
+# How long an example takes is the machine's doing, which may stand still.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -32,6 +32,7 @@ from infra.embedded import (
 )
 from infra.embedded.postgres import programs
 from infra.embedded.process import running
+from infra.nats import connection
 from infra.nats.connection import abandon
 from infra.nats.edge_bus import EdgeBus
 from infra.nats.edge_logins import LOGIN_SUBJECT, EdgeLogins
@@ -475,6 +476,10 @@ class Listening:
         self._stop.set()
         await self._running
 
+    @property
+    def floods(self) -> int:
+        return self.heard.count(b"flood")
+
     async def hears(self, client: Client, root_key_id: str, data: bytes) -> None:
         """Wait until what is said there is heard."""
         async with asyncio.timeout(10):
@@ -488,28 +493,32 @@ async def test_of_each_root_keys_edges_only_so_much_is_heard(nats_server: Embedd
     async with Listening(nats_server, key_1=1, key_2=1) as ledger:
         await ledger.hears(client, "key_1", b"first")
         began = time.monotonic()
-        while time.monotonic() - began < 1.5:
+        # However long anybody stands still: more was said than is heard, and that was noticed.
+        while time.monotonic() - began < 1.5 or not ledger.bus.overflows or ledger.floods <= 50:
+            assert time.monotonic() - began < 30
             for _ in range(1_000):
                 await client.publish("keyledger.edge.lease.key_1", b"flood")
             await client.flush()
         seconds = time.monotonic() - began
-        flooded = ledger.heard.count(b"flood")
+        flooded = ledger.floods
         await ledger.hears(client, "key_2", b"of another")
 
-        # (What comes between listening and the bound on it, microseconds later, is beyond the bound.)
-        assert 50 < flooded <= 1.5 * (202 + 208 * seconds)
-        assert ledger.bus.overflows > 0
+        assert flooded <= 1.5 * (202 + 208 * seconds)
 
         await ledger.hears(client, "key_1", b"it comes back")
     await client.close()
 
 
-async def test_long_messages_count_as_many(nats_server: EmbeddedNats) -> None:
+async def test_long_messages_count_as_many(
+    nats_server: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A connection that was lost begins with nothing to make good; NATS may stand still for a while.
+    monkeypatch.setattr(connection, "_MOST_PINGS_OUT", 100)
     client = await nats.connect(nats_server.url)
     async with Listening(nats_server, key_1=1, key_2=1) as ledger:
         await ledger.hears(client, "key_1", b"first")
-        for _ in range(30):
-            await client.publish("keyledger.edge.lease.key_1", b"x" * 1024 * 1024)
+        for _ in range(8):  # one of these takes more than four seconds to make good
+            await client.publish("keyledger.edge.lease.key_1", b"x" * 4_190_000)
         await client.flush()
         await ledger.hears(client, "key_2", b"of another")
         await client.publish("keyledger.edge.lease.key_1", b"not before it is made good")

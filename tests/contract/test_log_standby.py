@@ -293,6 +293,9 @@ async def test_however_many_read_one_commit_hangs_and_an_owner_does_not_wait_beh
     await eventually(lambda: replicated.ask(replicated.waiting()), "one waits")
     confirming = ask(log.confirm())
 
+    async with asyncio.timeout(30):
+        while len(await replicated.ask(replicated.waiting())) < 2:
+            await asyncio.sleep(0.01)
     assert await is_waiting(confirming)
     assert len(await replicated.ask(replicated.waiting())) == 2, "one of readers, and the owner's"
     await replicated.return_standby()
@@ -355,11 +358,14 @@ async def test_without_a_named_standby_nothing_is_written_to_confirm(ledger_data
     await log.confirm()
     with psycopg.connect(ledger_database, autocommit=True) as connection:
         written = "SELECT pg_current_wal_insert_lsn()"
-        before = connection.execute(written).fetchone()
-        for _ in range(20):
-            assert await log.confirm()
-
-        assert connection.execute(written).fetchone() == before
+        for _ in range(10):  # the server itself writes now and then: every 15 s, and as it cleans up
+            before = connection.execute(written).fetchone()
+            for _ in range(20):
+                assert await log.confirm()
+            if connection.execute(written).fetchone() == before:
+                break
+        else:
+            pytest.fail("something is written each time")
     await log.close()
 
 
@@ -370,9 +376,14 @@ async def test_without_a_named_standby_nothing_is_written_to_read(ledger_databas
         written = "SELECT pg_current_wal_insert_lsn()"
         for head in range(3):
             await log.append(group(head))
-            before = connection.execute(written).fetchone()
-            assert len(await log.read_durable(head, 10)) == 1
-            assert connection.execute(written).fetchone() == before
+            for _ in range(10):
+                before = connection.execute(written).fetchone()
+                log._proven = None  # as if it had read nothing yet
+                assert len(await log.read_durable(head, 10)) == 1
+                if connection.execute(written).fetchone() == before:
+                    break
+            else:
+                pytest.fail("something is written each time")
     assert log._confirming._connection is None, "not even a session"
     await log.close()
 

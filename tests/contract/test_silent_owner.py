@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime
 
+import psycopg
 import pytest
 
 from domain.ports import Group, HistoryPoint, NewEvent, NotOwnerError, OutcomeUnknownError
@@ -31,15 +33,20 @@ async def test_a_silent_owner_loses_the_partition(sessions: tuple[PostgresLog, P
 
 
 async def test_an_owner_that_confirms_keeps_the_partition(
-    sessions: tuple[PostgresLog, PostgresLog], monkeypatch: pytest.MonkeyPatch
+    sessions: tuple[PostgresLog, PostgresLog], ledger_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "_HEARD_SECONDS", 0.05)
     owner, other = sessions
     for _ in range(4):
+        silent_since = spoke_last(owner, ledger_database)
         await asyncio.sleep(0.1)
         assert await owner.confirm()
 
-        await other.end_silent_owner(0.3)
+        # Nothing else of this test is said on that session; however long anybody stands still.
+        async with asyncio.timeout(30):
+            while spoke_last(owner, ledger_database) == silent_since:
+                await asyncio.sleep(0.01)
+        await other.end_silent_owner(60)
 
     assert not await other.acquire()
     assert await owner.confirm()
@@ -57,6 +64,15 @@ async def test_an_owner_that_was_ended_cannot_append(sessions: tuple[PostgresLog
         )
 
     assert await other.head() == 0
+
+
+def spoke_last(owner: PostgresLog, database: str) -> datetime:
+    assert owner._writer is not None
+    asked = "SELECT state_change FROM pg_stat_activity WHERE pid = %s", (owner._writer.info.backend_pid,)
+    with psycopg.connect(database) as connection:
+        found: tuple[datetime] | None = connection.execute(*asked).fetchone()
+    assert found is not None, "the owner's session was ended"
+    return found[0]
 
 
 async def taken(log: PostgresLog) -> None:

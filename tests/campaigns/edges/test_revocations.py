@@ -113,7 +113,7 @@ class Campaign:
 
 def _utc_offset() -> int:
     """What to add to the time of day to get CLOCK_BOOTTIME; the best of a few looks."""
-    return min(boottime_ns() - time.time_ns() for _ in range(100))
+    return max(boottime_ns() - time.time_ns() for _ in range(100))
 
 
 def figures(here: World) -> Counter[Figure]:
