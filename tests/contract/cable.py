@@ -65,6 +65,9 @@ class Cable:
                     client.close()
                     continue
                 self._open += [client, server]
+                if not self.plugged:  # it was pulled since
+                    _shut(client)
+                    _shut(server)
                 threading.Thread(
                     target=self._carry, args=(client, server, "lose_question"), daemon=True
                 ).start()

@@ -149,9 +149,9 @@ class Faults:
 
     async def cut_connections(self) -> None:
         programs = tuple(some(self._chance, self._fleet.programs))
-        self._fleet.unplug(programs=programs)
+        cut = self._fleet.unplug(programs=programs)
         await asyncio.sleep(self._seconds(2.5))
-        self._fleet.plug()
+        self._fleet.plug(cut)
 
     async def terminate_sessions(self) -> None:
         """While the standby is away, every commit waits: whoever waits is broken off."""
@@ -221,15 +221,15 @@ class Faults:
         go = tuple(program for program in self._fleet.programs if program not in stay)
         async with self._sometimes_only_read(owner):
             self._replicas.isolate()
-            self._fleet.unplug(self._replicas.standby, programs=tuple(stay))
-            self._fleet.unplug(old, programs=go)
+            cut = self._fleet.unplug(self._replicas.standby, programs=tuple(stay))
+            cut += self._fleet.unplug(old, programs=go)
             await asyncio.sleep(self._seconds(1.0))
             await self._promote()
             await self._another_owner(owner)
             self._fleet.asked = self._fleet.asked or self._fleet.others_of(owner)
             await asyncio.sleep(2.0 * self.pace + self._seconds(5.0))
             await asyncio.to_thread(old.kill)
-            self._fleet.plug()
+            self._fleet.plug(cut)
         await self._a_new_standby()
 
     @asynccontextmanager
@@ -293,11 +293,11 @@ class Faults:
         await asyncio.to_thread(node.kill)
         await asyncio.to_thread(node.restore, copy)
         await asyncio.to_thread(node.remove, copy)
-        self._fleet.unplug()
+        cut = self._fleet.unplug()
         await asyncio.to_thread(node.start)
         await asyncio.to_thread(replicas.make_asynchronous)
         head, began = await self._fleet.head_of(node), time.monotonic()
-        self._fleet.plug()
+        self._fleet.plug(cut)
         await self._new_epoch(Loss(head, ended, began, began), heard)
         await self._a_new_standby()
 

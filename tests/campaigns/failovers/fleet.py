@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ class Fleet(Cluster):
         self.replicas = replicas
         self.edges: list[Edge] = []
         self._environment = dict(self.ledgers[0].environment)
+        self._cuts: Counter[Cable] = Counter()
+        """By how many faults each cable is cut."""
         self._cables = {
             program.name: {node.name: Cable(node.conninfo()) for node in replicas.nodes}
             for program in self.programs
@@ -54,16 +57,19 @@ class Fleet(Cluster):
         for node in nodes or self.replicas.nodes:
             yield self._cables[program.name][node.name]
 
-    def unplug(self, *nodes: Node, programs: tuple[Program, ...] = ()) -> None:
-        """Cut these programs (or all) off from these PostgreSQL."""
-        for program in programs or self.programs:
-            for cable in self.cables(program, *nodes):
-                cable.pull()
+    def unplug(self, *nodes: Node, programs: tuple[Program, ...] = ()) -> list[Cable]:
+        """Cut these programs (or all) off from these PostgreSQL; the cables, for `plug`."""
+        cut = [cable for program in programs or self.programs for cable in self.cables(program, *nodes)]
+        for cable in cut:
+            self._cuts[cable] += 1
+            cable.pull()
+        return cut
 
-    def plug(self) -> None:
-        """Every program reaches every PostgreSQL again."""
-        for program in self.programs:
-            for cable in self.cables(program):
+    def plug(self, cut: list[Cable]) -> None:
+        """They carry again, but for those that another fault has cut meanwhile, or had before."""
+        for cable in cut:
+            self._cuts[cable] -= 1
+            if not self._cuts[cable]:
                 cable.plug()
 
     # -- what an operator does
