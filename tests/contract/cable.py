@@ -53,27 +53,26 @@ class Cable:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                if not self.plugged:
-                    client.close()
-                    continue
                 server = socket.socket(socket.AF_UNIX)
-                try:
-                    server.connect(self._server)
-                except OSError:
-                    # Nobody is there just now: as refused as without a cable.
+                # Before it is looked at: a pull that comes now breaks it.
+                self._open += [client, server]
+                if not self.plugged or not self._reaches(server):
                     server.close()
                     client.close()
                     continue
-                self._open += [client, server]
-                if not self.plugged:  # it was pulled since
-                    _shut(client)
-                    _shut(server)
                 threading.Thread(
                     target=self._carry, args=(client, server, "lose_question"), daemon=True
                 ).start()
                 threading.Thread(
                     target=self._carry, args=(server, client, "lose_answer"), daemon=True
                 ).start()
+
+    def _reaches(self, server: socket.socket) -> bool:
+        try:
+            server.connect(self._server)
+        except OSError:
+            return False  # nobody is there just now: as refused as without a cable
+        return True
 
     def _carry(self, source: socket.socket, target: socket.socket, fault: Fault) -> None:
         with contextlib.suppress(OSError), source:
