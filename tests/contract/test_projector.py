@@ -12,7 +12,6 @@ import pytest
 from domain.projecting import Projection
 from infra.embedded import EmbeddedPostgres, EmbeddedServers
 from infra.postgres import migrate
-from infra.postgres import projector as projector_module
 from infra.postgres.connections import ADVISORY_CLASS
 from infra.postgres.epochs import raise_epoch
 from infra.postgres.projected import Projected
@@ -48,10 +47,7 @@ async def test_the_same_log_gives_the_same_rows_however_it_is_cut_in_batches(dat
     assert all(expected.values()), "every table has rows to compare"
 
 
-async def test_events_are_visible_soon_after_their_commit(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(projector_module, "_POLL_SECONDS", 2.0)
+async def test_events_are_visible_soon_after_their_commit(database: str) -> None:
     history = History(2)
     async with written_log(database) as log:
         with projecting(database) as projector:
@@ -64,8 +60,8 @@ async def test_events_are_visible_soon_after_their_commit(
                 await reached(projector, log.head)
                 delays.append(time.perf_counter() - committed)
 
-    # By the poll alone, only a quarter would be faster than half a second.
-    assert sorted(delays)[7] < 0.5
+    # By the poll alone, only a quarter would be faster than 12.5 ms.
+    assert sorted(delays)[7] < 0.0125
 
 
 async def test_who_wrote_can_wait_until_the_projections_show_it(database: str) -> None:
