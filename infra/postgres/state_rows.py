@@ -27,9 +27,10 @@ from infra.postgres.arrays import ByteaArray, TextArray
 from infra.postgres.connections import connect
 from infra.postgres.sessions import Sessions
 
-_PAGES: Final = 128
-"""So many pages are read at once, some thousand rows: more cost PostgreSQL more time for each row."""
-_AHEAD: Final = 4
+_PAGES: Final = 2_048
+"""So many pages are read at once, some ten thousand rows: fewer cost PostgreSQL more time for each
+row, and many more would hold up the event loop while they are decoded."""
+_AHEAD: Final = 2
 _LARGE: Final = 8_192
 _SNAPSHOT: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
