@@ -31,7 +31,8 @@ _PAGES: Final = 2_048
 """So many pages are read at once, some ten thousand rows: fewer cost PostgreSQL more time for each
 row, and many more would hold up the event loop while they are decoded."""
 _AHEAD: Final = 2
-_LARGE: Final = 8_192
+_LARGE: Final = 2_000
+"""Beyond it PostgreSQL may keep a value outside of its page: there is no telling how many such there are."""
 _SNAPSHOT: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
     # Grouping as rows come is right for a handful of tables; the planner would sort all of them first.
@@ -57,8 +58,11 @@ class PostgresStateRows:
         ).encode()
         # Locked, so that nobody moves rows to other pages while they are read.
         self._lock = f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode()
+        # What stands outside of its page is read with it: then fewer pages are enough.
         self._count_pages = (
-            f"SELECT pg_relation_size('{table}') / current_setting('block_size')::bigint"
+            f"SELECT pg_relation_size('{table}') / size,"
+            f" {_PAGES} * pg_relation_size('{table}') / greatest(size, pg_table_size('{table}')) + 1"
+            " FROM (SELECT current_setting('block_size')::bigint AS size) AS block"
         ).encode()
         self._select_some = (
             f"SELECT subject, data, true FROM {table} WHERE subject = ANY(%s)"
@@ -82,33 +86,34 @@ class PostgresStateRows:
 
     async def load(self) -> AsyncIterator[StateBlock]:
         """All resident rows, in blocks, out of one snapshot, page by page as they lie on disk."""
-        connection, pages = await asyncio.to_thread(self._open_snapshot)
+        connection, pages, step = await asyncio.to_thread(self._open_snapshot)
         reader = ThreadPoolExecutor(1, f"keyledger p{self._partition} loading")
         try:
-            starts = iter(range(0, pages, _PAGES))
+            slices = iter([(start, start + step) for start in range(0, pages, step)])
             # While blocks are decoded, PostgreSQL reads the next ones.
-            ahead = deque(reader.submit(self._fetch, connection, start) for start in islice(starts, _AHEAD))
+            ahead = deque(reader.submit(self._fetch, connection, *one) for one in islice(slices, _AHEAD))
             while ahead:
                 blocks = await asyncio.wrap_future(ahead.popleft())
-                ahead.extend(reader.submit(self._fetch, connection, start) for start in islice(starts, 1))
+                ahead.extend(reader.submit(self._fetch, connection, *one) for one in islice(slices, 1))
                 for block in blocks:
                     yield block
         finally:
             await asyncio.to_thread(reader.shutdown, cancel_futures=True)
             connection.close()
 
-    def _open_snapshot(self) -> tuple[Connection[Any], int]:
+    def _open_snapshot(self) -> tuple[Connection[Any], int, int]:
+        """A connection that reads; how many pages there are, and how many to read at once."""
         try:
             connection = connect(self._conninfo, f"keyledger p{self._partition} state")
             for statement in (*_SNAPSHOT, self._lock):
                 connection.execute(statement)
-            [(pages,)] = connection.execute(self._count_pages).fetchall()
+            [(pages, step)] = connection.execute(self._count_pages).fetchall()
         except psycopg.Error as error:
             raise LogUnavailableError(f"PostgreSQL: {error}") from error
-        return connection, pages
+        return connection, pages, step
 
-    def _fetch(self, connection: Connection[Any], start: int) -> list[StateBlock]:
-        pages = f"({start},0)", f"({start + _PAGES},0)"
+    def _fetch(self, connection: Connection[Any], start: int, end: int) -> list[StateBlock]:
+        pages = f"({start},0)", f"({end},0)"
         try:
             cursor = connection.execute(self._select_blocks, pages, prepare=True, binary=True)
             return [StateBlock(*row) for row in cursor.fetchall()]

@@ -119,13 +119,30 @@ async def test_large_rows_are_not_joined_by_postgresql_which_has_an_end_at_1_gb(
     ledger_database: str,
 ) -> None:
     postgres = PostgresStateRows(ledger_database)
-    large = [StateRow(f"key/large {n}", os.urandom(8_193)) for n in range(20)]
-    small = [StateRow(f"key/small {n}", os.urandom(8_192)) for n in range(20)]
+    large = [StateRow(f"key/large {n}", os.urandom(2_001)) for n in range(20)]
+    small = [StateRow(f"key/small {n}", os.urandom(2_000)) for n in range(20)]
     await postgres.save(at(1), [*large, *small], [], behind=at(0))
 
     found = [(one.row_count, len(one.rows)) async for one in postgres.load()]
 
-    assert sorted(found) == [(1, 8_193)] * 20 + [(20, 20 * 8_192)]
+    assert sorted(found) == [(1, 2_001)] * 20 + [(20, 20 * 2_000)]
+    await postgres.close()
+
+
+async def test_where_rows_are_large_fewer_pages_are_read_at_once(ledger_database: str) -> None:
+    postgres = PostgresStateRows(ledger_database)
+    small = [StateRow(f"key/{n}", os.urandom(400)) for n in range(20_000)]
+    await postgres.save(at(1), small, [], behind=at(0))
+    of_small = [one.row_count async for one in postgres.load()]
+
+    large = [StateRow(f"key/large {n}", os.urandom(16_384)) for n in range(2_000)]
+    await postgres.save(at(2), large, [], behind=at(1))
+    joined = [one.row_count async for one in postgres.load() if one.row_count > 1]
+
+    assert of_small == [20_000]
+    # 32 MiB stand outside of the 10 MiB of pages: a slice is a quarter of 2,048 of them.
+    assert sum(joined) == 20_000
+    assert 2 <= len(joined) <= 4
     await postgres.close()
 
 
