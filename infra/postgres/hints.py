@@ -13,6 +13,7 @@ from psycopg import AsyncConnection, Connection
 
 from infra.hints import LocalHints
 from infra.postgres.connections import connect, ledger_conninfo
+from infra.postgres.notices import hear_for
 
 _POLL_SECONDS: Final = 0.05
 _RECONNECT_SECONDS: Final = 0.2
@@ -116,11 +117,11 @@ class Hints(LocalHints):
         conninfo = ledger_conninfo(self._conninfo, f"keyledger p{self._partition} listener")
         async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
             await connection.execute(f'LISTEN "{channel(self._partition)}"'.encode())
+            connection.add_notify_handler(lambda notice: self.hear(int(notice.payload)))
             self._listening.set()
             while True:
-                await self.hear(await self._poll(connection))
-                async for notice in connection.notifies(timeout=self._poll_seconds):
-                    await self.hear(int(notice.payload))
+                self.hear(await self._poll(connection))
+                await hear_for(connection, lambda told: self.hear(int(told)), self._poll_seconds)
 
     async def _poll(self, connection: AsyncConnection[Any]) -> int:
         select = f"SELECT coalesce(max(notification_id), 0) FROM ledger.events_p{self._partition}"

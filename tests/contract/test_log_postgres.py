@@ -372,7 +372,8 @@ async def test_a_listener_that_hears_nothing_polls(ledger_database: str) -> None
 async def test_a_listener_is_woken_from_within_its_process(ledger_database: str) -> None:
     async with Hints(ledger_database, poll_seconds=30) as hints:
         waiting = asyncio.create_task(hints.wait_for(7, timeout=5))
-        await hints.hear(7)
+        await asyncio.sleep(0)
+        hints.hear(7)
 
         assert await waiting
 
