@@ -146,6 +146,8 @@ class Relay:
         self._stop = stop
         self._status = status
         self._pause = _SHORTEST_PAUSE
+        self._heard = 0
+        """The head of the log as the wakeups told it last, before the last reading began."""
         self._conflict_at = float("-inf")
         self._rival: str | None = None
         self._waits_for: str | None = None
@@ -232,10 +234,13 @@ class Relay:
                     _refuse_holes(batch, visit.place.number)
                     await visit.send([self._message(recorded, visit) for recorded in batch], batch[-1].mark)
                     self._status.head = max(self._status.head, visit.place.number)
-                elif visit.is_under_way():
+                if ahead.is_reading:
+                    continue
+                if visit.is_under_way():
                     await visit.stream.settle()
-                elif batch is not None:
-                    await self._idle(visit)
+                # What was heard of and is not there was lost, or never was: only more than that counts.
+                known = visit.place.number if batch else max(visit.place.number, self._heard)
+                await self._idle(visit, known)
 
     async def _why_not(self) -> str | None:
         """Why the log keeps back what follows, if it says so. The lag is to be seen meanwhile."""
@@ -252,12 +257,13 @@ class Relay:
             self._decode(recorded), place, source=self._source, most_bytes=visit.stream.most_bytes
         )
 
-    async def _idle(self, visit: _Visit) -> None:
+    async def _idle(self, visit: _Visit, behind: int) -> None:
+        """Wait until the log is said to go on behind this position, for a moment at most."""
         self._report(visit)
         if visit.is_getting_old():
             await visit.repeat_place()
-        head = await self._wakeups.wait_beyond(visit.place.number, _IDLE_SECONDS)
-        self._status.head = max(self._status.head, head)
+        self._heard = await self._wakeups.wait_beyond(behind, _IDLE_SECONDS)
+        self._status.head = max(self._status.head, self._heard)
 
     def _goes_on(self) -> bool:
         task = asyncio.current_task()
@@ -368,7 +374,7 @@ class _Visit:
 
 
 class _Ahead:
-    """Reads the next batch while the one before is being published.
+    """Reads the next batch while the one before is being published, if more is sure to be there.
 
     Each reading begins with the last event that was read, and compares its mark.
     """
@@ -387,6 +393,11 @@ class _Ahead:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
+    @property
+    def is_reading(self) -> bool:
+        """Is the next batch asked for already?"""
+        return self._reading is not None
+
     async def next(self, seconds: float) -> list[RecordedEvent] | None:
         """The next batch; empty when there is nothing more, None when the log keeps it back for so long."""
         if self._reading is None:
@@ -397,6 +408,8 @@ class _Ahead:
         batch, self._reading = self._reading.result(), None
         if batch:
             self._after, self._mark = batch[-1].position, batch[-1].mark
+        # Behind a smaller one there is nothing yet, most likely, and a hint costs less than to look.
+        if len(batch) == BATCH:
             self._reading = asyncio.create_task(self._read())
             await asyncio.sleep(0)  # so that it begins, and a log in memory keeps nobody from running
         return batch

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Self
 
 import psycopg
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection
+from psycopg.pq.abc import PGconn
 
 from infra.hints import LocalHints
-from infra.postgres.connections import connect, ledger_conninfo
-from infra.postgres.notices import hear_for
+from infra.postgres.connections import ledger_conninfo
+from infra.postgres.notices import hear_for, listen
 
 _POLL_SECONDS: Final = 0.05
 _RECONNECT_SECONDS: Final = 0.2
@@ -29,50 +28,91 @@ class HintSender:
 
     Not in the append's transaction: NOTIFY takes a lock of the whole database until its commit,
     which made four partitions as slow as one. A hint that is lost costs a listener one poll.
+
+    On the event loop, and with libpq's own calls: a thread that runs a statement as psycopg does
+    waits for the interpreter as long as a group of charges takes to be committed.
     """
 
     def __init__(self, conninfo: str, partition: int) -> None:
         self._conninfo = conninfo
         self._partition = partition
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ledger p{partition} hints")
-        self._lock = threading.Lock()
+        self._connection: AsyncConnection[Any] | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._socket = -1
         self._position = 0
-        self._sending = False
-        self._connection: Connection[Any] | None = None
+        self._sent = 0
+        self._under_way = False
+        self._closed = False
 
     def send(self, position: int) -> None:
         """Tell of a position, soon; never waits."""
-        with self._lock:
-            self._position = max(self._position, position)
-            if self._sending:
-                return
-            self._sending = True
-        self._thread.submit(self._send)
+        self._position = max(self._position, position)
+        if self._connection is not None:
+            self._send_newest(self._connection.pgconn)
+        elif self._connecting is None and not self._closed:
+            self._connecting = asyncio.create_task(self._connect(), name=f"hints of p{self._partition}")
 
     async def close(self) -> None:
-        """Send what is left, and close the side connection."""
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        """Close the side connection."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting})
+        self._hang_up()
+
+    async def _connect(self) -> None:
+        try:
+            self._connection = await self._prepared()
+        except (psycopg.Error, OSError):
+            await asyncio.sleep(_RECONNECT_SECONDS)
+        finally:
+            self._connecting = None
         if self._connection is not None:
-            self._connection.close()
+            pgconn = self._connection.pgconn
+            self._socket = pgconn.socket  # of a connection that is lost it can't be asked
+            asyncio.get_running_loop().add_reader(self._socket, self._take, pgconn)
+            self._send_newest(pgconn)
 
-    def _send(self) -> None:
-        sent = 0
-        while True:
-            with self._lock:
-                position = self._position
-                if position == sent:
-                    self._sending = False
-                    return
-            with contextlib.suppress(psycopg.Error):
-                self._notify(position)
-            sent = position
-
-    def _notify(self, position: int) -> None:
-        if self._connection is None or self._connection.closed:
-            self._connection = connect(self._conninfo, f"keyledger p{self._partition} hints")
+    async def _prepared(self) -> AsyncConnection[Any]:
+        conninfo = ledger_conninfo(self._conninfo, f"keyledger p{self._partition} hints")
+        connection = await AsyncConnection.connect(conninfo, autocommit=True)
+        try:
             # A NOTIFY has a commit of its own, which need not wait for the disk.
-            self._connection.execute("SET synchronous_commit = off")
-        self._connection.execute("SELECT pg_notify(%s, %s)", (channel(self._partition), str(position)))
+            await connection.execute("SET synchronous_commit = off")
+            tell = f"PREPARE tell (text) AS SELECT pg_notify('{channel(self._partition)}', $1)"
+            await connection.execute(tell.encode())
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    def _send_newest(self, pgconn: PGconn) -> None:
+        if self._under_way or self._position <= self._sent:
+            return
+        try:
+            pgconn.send_query_prepared(b"tell", [b"%d" % self._position])
+        except psycopg.Error:
+            self._hang_up()
+        else:
+            self._under_way, self._sent = True, self._position
+
+    def _take(self, pgconn: PGconn) -> None:
+        """Read the answer, which says nothing but that the next may be sent."""
+        try:
+            pgconn.consume_input()
+            while self._under_way and not pgconn.is_busy():
+                self._under_way = pgconn.get_result() is not None
+        except psycopg.Error:
+            self._hang_up()
+        else:
+            self._send_newest(pgconn)
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        self._under_way = False
+        if connection is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            connection.pgconn.finish()
 
 
 class Hints(LocalHints):
@@ -116,12 +156,14 @@ class Hints(LocalHints):
     async def _listen_on_a_connection(self) -> None:
         conninfo = ledger_conninfo(self._conninfo, f"keyledger p{self._partition} listener")
         async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
-            await connection.execute(f'LISTEN "{channel(self._partition)}"'.encode())
-            connection.add_notify_handler(lambda notice: self.hear(int(notice.payload)))
+            # What was heard before may have been lost by a fail-over.
+            head = await self._poll(connection)
+            self.head = min(self.head, head)
+            await listen(connection, channel(self._partition), self.hear)
             self._listening.set()
             while True:
                 self.hear(await self._poll(connection))
-                await hear_for(connection, lambda told: self.hear(int(told)), self._poll_seconds)
+                await hear_for(connection, self.hear, self._poll_seconds)
 
     async def _poll(self, connection: AsyncConnection[Any]) -> int:
         select = f"SELECT coalesce(max(notification_id), 0) FROM ledger.events_p{self._partition}"

@@ -219,7 +219,13 @@ class PostgresLog:
         """Write the group; the new head, once durable. It is on its way before anybody waits for it."""
         # Packed here: the writer's thread would have to wait for the interpreter to do it.
         parameters = append_parameters(group, self._clock.now())
-        return self._write(lambda: self._append(group, parameters))
+        appending = self._write(lambda: self._append(group, parameters))
+        appending.add_done_callback(self._tell)
+        return appending
+
+    def _tell(self, appended: asyncio.Future[int]) -> None:
+        if self._hints is not None and not appended.cancelled() and appended.exception() is None:
+            self._hints.send(appended.result())
 
     async def committed(self, group: Group) -> bool | None:
         """Was the group written, durably? False: it never will be. None: it may be under way still.
@@ -408,8 +414,6 @@ class PostgresLog:
         finally:
             self._appending = False
         self._heard_at = monotonic()
-        if self._hints is not None:
-            self._hints.send(head)
         return head
 
     def _make_sure(self, group: Group) -> None:

@@ -1,23 +1,36 @@
-"""Notifications of PostgreSQL (NOTIFY), as they come."""
+"""Notifications of PostgreSQL (NOTIFY), each of which tells a position of the log.
+
+psycopg's own `notifies()` makes a future, a timer and a registration with the event loop for each,
+which took a tenth of the ledger's time while it was charged. Here they are taken from the socket.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import select
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
+from psycopg.pq.abc import PGconn
+
+_LAST_POSITION: Final = 2**63 - 1
+
+Hear = Callable[[int], None]
 
 
-async def hear_for(connection: AsyncConnection[Any], hear: Callable[[str], None], seconds: float) -> None:
-    """Tell `hear` the payload of each notification that comes within so many seconds.
+async def listen(connection: AsyncConnection[Any], channel: str, hear: Hear) -> None:
+    """Listen on this channel, and tell `hear` of each position that comes with the answer to a statement."""
+    connection.add_notify_handler(lambda notice: _tell(notice.payload, hear))
+    await connection.execute(f'LISTEN "{channel}"'.encode())
 
-    Those that come with the answer to a statement are the connection's notify handlers'. Nothing else may
-    be asked of the connection meanwhile. Raises psycopg.OperationalError when the connection breaks.
 
-    psycopg's own `notifies()` makes a future, a timer and a registration with the event loop for each,
-    which took a tenth of the ledger's time while it was charged.
+async def hear_for(connection: AsyncConnection[Any], hear: Hear, seconds: float) -> None:
+    """Tell `hear` of each position that comes within so many seconds.
+
+    Nothing else may be asked of the connection meanwhile. Raises psycopg.OperationalError when the
+    connection breaks.
     """
     loop = asyncio.get_running_loop()
     broken: asyncio.Future[psycopg.Error] = loop.create_future()
@@ -25,9 +38,8 @@ async def hear_for(connection: AsyncConnection[Any], hear: Callable[[str], None]
 
     def take() -> None:
         try:
-            pgconn.consume_input()
-            while (notice := pgconn.notifies()) is not None:
-                hear(notice.extra.decode())
+            for payload in _taken(pgconn):
+                _tell(payload, hear)
         except psycopg.Error as error:
             loop.remove_reader(socket)
             if not broken.done():
@@ -42,3 +54,43 @@ async def hear_for(connection: AsyncConnection[Any], hear: Callable[[str], None]
         loop.remove_reader(socket)
     if broken.done():
         raise broken.result()
+
+
+class Listener:
+    """A synchronous connection that listens on one channel, and waits for what it tells."""
+
+    def __init__(self, connection: Connection[Any], channel: str) -> None:
+        self._pgconn = connection.pgconn
+        self._told: list[int] = []
+        connection.add_notify_handler(lambda notice: _tell(notice.payload, self._told.append))
+        connection.execute(f'LISTEN "{channel}"'.encode())
+        self._ready = select.poll()
+        self._ready.register(self._pgconn.socket, select.POLLIN)
+
+    def wait(self, seconds: float) -> list[int]:
+        """The positions that came since the last call; where none did, those that come first within the time.
+
+        Empty when the time is over, or when what came was no position. Raises psycopg.OperationalError
+        when the connection breaks.
+        """
+        if not self._told and self._ready.poll(seconds * 1_000):
+            for payload in _taken(self._pgconn):
+                _tell(payload, self._told.append)
+        told, self._told[:] = self._told.copy(), ()
+        return told
+
+
+def _taken(pgconn: PGconn) -> Iterator[str]:
+    pgconn.consume_input()
+    while (notice := pgconn.notifies()) is not None:
+        yield notice.extra.decode(errors="replace")
+
+
+def _tell(payload: str, hear: Hear) -> None:
+    # Whoever may log in to the database can send anything.
+    try:
+        position = int(payload)
+    except ValueError:
+        return
+    if 0 <= position <= _LAST_POSITION:
+        hear(position)

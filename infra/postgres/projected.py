@@ -10,7 +10,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from infra.postgres.connections import ledger_conninfo
-from infra.postgres.notices import hear_for
+from infra.postgres.notices import hear_for, listen
 from infra.postgres.projection_schema import LIVE, projected_channel
 
 _POLL_SECONDS: Final = 0.05
@@ -78,11 +78,10 @@ class Projected:
     async def _listen_on_a_connection(self) -> None:
         conninfo = ledger_conninfo(self._conninfo, f"keyledger p{self._partition} projected")
         async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
-            await connection.execute(f'LISTEN "{projected_channel(self._partition)}"'.encode())
-            connection.add_notify_handler(lambda notice: self._hear(int(notice.payload)))
+            await listen(connection, projected_channel(self._partition), self._hear)
             while True:
                 self._hear(await self._poll(connection))
-                await hear_for(connection, lambda told: self._hear(int(told)), _POLL_SECONDS)
+                await hear_for(connection, self._hear, _POLL_SECONDS)
 
     async def _poll(self, connection: AsyncConnection[Any]) -> int:
         # Asked first: a missing table would be an error in PostgreSQL's log at every poll.

@@ -22,6 +22,7 @@ from infra.postgres.hints import channel
 from infra.postgres.log import select_end
 from infra.postgres.mapper import EventMapper
 from infra.postgres.migrate import wait_for_migration
+from infra.postgres.notices import Listener
 from infra.postgres.projecting_log import RunReader
 from infra.postgres.projection_pipeline import BATCH, MOST, Pipeline, Progress
 from infra.postgres.projection_schema import (
@@ -142,7 +143,6 @@ class Projector:
         checkpoint = tables.checkpoint()
         self.position, self.problem = checkpoint.position, None
         with contextlib.closing(self._connect("projector's reader")) as reader:
-            reader.execute(f'LISTEN "{channel(self._partition)}"'.encode())
             self._follow(tables, reader, checkpoint.mark)
 
     def _is_of_a_lost_history(
@@ -184,6 +184,7 @@ class Projector:
             if self._on_progress is not None:
                 self._on_progress(progress)
 
+        listener = Listener(reader, channel(self._partition))
         with Pipeline(
             tables,
             RunReader(reader, self._partition, self._mapper),
@@ -196,12 +197,12 @@ class Projector:
         ) as pipeline:
             while not self._stopping.is_set():
                 pipeline.catch_up()
-                _wait_beyond(pipeline.position, reader)
+                _wait_beyond(pipeline.position, listener)
 
 
-def _wait_beyond(position: int, reader: Connection[Any]) -> None:
+def _wait_beyond(position: int, listener: Listener) -> None:
     """Until the log tells of a commit behind this position, or a poll's time is over."""
-    while told := [int(one.payload) for one in reader.notifies(timeout=_POLL_SECONDS, stop_after=1)]:
+    while told := listener.wait(_POLL_SECONDS):
         if max(told) > position:
             return
 

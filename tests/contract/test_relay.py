@@ -6,17 +6,20 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
+from typing import Any, cast
 
 import nats
 import pytest
 from nats.js.errors import NotFoundError
 
 from domain.events import KeysSeen
-from domain.ports import OutcomeUnknownError
+from domain.ports import Log, OutcomeUnknownError, RecordedEvent
 from domain.publishing import Place, place_in, place_message
 from infra.embedded import EmbeddedNats, EmbeddedServers
+from infra.hints import LocalHints
 from infra.memory.log import MemoryLog, MemoryStorage
 from infra.nats.relay import RelayStatus, published_place, run_relay
 from infra.nats.watch import PublishedWatch
@@ -72,6 +75,66 @@ def assert_each_once(stored: list[Stored], head: int, *, first: int = 1, epoch: 
     assert [s.message_id for s in stored] == [f"{epoch}.0.{n}" for n in range(first, head + 1)]
     assert [s.position for s in stored] == list(range(first, head + 1))
     assert all(a.sequence + 1 == b.sequence for a, b in pairwise(stored))
+
+
+# -- reading ----------------------------------------------------------------------------------------
+
+
+class CountingLog:
+    """Counts how often it is read."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+        self.readings = 0
+        self._since = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
+        self.readings += 1
+        return await self._log.read_durable(after, limit)
+
+    def start(self) -> None:
+        self.readings, self._since = 0, time.monotonic()
+
+    @property
+    def in_idleness(self) -> float:
+        """How often a relay may have read that looks twice a second."""
+        return (time.monotonic() - self._since) / 0.5
+
+
+async def test_what_was_committed_together_is_read_once(world: StreamWorld, book: GrowingLog) -> None:
+    assert isinstance(book.log, MemoryLog)
+    hints, log = LocalHints(), CountingLog(book.log)
+    relay = RunningRelay(cast(Log, log), world.open, wakeups=hints)
+    await relay.has(lambda status: status.state == "publishing")
+    log.start()
+    for _ in range(20):
+        hints.hear(await book.charge(3))
+        await relay.reaches(book.head)
+
+    assert log.readings <= 20 + 1 + log.in_idleness
+    await relay.end()
+    assert_each_once(await world.stored(), 60)
+
+
+async def test_of_a_head_that_the_log_has_not_it_does_not_ask_again_and_again(
+    world: StreamWorld, book: GrowingLog
+) -> None:
+    assert isinstance(book.log, MemoryLog)
+    hints, log = LocalHints(), CountingLog(book.log)
+    await book.charge(3)
+    relay = RunningRelay(cast(Log, log), world.open, wakeups=hints)
+    await relay.reaches(3)
+    log.start()
+    hints.hear(1_000_000)
+    await asyncio.sleep(1)
+
+    assert 1 <= log.readings <= 3 + log.in_idleness
+    await book.charge(1)
+    await relay.reaches(4)
+    await relay.end()
 
 
 # -- what is on the standby ------------------------------------------------------------------------
