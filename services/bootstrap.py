@@ -38,14 +38,14 @@ from infra.postgres.sessions import Sessions
 from infra.postgres.state_rows import PostgresStateRows
 from keyledger_edge import boottime_ns
 from projections.every import every_projection
-from services.api.app import build_app
-from services.api.connections import Connections, bounds_of
-from services.api.edge_membership import NO_EDGE_ADDRESS, EdgeAccess, edge_address, edge_routes
-from services.api.forwarding import Forwarder, OwnerAt
-from services.api.hot.asgi import ASGIApp, HotPath, HotSettings
-from services.api.metrics import EdgeOverflows
-from services.api.server import serve
-from services.api.streams import Streams
+from services.api.resources.edge_membership import NO_EDGE_ADDRESS, EdgeAccess, edge_address, edge_routes
+from services.api.resources.metrics import EdgeOverflows
+from services.api.resources.streams import Streams
+from services.api.serving.app import build_app
+from services.api.serving.connections import Connections, bounds_of
+from services.api.serving.forwarding import Forwarder, OwnerAt
+from services.api.serving.front import ASGIApp, HotPath, HotSettings
+from services.api.serving.server import serve
 from services.ledger.fence import LeaseTerms
 from services.ledger.lease_table import EdgeBounds
 from services.ledger.ledger import Ledger, Ports, Terms

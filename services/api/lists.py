@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from projections.pages import Page
+from services.api.answering.problems import invalid
 from services.api.operations import Call, Query, Reply
-from services.api.problems import invalid
 
 T = TypeVar("T")
 

@@ -21,14 +21,14 @@ from domain.ids import format_position, parse_position
 from domain.instants import Instant
 from domain.projecting import EventReader, Queries
 from domain.state import Draft
-from services.api.auth import caller_of
-from services.api.bodies import read_body, read_query
-from services.api.fencing import outlast_fences
-from services.api.fields import NoBody
-from services.api.hot.callers import Caller
-from services.api.problems import ProblemError, invalid
-from services.api.streams import Streams
-from services.api.tracing import Redactor, Trace, header, trace_of
+from services.api.answering.fencing import outlast_fences
+from services.api.answering.problems import ProblemError, invalid
+from services.api.asking.callers import Caller
+from services.api.asking.fields import NoBody
+from services.api.asking.gate import caller_of
+from services.api.asking.reading import read_body, read_query
+from services.api.asking.traces import Redactor, Trace, header, trace_of
+from services.api.resources.streams import Streams
 from services.ledger.feed import Feed
 from services.ledger.ledger import Ledger
 

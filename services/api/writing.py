@@ -12,11 +12,11 @@ import msgspec
 from domain.claims import idempotency_claim
 from domain.commands import Command
 from domain.state import Books
-from services.api.fencing import fence_at
-from services.api.fields import Body, Reason
+from services.api.answering.fencing import fence_at
+from services.api.answering.problems import invalid
+from services.api.answering.views import View
+from services.api.asking.fields import Body, Reason
 from services.api.operations import Call, Query, Reply
-from services.api.problems import invalid
-from services.api.views import View
 from services.ledger.jobs import Done, Idempotency
 
 Show = Callable[[Any, Books, int], View]

@@ -60,8 +60,8 @@ def edge(
         )
     with sentences():
         from keyledger_edge import Sidecar, Verifier  # noqa: PLC0415 - a quick start
-        from services.api.connections import Connections, bounds_of  # noqa: PLC0415 - a quick start
-        from services.api.server import address_of, run, serve  # noqa: PLC0415 - a quick start
+        from services.api.serving.connections import Connections, bounds_of  # noqa: PLC0415 - a quick start
+        from services.api.serving.server import address_of, run, serve  # noqa: PLC0415 - a quick start
         from services.cli.logs import configure_logs  # noqa: PLC0415 - a quick start
         from services.redaction import kept_out_of_logs, without_long_runs  # noqa: PLC0415 - a quick start
 
@@ -101,7 +101,7 @@ def _say(session: Session, address: str, ledger: str) -> None:
 
 
 def _listen(place: str, *, anyone: bool) -> socket.socket:
-    from services.api.server import listen, listen_unix  # noqa: PLC0415 - a quick start
+    from services.api.serving.server import listen, listen_unix  # noqa: PLC0415 - a quick start
 
     if place.startswith("unix:"):
         return listen_unix(Path(place.removeprefix("unix:")))

@@ -112,7 +112,7 @@ def project(session: Session, parent: int | None) -> None:
     settings = session.settings
     database_url, nats_url = required_urls(settings, "project")
     with sentences():
-        from services.api.server import run  # noqa: PLC0415 - a quick start
+        from services.api.serving.server import run  # noqa: PLC0415 - a quick start
         from services.bootstrap import check_migrated, run_worker  # noqa: PLC0415 - a quick start
         from services.cli.logs import configure_logs  # noqa: PLC0415 - a quick start
         from services.cli.waiting import wait_for_postgresql  # noqa: PLC0415 - a quick start
@@ -141,7 +141,7 @@ class _Up:
 
     def main(self) -> None:
         """Run it to its end; whatever was started is stopped, however it ends."""
-        from services.api.server import listen, run  # noqa: PLC0415 - a quick start
+        from services.api.serving.server import listen, run  # noqa: PLC0415 - a quick start
         from services.cli.logs import configure_logs  # noqa: PLC0415 - a quick start
 
         configure_logs(self.settings)
@@ -410,7 +410,7 @@ def sentences() -> Generator[None]:
     from infra.postgres.connections import UnsafeDatabaseError  # noqa: PLC0415 - a quick start
     from infra.postgres.data_keys import MasterKeyError  # noqa: PLC0415 - a quick start
     from infra.postgres.migrate import MigrationMismatchError  # noqa: PLC0415 - a quick start
-    from services.api.server import CannotListenError  # noqa: PLC0415 - a quick start
+    from services.api.serving.server import CannotListenError  # noqa: PLC0415 - a quick start
 
     try:
         yield

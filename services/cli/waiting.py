@@ -15,8 +15,8 @@ import psycopg
 import structlog
 
 from infra.postgres.absence import is_absent
-from services.api.not_yet import NotYet
-from services.api.server import serve
+from services.api.serving.not_yet import NotYet
+from services.api.serving.server import serve
 
 log = structlog.get_logger()
 

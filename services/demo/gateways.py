@@ -76,7 +76,7 @@ async def served_app(app: Any) -> AsyncGenerator[str]:
     """An ASGI application on a port of its own, by uvicorn: for the gateway that embeds the edge."""
     import asyncio  # noqa: PLC0415 - only this gateway needs them
 
-    from services.api.server import address_of, listen, serve  # noqa: PLC0415 - the same
+    from services.api.serving.server import address_of, listen, serve  # noqa: PLC0415 - the same
 
     listener, stop, started = listen("127.0.0.1", 0), asyncio.Event(), asyncio.Event()
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from services.api.at_once import ReplyLater
-from services.api.server import address_of, listen, serve
+from services.api.serving.at_once import ReplyLater
+from services.api.serving.server import address_of, listen, serve
 
 BIG = b"x" * 100_000
 
@@ -398,7 +398,7 @@ async def test_garbage_is_refused_as_ever(server: Running) -> None:
 
 
 async def test_a_connection_that_nobody_uses_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.api.server._KEEP_ALIVE_SECONDS", 4)
+    monkeypatch.setattr("services.api.serving.server._KEEP_ALIVE_SECONDS", 4)
     async with serving_a_toy() as server, server.connected() as client:
         # Whichever way it was answered, and whoever's timer runs: only idle seconds count.
         for path in ("/now", "/elsewhere", "/now", "/elsewhere", "/now"):
@@ -412,7 +412,7 @@ async def test_a_connection_that_nobody_uses_is_closed(monkeypatch: pytest.Monke
 
 
 async def test_a_connection_that_waits_for_its_answer_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.api.server._KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr("services.api.serving.server._KEEP_ALIVE_SECONDS", 1)
     async with serving_a_toy() as server, server.connected() as client:
         await client.send(post("/now"))
         assert (await client.answer())[0] == 200

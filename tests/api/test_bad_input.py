@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from keyledger_edge import SecretFormat, SecretShape
-from services.api.app import ROUTES
 from services.api.operations import Operation
+from services.api.serving.app import ROUTES
 from tests.api.hot.world import call
 from tests.api.test_callers import path_of
 from tests.api.world import Management, check_described

@@ -2,8 +2,8 @@ import pytest
 
 from domain import commands as c
 from domain.keyspaces import ROOT_KEYSPACE_ID
-from services.api.app import ROUTES
 from services.api.operations import Operation
+from services.api.serving.app import ROUTES
 from tests.api.hot.world import call
 from tests.api.world import Management, check_described
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from domain.metadata import TOO_DEEP
-from services.api.hot.asgi import HotPath
+from services.api.serving.front import HotPath
 from tests.api.hot.world import Owned
 from tests.api.world import Management
 

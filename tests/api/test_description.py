@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.api import openapi, schema
-from services.api.app import ROUTES
-from services.api.bodies import read_body
-from services.api.fields import NoBody
+from services.api.answering.problems import TABLE
+from services.api.asking.fields import NoBody
+from services.api.asking.reading import read_body
+from services.api.description import openapi, schema
 from services.api.operations import Operation
-from services.api.problems import TABLE
+from services.api.serving.app import ROUTES
 from tests.api.world import DESCRIPTION, EVERY_OPERATION, Management
 
 CONTRACT = """

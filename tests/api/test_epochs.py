@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.api.hot.asgi import HotPath
+from services.api.serving.front import HotPath
 from services.ledger.ledger import Ledger
 from tests.api.hot.world import Reply, call
 from tests.api.test_reading import Listener

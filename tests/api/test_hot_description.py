@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from services.api.hot.asgi import HotPath
-from services.api.problems import TABLE, Problem
+from services.api.answering.problems import TABLE, Problem
+from services.api.serving.front import HotPath
 from tests.api.hot.world import Reply, call, nothing_else
 from tests.api.world import DESCRIPTION, EVERY_OPERATION, Management
 

@@ -13,10 +13,10 @@ from litestar import Litestar
 
 from domain.projecting import Placed, Row
 from infra.memory.log import MemoryStorage
-from services.api.app import ROUTES, build_app, operations_of
-from services.api.edge_membership import EdgeAccess, edge_routes
-from services.api.problems import TABLE, Problem
-from services.api.schema import Description
+from services.api.answering.problems import TABLE, Problem
+from services.api.description.schema import Description
+from services.api.resources.edge_membership import EdgeAccess, edge_routes
+from services.api.serving.app import ROUTES, build_app, operations_of
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Ledger, Terms
 from tests.api.hot.world import Reply, World

@@ -27,7 +27,7 @@ from domain.desk import SYSTEM_ASKING
 from infra.embedded.postgres import programs
 from infra.postgres.log import PostgresLog
 from keyledger_edge import fingerprint
-from services.api.server import run
+from services.api.serving.server import run
 from services.bootstrap import assemble, bootstrap_root_key, tune_interpreter
 from services.ledger.ledger import Ledger
 from services.settings import load_settings

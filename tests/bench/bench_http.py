@@ -27,7 +27,7 @@ import pytest
 from domain.keyspaces import Keyspace
 from infra.clock import SystemClock
 from keyledger_edge import boottime_ns
-from services.api.server import listen, run, serve
+from services.api.serving.server import listen, run, serve
 from services.bootstrap import tune_interpreter
 from tests.api.hot.world import World
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import pytest
 
 from keyledger_edge import KeyspaceView, RateLimiter, Sidecar, Verifier, fingerprint
-from services.api.server import listen, listen_unix, run, serve
+from services.api.serving.server import listen, listen_unix, run, serve
 from services.bootstrap import tune_interpreter
 from tests.bench.bench_edge import KEYSPACE, SHAPE, facts, fill, leased_cache
 from tests.bench.bench_http import CONNECTIONS, Ask, Rate, bare, both_servers, load

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from infra.postgres.absence import is_absent
 from infra.postgres.migrate import MigrationMismatchError
-from services.api.server import listen
+from services.api.serving.server import listen
 from services.cli import waiting as waiting_module
 from services.cli.waiting import wait_for_postgresql
 

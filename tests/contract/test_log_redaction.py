@@ -7,7 +7,7 @@ from domain.commands import DefineKeyspace
 from domain.desk import SYSTEM_ASKING
 from infra.postgres.migrate import migrate
 from keyledger_edge import SecretFormat, SecretShape
-from services.api.server import listen
+from services.api.serving.server import listen
 from services.bootstrap import Assembled, run_server
 from services.redaction import for_the_log
 from services.settings import Settings

@@ -19,7 +19,7 @@ import pytest
 from domain import commands as c
 from domain.keyspaces import Keyspace
 from keyledger_edge import RateLimit
-from services.api.server import listen, serve
+from services.api.serving.server import listen, serve
 from tests.api.hot.world import Owned, World, running_world
 
 pytestmark = pytest.mark.nginx

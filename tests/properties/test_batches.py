@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keyledger_edge import STATUS_OF_CODE
-from services.api.problems import TABLE
+from services.api.answering.problems import TABLE
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Terms
 from tests.api.hot.world import Owned, World

@@ -30,8 +30,8 @@ from keyledger_edge import (
     hint,
 )
 from keyledger_edge._views import KeyspaceViews
-from services.api.hot.asgi import HotPath
-from services.api.hot.checking import view_of_keyspace
+from services.api.resources.checking import view_of_keyspace
+from services.api.serving.front import HotPath
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Ledger, Terms
 from tests.api.hot.world import Reply, call

@@ -9,8 +9,8 @@ import pytest
 from domain import commands as c
 from domain import events as e
 from domain.changes import _GRANTING, narrows
-from services.api.app import ROUTES, operations_of
-from services.api.hot_operations import OPERATIONS
+from services.api.description.hot_operations import OPERATIONS
+from services.api.serving.app import ROUTES, operations_of
 from services.ledger.handlers import DECIDE, ENDS, RESTRICTS, may_take_away
 from tests.take_aways.stage import play, staged
 from tests.take_aways.table import TAKE_AWAYS

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from services.api.forwarding import Forwarder, OwnerAt
-from services.api.server import address_of, listen, serve
+from services.api.serving.forwarding import Forwarder, OwnerAt
+from services.api.serving.server import address_of, listen, serve
 from tests.api.hot.world import Owned, Reply, World, call, nothing_else, running_world
 
 KEY = b"shared by all processes of one ledger"

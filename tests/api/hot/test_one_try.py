@@ -16,8 +16,8 @@ import pytest
 from domain import commands as c
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
-from services.api import forwarding
-from services.api.forwarding import Forwarder
+from services.api.serving import forwarding
+from services.api.serving.forwarding import Forwarder
 from tests.api.hot.test_forwarding import KEY, Beside, beside, owning, served, world_app
 from tests.api.hot.world import Owned, Reply, World
 

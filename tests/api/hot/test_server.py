@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.api.server import CannotListenError, address_of, listen, listen_unix, serve
+from services.api.serving.server import CannotListenError, address_of, listen, listen_unix, serve
 
 
 async def slow(scope: Any, receive: Any, send: Any) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from domain.ids import new_id
 from domain.keyspaces import Keyspace
-from services.api.forwarding import Forwarder
-from services.api.hot.asgi import HotPath
+from services.api.serving.forwarding import Forwarder
+from services.api.serving.front import HotPath
 from tests.api.hot.test_forwarding import KEY, Beside, Directory, breaking, owning, served, world_app
 from tests.api.hot.world import Owned, World, call
 from tests.api.world import Management, managed

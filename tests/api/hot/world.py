@@ -23,9 +23,9 @@ from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.data_keys import DataKeys
 from infra.postgres.mapper import EventMapper
 from keyledger_edge import SecretFormat, SecretShape, boottime_ns, fingerprint, hint
-from services.api.at_once import AnswersAtOnce, ReplyLater
-from services.api.forwarding import Forwarder
-from services.api.hot.asgi import HotPath, HotSettings
+from services.api.serving.at_once import AnswersAtOnce, ReplyLater
+from services.api.serving.forwarding import Forwarder
+from services.api.serving.front import HotPath, HotSettings
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Ledger, Ports, Terms
 

@@ -1,0 +1,136 @@
+"""Who calls: the root key behind `Authorization: Bearer kl_root_...`, looked up in committed state."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from domain.commands import Asking
+from domain.decisions.access import permissions_of
+from domain.facts import FactsBook
+from domain.keyspaces import ROOT_KEYSPACE_ID
+from domain.ports import Clock
+from domain.state import State
+from keyledger_edge import IP_DENIED, KeyFacts, ip_allowed, is_easy, state_of
+from services.api.answering.problems import ProblemError, challenge
+
+_FORGET_AT = 10_000
+
+
+class _Known(NamedTuple):
+    """A caller, and the facts that it rests on."""
+
+    digest: bytes
+    facts: KeyFacts
+    caller: Caller
+    always: bool
+    """Can nothing but a change make the caller's key bad?"""
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """A root key that may ask."""
+
+    key_id: str
+    organization_id: str | None
+    keyspace_id: str | None
+    """The keyspace it is bound to; None: all."""
+    permissions: frozenset[str]
+    asking: Asking
+
+
+class CallersLedger(Protocol):
+    """What is needed to recognise a caller."""
+
+    state: State
+    facts: FactsBook
+    clock: Clock
+
+
+class Callers:
+    """Recognises root keys; what was gathered of one is kept until it changes."""
+
+    def __init__(self, ledger: CallersLedger) -> None:
+        self._ledger = ledger
+        self._kept = ledger.facts.kept
+        self._known: dict[bytes, _Known] = {}
+        self._welcome: dict[bytes, _Known] = {}
+        """By the digest of the whole header; only those that are good always."""
+
+    def authenticate(self, authorization: bytes | None, permission: str, peer: str | None) -> Caller:
+        """The caller, or a refusal: 401 for who it is, 403 for what it may."""
+        return self.authenticate_any(authorization, (permission,), peer)
+
+    def authenticate_any(
+        self, authorization: bytes | None, permissions: tuple[str, ...], peer: str | None
+    ) -> Caller:
+        """The caller, who must hold one of these permissions."""
+        known = self._welcome.get(sha256(authorization or b"").digest())
+        if known is not None and self._kept(known.digest) is known.facts:
+            caller = known.caller
+        else:
+            caller = self._shown(authorization, peer)
+        if caller.permissions.isdisjoint(permissions):
+            said = " or ".join(permissions)
+            raise ProblemError(
+                "permission_denied", f"This needs a root key with {said}.", permission=permissions[0]
+            )
+        return caller
+
+    def _shown(self, authorization: bytes | None, peer: str | None) -> Caller:
+        if authorization is None or authorization[:7].lower() != b"bearer ":
+            raise _unauthenticated("Show a root key: Authorization: Bearer kl_root_...")
+        secret = authorization[7:].strip()
+        caller = self.find(secret, peer)
+        if isinstance(caller, str):
+            raise _unauthenticated("This root key does not work.", caller)
+        known = self._known[sha256(secret).digest()]
+        if known.always:
+            if len(self._welcome) >= _FORGET_AT:
+                self._welcome.clear()
+            self._welcome[sha256(authorization).digest()] = known
+        return caller
+
+    def find(self, secret: bytes, peer: str | None) -> Caller | str:
+        """The caller with this secret, or the code that says why there is none."""
+        ledger = self._ledger
+        digest = sha256(secret).digest()
+        known = self._known.get(digest)
+        if known is not None and known.always and self._kept(digest) is known.facts:
+            return known.caller
+        facts = ledger.facts.find(digest)
+        if facts is None or facts.keyspace_id != ROOT_KEYSPACE_ID:
+            return "not_found"
+        # A root key's own permissions are looked at by whoever asked for it: here only whether it works.
+        code = state_of(facts, max(ledger.clock.now(), ledger.state.at))
+        if code is not None:
+            return code
+        if facts.allowed_ips and not ip_allowed(facts.allowed_ips, peer):
+            return IP_DENIED
+        if known is not None and known.facts is facts:
+            return known.caller
+        return self._gather(digest, facts)
+
+    def _gather(self, digest: bytes, facts: KeyFacts) -> Caller:
+        key = self._ledger.state.keys[facts.key_id]
+        caller = Caller(
+            key_id=key.id,
+            organization_id=key.organization_id,
+            keyspace_id=key.bound_keyspace_id,
+            permissions=permissions_of(key),
+            asking=Asking(
+                actor=key.id, organization_id=key.organization_id, keyspace_id=key.bound_keyspace_id
+            ),
+        )
+        if len(self._known) >= _FORGET_AT:
+            self._known.clear()
+        self._known[digest] = _Known(digest, facts, caller, is_easy(facts))
+        return caller
+
+
+def _unauthenticated(detail: str, code: str | None = None) -> ProblemError:
+    if code in ("ip_denied", "organization_suspended"):
+        return ProblemError(code, f"The caller's own key: {code}.")
+    error = None if code is None else "invalid_token"
+    return ProblemError("unauthenticated", detail, headers=challenge(error))

@@ -1,0 +1,132 @@
+"""Fields as they are sent: their types and bounds, shared by all bodies."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from domain.commands import UNSET, NewScopes, UnsetType
+from domain.events import Quota
+from domain.instants import Instant, from_datetime
+from domain.metadata import MAX_METADATA_DEPTH, is_deeper
+from domain.money import MAX_MICROS
+from keyledger_edge import Allowed, RateLimit
+from services.api.answering.problems import invalid
+
+MAX_METADATA_BYTES: Final = 16_384
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S", examples=["Checkout"])]
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+ForeignId = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+"""An id out of the caller's own world: an owner, an external id."""
+Environment = Annotated[str, msgspec.Meta(min_length=1, max_length=100, examples=["production"])]
+ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=200, examples=["gpt-5"])]
+Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+Tag = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+Tags = Annotated[tuple[Tag, ...], msgspec.Meta(max_length=50)]
+Address = Annotated[str, msgspec.Meta(min_length=2, max_length=64, examples=["203.0.113.0/24"])]
+Addresses = Annotated[tuple[Address, ...], msgspec.Meta(max_length=200)]
+Metadata = Annotated[
+    dict[str, Any],
+    msgspec.Meta(
+        description=f"Yours; at most {MAX_METADATA_BYTES} bytes as JSON, and {MAX_METADATA_DEPTH} deep."
+    ),
+]
+When = Annotated[datetime, msgspec.Meta(tz=True)]
+"""RFC 3339, with its zone."""
+Amount = Annotated[int, msgspec.Meta(ge=0, le=MAX_MICROS)]
+SignedAmount = Annotated[int, msgspec.Meta(ge=-MAX_MICROS, le=MAX_MICROS)]
+Percent = Annotated[int, msgspec.Meta(ge=1, le=100)]
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a request carries; unknown fields are refused."""
+
+
+class NoBody(Body, frozen=True, kw_only=True):
+    """Nothing is needed."""
+
+
+class AnyBody(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several things: the handler reads it."""
+
+
+class QuotaBody(Body, frozen=True, kw_only=True):
+    """An amount per window."""
+
+    unit: Literal["micros", "requests"]
+    window: Literal["day", "week", "month", "total"]
+    limit: Amount
+    alert_percents: Annotated[tuple[Percent, ...], msgspec.Meta(max_length=20)] = ()
+
+
+class RateLimitBody(Body, frozen=True, kw_only=True):
+    """Requests per seconds; with a provider, only uses that name it count."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100, examples=["burst"])]
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+    window_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
+    provider: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+
+
+class ScopesBody(Body, frozen=True, kw_only=True):
+    """What a key may be used for; a dimension left out stays as it was (at creation: `"*"`)."""
+
+    permissions: Allowed | UnsetType = UNSET
+    projects: Allowed | UnsetType = UNSET
+    models: Allowed | UnsetType = UNSET
+    tenants: Allowed | UnsetType = UNSET
+
+
+Quotas = Annotated[tuple[QuotaBody, ...], msgspec.Meta(max_length=8)]
+RateLimits = Annotated[tuple[RateLimitBody, ...], msgspec.Meta(max_length=50)]
+
+
+def quotas_of(given: tuple[QuotaBody, ...]) -> tuple[Quota, ...]:
+    """Quotas as the domain takes them."""
+    return tuple(
+        Quota(unit=one.unit, window=one.window, limit=one.limit, alert_percents=one.alert_percents)
+        for one in given
+    )
+
+
+def rate_limits_of(given: tuple[RateLimitBody, ...]) -> tuple[RateLimit, ...]:
+    """Rate limits as the domain takes them."""
+    return tuple(
+        RateLimit(name=one.name, limit=one.limit, window_seconds=one.window_seconds, provider=one.provider)
+        for one in given
+    )
+
+
+def scopes_of(given: ScopesBody) -> NewScopes:
+    """Scopes as the domain takes them."""
+    return NewScopes(
+        permissions=given.permissions,
+        projects=given.projects,
+        models=given.models,
+        tenants=given.tenants,
+    )
+
+
+def instant_of(when: datetime | None, field: str = "expires_at") -> Instant | None:
+    """A time as the domain takes it."""
+    return None if when is None else instant_at(when, field)
+
+
+def instant_at(when: datetime, field: str) -> Instant:
+    """A time as the domain takes it; one that no calendar in UTC can show is refused."""
+    try:
+        return from_datetime(when.astimezone(UTC))
+    except OverflowError:
+        raise invalid(field, "a time from year 1 to year 9999 in UTC") from None
+
+
+def checked_metadata(metadata: dict[str, Any], field: str = "metadata") -> dict[str, Any]:
+    """Metadata, if it is small and flat enough to be kept with every event."""
+    if is_deeper(metadata):
+        raise invalid(field, f"nested at most {MAX_METADATA_DEPTH} deep")
+    if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
+        raise invalid(field, f"at most {MAX_METADATA_BYTES} bytes as JSON")
+    return metadata

@@ -1,0 +1,1 @@
+"""The API description: OpenAPI for machines, a page for people."""

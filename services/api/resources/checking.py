@@ -1,0 +1,216 @@
+"""Is this secret good for this use? Answered from the owner's committed state, never through the bus."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import NamedTuple
+
+from domain.keyspaces import Keyspace, shape_of
+from domain.quotas import Refusal, balance_refusal
+from keyledger_edge import (
+    NO_USE,
+    NOT_FOUND,
+    VALID,
+    KeyFacts,
+    KeyspaceView,
+    Use,
+    Verdict,
+    Verifier,
+    is_easy,
+    judge_use,
+)
+from services.api.asking.secrets import SecretWatch
+from services.api.asking.uses import MAX_SECRET_LENGTH
+from services.ledger.fence import OwnedFacts
+from services.ledger.ledger import Ledger
+
+_REMEMBERED_USES = 100_000
+_MOST_VIEWS = 10_000
+_MOST_WELCOMES = 100_000
+_NOT_FOUND = Verdict(NOT_FOUND)
+
+
+class Shortfall(Verdict, frozen=True, gc=False, kw_only=True):
+    """The verdict where wallet or quota are at zero, and what is left of them."""
+
+    refusal: Refusal
+
+
+class _Welcome(NamedTuple):
+    """A verdict that was found, and all that it rests on beside time and ownership."""
+
+    facts: KeyFacts
+    keyspace: Keyspace
+    verdict: Verdict
+
+
+class CountedUses:
+    """Request ids that a rate limit has counted already: one `request_id` counts once.
+
+    Two generations, the older one dropped whole, so that memory stays bounded.
+    """
+
+    def __init__(self, capacity: int = _REMEMBERED_USES) -> None:
+        self._young: set[tuple[str, str]] = set()
+        self._old: set[tuple[str, str]] = set()
+        self._limit = max(1, capacity // 2)
+
+    def __contains__(self, use: tuple[str, str]) -> bool:
+        return use in self._young or use in self._old
+
+    def add(self, use: tuple[str, str]) -> None:
+        """Remember (key id, request id)."""
+        if len(self._young) >= self._limit:
+            self._old, self._young = self._young, set()
+        self._young.add(use)
+
+
+class _Time:
+    """The two clocks that verdicts go by: never behind what is committed."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._now = ledger.clock.now
+        self._state = ledger.state
+        self.boottime_ns = ledger.ports.fence_clock.boottime_ns
+
+    def now(self) -> int:
+        """The time of day, microseconds."""
+        now, at = self._now(), self._state.at
+        return max(at, now)
+
+
+class Checker:
+    """Checks secrets against uses that cost nothing: with the edge's verifier, and what only a ledger knows.
+
+    The ledger alone knows what its callers may see, which requests were counted, and what money is
+    left; and it writes down who was seen and who was denied.
+    """
+
+    def __init__(self, ledger: Ledger, watch: SecretWatch) -> None:
+        self._ledger = ledger
+        self._watch = watch
+        time = _Time(ledger)
+        self._facts = OwnedFacts(ledger, ledger.facts.find, time)
+        self._kept = ledger.facts.kept
+        self._seen = ledger.sightings.seen
+        self._now, self._boottime_ns = time.now, time.boottime_ns
+        # It is shown the keyspace with each secret, as that is now; so it need not know any.
+        self._verifier = Verifier(self._facts, {}, limiter=ledger.limiter)
+        self._welcomes: dict[bytes, _Welcome] = {}
+        """Of keys that nothing but a change can make bad: valid while facts and keyspace are the same."""
+        self.counted = CountedUses()
+
+    def check(
+        self,
+        secret: str | None,
+        keyspace: Keyspace,
+        use: Use,
+        *,
+        organization_id: str | None,
+        request_id: str | None = None,
+    ) -> Verdict:
+        """The verdict on a use without a cost. `organization_id` is what the caller is bound to."""
+        try:
+            # What is too long for a secret is not even hashed.
+            digest = sha256(secret.encode()).digest() if secret and len(secret) <= MAX_SECRET_LENGTH else b""
+        except UnicodeEncodeError:
+            digest = b""
+        known = self._welcomes.get(digest)
+        if known is not None:
+            facts, shown_to, welcome = known
+            if (
+                self._kept(digest) is facts
+                and shown_to is keyspace
+                and self._boottime_ns() < self._ledger.owner_until_ns
+                and (organization_id is None or facts.organization_id == organization_id)
+                and (use is NO_USE or judge_use(facts, use) is VALID)
+            ):
+                self._seen(facts.key_id, self._now())
+                return welcome
+        found = self.find(secret, keyspace, organization_id, digest)
+        if isinstance(found, Verdict):
+            return found
+        return self._judged(found, digest, keyspace, use, request_id)
+
+    def _judged(
+        self, found: KeyFacts, digest: bytes, keyspace: Keyspace, use: Use, request_id: str | None
+    ) -> Verdict:
+        counts = request_id is None or (found.key_id, request_id) not in self.counted
+        verdict = self._verifier.judge(found, use, counts=counts)
+        assert verdict is not None, "a verifier without a ledger to ask always tells"
+        if verdict.code != VALID:
+            return self._denied(verdict, found, request_id)
+        if found.require_balance and (refusal := self._balance(found, use)) is not None:
+            if counts and found.rate_limits:
+                self._ledger.limiter.give_back(found.key_id, found.rate_limits, use.provider)
+            short = Shortfall(refusal.code, found, refusal=refusal)
+            return self._denied(short, found, request_id)
+        if request_id is not None and counts and found.rate_limits:
+            self.counted.add((found.key_id, request_id))
+        self._seen(found.key_id, self._facts.at)
+        if digest and is_easy(found):
+            if len(self._welcomes) >= _MOST_WELCOMES:
+                self._welcomes.clear()
+            welcome = Verdict(VALID, found)
+            self._welcomes[digest] = _Welcome(found, keyspace, welcome)
+        return verdict
+
+    def find(
+        self,
+        secret: str | None,
+        keyspace: Keyspace,
+        organization_id: str | None,
+        digest: bytes = b"",
+    ) -> KeyFacts | Verdict:
+        """The facts of a secret, or the verdict that there are none; `digest`: if it was made already."""
+        found = self._verifier.find(secret or "", view_of_keyspace(keyspace), digest)
+        if not isinstance(found, KeyFacts):
+            if found is None or found.code != NOT_FOUND:
+                # What needs no look-up is told by the owner only, too: keyspaces may have changed.
+                self._ledger.must_own()
+            assert found is not None, "the owner has all the facts"
+            return found
+        foreign = organization_id is not None and found.organization_id != organization_id
+        return _NOT_FOUND if foreign or keyspace.builtin else found
+
+    def was_counted(self, secret: str | None, request_id: str) -> bool:
+        """Has a rate limit counted this request id for the secret's key before?"""
+        facts = self._ledger.facts.find(sha256((secret or "").encode("utf-8", "replace")).digest())
+        return facts is not None and bool(facts.rate_limits) and self._was_counted(facts.key_id, request_id)
+
+    def _was_counted(self, key_id: str, request_id: str | None) -> bool:
+        return request_id is not None and (key_id, request_id) in self.counted
+
+    def _balance(self, facts: KeyFacts, use: Use) -> Refusal | None:
+        state = self._ledger.state
+        return balance_refusal(state, state.keys[facts.key_id], use.project_id, self._facts.at)
+
+    def _denied(self, verdict: Verdict, facts: KeyFacts, request_id: str | None) -> Verdict:
+        if request_id is not None and self._watch.holds(request_id):
+            request_id = None
+        self._ledger.denied(facts.key_id, verdict.code, request_id)
+        return verdict
+
+
+_VIEWS: dict[int, tuple[Keyspace, KeyspaceView]] = {}
+
+
+def view_of_keyspace(keyspace: Keyspace) -> KeyspaceView:
+    """What reading and answering forwarded requests needs of a keyspace; made once per state of it."""
+    known = _VIEWS.get(id(keyspace))
+    if known is not None and known[0] is keyspace:
+        return known[1]
+    view = KeyspaceView(
+        keyspace_id=keyspace.id,
+        name=keyspace.name,
+        shape=shape_of(keyspace),
+        credential_locations=keyspace.credential_locations,
+        tenant_locations=keyspace.tenant_locations,
+        denial_status=keyspace.denial_status,
+        require_balance=keyspace.require_balance,
+        required_dimensions=keyspace.required_dimensions,
+    )
+    if len(_VIEWS) > _MOST_VIEWS:
+        _VIEWS.clear()
+    _VIEWS[id(keyspace)] = (keyspace, view)
+    return view

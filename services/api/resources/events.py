@@ -1,0 +1,137 @@
+"""The change feed: pages of CloudEvents, or Server-Sent Events that go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response
+
+from domain.cloud_events import CloudEvent
+from domain.events import Event
+from domain.state import State
+from services.api.answering.problems import ProblemError, invalid
+from services.api.answering.views import Position, View
+from services.api.lists import Filter, Limit
+from services.api.operations import Call, Query, Reply, operation
+from services.api.resources.streams import StreamOfEvents
+from services.ledger.feed import UnknownTypeError, tags_of
+from services.ledger.tail import Wanted
+
+
+class FeedQuery(Query, frozen=True, kw_only=True):
+    """From where, and what."""
+
+    after: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """The position of the last event seen; from the beginning if not given."""
+    types: Annotated[str, msgspec.Meta(max_length=2_000, examples=["KeyRevoked,KeyRotated"])] | None = None
+    organization_id: Filter | None = None
+    limit: Limit = 50
+
+
+class CloudEventView(CloudEvent, frozen=True, kw_only=True):
+    """A CloudEvents 1.0 object."""
+
+
+class FeedView(View, frozen=True, kw_only=True):
+    """A page of the feed."""
+
+    items: list[CloudEvent]
+    next_after: Position
+    """Go on from here, also where `items` is empty."""
+    position: Position
+    """Up to where there are events."""
+
+
+@operation(
+    "GET",
+    "/v1/events",
+    tag="Events",
+    summary="The change feed",
+    description=(
+        "Pages of CloudEvents in the order of the log. With `Accept: text/event-stream` it goes on: each "
+        "event's id is its position, and a client that comes back with `Last-Event-ID` misses nothing."
+    ),
+    permissions=("events:read",),
+    query=FeedQuery,
+    answer=FeedView,
+    media_types=("application/json", "text/event-stream"),
+    codes=("not_acceptable", "position_unknown", "too_many_streams"),
+)
+async def get_events(call: Call[FeedQuery, Any]) -> Reply | Response[Any]:
+    """A page of events, or a stream that goes on."""
+    wanted, feed = _wanted(call), call.api.feed
+    if _wants_stream(call):
+        after = _position(call, "Last-Event-ID", call.header("Last-Event-ID") or call.query.after)
+        return StreamOfEvents(
+            feed.stream(after=after, wanted=wanted, goes_on=_still_allowed(call)),
+            call.api.streams.take(call.caller.key_id),
+        )
+    after = _position(call, "after", call.query.after)
+    items, seen = await feed.page(after=after, wanted=wanted, limit=call.query.limit)
+    position = call.place(call.ledger.state.head)
+    return Reply(FeedView(items=items, next_after=call.place(seen), position=position))
+
+
+def _wants_stream(call: Call[Any, Any]) -> bool:
+    accept = call.header("Accept") or "*/*"
+    if "text/event-stream" in accept:
+        return True
+    if any(kind in accept for kind in ("*/*", "application/json", "application/*")):
+        return False
+    raise ProblemError("not_acceptable", "The feed comes as application/json or text/event-stream.")
+
+
+def _wanted(call: Call[FeedQuery, Any]) -> Wanted:
+    names = [one.strip() for one in (call.query.types or "").split(",")]
+    try:
+        tags = tags_of(name for name in names if name)
+    except UnknownTypeError as error:
+        names_wanted = f"names of events, such as KeyRevoked, separated by commas; {error}"
+        raise invalid("types", names_wanted) from error
+    bound, asked = call.asking.organization_id, call.query.organization_id
+    if bound is not None and asked not in {None, bound}:
+        return Wanted(tags=())  # another organization's: as if there were none
+    organization_id, keyspace_id = bound or asked, call.asking.keyspace_id
+    sees = partial(_is_visible, call.ledger.state, keyspace_id)
+    return Wanted(tags, sees, organization_id, like=("keyspace", keyspace_id))
+
+
+def _still_allowed(call: Call[Any, Any]) -> Callable[[], bool]:
+    """Does the stream go on? It ends when the caller's key changes: it is asked again who it is."""
+    key = call.ledger.state.keys[call.caller.key_id]
+    version = key.version
+
+    def goes_on() -> bool:
+        now = call.ledger.state.keys.find(key.id)
+        return (
+            call.ledger.owner
+            and now is not None
+            and now.version == version
+            and now.status(call.now) == "active"
+        )
+
+    return goes_on
+
+
+def _position(call: Call[Any, Any], field: str, text: str | None) -> int:
+    if text is None:
+        return 0
+    number = call.number_of(text)
+    if number is None:
+        raise invalid(field, "not a position of this ledger")
+    return number
+
+
+def _is_visible(state: State, keyspace_id: str | None, event: Event) -> bool:
+    if keyspace_id is None:
+        return True
+    key = state.keys.find(getattr(event, "key_id", ""))
+    if key is not None:
+        return keyspace_id in {key.keyspace_id, key.bound_keyspace_id}
+    return getattr(event, "keyspace_id", None) == keyspace_id
+
+
+ROUTES = [get_events]

@@ -1,0 +1,43 @@
+"""Fences: can a change be ignored by any edge still?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from domain.errors import NotFoundError
+from services.api.answering.fencing import fence_at
+from services.api.asking.reading import beginning
+from services.api.operations import Call, Query, Reply, operation
+from services.ledger.fence import FenceResult
+
+
+class FenceQuery(Query, frozen=True, kw_only=True):
+    """Whether to wait."""
+
+    wait: bool = False
+    """Answer once the fence holds."""
+
+
+@operation(
+    "GET",
+    "/v1/fences/{position}",
+    tag="Edges",
+    summary="Has this change been fenced?",
+    description="`held` says that no edge accepts any more what was taken away up to this position.",
+    permissions=("keys:read",),
+    query=FenceQuery,
+    answer=FenceResult,
+    codes=("not_found", "position_unknown"),
+)
+async def get_fence(call: Call[FenceQuery, Any]) -> Reply:
+    """How a fence stands."""
+    # Only the owner knows of all that are open: to others every one would look long over.
+    call.ledger.must_own()
+    text = call.path["position"]
+    number = call.number_of(text)
+    if not number:
+        raise NotFoundError("position", beginning(text))
+    return Reply(await fence_at(call.ledger, number, wait=call.query.wait))
+
+
+ROUTES = [get_fence]

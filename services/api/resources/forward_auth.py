@@ -1,0 +1,248 @@
+"""`/v1/forward-auth`: the verdict on a proxied request, for Traefik, Envoy and nginx."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from domain.errors import InvalidError
+from domain.ids import format_position
+from domain.keyspaces import Keyspace
+from keyledger_edge import (
+    VALID,
+    BadRequestError,
+    HttpAnswer,
+    KeyFacts,
+    KeyspaceView,
+    Verdict,
+    answer_error,
+    answer_problem,
+    answer_verdict,
+    read_use,
+    refuse_fragment,
+)
+from keyledger_edge import ForwardedUse as Forwarded
+from services.api.answering.answers import Answer, wire
+from services.api.answering.problems import headers_of, problem_of
+from services.api.asking.callers import Caller, Callers
+from services.api.asking.requests import CONFLICTING, HotRequest
+from services.api.resources.charges import placed
+from services.api.resources.checking import Checker, view_of_keyspace
+from services.api.resources.metering import Metering
+from services.api.resources.verify import Verify
+from services.ledger.errors import NotOwnerHereError
+from services.ledger.ledger import Ledger
+
+PATH = "/v1/forward-auth"
+_MOST_ASKS, _LONGEST_ASK = 1_000, 200
+_MOST_WELCOMES = 50_000
+_LONGEST_TEXT = 255
+_OWN_PARAMETERS = ("keyspace_id", "proxy")
+
+
+class _Ask(msgspec.Struct, frozen=True):
+    """What the proxy itself says, beside the request that it forwards."""
+
+    keyspace_id: str | None
+    proxy: str | None
+
+
+_PROXY_KEY = "X-Keyledger-Proxy-Key"
+_UNBOUND = (
+    "must be bound to its keyspace where a path stands behind /v1/forward-auth: the query is the "
+    "client's there, and would choose the keyspace"
+)
+_SAYS_NOTHING = _Ask(None, None)
+
+
+class ForwardAuth:
+    """Answers proxies. The proxy shows a root key with `verify`; the client's request is the use."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        callers: Callers,
+        *,
+        checker: Checker,
+        verify: Verify,
+        metering: Metering,
+        trusted_proxies: tuple[str, ...] = (),
+    ) -> None:
+        self._ledger = ledger
+        self._callers = callers
+        self._checker = checker
+        self._verify = verify
+        self._metering = metering
+        self._trusted = trusted_proxies
+        self._placed = -1, (b"", b"")
+        ledger.at_new_epoch.append(self._forget_position)
+        self._asks: dict[bytes, _Ask] = {}
+        self._welcomes: dict[int, tuple[KeyFacts, str | None, Answer]] = {}
+
+    def answer(self, request: HotRequest) -> Answer | Awaitable[Answer]:
+        """The verdict as the proxy and its client understand it; only a use with a cost has to wait."""
+        query: bytes = request.scope["query_string"]
+        path: str = request.scope["path"]
+        # Envoy puts its client's path and query there: they are no parameters of the proxy's.
+        suffix = None if path == PATH else path[len(PATH) + 1 :]
+        ask = self._ask(query) if suffix is None else _SAYS_NOTHING
+        if request.proxy_key == CONFLICTING:
+            two = BadRequestError("The request shows two different root keys.", field=_PROXY_KEY)
+            return _refused(two, ask, request)
+        caller = self._proxy(request)
+        if caller is None:
+            return _sent(_unauthenticated(ask.proxy, request.request_id))
+        try:
+            if suffix is not None:
+                refuse_fragment(request.scope)
+            keyspace = self._keyspace(caller, ask, suffix)
+            view = view_of_keyspace(keyspace)
+            asked = read_use(
+                request.scope["headers"],
+                query,
+                view,
+                path=suffix,
+                peer=request.peer,
+                trusted_proxies=self._trusted,
+            )
+            if asked.cost_micros is not None:
+                return self._charged(request, ask, asked, keyspace, caller)
+            verdict = self._checker.check(
+                asked.secret,
+                keyspace,
+                asked.use,
+                organization_id=caller.organization_id,
+                request_id=asked.request_id,
+            )
+        except Exception as error:  # noqa: BLE001  # a proxy is answered in its own manner
+            return _refused(error, ask, request)
+        if verdict.code == VALID and verdict.facts is not None and not verdict.rate_limits:
+            return self._welcome(verdict.facts, ask.proxy)
+        answer = self._told(verdict, view, ask, request)
+        answer.headers.append(self._position())
+        return answer
+
+    def _welcome(self, facts: KeyFacts, proxy: str | None) -> Answer:
+        """The answer to a good use: it says who the key is, the same each time until the key changes."""
+        known = self._welcomes.get(id(facts))
+        if known is None or known[0] is not facts or known[1] != proxy:
+            if len(self._welcomes) >= _MOST_WELCOMES:
+                self._welcomes.clear()
+            verdict = Verdict(VALID, facts)
+            answer = _sent(answer_verdict(verdict, None, proxy=proxy), VALID)
+            known = self._welcomes[id(facts)] = (facts, proxy, answer)
+        answer = known[2]
+        return Answer(answer.status, [*answer.headers, self._position()], answer.body, answer.code)
+
+    def _position(self) -> tuple[bytes, bytes]:
+        """Where the answer stands in the log; the same until something is written."""
+        ledger = self._ledger
+        head = ledger.state.head
+        if head != self._placed[0]:
+            text = format_position(ledger.position_prefix, head)
+            self._placed = head, (b"x-keyledger-position", text.encode())
+        return self._placed[1]
+
+    def _forget_position(self) -> None:
+        self._placed = -1, (b"", b"")
+
+    def _ask(self, query: bytes) -> _Ask:
+        """Our own parameters: the first of each name, so that none behind it can replace it."""
+        ask = self._asks.get(query)
+        if ask is not None:
+            return ask
+        found: dict[str, str] = {}
+        try:
+            for name, value in parse_qsl(query.decode("latin-1"), max_num_fields=1000):
+                if name in _OWN_PARAMETERS:
+                    found.setdefault(name, value)
+        except ValueError:
+            pass  # Too many fields: reading the use says so.
+        ask = _Ask(found.get("keyspace_id"), found.get("proxy"))
+        if len(self._asks) < _MOST_ASKS and len(query) < _LONGEST_ASK:
+            self._asks[query] = ask
+        return ask
+
+    def _proxy(self, request: HotRequest) -> Caller | None:
+        if request.proxy_key is None:
+            return None
+        caller = self._callers.find(request.proxy_key.strip(), request.peer)
+        return caller if isinstance(caller, Caller) and "verify" in caller.permissions else None
+
+    def _keyspace(self, caller: Caller, ask: _Ask, suffix: str | None) -> Keyspace:
+        """The proxy's; behind a path only its root key can say which, for the query is the client's."""
+        if suffix is not None and caller.keyspace_id is None:
+            raise InvalidError(_PROXY_KEY, _UNBOUND)
+        return self._metering.keyspace_of(caller, ask.keyspace_id)
+
+    async def _charged(
+        self, request: HotRequest, ask: _Ask, asked: Forwarded, keyspace: Keyspace, caller: Caller
+    ) -> Answer:
+        try:
+            _check_text("X-Keyledger-Request-Id", asked.request_id)
+            outcome, position = await self._verify.meter(
+                asked.secret,
+                asked.use,
+                keyspace,
+                caller,
+                cost_micros=asked.cost_micros,
+                reserve_micros=None,
+                request_id=asked.request_id,
+                field="X-Keyledger-Request-Id",
+            )
+        except Exception as error:  # noqa: BLE001  # a proxy is answered in its own manner
+            return _refused(error, ask, request)
+        verdict = Verdict(outcome.code, outcome.facts, outcome.rates)
+        return placed(
+            self._told(verdict, view_of_keyspace(keyspace), ask, request),
+            self._ledger.position_prefix,
+            position,
+        )
+
+    def _told(self, verdict: Verdict, view: KeyspaceView, ask: _Ask, request: HotRequest) -> Answer:
+        answer = answer_verdict(verdict, view, proxy=ask.proxy, request_id=request.request_id)
+        return _sent(answer, verdict.code)
+
+
+def _refused(error: Exception, ask: _Ask, request: HotRequest) -> Answer:
+    """An error in the proxy's manner. Raises it again when it is the layer above that answers it."""
+    if isinstance(error, BadRequestError):
+        return _sent(answer_error(error, proxy=ask.proxy, request_id=request.request_id), error.code)
+    problem = problem_of(error, request.request_id)
+    if problem is None or isinstance(error, NotOwnerHereError):
+        raise error
+    told = answer_problem(
+        problem.status,
+        problem.code,
+        problem.detail,
+        proxy=ask.proxy,
+        request_id=request.request_id,
+        errors=[{"field": one.field, "message": one.message} for one in problem.errors],
+    )
+    headers = [*told.headers, *wire(headers_of(error))]
+    return _sent(HttpAnswer(told.status, headers, told.body), problem.code)
+
+
+def _check_text(field: str, text: str | None) -> None:
+    if text is not None and not (0 < len(text) <= _LONGEST_TEXT and text.isprintable()):
+        raise InvalidError(field, "1 to 255 printable characters")
+
+
+def _unauthenticated(proxy: str | None, request_id: str) -> HttpAnswer:
+    return answer_problem(
+        401,
+        "proxy_unauthenticated",
+        "The proxy must show a root key with verify in X-Keyledger-Proxy-Key.",
+        proxy=proxy,
+        request_id=request_id,
+    )
+
+
+def _sent(answer: HttpAnswer, code: str = "proxy_unauthenticated") -> Answer:
+    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    if not any(name == b"x-keyledger-code" for name, _ in headers):
+        # nginx drops the body of a denial, so the code stands in a header too.
+        headers.append((b"x-keyledger-code", code.encode()))
+    return Answer(answer.status, headers, answer.body, code)

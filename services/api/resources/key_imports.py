@@ -1,0 +1,178 @@
+"""Keys that exist elsewhere are adopted by the SHA-256 of their secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from domain.commands import CreateKey
+from domain.errors import LedgerError
+from domain.keys import Key
+from domain.state import Books
+from services.api.answering.problems import FieldError, ProblemError, invalid, problem_of
+from services.api.answering.views import KeyView, Position, View
+from services.api.asking.fields import AnyBody, Body
+from services.api.asking.reading import read_body
+from services.api.operations import Call, Reply, operation
+from services.api.resources.keys import KEY_EXAMPLE, MOST_AT_ONCE, NewKey, creation, keyspace_of, show_key
+from services.api.writing import carry_out, idempotency_of
+from services.ledger.errors import CannotAnswerError
+
+_IMPORT_BYTES: Final = 16 * 1_048_576
+_HEX_LENGTH: Final = 64
+_DIGEST_BYTES: Final = 32
+
+
+class ImportedKey(NewKey, frozen=True, kw_only=True):
+    """A key that exists elsewhere, by the SHA-256 of its secret."""
+
+    sha256: Annotated[
+        str,
+        msgspec.Meta(min_length=43, max_length=64, description="Of the secret's UTF-8: hex or base64."),
+    ]
+    hint: Annotated[str, msgspec.Meta(min_length=1, max_length=40)] | None = None
+    """What people may see of the secret, such as its last four characters."""
+
+
+class ManyImportedKeys(Body, frozen=True, kw_only=True):
+    """Keys to be adopted, each with a result of its own."""
+
+    items: Annotated[tuple[ImportedKey, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)]
+
+
+class _Items(Body, frozen=True, kw_only=True):
+    """The same, each item still as it was sent: a bad one spoils only itself."""
+
+    items: Annotated[tuple[msgspec.Raw, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)]
+
+
+class ImportResult(View, frozen=True, kw_only=True):
+    """What became of one key."""
+
+    status: int
+    """As if it had been sent alone: 201, or a problem's."""
+    code: str
+    key: KeyView | None = None
+    detail: str | None = None
+    errors: tuple[FieldError, ...] = ()
+
+
+class ImportedView(View, frozen=True, kw_only=True):
+    """A key that was adopted."""
+
+    key: KeyView
+    position: Position
+
+
+class ImportView(View, frozen=True, kw_only=True):
+    """What became of each key, in the order they were sent."""
+
+    results: list[ImportResult]
+    imported: int
+    failed: int
+    position: Position
+
+
+@operation(
+    "POST",
+    "/v1/keys/import",
+    tag="Keys",
+    summary="Adopt one key or many by SHA-256",
+    description=(
+        "For keys that exist elsewhere: their secrets go on working and are never sent. One key is the "
+        "fields of a key with its sha256, and answers 201; many are `items`, and each has its own result."
+    ),
+    permissions=("keys:write",),
+    body=AnyBody,
+    bodies=(ImportedKey, ManyImportedKeys),
+    status=201,
+    answer=ImportedView,
+    other_answers=((200, ImportView),),
+    codes=("not_found", "already_exists", "idempotency_conflict"),
+    idempotent=True,
+    max_body_bytes=_IMPORT_BYTES,
+    example={
+        **{name: KEY_EXAMPLE[name] for name in ("keyspace_id", "organization_id", "name")},
+        "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "hint": "...x7Qd",
+    },
+)
+async def import_keys(call: Call[Any, AnyBody]) -> Reply:
+    """Adopt keys that exist elsewhere."""
+    if "items" in msgspec.json.decode(call.data or b"{}"):
+        return await _import_many(call, read_body(call.data, _Items).items)
+
+    def show(key: Key, books: Books, position: int) -> View:
+        return ImportedView(key=show_key(call, key, books), position=call.place(position))
+
+    return await carry_out(call, _adoption(call, read_body(call.data, ImportedKey)), show, status=201)
+
+
+async def _import_many(call: Call[Any, Any], items: tuple[msgspec.Raw, ...]) -> Reply:
+    outcomes = await asyncio.gather(*(_import(call, item, index) for index, item in enumerate(items)))
+    results = [result for result, _ in outcomes]
+    if all(result.code == "idempotency_conflict" for result in results):
+        raise ProblemError("idempotency_conflict", results[0].detail or "")
+    position = call.ledger.state.head
+    await call.ledger.wait_for_projections(position)
+    imported = sum(result.key is not None for result in results)
+    view = ImportView(
+        results=results,
+        imported=imported,
+        failed=len(results) - imported,
+        position=call.place(position),
+    )
+    replayed = any(known for _, known in outcomes)
+    headers = {"Idempotent-Replayed": "true"} if replayed else {}
+    return Reply(view, 200, position=position, headers=headers)
+
+
+async def _import(call: Call[Any, Any], item: msgspec.Raw, index: int) -> tuple[ImportResult, bool]:
+    """What became of one item, and whether that was known already."""
+
+    def render(key: Key, books: Books, _: int) -> bytes:
+        return msgspec.json.encode(ImportResult(status=201, code="imported", key=show_key(call, key, books)))
+
+    try:
+        command = _adoption(call, read_body(bytes(item), ImportedKey))
+        done = await call.ledger.execute(
+            command, call.asking, idempotency=idempotency_of(call, f"/{index}"), render=render
+        )
+    except (LedgerError, ProblemError, CannotAnswerError) as error:
+        problem = problem_of(error, call.trace.request_id)
+        assert problem is not None, "our own errors are problems"
+        refused = ImportResult(
+            status=problem.status, code=problem.code, detail=problem.detail, errors=problem.errors
+        )
+        return refused, False
+    if done.replay is not None:
+        return msgspec.json.decode(done.replay, type=ImportResult), True
+    shown = show_key(call, done.result, call.ledger.state)
+    return ImportResult(status=201, code="imported", key=shown), False
+
+
+def _adoption(call: Call[Any, Any], body: ImportedKey) -> CreateKey:
+    keyspace = keyspace_of(call, body.keyspace_id)
+    shown = body.hint or f"{keyspace.prefix}..."
+    return creation(body, digest_of(body.sha256), shown, imported=True)
+
+
+def digest_of(text: str) -> bytes:
+    """32 bytes out of hex or base64 (of either alphabet, padded or not)."""
+    try:
+        if len(text) == _HEX_LENGTH:
+            return bytes.fromhex(text)
+        plain = text.rstrip("=").replace("-", "+").replace("_", "/")
+        digest = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        digest = b""
+    if len(digest) != _DIGEST_BYTES:
+        raise invalid("sha256", "a SHA-256 as 64 hex digits or as base64")
+    return digest
+
+
+ROUTES = [import_keys]

@@ -1,0 +1,196 @@
+"""Keyspaces: the keys of one gateway, their shape and their manners."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from domain.commands import UNSET, ChangeKeyspace, Command, DefineKeyspace, UnsetType
+from domain.decisions.access import find_keyspace
+from domain.keyspaces import Keyspace
+from domain.state import Books
+from keyledger_edge import AcceptedFormat, SecretFormat
+from projections.directory import list_keyspaces
+from services.api.answering.views import Position, ShownKeyspace, View, keyspace_view
+from services.api.asking.fields import Body, Name
+from services.api.lists import Paging, Search, listed
+from services.api.operations import Call, Reply, operation
+from services.api.writing import Fencing, carry_out, expected_version
+from services.ledger.fence import FenceResult
+
+_TAG: Final = "Keyspaces"
+_READ: Final = ("keys:read", "keyspaces:write")
+_WRITE: Final = ("keyspaces:write",)
+
+Location = Annotated[str, msgspec.Meta(max_length=100, examples=["header:X-API-Key"])]
+Locations = Annotated[tuple[Location, ...], msgspec.Meta(max_length=20)]
+Places = Annotated[dict[str, Location], msgspec.Meta(max_length=10, examples=[{"user_id": "query:user_id"}])]
+Denials = Annotated[dict[str, int], msgspec.Meta(max_length=50, examples=[{"billing_shortfall": 403}])]
+Formats = Annotated[tuple[AcceptedFormat, ...], msgspec.Meta(max_length=20)]
+Dimensions = Annotated[
+    tuple[Literal["permission", "project", "model", "tenant"], ...], msgspec.Meta(max_length=4)
+]
+
+
+class NewKeyspace(Body, frozen=True, kw_only=True):
+    """A keyspace to be made, from a preset or from scratch; what is given wins over the preset."""
+
+    name: Name
+    preset: Literal["default", "leanmcp", "mindproxy", "leapter", "leadmagic", "allmcp"] | None = None
+    prefix: Annotated[str, msgspec.Meta(max_length=32, examples=["acme_live_"])] | None = None
+    secret_format: SecretFormat | None = None
+    accepted_formats: Formats = ()
+    """Shapes that imported keys may have beside the keyspace's own."""
+    credential_locations: Locations | None = None
+    tenant_locations: Places | None = None
+    denial_status: Denials | None = None
+    require_balance: bool | None = None
+    required_dimensions: Dimensions | None = None
+
+
+class KeyspaceChanges(Body, frozen=True, kw_only=True):
+    """Fields to be set; those left out stay. Prefix and format are for ever."""
+
+    name: Name | UnsetType = UNSET
+    accepted_formats: Formats | UnsetType = UNSET
+    credential_locations: Locations | UnsetType = UNSET
+    tenant_locations: Places | UnsetType = UNSET
+    denial_status: Denials | UnsetType = UNSET
+    require_balance: bool | UnsetType = UNSET
+    required_dimensions: Dimensions | UnsetType = UNSET
+
+
+class ListKeyspaces(Paging, frozen=True, kw_only=True):
+    """Which keyspaces, in which order."""
+
+    q: Search | None = None
+    sort: Literal["created_at", "-created_at", "name", "-name"] | None = None
+
+
+class ChangedKeyspaceView(ShownKeyspace, frozen=True, kw_only=True):
+    """A keyspace after a change."""
+
+    fence: FenceResult | UnsetType = UNSET
+    """Where something may have been taken away."""
+
+
+class KeyspacePageView(View, frozen=True, kw_only=True):
+    """A page of keyspaces."""
+
+    items: list[ShownKeyspace]
+    next_cursor: str | None
+    position: Position
+
+
+async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200) -> Reply:
+    def show(keyspace: Keyspace, _: Books, __: int) -> View:
+        return keyspace_view(keyspace, call.prefix)
+
+    return await carry_out(call, command, show, status=status)
+
+
+@operation(
+    "POST",
+    "/v1/keyspaces",
+    tag=_TAG,
+    summary="Make a keyspace",
+    permissions=_WRITE,
+    body=NewKeyspace,
+    status=201,
+    answer=ShownKeyspace,
+    codes=("platform_only", "prefix_overlap", "idempotency_conflict"),
+    idempotent=True,
+    example={"name": "gateway", "preset": "default", "prefix": "acme_live_"},
+)
+async def define_keyspace(call: Call[Any, NewKeyspace]) -> Reply:
+    """Make a keyspace."""
+    body = call.body
+    command = DefineKeyspace(
+        name=body.name,
+        preset=body.preset,
+        prefix=body.prefix,
+        secret_format=body.secret_format,
+        accepted_formats=body.accepted_formats,
+        credential_locations=body.credential_locations,
+        tenant_locations=body.tenant_locations,
+        denial_status=body.denial_status,
+        require_balance=body.require_balance,
+        required_dimensions=body.required_dimensions,
+    )
+    return await _changed(call, command, status=201)
+
+
+@operation(
+    "GET",
+    "/v1/keyspaces",
+    tag=_TAG,
+    summary="List keyspaces",
+    description="The built-in one of root keys included.",
+    permissions=_READ,
+    query=ListKeyspaces,
+    answer=KeyspacePageView,
+    projected=True,
+)
+async def get_keyspaces(call: Call[ListKeyspaces, Any]) -> Reply:
+    """One page of keyspaces; a bound root key sees its own and the built-in one."""
+    filters = msgspec.structs.asdict(call.query)
+    page = list_keyspaces(call.reader.queries, **filters)
+    bound = call.asking.keyspace_id
+
+    def show(keyspace_id: str) -> ShownKeyspace | None:
+        keyspace = call.ledger.state.keyspaces.find(keyspace_id)
+        if keyspace is None or (bound is not None and bound != keyspace.id and not keyspace.builtin):
+            return None
+        return keyspace_view(keyspace, call.prefix)
+
+    return await listed(call, page, show)
+
+
+@operation(
+    "GET",
+    "/v1/keyspaces/{keyspace_id}",
+    tag=_TAG,
+    summary="Show a keyspace",
+    permissions=_READ,
+    answer=ShownKeyspace,
+    codes=("not_found",),
+)
+async def get_keyspace(call: Call[Any, Any]) -> Reply:
+    """One keyspace, as of now."""
+    keyspace = find_keyspace(call.desk, call.path["keyspace_id"])
+    return Reply(keyspace_view(keyspace, call.prefix), version=keyspace.version)
+
+
+@operation(
+    "PATCH",
+    "/v1/keyspaces/{keyspace_id}",
+    tag=_TAG,
+    summary="Change a keyspace",
+    permissions=_WRITE,
+    query=Fencing,
+    body=KeyspaceChanges,
+    answer=ChangedKeyspaceView,
+    codes=("not_found", "platform_only", "builtin_keyspace", "version_conflict", "idempotency_conflict"),
+    conditional=True,
+    idempotent=True,
+    example={"denial_status": {"billing_shortfall": 403}},
+)
+async def patch_keyspace(call: Call[Fencing, KeyspaceChanges]) -> Reply:
+    """Set fields of a keyspace."""
+    body = call.body
+    command = ChangeKeyspace(
+        keyspace_id=call.path["keyspace_id"],
+        expected_version=expected_version(call),
+        name=body.name,
+        accepted_formats=body.accepted_formats,
+        credential_locations=body.credential_locations,
+        tenant_locations=body.tenant_locations,
+        denial_status=body.denial_status,
+        require_balance=body.require_balance,
+        required_dimensions=body.required_dimensions,
+    )
+    return await _changed(call, command)
+
+
+ROUTES = [define_keyspace, get_keyspaces, get_keyspace, patch_keyspace]

@@ -1,0 +1,98 @@
+"""Leaked secrets: whoever finds one reports it, and its key is dead."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from domain.commands import ReportLeak, UnsetType
+from domain.decisions.access import find_key
+from domain.errors import NotFoundError
+from domain.keys import Key
+from domain.state import Books
+from keyledger_edge import fingerprint
+from services.api.answering.problems import invalid
+from services.api.answering.views import KeyView, Position, View
+from services.api.asking.fields import Body, Id
+from services.api.operations import Call, Reply, operation
+from services.api.resources.key_imports import digest_of
+from services.api.resources.keys import show_key
+from services.api.writing import Fencing, carry_out
+from services.ledger.fence import FenceResult
+
+UNSET = msgspec.UNSET
+
+
+class Leak(Body, frozen=True, kw_only=True):
+    """A secret that was found where it should not be."""
+
+    secret: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
+    sha256: Annotated[str, msgspec.Meta(min_length=43, max_length=64)] | None = None
+    """Of the secret, as hex or base64, where the secret itself is not at hand."""
+    keyspace_id: Id | None = None
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=100, examples=["pastebin"])]
+    """Who found it."""
+    where: Annotated[str, msgspec.Meta(min_length=1, max_length=500)] | None = None
+    """Where it was found, such as an address."""
+
+
+class LeakView(View, frozen=True, kw_only=True):
+    """What was done about it."""
+
+    found: bool
+    """Is it a secret of a key that the caller may know of?"""
+    key: KeyView | None
+    position: Position
+    fence: FenceResult | UnsetType = UNSET
+
+
+@operation(
+    "POST",
+    "/v1/leaks",
+    tag="Leaks",
+    summary="Report a leaked secret",
+    description="Its key is revoked with all generations, and fenced. `found` is false for a stranger.",
+    permissions=("keys:write",),
+    query=Fencing,
+    body=Leak,
+    answer=LeakView,
+    codes=("idempotency_conflict",),
+    idempotent=True,
+    secrets=True,
+    example={"secret": "acme_live_...", "source": "pastebin", "where": "https://pastebin.example/x"},
+)
+async def report_leak(call: Call[Fencing, Leak]) -> Reply:
+    """Revoke the key whose secret was found."""
+    body = call.body
+    where = None if body.where is None else call.api.redactor.redact(body.where)
+    digest = _digest_of(body)
+    if not _is_known(call, digest):
+        view = LeakView(found=False, key=None, position=call.place(call.ledger.state.head))
+        return Reply(view)
+
+    def show(key: Key, books: Books, position: int) -> View:
+        return LeakView(found=True, key=show_key(call, key, books), position=call.place(position))
+
+    source = call.api.redactor.redact(body.source)
+    return await carry_out(call, ReportLeak(fingerprint=digest, source=source, where=where), show)
+
+
+def _digest_of(body: Leak) -> bytes:
+    if (body.secret is None) == (body.sha256 is None):
+        raise invalid("secret", "secret or sha256, one of them")
+    return fingerprint(body.secret) if body.secret is not None else digest_of(body.sha256 or "")
+
+
+def _is_known(call: Call[Any, Leak], digest: bytes) -> bool:
+    secret = call.ledger.state.secrets.find(digest)
+    if secret is None:
+        return False
+    try:
+        key = find_key(call.desk, secret.key_id, deleted=True)
+    except NotFoundError:
+        return False
+    return call.body.keyspace_id in {None, key.keyspace_id}
+
+
+ROUTES = [report_leak]

@@ -1,0 +1,98 @@
+"""Uses that cost money: a body to a command, through the bus, to an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from domain.commands import Asking, ChargeUsage, ReserveCredits
+from domain.decisions.charging import UseOutcome
+from domain.errors import InvalidError, NotFoundError
+from domain.keyspaces import Keyspace, shape_of
+from keyledger_edge import MALFORMED, MISSING, VALID, Use, fingerprint
+from services.api.asking.callers import Caller
+from services.api.asking.secrets import SecretWatch
+from services.api.asking.uses import MAX_SECRET_LENGTH
+from services.ledger.jobs import Done
+from services.ledger.ledger import Ledger
+
+_MISSING = UseOutcome(code=MISSING)
+_MALFORMED = UseOutcome(code=MALFORMED)
+
+
+class Metering:
+    """Asks the ledger to charge or to reserve."""
+
+    def __init__(self, ledger: Ledger, watch: SecretWatch) -> None:
+        self._ledger = ledger
+        self.watch = watch
+
+    def keyspace_of(self, caller: Caller, keyspace_id: str | None) -> Keyspace:
+        """The keyspace that a secret is looked for in: the caller's own, or the one it names."""
+        bound = caller.keyspace_id
+        if keyspace_id is None:
+            if bound is None:
+                raise InvalidError("keyspace_id", "is required: the root key is bound to no keyspace")
+            keyspace_id = bound
+        keyspace = self._ledger.state.keyspaces.get(keyspace_id)
+        if keyspace is None or (bound is not None and bound != keyspace_id):
+            raise NotFoundError("keyspace", keyspace_id, field="keyspace_id")
+        return keyspace
+
+    async def ask(
+        self,
+        command: type[ChargeUsage | ReserveCredits],
+        ask: dict[str, Any],
+        secret: str | None,
+        keyspace: Keyspace | None,
+        asking: Asking,
+    ) -> tuple[UseOutcome, int]:
+        """Charge one use, or hold money for it; (what became of it, the position).
+
+        With a keyspace the key is found by its secret, else `ask` names it.
+        """
+        self.watch.refuse_in(ask["use"], ask["request_id"], ask["metadata"])
+        if keyspace is not None:
+            shown = shown_to(keyspace, secret)
+            if isinstance(shown, UseOutcome):
+                return shown, self._ledger.state.head
+            ask["fingerprint"] = shown
+            ask["keyspace_id"] = keyspace.id
+        asks = command(**ask)
+        return self.outcome_of(asks, await self.submit(asks, asking))
+
+    def submit(self, command: ChargeUsage | ReserveCredits, asking: Asking) -> asyncio.Future[Done]:
+        """Put it in line; what it holds was looked at."""
+        self._ledger.must_own()
+        return self._ledger.bus.submit(command, asking)
+
+    def outcome_of(self, command: ChargeUsage | ReserveCredits, done: Done) -> tuple[UseOutcome, int]:
+        """What became of it, and the position; a refusal is written down."""
+        outcome: UseOutcome = done.result
+        if outcome.code == VALID:
+            return outcome, outcome.position
+        if outcome.key is not None:
+            self._ledger.denied(outcome.key.id, outcome.code, command.request_id, command.base_micros)
+        return outcome, done.position
+
+
+def shown_to(keyspace: Keyspace, secret: str | None) -> bytes | UseOutcome:
+    """The secret's fingerprint; or what shape and checksum say without a look-up."""
+    if not secret:
+        return _MISSING
+    if len(secret) > MAX_SECRET_LENGTH or not shape_of(keyspace).recognises(secret):
+        return _MALFORMED
+    return fingerprint(secret)
+
+
+def asked(
+    *, request_id: str, base_micros: int, use: Use, metadata: dict[str, Any] | None, count_rate: bool = False
+) -> dict[str, Any]:
+    """The fields that charging and reserving have in common."""
+    return {
+        "request_id": request_id,
+        "base_micros": base_micros,
+        "use": use,
+        "metadata": metadata,
+        "count_rate": count_rate,
+    }

@@ -1,0 +1,98 @@
+"""Streams of events: how many there are, for each root key and in all, and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+from litestar.response import Stream
+from litestar.types import ASGIApp, Receive, Scope, Send
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.api.answering.problems import ProblemError
+
+MOST: Final = 100
+MOST_PER_KEY: Final = 10
+_RETRY_SECONDS: Final = 10
+
+
+class Streams(Collector):
+    """Those that are open, by the root key that reads them."""
+
+    def __init__(self, most: int = MOST, most_per_key: int = MOST_PER_KEY) -> None:
+        self._most = most
+        self._most_per_key = most_per_key
+        self._open: dict[str, int] = {}
+        self.refused = {"key": 0, "process": 0}
+        """How many were refused, by whose bound."""
+
+    @property
+    def open(self) -> int:
+        """How many are open."""
+        return sum(self._open.values())
+
+    def take(self, key_id: str) -> Place:
+        """A place for one more; refused when all are taken."""
+        if self._open.get(key_id, 0) >= self._most_per_key:
+            raise self._full("key", f"A root key may have {self._most_per_key} streams of events.")
+        if self.open >= self._most:
+            raise self._full("process", f"A ledger process may have {self._most} streams of events.")
+        self._open[key_id] = self._open.get(key_id, 0) + 1
+        return Place(self, key_id)
+
+    def _full(self, whose: str, detail: str) -> ProblemError:
+        self.refused[whose] += 1
+        return ProblemError("too_many_streams", detail, headers={"Retry-After": str(_RETRY_SECONDS)})
+
+    def release(self, key_id: str) -> None:
+        """One less."""
+        left = self._open.pop(key_id) - 1
+        if left:
+            self._open[key_id] = left
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        yield GaugeMetricFamily("keyledger_event_streams", "Open streams of events.", value=self.open)
+        refused = CounterMetricFamily(
+            "keyledger_event_streams_refused", "Streams of events refused, by whose bound.", labels=["bound"]
+        )
+        for whose, times in self.refused.items():
+            refused.add_metric([whose], times)
+        yield refused
+
+
+class Place:
+    """The right to have one stream open."""
+
+    def __init__(self, streams: Streams, key_id: str) -> None:
+        self._streams = streams
+        self._key_id = key_id
+
+    def release(self) -> None:
+        """It is over."""
+        self._streams.release(self._key_id)
+
+
+class StreamOfEvents(Stream):
+    """Server-Sent Events, as an answer that keeps its place until it ends, however it ends."""
+
+    def __init__(self, content: AsyncIterator[bytes], place: Place) -> None:
+        super().__init__(
+            content,
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self._place = place
+
+    def to_asgi_response(self, *args: Any, **options: Any) -> ASGIApp:  # type: ignore[override]  # all of an ASGIResponse that is used
+        """The answer as an application."""
+        answer, place = super().to_asgi_response(*args, **options), self._place
+
+        async def kept(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await answer(scope, receive, send)
+            finally:
+                place.release()
+
+        return kept

@@ -1,0 +1,194 @@
+"""Usage by hour, day or month: of a key, or of an organization."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from domain.decisions.access import find_key, find_organization
+from domain.instants import DAY, Instant, to_text
+from projections.usage import (
+    Bucket,
+    By,
+    DenialRow,
+    UsageRow,
+    VerificationRow,
+    list_denials,
+    list_usage,
+    list_verifications,
+)
+from services.api.answering.problems import invalid
+from services.api.answering.views import Micros, Position, Time, View
+from services.api.asking.fields import When, instant_at
+from services.api.operations import Call, Query, Reply, operation
+
+_TAG: Final = "Usage"
+_HOUR: Final = DAY // 24
+_LENGTHS: Final[dict[Bucket, Instant]] = {"hour": _HOUR, "day": DAY, "month": 28 * DAY}
+_SPANS: Final[dict[Bucket, Instant]] = {"hour": DAY, "day": 30 * DAY, "month": 365 * DAY}
+"""How far back is looked when no `from` is given."""
+_MOST_BUCKETS: Final = 1_500
+_EARLIEST: Final = instant_at(datetime.min.replace(tzinfo=UTC), "from")
+
+
+class UsageQuery(Query, frozen=True, kw_only=True):
+    """Of when, and how to sum up. Hours are whole, buckets are of the UTC calendar."""
+
+    from_: When | None = msgspec.field(name="from", default=None)
+    to: When | None = None
+    """Not included."""
+    bucket: Bucket = "day"
+    by: By | None = None
+
+
+class UsageRowView(View, frozen=True, kw_only=True, omit_defaults=True):
+    """What one bucket counted; with `by`, of one value of that dimension."""
+
+    start: Time
+    requests: int
+    charged_micros: Micros
+    refunds: int
+    refunded_micros: Micros
+    spent_micros: Micros
+    """What was charged and not given back."""
+    model: str | msgspec.UnsetType | None = msgspec.UNSET
+    project_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    provider: str | msgspec.UnsetType | None = msgspec.UNSET
+    tenant_org_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    tenant_user_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    key_id: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class DenialRowView(View, frozen=True, kw_only=True):
+    """How often uses were refused with one code in one bucket."""
+
+    start: Time
+    code: str
+    denials: int
+
+
+class VerificationRowView(View, frozen=True, kw_only=True):
+    """How often keys were verified without a charge in one bucket."""
+
+    start: Time
+    verifications: int
+
+
+class UsageView(View, frozen=True, kw_only=True):
+    """Usage, oldest first."""
+
+    from_: Time = msgspec.field(name="from")
+    to: Time
+    bucket: Bucket
+    by: By | None
+    items: list[UsageRowView]
+    denials: list[DenialRowView]
+    verifications: list[VerificationRowView]
+    position: Position
+
+
+_DIMENSIONS: Final[dict[By, tuple[str, ...]]] = {
+    "model": ("model",),
+    "project": ("project_id",),
+    "provider": ("provider",),
+    "tenant": ("tenant_org_id", "tenant_user_id"),
+    "key": ("key_id",),
+}
+
+
+@operation(
+    "GET",
+    "/v1/keys/{key_id}/usage",
+    tag=_TAG,
+    summary="What a key has used",
+    description="Also of a deleted key. Verifications are counted about once a minute.",
+    permissions=("usage:read",),
+    query=UsageQuery,
+    answer=UsageView,
+    codes=("not_found",),
+    projected=True,
+)
+async def get_key_usage(call: Call[UsageQuery, Any]) -> Reply:
+    """Usage of one key."""
+    key = find_key(call.desk, call.path["key_id"], deleted=True)
+    return await _usage(call, key_id=key.id)
+
+
+@operation(
+    "GET",
+    "/v1/organizations/{organization_id}/usage",
+    tag=_TAG,
+    summary="What an organization has used",
+    permissions=("usage:read",),
+    query=UsageQuery,
+    answer=UsageView,
+    codes=("not_found",),
+    projected=True,
+)
+async def get_organization_usage(call: Call[UsageQuery, Any]) -> Reply:
+    """Usage of all keys of an organization."""
+    organization = find_organization(call.desk, call.path["organization_id"])
+    return await _usage(call, organization_id=organization.id)
+
+
+async def _usage(call: Call[UsageQuery, Any], **of: str) -> Reply:
+    query = call.query
+    from_at, to_at = _span(query, call.now)
+    queries, position = call.reader.queries, call.reader.position
+    asked: dict[str, Any] = {"from_at": from_at, "to_at": to_at, "bucket": query.bucket, **of}
+    usage = await list_usage(queries, by=query.by, **asked)
+    denials = await list_denials(queries, **asked)
+    verifications = await list_verifications(queries, **asked)
+    view = UsageView(
+        from_=to_text(from_at),
+        to=to_text(to_at),
+        bucket=query.bucket,
+        by=query.by,
+        items=[_row_view(row, query.by) for row in usage],
+        denials=[_denial_view(row) for row in denials],
+        verifications=[_verification_view(row) for row in verifications],
+        position=call.place(position),
+    )
+    return Reply(view, position=position)
+
+
+def _span(query: UsageQuery, now: Instant) -> tuple[Instant, Instant]:
+    """From when to when; without an end, the hour under way is included."""
+    to_at = now + _HOUR if query.to is None else instant_at(query.to, "to")
+    if query.from_ is None:
+        from_at = to_at - _SPANS[query.bucket]
+        from_at = max(from_at - from_at % _HOUR, _EARLIEST)
+    else:
+        from_at = instant_at(query.from_, "from")
+    if from_at >= to_at:
+        raise invalid("from", "must be before to")
+    if to_at - from_at > _MOST_BUCKETS * _LENGTHS[query.bucket]:
+        raise invalid("from", f"at most {_MOST_BUCKETS} buckets at once: choose a larger bucket")
+    return from_at, to_at
+
+
+def _row_view(row: UsageRow, by: By | None) -> UsageRowView:
+    names = () if by is None else _DIMENSIONS[by]
+    dimensions: dict[str, Any] = dict(zip(names, row.group, strict=True))
+    return UsageRowView(
+        start=to_text(row.start),
+        requests=row.requests,
+        charged_micros=row.charged_micros,
+        refunds=row.refunds,
+        refunded_micros=row.refunded_micros,
+        spent_micros=row.spent_micros,
+        **dimensions,
+    )
+
+
+def _denial_view(row: DenialRow) -> DenialRowView:
+    return DenialRowView(start=to_text(row.start), code=row.code, denials=row.denials)
+
+
+def _verification_view(row: VerificationRow) -> VerificationRowView:
+    return VerificationRowView(start=to_text(row.start), verifications=row.verifications)
+
+
+ROUTES = [get_key_usage, get_organization_usage]

@@ -1,0 +1,269 @@
+"""`POST /v1/verify` and `/v1/verify/batch`: is this secret good for this use?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from domain.accounts import Wallet
+from domain.commands import ChargeUsage, ReserveCredits
+from domain.decisions.charging import UseOutcome
+from domain.errors import InvalidError
+from domain.events import UsageCharged
+from domain.ids import format_position
+from domain.instants import to_text
+from domain.keyspaces import Keyspace
+from domain.quotas import QuotaState, Refusal, levels_of, states_of
+from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict
+from services.api.answering.answers import Answer, encode, json_answer, raw_answer
+from services.api.answering.money import charge_view, quota_views, rate_views, refusal_view, reserved_view
+from services.api.answering.problems import ProblemError
+from services.api.asking.callers import Caller, Callers
+from services.api.asking.requests import HotRequest
+from services.api.asking.uses import (
+    VerifyBody,
+    read_verify,
+    read_verify_batch,
+    use_of,
+)
+from services.api.resources.checking import Checker, Shortfall
+from services.api.resources.metering import Metering, asked
+from services.ledger.errors import RefusedLatelyError
+from services.ledger.ledger import Ledger
+
+_FORGET_AT = 50_000
+_VALID, _NO = b'{"valid":true,"code":"valid",', b'{"valid":false,"code":'
+_NOBODY = {code: b'%b"%b"' % (_NO, code.encode()) for code in STATUS_OF_CODE}
+_MAY_ASK = ("verify", "edges:connect")
+_MAY_SPEND = frozenset({"verify", "charges:write"})
+
+
+class Verify:
+    """Answers verdicts; 200 whenever the question was well formed.
+
+    `verify` is enough to ask with a cost: whoever asks holds the customer's secret, and could
+    spend with it anyway. (`charges:write` also charges by key id, without any secret.) An edge asks
+    with `edges:connect`, and needs one of the two where money moves.
+    """
+
+    def __init__(self, ledger: Ledger, callers: Callers, checker: Checker, metering: Metering) -> None:
+        self._ledger = ledger
+        self._state = ledger.state
+        self._callers = callers
+        self._checker = checker
+        self._metering = metering
+        self._described: dict[int, tuple[KeyFacts, bytes]] = {}
+        self._written = (-1, b"")
+        ledger.at_new_epoch.append(self._forget_position)
+
+    def one(self, request: HotRequest) -> Answer | Awaitable[Answer]:
+        """One question; only a use with a cost has to wait."""
+        caller = self._callers.authenticate_any(request.authorization, _MAY_ASK, request.peer)
+        body = read_verify(request.body)
+        use = use_of(body, permissions=body.permissions, ip=body.ip)
+        keyspace = self._metering.keyspace_of(caller, body.keyspace_id)
+        if body.cost_micros is not None or body.reserve_micros is not None:
+            return self._one_with_cost(body, use, keyspace, caller)
+        verdict = self._checker.check(
+            body.secret,
+            keyspace,
+            use,
+            organization_id=caller.organization_id,
+            request_id=body.request_id,
+        )
+        return raw_answer(200, self._said(verdict, use), verdict.code)
+
+    async def _one_with_cost(self, body: VerifyBody, use: Use, keyspace: Keyspace, caller: Caller) -> Answer:
+        answer = await self._with_cost(body, use, keyspace, caller)
+        return json_answer(200, answer, answer["code"])
+
+    async def batch(self, request: HotRequest) -> Answer:
+        """Many questions, answered in order, each on its own."""
+        caller = self._callers.authenticate_any(request.authorization, _MAY_ASK, request.peer)
+        items = read_verify_batch(request.body)
+        results = await asyncio.gather(
+            *(self._item(one, index, caller, request.request_id) for index, one in enumerate(items))
+        )
+        position = format_position(self._ledger.position_prefix, self._ledger.state.head)
+        return raw_answer(
+            200, b'{"results":[' + b",".join(results) + b'],"position":' + encode(position) + b"}"
+        )
+
+    async def _item(self, body: VerifyBody | Exception, index: int, caller: Caller, request_id: str) -> bytes:
+        try:
+            if isinstance(body, Exception):
+                raise body  # noqa: TRY301  # it is answered as if it had been raised alone
+            use = use_of(body, permissions=body.permissions, ip=body.ip)
+            keyspace = self._metering.keyspace_of(caller, body.keyspace_id)
+            if body.cost_micros is None and body.reserve_micros is None:
+                verdict = self._checker.check(
+                    body.secret,
+                    keyspace,
+                    use,
+                    organization_id=caller.organization_id,
+                    request_id=body.request_id,
+                )
+                return self._said(verdict, use)
+            return encode(await self._with_cost(body, use, keyspace, caller))
+        except RefusedLatelyError:
+            raise  # The whole batch is sent once more; what was granted of it is a replay then.
+        except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
+            return self._metering.watch.error_answer(error, f"{request_id}.{index}").body
+
+    # -- without a cost
+
+    def _said(self, verdict: Verdict, use: Use) -> bytes:
+        """A verdict as JSON. What a key is described by does not change from use to use, so it is kept."""
+        facts, code = verdict.facts, verdict.code
+        if facts is None:
+            return _NOBODY[code] + self._position()
+        known = self._described.get(id(facts))
+        described = known[1] if known is not None and known[0] is facts else self._describe(facts)
+        said = _VALID if code == VALID else b'%b"%b",' % (_NO, code.encode())
+        return b"".join((said, described, self._figures(facts, verdict, use), self._position()))
+
+    def _position(self) -> bytes:
+        """Where the answer stands in the log, as its last member; the same until something is written."""
+        head = self._state.head
+        if head != self._written[0]:
+            text = format_position(self._ledger.position_prefix, head)
+            self._written = head, b',"position":"%b"}' % text.encode()
+        return self._written[1]
+
+    def _forget_position(self) -> None:
+        self._written = (-1, b"")
+
+    def _figures(self, facts: KeyFacts, verdict: Verdict, use: Use) -> bytes:
+        """What is left of everything that limits the key, as further JSON members."""
+        state = self._state
+        told, organization_id = b"", facts.organization_id or ""
+        wallet = state.wallets.get(organization_id)
+        if wallet is not None:
+            told = b',"wallet_available_micros":%d' % (wallet.balance - wallet.reserved)
+        key, organization = state.keys[facts.key_id], state.organizations.get(organization_id)
+        # Most keys have no quota above them, and that is told quickly.
+        if key.quotas or use.project_id is not None or (organization is not None and organization.quotas):
+            levels = levels_of(state, key, use.project_id)
+            if levels:
+                quotas = states_of(state, levels, max(self._ledger.clock.now(), state.at))
+                told = b',"quotas":%b%b' % (encode(quota_views(quotas)), told)
+        if verdict.rate_limits:
+            told += b',"rate_limits":' + encode(rate_views(verdict.rate_limits))
+        if isinstance(verdict, Shortfall):
+            told += b',"refusal":' + encode(refusal_view(verdict.refusal))
+        return told
+
+    def _describe(self, facts: KeyFacts) -> bytes:
+        text = encode(describe(facts))[1:-1]
+        if len(self._described) >= _FORGET_AT:
+            self._described.clear()
+        self._described[id(facts)] = (facts, text)
+        return text
+
+    # -- with a cost
+
+    async def _with_cost(
+        self, body: VerifyBody, use: Use, keyspace: Keyspace, caller: Caller
+    ) -> dict[str, Any]:
+        if body.cost_micros is not None and body.reserve_micros is not None:
+            raise InvalidError("reserve_micros", "a use is charged or reserved, not both")
+        if not caller.permissions & _MAY_SPEND:
+            raise ProblemError(
+                "permission_denied",
+                "A use with a cost needs a root key with verify or charges:write.",
+                permission="charges:write",
+            )
+        outcome, position = await self.meter(
+            body.secret,
+            use,
+            keyspace,
+            caller,
+            cost_micros=body.cost_micros,
+            reserve_micros=body.reserve_micros,
+            request_id=body.request_id,
+            metadata=body.metadata,
+        )
+        return verdict_of(outcome, position, self._ledger.position_prefix)
+
+    async def meter(
+        self,
+        secret: str | None,
+        use: Use,
+        keyspace: Keyspace,
+        caller: Caller,
+        *,
+        cost_micros: int | None,
+        reserve_micros: int | None,
+        request_id: str | None,
+        metadata: dict[str, Any] | None = None,
+        field: str = "request_id",
+    ) -> tuple[UseOutcome, int]:
+        """Check and charge (or reserve) in one decision."""
+        if request_id is None:
+            raise InvalidError(field, "is required where money moves")
+        amount = cost_micros if cost_micros is not None else reserve_micros
+        assert amount is not None, "asked only with a cost"
+        ask = asked(
+            request_id=request_id,
+            base_micros=amount,
+            use=use,
+            metadata=metadata,
+            count_rate=not self._checker.was_counted(secret, request_id),
+        )
+        command = ChargeUsage if cost_micros is not None else ReserveCredits
+        outcome, position = await self._metering.ask(command, ask, secret, keyspace, caller.asking)
+        if outcome.rates and outcome.code == VALID and outcome.key is not None:
+            self._checker.counted.add((outcome.key.id, request_id))
+        return outcome, position
+
+
+def describe(facts: KeyFacts) -> dict[str, Any]:
+    """What a verdict tells of a key, whatever the use."""
+    told: dict[str, Any] = {
+        "key_id": facts.key_id,
+        "organization_id": facts.organization_id,
+        "name": facts.name,
+        "kind": facts.kind,
+        "owner_id": facts.owner_id,
+        "environment": facts.environment,
+        "plan_id": facts.plan_id,
+        "scopes": facts.scopes,
+        "metadata": facts.metadata,
+        "expires_at": None if facts.expires_at is None else to_text(facts.expires_at),
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def verdict_of(outcome: UseOutcome, position: int, prefix: str) -> dict[str, Any]:
+    """The verdict on a use with a cost."""
+    answer: dict[str, Any] = {"valid": outcome.code == VALID, "code": outcome.code}
+    if outcome.facts is not None:
+        answer.update(describe(outcome.facts))
+    _add_figures(answer, outcome.quotas, outcome.wallet, outcome.rates, outcome.refusal)
+    event = outcome.event
+    if event is not None:
+        if isinstance(event, UsageCharged):
+            answer["charge"] = charge_view(event, outcome.position, prefix)
+        else:
+            answer["reservation"] = reserved_view(event, outcome.position, prefix)
+        answer["replayed"] = outcome.replayed
+    answer["position"] = format_position(prefix, position)
+    return answer
+
+
+def _add_figures(
+    answer: dict[str, Any],
+    quotas: tuple[QuotaState, ...],
+    wallet: Wallet | None,
+    rates: tuple[RateState, ...],
+    refusal: Refusal | None,
+) -> None:
+    if quotas:
+        answer["quotas"] = quota_views(quotas)
+    if wallet is not None:
+        answer["wallet_available_micros"] = wallet.balance - wallet.reserved
+    if rates:
+        answer["rate_limits"] = rate_views(rates)
+    if refusal is not None:
+        answer["refusal"] = refusal_view(refusal)

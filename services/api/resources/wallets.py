@@ -1,0 +1,229 @@
+"""Wallets: an organization's prepaid balance, its terms, top-ups and statement."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from domain.accounts import Wallet
+from domain.commands import UNSET, DepositCredits, SetWalletTerms, UnsetType
+from domain.decisions.access import find_organization
+from domain.decisions.wallets import DepositOutcome
+from domain.instants import to_text
+from domain.state import Books
+from projections.statements import StatementLine, list_statement
+from services.api.answering.views import Micros, Position, Time, View, WalletView, wallet_view
+from services.api.asking.fields import Amount, Body, Reason, SignedAmount
+from services.api.lists import Paging, read_page
+from services.api.operations import Call, Reply, operation
+from services.api.writing import Fencing, carry_out
+from services.ledger.fence import FenceResult
+
+_TAG: Final = "Wallets"
+_PATH: Final = "/v1/organizations/{organization_id}/wallet"
+_READ: Final = ("wallets:read",)
+_WRITE: Final = ("wallets:write",)
+
+
+class WalletTerms(Body, frozen=True, kw_only=True):
+    """Terms to be set; those left out stay."""
+
+    credit_limit_micros: Amount | UnsetType | None = UNSET
+    """How far below zero it may go; 0: prepaid; null: postpaid without end."""
+    alert_below_micros: Amount | UnsetType | None = UNSET
+
+
+class ChangedWalletView(WalletView, frozen=True, kw_only=True):
+    """A wallet after its terms were set."""
+
+    fence: FenceResult | UnsetType = UNSET
+    """Where a credit limit was set."""
+
+
+class NewCredit(Body, frozen=True, kw_only=True):
+    """A top-up, or (negative) an adjustment."""
+
+    amount_micros: SignedAmount
+    reference: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S")]
+    """Your own id of it: the same reference counts once, for ever."""
+    reason: Reason | None = None
+
+
+class ListLines(Paging, frozen=True, kw_only=True):
+    """Which page, in which order."""
+
+    order: Literal["newest_first", "oldest_first"] = "newest_first"
+
+
+class CreditView(View, frozen=True, kw_only=True):
+    """A top-up or adjustment, as it was recorded."""
+
+    amount_micros: Micros
+    reference: str
+    balance_micros: Micros
+    """The balance right after it."""
+    at: Time
+    position: Position
+
+
+class CreditedView(View, frozen=True, kw_only=True):
+    """What became of a top-up."""
+
+    credit: CreditView
+    wallet: WalletView
+    replayed: bool
+    """Was this reference credited before? It counted then."""
+    position: Position
+
+
+class StatementLineView(View, frozen=True, kw_only=True):
+    """One movement of a wallet."""
+
+    position: Position
+    at: Time
+    kind: str
+    amount_micros: Micros
+    """What the balance changed by; 0 where money was only held or let go."""
+    balance_micros: Micros
+    reserved_micros: Micros
+    actor: str
+    key_id: str | None
+    reference: str | None
+    request_id: str | None
+    charge_id: str | None
+    reservation_id: str | None
+
+
+class StatementView(View, frozen=True, kw_only=True):
+    """A page of a wallet's movements."""
+
+    items: list[StatementLineView]
+    next_cursor: str | None
+    position: Position
+
+
+@operation(
+    "GET",
+    _PATH,
+    tag=_TAG,
+    summary="Show a wallet",
+    permissions=_READ,
+    answer=WalletView,
+    codes=("not_found",),
+)
+async def get_wallet(call: Call[Any, Any]) -> Reply:
+    """A wallet, from the ledger's committed state."""
+    organization = find_organization(call.desk, call.path["organization_id"])
+    state = call.ledger.state
+    return Reply(wallet_view(state.wallets[organization.id], call.prefix, state.head))
+
+
+@operation(
+    "PATCH",
+    _PATH,
+    tag=_TAG,
+    summary="Set a wallet's terms",
+    permissions=_WRITE,
+    query=Fencing,
+    body=WalletTerms,
+    answer=ChangedWalletView,
+    codes=("not_found", "platform_only", "idempotency_conflict"),
+    idempotent=True,
+    example={"credit_limit_micros": 0, "alert_below_micros": 5_000_000},
+)
+async def patch_wallet(call: Call[Fencing, WalletTerms]) -> Reply:
+    """Set credit limit and alert line."""
+
+    def show(wallet: Wallet, _: Books, position: int) -> View:
+        return wallet_view(wallet, call.prefix, position)
+
+    command = SetWalletTerms(
+        organization_id=call.path["organization_id"],
+        credit_limit_micros=call.body.credit_limit_micros,
+        alert_below_micros=call.body.alert_below_micros,
+    )
+    return await carry_out(call, command, show)
+
+
+@operation(
+    "POST",
+    f"{_PATH}/credits",
+    tag=_TAG,
+    summary="Top a wallet up, or adjust it",
+    description="The same reference counts once, for ever; with another amount it is refused.",
+    permissions=_WRITE,
+    body=NewCredit,
+    status=201,
+    answer=CreditedView,
+    codes=("not_found", "platform_only", "idempotency_conflict", "amount_out_of_range"),
+    idempotent=True,
+    example={"amount_micros": 25_000_000, "reference": "invoice-2026-0042"},
+)
+async def add_credits(call: Call[Any, NewCredit]) -> Reply:
+    """Top a wallet up, or adjust it (a negative amount)."""
+
+    def show(outcome: DepositOutcome, _: Books, position: int) -> View:
+        event = outcome.event
+        credit = CreditView(
+            amount_micros=event.amount_micros,
+            reference=event.reference,
+            balance_micros=event.balance_micros,
+            at=to_text(event.at),
+            position=call.place(outcome.position),
+        )
+        return CreditedView(
+            credit=credit,
+            wallet=wallet_view(outcome.wallet, call.prefix, position),
+            replayed=outcome.replayed,
+            position=call.place(outcome.position),
+        )
+
+    command = DepositCredits(
+        organization_id=call.path["organization_id"],
+        amount_micros=call.body.amount_micros,
+        reference=call.body.reference,
+        reason=call.body.reason,
+    )
+    return await carry_out(call, command, show, status=201)
+
+
+@operation(
+    "GET",
+    f"{_PATH}/statement",
+    tag=_TAG,
+    summary="A wallet's movements",
+    description="Every line has the balance after it and its position.",
+    permissions=_READ,
+    query=ListLines,
+    answer=StatementView,
+    codes=("not_found",),
+)
+async def get_statement(call: Call[ListLines, Any]) -> Reply:
+    """One page of the statement, never behind a write."""
+    organization = find_organization(call.desk, call.path["organization_id"])
+    head = call.ledger.state.head
+    page = await read_page(
+        list_statement(
+            call.reader.events,
+            organization.id,
+            newest_first=call.query.order == "newest_first",
+            limit=call.query.limit,
+            cursor=call.query.cursor,
+        )
+    )
+    view = StatementView(
+        items=[_line_view(call, line) for line in page.lines],
+        next_cursor=call.next_cursor(page.next_cursor),
+        position=call.place(head),
+    )
+    return Reply(view, position=head)
+
+
+def _line_view(call: Call[Any, Any], line: StatementLine) -> StatementLineView:
+    fields: dict[str, Any] = msgspec.structs.asdict(line)
+    fields |= {"position": call.place(line.position), "at": to_text(line.at)}
+    return StatementLineView(**fields)
+
+
+ROUTES = [get_wallet, patch_wallet, add_credits, get_statement]

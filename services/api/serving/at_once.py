@@ -1,0 +1,415 @@
+"""Our HTTP protocol with a short cut: a request that has come whole is answered in the same breath.
+
+ASGI takes a task, an event and three coroutines for every request; that is half of what a small answer
+costs. An application that can answer some requests without waiting says so (`AnswersAtOnce`), and gets
+those as a scope and a body. Everything else, and whatever is unusual about a request, goes the usual way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final, Protocol, cast, runtime_checkable
+
+import msgspec
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from services.api.asking.requests import HUNG_UP
+from services.api.serving.bounded import BODY, HEADERS, SLICE, WHOLE, BoundedProtocol
+
+FRAGMENT: Final = "keyledger.fragment"
+"""The extension of a scope that says that its target held a `#`: what stands behind is in no scope."""
+_CLOSED_BY_PEER: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+_MOST_BODY: Final = 65_536
+"""A larger body is read by the application itself, at its own pace."""
+_MOST_PIECES: Final = 64
+"""So is one that comes in many pieces: to put it together costs the square of their number."""
+
+_MANNERS: Final = frozenset({b"connection", b"proxy-connection", b"expect"})
+"""Who says how to go on may want something unusual."""
+
+Scope = MutableMapping[str, Any]
+
+
+class Reply(Protocol):
+    """A whole answer. Its headers name the body's length, and no `Connection`."""
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Names in lower case."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """All of the body."""
+        ...
+
+
+class ReplyLater(msgspec.Struct):
+    """An answer that must be waited for."""
+
+    future: asyncio.Future[Any]
+    reply: Callable[[asyncio.Future[Any]], Reply | None]
+    """Asked once the future is done, failed or not; None: the request goes the usual way after all."""
+
+
+@runtime_checkable
+class AnswersAtOnce(Protocol):
+    """An ASGI application that answers some requests without being awaited."""
+
+    def hears(self, method: bytes, path: bytes) -> bool:
+        """May a request for this path (as it was sent) be answered so?"""
+        ...
+
+    def at_once(self, scope: Scope, body: bytes) -> Reply | ReplyLater | asyncio.Future[Any] | None:
+        """The answer, or a future of one; None when the request has to go the usual way. Never raises."""
+        ...
+
+    def __call__(self, scope: Scope, receive: Any, send: Any) -> Awaitable[None]:
+        """The usual way."""
+        ...
+
+
+class AtOnceProtocol(BoundedProtocol):
+    """One connection to an application that answers at once.
+
+    A request is held back from its headers on until its body is whole. While it is, `cycle` is the
+    one before it, as it is between two requests.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._quick = cast(AnswersAtOnce, config.app)
+        self._held = self._mannered = False
+        self._pieces: tuple[Any, int] = None, 0  # of which request, and how many
+        self._take: Callable[[tuple[bytes, bytes]], None] = _nobody_takes
+        self._take_trailer: Callable[[tuple[bytes, bytes]], None] = self.on_trailer
+        self._method = self._path = self._query = self._body = b""
+        self._defaults: list[tuple[bytes, bytes]] = []
+        self._default_lines = b""
+        self._begun = False
+        self._idle_since = 0.0
+        self._idle: asyncio.TimerHandle | None = None
+
+    # -- what the parser tells
+
+    def on_message_begin(self) -> None:
+        """A request begins; what ASGI wants to know of it is gathered only when ASGI gets it."""
+        self.url = b""
+        self.headers = []
+        self._take = self.headers.append
+        self.expect_100_continue = self._mannered = False
+        self._begun = True
+        self._stage = HEADERS
+        self._chunks = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or a trailer."""
+        name = name.lower()
+        self._take((name, value))
+        if name in _MANNERS:
+            self._mannered = True
+            self.expect_100_continue = self.expect_100_continue or name == b"expect"
+
+    def on_headers_complete(self) -> None:
+        """Hold the request back if it can be answered at once."""
+        parser: Any = self.parser
+        method: bytes = parser.get_method()
+        path, _, query = self.url.partition(b"?")
+        heard = self._quick.hears(method, path)
+        # What is heard is a path; anything else may be a target that names none.
+        if (
+            self._fed > self._unmeasured
+            or len(self.headers) > self._most_headers
+            or not (heard or path[:1] == b"/")
+        ):
+            self.check_headers()
+        if self._mannered and self.begins_again():
+            self._held = False
+            return
+        self._stage = BODY
+        self._take = self._take_trailer
+        self._method, self._path, self._query, self._body = method, path, query, b""
+        cycle: Any = self.cycle  # None before the first request
+        self._held = (
+            heard
+            and (cycle is None or cycle.response_complete)
+            and not (query and b"#" in query)
+            and not self.flow.write_paused
+            and parser.should_keep_alive()
+            and (not self._mannered or self._is_plain(parser))
+        )
+        if not self._held:
+            self._let_go()
+
+    def _is_plain(self, parser: Any) -> bool:
+        """Whoever sends no `Connection`, and is kept alive, speaks HTTP/1.1."""
+        return parser.get_http_version() == "1.1" and not self.expect_100_continue
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body, or all of it."""
+        if not self._held:
+            super().on_body(body)
+        elif not self._body and len(body) <= _MOST_BODY:
+            self._body = body  # nearly always all of it
+        elif self._takes_piece(body):
+            self._body += body
+            self._fed = SLICE
+        else:
+            self._let_go()
+            super().on_body(body)
+
+    def _takes_piece(self, body: bytes) -> bool:
+        if self._pieces[0] is not self.headers:
+            self._pieces = self.headers, 1
+        self._pieces = self.headers, self._pieces[1] + 1
+        return len(self._body) + len(body) <= _MOST_BODY and self._pieces[1] <= _MOST_PIECES
+
+    def on_message_complete(self) -> None:
+        """Answer what was held back."""
+        if not self._held:
+            super().on_message_complete()
+            return
+        self._stage = WHOLE
+        scope: Scope = {
+            "type": "http",
+            "method": self._method.decode("ascii"),
+            "path": self._path.decode("ascii"),
+            "raw_path": self._path,
+            "query_string": self._query,
+            "headers": self.headers,
+            "client": self.client,
+        }
+        try:
+            told = self._quick.at_once(scope, self._body)
+        except Exception:
+            # From here the parser would tell the client that it was the client's fault.
+            self.logger.exception("Exception in an answer at once")
+            told = None
+        if told is None:
+            self._let_go()
+            HttpToolsProtocol.on_message_complete(self)
+            return
+        self._held = False
+        if isinstance(told, asyncio.Future):
+            told = ReplyLater(told, _result_of)
+        if isinstance(told, ReplyLater):
+            waiting = _Waiting(self, scope, self._body, told)
+            self.cycle = cast(RequestResponseCycle, waiting)
+            told.future.add_done_callback(waiting.finish)
+        else:
+            self.say(told)
+            self.rest()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client hung up, or we did."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        self._take = self._take_trailer = _nobody_takes
+        waiting: Any = self.cycle
+        super().connection_lost(exc)
+        if isinstance(waiting, _Waiting):
+            waiting.give_up()
+
+    def shutdown(self) -> None:
+        """Stop: once the request that is coming in is answered, if there is one."""
+        if self._held:
+            self._let_go()
+        super().shutdown()
+
+    def _let_go(self) -> None:
+        """The request goes the usual way, as uvicorn has it."""
+        self._held = False
+        url, headers = self.url, self.headers
+        HttpToolsProtocol.on_message_begin(self)
+        self.url = url
+        cast(Any, self.scope)["extensions"] = {HUNG_UP: self.hung_up, FRAGMENT: b"#" in url}
+        for name, value in headers:
+            HttpToolsProtocol.on_header(self, name, value)
+        HttpToolsProtocol.on_headers_complete(self)
+        if self._body:
+            HttpToolsProtocol.on_body(self, self._body)
+
+    @property
+    def holds_back(self) -> bool:
+        """Is the request that is coming in not passed on yet?"""
+        return self._held
+
+    @property
+    def has_asked(self) -> bool:
+        """Did a request's headers ever come whole?"""
+        return self._method != b""
+
+    def is_loose(self) -> bool:
+        """Is nothing asked, and does nobody look how long?"""
+        return self._idle is None and super().is_loose()
+
+    def hung_up(self) -> bool:
+        """Has the client closed its end? Asked of the kernel: the event loop may not have come to it yet."""
+        if self.transport.is_closing():
+            return True
+        looking = select.poll()
+        looking.register(self.transport.get_extra_info("socket").fileno(), _CLOSED_BY_PEER)
+        return bool(looking.poll(0))
+
+    # -- answering
+
+    def say(self, reply: Reply, *, closing: bool = False) -> None:
+        """Write the whole answer."""
+        defaults = self.server_state.default_headers
+        if defaults is not self._defaults:
+            self._defaults = defaults
+            self._default_lines = b"".join(b"%b: %b\r\n" % pair for pair in defaults)
+        lines = [STATUS_LINE[reply.status], self._default_lines]
+        for name, value in reply.headers:
+            lines += (name, b": ", value, b"\r\n")
+        if closing:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(defaults) + len(reply.headers) + closing + 2:
+            # What was put into a header would begin another one, or another answer.
+            self.logger.error("An answer's header holds a line break.")
+            self.transport.close()
+            return
+        self.transport.write(head + reply.body)
+
+    # -- between two requests
+
+    def rest(self) -> None:
+        """Wait for the next request, as long as connections are kept alive.
+
+        uvicorn sets a timer after each answer and cancels it with the next request; here it is set
+        once, and looks how long nothing came.
+        """
+        self.server_state.total_requests += 1
+        self._begun = False
+        self._idle_since = self.loop.time()
+        if self._idle is None:
+            self._idle = self.loop.call_later(self.timeout_keep_alive, self._look_whether_idle)
+
+    def _look_whether_idle(self) -> None:
+        self._idle = None
+        if self._begun:
+            return  # The answer to what has begun sets a timer again, uvicorn's or ours.
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle = self.loop.call_later(left, self._look_whether_idle)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    # -- the usual way after all
+
+    def start_over(self, scope: Scope, body: bytes, *, keep_alive: bool) -> RequestResponseCycle:
+        """A request that was answered neither at once nor later goes the usual way."""
+        whole = {
+            **scope,
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "state": self.app_state.copy(),
+            "extensions": {HUNG_UP: self.hung_up},
+        }
+        cycle = RequestResponseCycle(
+            scope=cast(Any, whole),
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+        cycle.body += body
+        cycle.more_body = False
+        cycle.message_event.set()
+        self._start_asgi_task(cycle, cast(Any, self.app))
+        return cycle
+
+
+class _Waiting:
+    """Stands where uvicorn has the cycle of a request that is being answered."""
+
+    __slots__ = (
+        "_body", "_later", "_protocol", "_scope", "disconnected", "keep_alive", "message_event",
+        "response_complete",
+    )  # fmt: skip
+
+    def __init__(self, protocol: AtOnceProtocol, scope: Scope, body: bytes, later: ReplyLater) -> None:
+        self._protocol = protocol
+        self._scope = scope
+        self._body = body
+        self._later = later
+        self.disconnected = False
+        self.keep_alive = True
+        self.response_complete = False
+        self.message_event = _NOBODY_WAITS
+
+    def give_up(self) -> None:
+        """Nobody waits any more: what was not begun need not be."""
+        self._later.future.cancel()
+
+    def finish(self, future: asyncio.Future[Any]) -> None:
+        """The answer is there."""
+        protocol = self._protocol
+        if future.cancelled():
+            protocol.transport.close()
+            return
+        reply = self._later.reply(future)
+        if self.disconnected:
+            return
+        if reply is None:
+            # A request that was pipelined behind this one may have become the protocol's cycle.
+            last = cast(Any, protocol.cycle) is self
+            cycle = protocol.start_over(self._scope, self._body, keep_alive=self.keep_alive)
+            if last:
+                protocol.cycle = cycle
+            return
+        self.response_complete = True
+        protocol.say(reply, closing=not self.keep_alive)
+        if not self.keep_alive:
+            protocol.transport.close()
+        if self.keep_alive and not protocol.pipeline:
+            protocol.rest()
+        else:
+            protocol.on_response_complete()
+
+
+def _nobody_takes(_: tuple[bytes, bytes]) -> None:
+    """No request is coming in."""
+
+
+def _result_of(future: asyncio.Future[Any]) -> Reply | None:
+    return None if future.exception() is not None else future.result()
+
+
+class _NobodyWaits:
+    """For an event that uvicorn sets and nobody waits for."""
+
+    __slots__ = ()
+
+    def set(self) -> None:
+        """Nothing happens."""
+
+
+_NOBODY_WAITS: Final = _NobodyWaits()

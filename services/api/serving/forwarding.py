@@ -1,0 +1,472 @@
+"""Whole requests, passed on to the process that owns the partition.
+
+Nothing is answered twice and nothing is guessed: a request that was certainly not carried out is sent
+again, one that may have been only where repeating it is harmless, and any other is answered
+`outcome_unknown`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import re
+import time
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from hashlib import sha256
+from typing import Any, Final, NamedTuple, Protocol
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from services.api.answering.answers import Answer, error_answer
+from services.api.answering.problems import REFUSED_LATELY, ProblemError
+from services.api.asking.requests import ClientGoneError, HotRequest, Send
+from services.ledger.errors import (
+    CannotAnswerError,
+    NotOwnerHereError,
+    UnavailableError,
+    UnknownOutcomeError,
+    WaitsForStandbyError,
+)
+
+_FORWARDED: Final = "X-Keyledger-Forwarded"
+_MARK: Final = re.compile(
+    r"2;(?P<at>\d{1,12});(?P<signature>[0-9a-f]{64});(?P<tenure>[0-9a-f]{1,64});(?P<past>\d{1,18});(?P<peer>.*)"
+)
+"""What a process says of a request that it passes on. Anything else under that name is a client's own."""
+_NOT_OWNER: Final = b"x-keyledger-not-owner"
+_CLOCK: Final = b"x-keyledger-clock"
+"""What the owner's monotonic clock shows, told to a process whose mark it found too old."""
+_HOP_BY_HOP: Final = frozenset({
+    "connection", "content-length", "expect", "keep-alive", "proxy-authenticate", "proxy-authorization", "te",
+    "trailer", "transfer-encoding", "upgrade", "x-keyledger-forwarded", "x-request-id",
+})  # fmt: skip
+_NOT_SENT_ON: Final = _HOP_BY_HOP | {"date", "server"}
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAFE_PATHS: Final = (
+    "/v1/verify",
+    "/v1/forward-auth",
+    "/v1/charges",
+    "/v1/reservations",
+    "/v1/self",
+    "/v1/explain",
+    "/v1/edges",
+)
+"""Money carries a request id, so it moves once however often it is asked for; the rest only asks."""
+_SMALL: Final = 1_048_576
+_UNAVAILABLE: Final = 503
+_ADDRESS_SECONDS: Final = 0.25
+_MARK_SECONDS: Final = 60
+"""So long may a mark be under way, by the owner's clock alone."""
+_PAUSE_SECONDS: Final = 0.05
+
+
+class _Sent(Enum):
+    """What became of a request that was passed on."""
+
+    ANSWERED = "answered"
+    NOT_CARRIED_OUT = "not carried out"
+    TOO_OLD = "not carried out, and the owner told its clock"
+    UNKNOWN = "unknown"
+
+
+class OwnerAt(NamedTuple):
+    """The partition's owner."""
+
+    address: str
+    """Such as `http://10.0.0.2:8700`."""
+    tenure: str
+    """What it calls the time since it became the owner."""
+
+
+class OwnerDirectory(Protocol):
+    """Where the partition's owner answers."""
+
+    async def owner_at(self) -> OwnerAt | None:
+        """None while there is none."""
+        ...
+
+
+class Passed(NamedTuple):
+    """What another process of this ledger says of a request that it passes on."""
+
+    peer: str
+    """The client's address; empty: a unix socket."""
+    waited_past: int
+    """Up to which refusal its client is known to have waited."""
+
+
+class Owning(Protocol):
+    """Does this process own the partition?"""
+
+    owner: bool
+    tenure: str
+
+    @property
+    def confirmed(self) -> bool:
+        """Is it certain?"""
+        ...
+
+    @property
+    def reachable(self) -> bool:
+        """Did the log answer when it was last asked?"""
+        ...
+
+    @property
+    def other_history(self) -> CannotAnswerError | None:
+        """Why this process neither answers nor passes on; None when nothing keeps it from that."""
+        ...
+
+    @property
+    def stands_by(self) -> bool:
+        """Does another process own the partition?"""
+        ...
+
+    @property
+    def waits_for_standby(self) -> bool:
+        """Does PostgreSQL let no commit pass? Then no process can answer."""
+        ...
+
+
+class _OldMarkError(NotOwnerHereError):
+    """The mark is right but for its age: whoever made it learns what the clock shows, and makes another."""
+
+    def __init__(self, clock: int) -> None:
+        super().__init__("The request was under way for too long, or its mark is of another time.")
+        self.clock = clock
+
+
+Here = Callable[[HotRequest, Send], Awaitable[None]]
+
+
+class Forwarder:
+    """Passes requests on over connections that are kept alive.
+
+    `key` is a secret that all processes of one ledger share, and nobody else has: it proves that a
+    request's client address comes from one of them.
+    """
+
+    def __init__(
+        self,
+        directory: OwnerDirectory,
+        ledger: Owning,
+        *,
+        own_address: str,
+        key: Callable[[], bytes | None],
+        patience_seconds: float = 5.0,
+    ) -> None:
+        self._directory = directory
+        self._ledger = ledger
+        self._own_address = own_address.rstrip("/")
+        self._key = key
+        self._patience = patience_seconds
+        self._session: aiohttp.ClientSession | None = None
+        self._known: OwnerAt | None = None
+        self._known_until = 0.0
+        self._looking: asyncio.Task[OwnerAt | None] | None = None
+        self._clock = ("", 0)
+        """In which tenure an owner last told its clock, and what it showed."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # -- proof of where a request came from
+
+    def _signed(self, request: HotRequest, at: int, rest: str) -> str | None:
+        key = self._key()
+        if key is None:
+            return None
+        text = f"{at}\n{request.scope['method']}\n{_target(request)}\n{rest}"
+        return hmac.new(key, text.encode("utf-8", "surrogateescape"), sha256).hexdigest()
+
+    def _mark(self, request: HotRequest, owner: OwnerAt, at: int) -> str | None:
+        """What to say of it to the owner; None while the key is not known that it is sealed with."""
+        client = request.scope.get("client")
+        past = request.waited_past if request.refused_in == owner.tenure else 0
+        rest = f"{owner.tenure};{past};{client[0] if client else ''}"
+        signature = self._signed(request, at, rest)
+        return None if signature is None else f"2;{at};{signature};{rest}"
+
+    def admitted(self, request: HotRequest) -> Passed | None:
+        """What another process says of it; None: no process of ours said this, it is a client's own.
+
+        Raises NotOwnerHereError for a mark that was made for another owner, is old, or cannot be checked
+        (a process that has just started may not know the key yet). To pass such a request on would make
+        two tries of one; nor may it be decided, for whoever sent it may have gone on to another owner.
+        """
+        found = _MARK.fullmatch(str(request.forwarded or b"", "latin-1"))
+        if found is None:
+            return None
+        at = int(found["at"])
+        expected = self._signed(request, at, f"{found['tenure']};{found['past']};{found['peer']}")
+        if (
+            expected is None
+            or not hmac.compare_digest(found["signature"], expected)
+            or not self._ledger.owner
+            or found["tenure"] != self._ledger.tenure
+        ):
+            raise NotOwnerHereError("This process is not the owner that the request was passed on to.")
+        clock = _own_clock()
+        if not 0 <= clock - at <= _MARK_SECONDS:
+            raise _OldMarkError(clock)
+        return Passed(found["peer"], int(found["past"]))
+
+    def _reason(self, why: CannotAnswerError) -> CannotAnswerError:
+        """Why nobody answered in time."""
+        if not self._ledger.reachable:
+            return _unreachable()
+        # Then the owner is gone, and what it left waiting holds its lock.
+        return WaitsForStandbyError() if self._ledger.waits_for_standby else why
+
+    # -- passing on
+
+    async def forward(self, request: HotRequest, send: Send, here: Here) -> None:
+        """Answer a request through the owner, or here once this process owns the partition.
+
+        Raises CannotAnswerError when neither is possible in time, ClientGoneError when nobody waits.
+        """
+        _must_name_a_path(request)
+        deadline = time.monotonic() + self._patience
+        why: CannotAnswerError = NotOwnerHereError("No ledger process owns the partition at the moment.")
+        while True:
+            request.must_be_waited_for()
+            if self._ledger.other_history is not None:
+                raise self._ledger.other_history
+            if self._ledger.confirmed:
+                with contextlib.suppress(NotOwnerHereError):
+                    await here(request, send)
+                    return
+            if self._ledger.waits_for_standby and not self._ledger.stands_by:
+                raise WaitsForStandbyError
+            try:
+                owner = await self._owner()
+            except CannotAnswerError as error:
+                why, owner = error, None
+            if owner is not None and owner.address != self._own_address:
+                sent = await self._pass_on(request, owner, send)
+                if sent is _Sent.ANSWERED:
+                    return
+                if sent is _Sent.UNKNOWN and not may_repeat(request):
+                    raise UnknownOutcomeError(
+                        "The owner's answer was lost; look whether it was carried out before asking again."
+                    )
+                self._known_until = 0.0
+            if time.monotonic() >= deadline:
+                raise self._reason(why)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _owner(self) -> OwnerAt | None:
+        """The owner, asked for at most every quarter of a second."""
+        if time.monotonic() < self._known_until:
+            return self._known
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> OwnerAt | None:
+        try:
+            owner = await asyncio.wait_for(self._directory.owner_at(), 2.0)
+        except Exception as error:
+            if self._known is not None:
+                # The directory is down; the owner that was known may well answer still.
+                return self._known
+            raise _unreachable() from error
+        finally:
+            self._looking = None
+        self._known = None if owner is None else owner._replace(address=owner.address.rstrip("/"))
+        self._known_until = time.monotonic() + _ADDRESS_SECONDS
+        return self._known
+
+    async def _pass_on(self, request: HotRequest, owner: OwnerAt, send: Send) -> _Sent:
+        sent = await self._pass_on_once(request, owner, send)
+        # Its clock is known now, so at once, if the client still waits.
+        return await self._pass_on_once(request, owner, send) if sent is _Sent.TOO_OLD else sent
+
+    async def _pass_on_once(self, request: HotRequest, owner: OwnerAt, send: Send) -> _Sent:
+        # Looked at last of all: what a client that hung up had asked for must not be carried out late.
+        request.must_be_waited_for()
+        tenure, clock = self._clock
+        at = clock if tenure == owner.tenure else 0
+        mark = self._mark(request, owner, at)
+        if mark is None:
+            return _Sent.NOT_CARRIED_OUT
+        asking = asyncio.create_task(self._ask(request, owner.address, mark))
+        gone = asyncio.create_task(request.gone())
+        try:
+            while not asking.done():
+                await asyncio.wait(
+                    {asking, gone}, timeout=2 * _ADDRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not asking.done() and gone.done():
+                    raise ClientGoneError  # The connection to the owner is closed, and so it hears of it.
+                if not asking.done() and await self._moved(owner):
+                    # The owner hangs, and another has taken over meanwhile.
+                    return _Sent.UNKNOWN
+            response = asking.result()
+        except aiohttp.ClientConnectorError:
+            return _Sent.NOT_CARRIED_OUT
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return _Sent.UNKNOWN
+        finally:
+            gone.cancel()
+            if not asking.done():
+                asking.cancel()
+        async with response:
+            told = response.headers.get(_CLOCK.decode(), "")
+            if _NOT_OWNER.decode() in response.headers and told.isdecimal() and int(told) != at:
+                self._clock = (owner.tenure, int(told))
+                return _Sent.TOO_OLD
+            return await _hand_back(response, request, owner, send)
+
+    async def _moved(self, owner: OwnerAt) -> bool:
+        if self._ledger.confirmed:
+            return True
+        try:
+            now = await self._owner()
+        except CannotAnswerError:
+            return False
+        return now is not None and now != owner
+
+    async def _ask(self, request: HotRequest, address: str, mark: str) -> aiohttp.ClientResponse:
+        target = _target(request)
+        method: str = request.scope["method"]
+        headers: CIMultiDict[str] = CIMultiDict()
+        for name, value in request.scope["headers"]:
+            text = str(name, "latin-1")
+            if text not in _HOP_BY_HOP:
+                headers.add(text, _text(value))
+        # The owner judges it: we may not have heard yet of the keyspace of a secret in it.
+        headers["X-Request-Id"] = request.given_id or request.request_id
+        headers[_FORWARDED] = mark
+        return await self._connections().request(
+            method,
+            URL(address + target, encoded=True),
+            headers=headers,
+            data=request.body or None,
+            allow_redirects=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        )
+
+    def _connections(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # The owner keeps idle connections for longer than we do, so it never closes one that
+            # we are about to use.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=20.0, ttl_dns_cache=10)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=1.0),
+            )
+            # aiohttp would repeat a DELETE on its own when a connection breaks; we decide that here.
+            self._session._retry_connection = False  # noqa: SLF001  # there is no public way
+        return self._session
+
+
+def may_repeat(request: HotRequest) -> bool:
+    """Is it harmless to carry this request out twice?"""
+    if request.scope["method"] in _SAFE_METHODS:
+        return True
+    path: str = request.scope["path"]
+    if path.startswith(_SAFE_PATHS):
+        return True
+    return request.header(b"idempotency-key") is not None
+
+
+def _own_clock() -> int:
+    """The clock that marks are judged by: nobody but this process, as the owner, reads or compares it."""
+    return int(time.monotonic())
+
+
+def _unreachable() -> UnavailableError:
+    return UnavailableError("postgresql", "PostgreSQL cannot be reached.")
+
+
+def not_owner_answer(error: CannotAnswerError, request_id: str) -> Answer:
+    """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
+    answer = error_answer(error, request_id)
+    answer.headers.append((_NOT_OWNER, b"1"))
+    if isinstance(error, _OldMarkError):
+        answer.headers.append((_CLOCK, b"%d" % error.clock))
+    return answer
+
+
+async def _hand_back(
+    response: aiohttp.ClientResponse, request: HotRequest, owner: OwnerAt, send: Send
+) -> _Sent:
+    if (number := response.headers.get(REFUSED_LATELY)) is not None and number.isdecimal():
+        # Another try of it was refused. If its client still waits, this one is no older than that.
+        request.waited_past, request.refused_in = int(number), owner.tenure
+        return _Sent.NOT_CARRIED_OUT
+    if _NOT_OWNER.decode() in response.headers:
+        return _Sent.NOT_CARRIED_OUT
+    headers = [
+        (name.lower(), value)
+        for name, value in response.raw_headers
+        if str(name, "latin-1").lower() not in _NOT_SENT_ON
+    ]
+    told = response.headers.get("X-Request-Id", request.request_id)
+    headers.append((b"x-request-id", told.encode("utf-8", "surrogateescape")))
+    start = {"type": "http.response.start", "status": response.status, "headers": headers}
+    length = response.content_length
+    bodiless = request.scope["method"] == "HEAD" or length is None or length > _SMALL
+    if bodiless:
+        if length is not None:
+            headers.append((b"content-length", b"%d" % length))
+        await send(start)
+        await _stream(response, request, send)
+        return _Sent.ANSWERED
+    try:
+        body = await response.read()
+    except (aiohttp.ClientError, OSError):
+        return _Sent.UNKNOWN
+    if response.status == _UNAVAILABLE and b'"code":"not_owner"' in body:
+        return _Sent.NOT_CARRIED_OUT
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
+    return _Sent.ANSWERED
+
+
+async def _stream(response: aiohttp.ClientResponse, request: HotRequest, send: Send) -> None:
+    """Pass on what comes, until it ends or the client hangs up. A break is passed on as a break."""
+    pumping = asyncio.create_task(_pump(response, send))
+    gone = asyncio.create_task(request.gone())
+    tasks: set[asyncio.Task[Any]] = {pumping, gone}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    if pumping.done() and not pumping.cancelled():
+        pumping.result()
+
+
+async def _pump(response: aiohttp.ClientResponse, send: Send) -> None:
+    async for chunk in response.content.iter_any():
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _must_name_a_path(request: HotRequest) -> None:
+    """Behind the owner's address, `*@host/path` would be read as another host."""
+    if not _target(request).startswith("/"):
+        raise ProblemError("malformed_request", "The target of a request begins with a slash.")
+
+
+def _target(request: HotRequest) -> str:
+    scope = request.scope
+    path = str(scope.get("raw_path") or scope["path"].encode(), "latin-1")
+    query: bytes = scope["query_string"]
+    return f"{path}?{str(query, 'latin-1')}" if query else path
+
+
+def _text(value: bytes) -> str:
+    """Aiohttp writes headers as UTF-8; what is none stays none, and is refused there as it is here."""
+    return value.decode(errors="replace")
