@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import structlog
 
@@ -38,13 +38,12 @@ from infra.postgres.sessions import Sessions
 from infra.postgres.state_rows import PostgresStateRows
 from keyledger_edge import boottime_ns
 from projections.every import every_projection
+from services.api.answering.streams import Streams
 from services.api.resources.edge_membership import NO_EDGE_ADDRESS, EdgeAccess, edge_address, edge_routes
 from services.api.resources.metrics import EdgeOverflows
-from services.api.resources.streams import Streams
 from services.api.serving.app import build_app
 from services.api.serving.connections import Connections, bounds_of
 from services.api.serving.forwarding import Forwarder, OwnerAt
-from services.api.serving.front import ASGIApp, HotPath, HotSettings
 from services.api.serving.server import serve
 from services.ledger.fence import LeaseTerms
 from services.ledger.lease_table import EdgeBounds
@@ -253,24 +252,23 @@ async def run_server(
         )
         last.push_async_callback(forwarder.close)
         access = _edge_access(parts, nats_url)
-        management = build_app(
+        app = build_app(
             ledger,
             parts.reader,
+            forwarder=forwarder,
             source=parts.source,
             wakeups=ledger.head_watch,
             published=lambda: parts.published.position,
             nats_reachable=lambda: parts.edge_bus.connected and parts.published.reachable,
             trusted_proxies=settings.trusted_proxies,
+            max_body_bytes=settings.max_body_bytes,
             streams=Streams(settings.max_streams, settings.max_streams_per_key),
             more_routes=edge_routes(access),
         )
-        hot = HotSettings(trusted_proxies=settings.trusted_proxies, max_body_bytes=settings.max_body_bytes)
-        last.enter_context(kept_out_of_logs(management.state.api.redactor.redact))
-        app = HotPath(ledger, cast(ASGIApp, management), forwarder, hot)
+        last.enter_context(kept_out_of_logs(app.api.redactor.redact))
         connections = Connections(bounds_of(settings))
-        management.state.api.registry.register(app.counts)
-        management.state.api.registry.register(connections)
-        management.state.api.registry.register(EdgeOverflows(lambda: parts.edge_bus.overflows))
+        app.api.registry.register(connections)
+        app.api.registry.register(EdgeOverflows(lambda: parts.edge_bus.overflows))
 
         async def started() -> None:
             tune_interpreter()

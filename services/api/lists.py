@@ -9,7 +9,8 @@ import msgspec
 
 from projections.pages import Page
 from services.api.answering.problems import invalid
-from services.api.operations import Call, Query, Reply
+from services.api.asking.call import Call
+from services.api.operations import Query, Reply
 
 T = TypeVar("T")
 

@@ -15,8 +15,9 @@ from domain.state import Books
 from services.api.answering.fencing import fence_at
 from services.api.answering.problems import invalid
 from services.api.answering.views import View
+from services.api.asking.call import Call
 from services.api.asking.fields import Body, Reason
-from services.api.operations import Call, Query, Reply
+from services.api.operations import Query, Reply
 from services.ledger.jobs import Done, Idempotency
 
 Show = Callable[[Any, Books, int], View]
@@ -49,8 +50,10 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 def expected_version(call: Call[Any, Any]) -> int | None:
     """`If-Match`: the version that the caller decided on."""
-    given = call.header("If-Match")
-    if given is None or given == "*":
+    if call.if_match is None:
+        return None
+    given = call.if_match.decode("latin-1").strip()
+    if given == "*":
         return None
     found = _ETAG.fullmatch(given)
     if found is None:
@@ -60,9 +63,9 @@ def expected_version(call: Call[Any, Any]) -> int | None:
 
 def idempotency_of(call: Call[Any, Any], part: str = "") -> Idempotency | None:
     """`Idempotency-Key`: the caller's own name for this request."""
-    key = call.header("Idempotency-Key")
-    if key is None:
+    if call.idempotency_key is None:
         return None
+    key = call.idempotency_key.decode("latin-1").strip()
     if not (0 < len(key) <= _MOST_KEY and key.isascii() and key.isprintable()):
         raise invalid("Idempotency-Key", f"1 to {_MOST_KEY} printable ASCII characters")
     return Idempotency(claim=idempotency_claim(call.caller.key_id, key + part), body_digest=_digest(call))
@@ -71,7 +74,7 @@ def idempotency_of(call: Call[Any, Any], part: str = "") -> Idempotency | None:
 def _digest(call: Call[Any, Any]) -> bytes:
     """What was asked for: method, path, and the body whatever the order of its fields."""
     body = msgspec.json.encode(msgspec.json.decode(call.data or b"{}"), order="sorted")
-    asked = f"{call.request.method}\0{call.request.scope['path']}\0".encode() + body
+    asked = f"{call.method}\0{call.scope['path']}\0".encode() + body
     return blake2b(asked, digest_size=16).digest()
 
 

@@ -44,9 +44,13 @@ class LedgerClient:
         given = {name: _written(value) for name, value in query.items() if value is not None}
         return self.ask("GET", f"{path}?{urlencode(given)}" if given else path)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Document:
-        """Ask for something to be done, once even when the way to the ledger breaks."""
-        return self.ask("POST", path, body or {}, {"Idempotency-Key": f"cli-{uuid.uuid4()}"})
+    def post(self, path: str, body: Mapping[str, Any] | None = None, *, named: bool = True) -> Document:
+        """Ask for something to be done, once even when the way to the ledger breaks.
+
+        Not `named` is what needs no Idempotency-Key: money, which has its request id, and questions.
+        """
+        headers = {"Idempotency-Key": f"cli-{uuid.uuid4()}"} if named else {}
+        return self.ask("POST", path, body or {}, headers)
 
     def patch(self, path: str, body: Mapping[str, Any]) -> Document:
         """Change some fields."""

@@ -108,7 +108,7 @@ def _refund(session: Session, use: Document) -> Document | None:
     """Give back what is left of a charge; None when that was done before."""
     try:
         return session.ledger.post(
-            f"/v1/charges/{use['charge_id']}/refund", {"request_id": f"leak-{use['charge_id']}"}
+            f"/v1/charges/{use['charge_id']}/refund", {"request_id": f"leak-{use['charge_id']}"}, named=False
         )
     except ProblemError as error:
         if error.code == "refund_exceeds_charge":

@@ -54,7 +54,7 @@ def verify(
     body = _use(session, use) | given(secret=shown, cost_micros=cost)
     if cost is not None:
         body["request_id"] = request_id or f"cli-{uuid.uuid4()}"
-    verdict = session.ledger.post("/v1/verify", body)
+    verdict = session.ledger.post("/v1/verify", body, named=False)
     session.show(verdict, lambda: _verdict(session, verdict))
     return 0 if verdict["valid"] else REFUSED
 
@@ -80,7 +80,7 @@ def explain(
         body = _use(session, use | {"keyspace": None}, by_id=True) | {"key_id": key_id}
     else:
         body = _use(session, use) | {"secret": session.read_secret(secret)}
-    answer = session.ledger.post("/v1/explain", body | given(cost_micros=cost))
+    answer = session.ledger.post("/v1/explain", body | given(cost_micros=cost), named=False)
 
     def people() -> None:
         session.say(f"{'Allowed' if answer['valid'] else 'Refused'}: {answer['code']}.\n")

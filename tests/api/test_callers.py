@@ -4,11 +4,11 @@ from domain import commands as c
 from domain.keyspaces import ROOT_KEYSPACE_ID
 from services.api.operations import Operation
 from services.api.serving.app import ROUTES
-from tests.api.hot.world import call
+from tests.api.quick.world import call
 from tests.api.world import Management, check_described
 
-GUARDED = [route.opt["operation"] for route in ROUTES if route.opt["permissions"]]
-OPEN = [route.opt["operation"] for route in ROUTES if not route.opt["permissions"]]
+GUARDED = [route for route in ROUTES if route.permissions]
+OPEN = [route for route in ROUTES if route.tag == "Operating"]
 
 
 def path_of(one: Operation) -> str:
@@ -123,7 +123,7 @@ async def test_a_root_key_bound_to_addresses_works_from_them_only(api: Managemen
 async def test_forwarded_addresses_count_from_trusted_proxies_only(api: Management) -> None:
     secret = await api.make_root("keys:read", allowed_ips=("198.51.100.7",))
     spoofed = await api.ask("GET", "/v1/keys", as_=secret, x_forwarded_for="198.51.100.7")
-    api.manage(trusted_proxies=("192.0.2.0/24",))
+    api.serve(trusted_proxies=("192.0.2.0/24",))
     forwarded = await api.ask("GET", "/v1/keys", as_=secret, x_forwarded_for="10.1.1.1, 198.51.100.7")
 
     assert spoofed.code == "ip_denied"

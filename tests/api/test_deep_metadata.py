@@ -9,8 +9,7 @@ import msgspec
 import pytest
 
 from domain.metadata import TOO_DEEP
-from services.api.serving.front import HotPath
-from tests.api.hot.world import Owned
+from tests.api.quick.world import Owned
 from tests.api.world import Management
 
 DEEPEST_EVER = 971
@@ -35,7 +34,6 @@ def levels_of(value: Any) -> int:
 @pytest.fixture
 async def owned(api: Management) -> Owned:
     keyspace, acme = await api.make_keyspace(), await api.make_organization(credit=1_000)
-    api.app = HotPath(api.ledger, api.app)
     return await api.make_key(keyspace, acme)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from services.api.serving.front import HotPath
+from services.api.serving.front import Front
 from services.ledger.ledger import Ledger
-from tests.api.hot.world import Reply, call
+from tests.api.quick.world import Reply, call
 from tests.api.test_reading import Listener
 from tests.api.world import Management
 
@@ -30,7 +30,7 @@ def is_gone(reply: Reply) -> bool:
     return (reply.status, reply.code) == (410, "position_unknown") and "beginning" in reply.json["detail"]
 
 
-async def verify(hot: HotPath, api: Management, made: Any) -> Reply:
+async def verify(hot: Front, api: Management, made: Any) -> Reply:
     body = {"secret": made["secret"], "keyspace_id": made["key"]["keyspace_id"]}
     return await call(hot, "POST", "/v1/verify", headers={"Authorization": f"Bearer {api.root}"}, body=body)
 
@@ -53,7 +53,7 @@ async def test_positions_of_the_epoch_before_are_gone_though_the_log_has_reached
 
 async def test_everything_that_is_told_says_the_new_epoch_and_is_taken(api: Management) -> None:
     made = await api.create()
-    key, hot = made["key"], HotPath(api.ledger, api.app)
+    key, hot = made["key"], api.app
     first = await verify(hot, api, made)
     assert first.json["position"] == f"0-{api.ledger.state.head}"
     seen = api.ledger.state.head
@@ -82,7 +82,7 @@ async def test_everything_that_is_told_says_the_new_epoch_and_is_taken(api: Mana
 
 async def test_forward_auth_says_the_new_epoch_though_nothing_was_written(api: Management) -> None:
     made = await api.create()
-    key, hot = made["key"], HotPath(api.ledger, api.app)
+    key, hot = made["key"], api.app
     path = f"/v1/forward-auth?keyspace_id={key['keyspace_id']}"
     shown = {"X-Keyledger-Proxy-Key": api.root, "Authorization": f"Bearer {made['secret']}"}
 

@@ -396,7 +396,7 @@ async def test_a_process_is_ready_without_nats_and_says_what_it_does_without(
     api: Management,
     reachable: bool,  # noqa: FBT001  # the case
 ) -> None:
-    api.manage(nats_reachable=lambda: reachable)
+    api.serve(nats_reachable=lambda: reachable)
     ready = await api.get("/readyz")
     figures = (await api.get("/metrics")).body.decode()
 
@@ -411,7 +411,7 @@ async def test_figures_for_prometheus(api: Management) -> None:
     text = (await api.get("/metrics")).body.decode()
 
     assert f"keyledger_position {api.ledger.state.head:.1f}" in text
-    assert 'keyledger_management_answers_total{method="POST",route="/v1/keys",status="201"} 1.0' in text
+    assert 'keyledger_answers_total{code="ok",method="POST",route="/v1/keys",status="201"} 1.0' in text
     assert 'route="/v1/keys/{key_id}",status="404"' in text
     assert "kl_live_" not in text
 
@@ -421,7 +421,7 @@ async def test_paths_that_are_none_share_one_figure(api: Management) -> None:
         await api.get(f"/v1/nonsense{number}")
     text = (await api.get("/metrics")).body.decode()
 
-    assert 'keyledger_management_answers_total{method="GET",route="other",status="404"} 5.0' in text
+    assert 'keyledger_answers_total{code="not_found",method="GET",route="other",status="404"} 5.0' in text
 
 
 def test_every_event_can_be_asked_for() -> None:

@@ -3,111 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from litestar import Litestar
 
-from domain.projecting import Placed, Row
-from infra.memory.log import MemoryStorage
 from services.api.answering.problems import TABLE, Problem
 from services.api.description.schema import Description
-from services.api.resources.edge_membership import EdgeAccess, edge_routes
-from services.api.serving.app import ROUTES, build_app, operations_of
+from services.api.serving.app import ROUTES
 from services.ledger.fence import LeaseTerms
-from services.ledger.ledger import Ledger, Terms
-from tests.api.hot.world import Reply, World
-
-_TABLES = ("keys", "organizations", "projects", "plans", "keyspaces")
-
-
-class MemoryQueries:
-    """Finds every row of the table that is asked, and remembers what it was asked with.
-
-    What filters and orders find is proven against PostgreSQL, in tests/contract and tests/e2e.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self.asked: list[tuple[str, Sequence[Any]]] = []
-
-    async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        self.asked.append((statement, parameters))
-        if "id > %s" in statement:
-            after, limit = parameters
-            return [(one,) for one in sorted(self.ledger.state.organizations) if one > after][:limit]
-        for table in _TABLES:
-            if f"{{schema}}.{table} WHERE" in statement:
-                found = getattr(self.ledger.state, table).values()
-                limit = int(statement.rpartition("LIMIT ")[2].rstrip(") "))
-                return [(one.id, one.created_at) for one in found][:limit]
-        return []
-
-
-class MemoryEvents:
-    """Reads events back from the log in memory."""
-
-    def __init__(self, storage: MemoryStorage, ledger: Ledger) -> None:
-        self._storage = storage
-        self._decode = ledger.ports.mapper.decode
-
-    def _placed(self) -> list[Placed]:
-        return [Placed(one.position, one.version, self._decode(one)) for one in self._storage.events]
-
-    async def at(self, positions: Sequence[int]) -> list[Placed]:
-        return [one for one in self._placed() if one.position in set(positions)]
-
-    async def between(
-        self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
-    ) -> list[Placed]:
-        return [
-            one
-            for one in self._placed()
-            if first <= one.position <= last
-            and type(one.event).__struct_config__.tag in types
-            and organization_id in {None, one.event.organization_id}
-        ]
-
-    async def stream(
-        self, stream: str, types: Sequence[str] | None, *, after: int, limit: int, newest_first: bool
-    ) -> list[Placed]:
-        positions = {one.position for one in self._storage.events if one.stream == stream}
-        found = [
-            one
-            for one in self._placed()
-            if one.position in positions
-            and (types is None or type(one.event).__struct_config__.tag in types)
-            and (one.version < after if newest_first else one.version > after)
-        ]
-        return (found[::-1] if newest_first else found)[:limit]
-
-    async def claimed(self, digests: Sequence[bytes]) -> list[int]:
-        return sorted(
-            self._storage.claims[digest][0].position for digest in digests if digest in self._storage.claims
-        )
-
-
-class MemoryReader:
-    """Reads what the API reads, in memory."""
-
-    def __init__(self, world: World) -> None:
-        self._ledger = world.ledger
-        self.queries = MemoryQueries(world.ledger)
-        self.events = MemoryEvents(world.storage, world.ledger)
-
-    @property
-    def position(self) -> int:
-        return self._ledger.state.head
+from services.ledger.ledger import Terms
+from tests.api.quick.world import EDGES, Reply, World
 
 
 class Management(World):
     """A ledger whose management API is asked over ASGI."""
-
-    app: Any
-    reader: MemoryReader
 
     async def ask(
         self, method: str, target: str, body: object = b"", *, as_: str | None = None, **headers: str
@@ -116,13 +28,6 @@ class Management(World):
         reply = await super().ask(method, target, body, as_=as_, **headers)
         check_described(method, urlsplit(target).path, reply)
         return reply
-
-    def manage(self, **settings: Any) -> Litestar:
-        """The management API, set up as given."""
-        self.reader = MemoryReader(self)
-        app = build_app(self.ledger, self.reader, more_routes=EDGES, **settings)
-        self.app = app
-        return app
 
     async def get(self, target: str, **named: Any) -> Reply:
         return await self.ask("GET", target, **named)
@@ -147,8 +52,7 @@ class Management(World):
         return answer
 
 
-EDGES = edge_routes(EdgeAccess(nats_url="nats://nats.test:4222", lease=LeaseTerms()))
-EVERY_OPERATION = operations_of((*ROUTES, *EDGES))
+EVERY_OPERATION = (*ROUTES, *EDGES)
 DESCRIPTION = Description(EVERY_OPERATION)
 _OPERATIONS = [
     (one.method, re.compile(re.sub(r"\{\w+\}", "[^/]+", one.path)), one) for one in EVERY_OPERATION
@@ -196,7 +100,6 @@ async def managed(lease_ms: int = 60_000) -> AsyncGenerator[Management]:
         # Nobody was the owner before: there are no leases to wait for.
         world.ledger.fences._quiet_until = 0
         world.ledger.fences.advance()
-        world.manage()
         yield world
     finally:
         await world.stop()

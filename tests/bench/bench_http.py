@@ -29,7 +29,7 @@ from infra.clock import SystemClock
 from keyledger_edge import boottime_ns
 from services.api.serving.server import listen, run, serve
 from services.bootstrap import tune_interpreter
-from tests.api.hot.world import World
+from tests.api.quick.world import World
 
 CONNECTIONS = 64
 SECONDS = 1.0

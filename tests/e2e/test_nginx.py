@@ -20,7 +20,7 @@ from domain import commands as c
 from domain.keyspaces import Keyspace
 from keyledger_edge import RateLimit
 from services.api.serving.server import listen, serve
-from tests.api.hot.world import Owned, World, running_world
+from tests.api.quick.world import Owned, World, running_world
 
 pytestmark = pytest.mark.nginx
 

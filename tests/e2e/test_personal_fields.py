@@ -97,7 +97,8 @@ def lived_through(database: str, here: Place, root: Caller) -> Lived:
     numbers = iter(range(1, 1_000))
 
     def ask(method: str, path: str, body: Any, status: int) -> Json:
-        key = {} if path in {"/v1/charges", "/v1/reservations"} else {"Idempotency_Key": f"n{next(numbers)}"}
+        by_request_id = path in {"/v1/charges", "/v1/reservations"} or path.endswith("/release")
+        key = {} if by_request_id else {"Idempotency_Key": f"n{next(numbers)}"}
         answer = root.ask(method, path, body, User_Agent=told("user-agent"), X_Forwarded_For=ADDRESS, **key)
         assert answer.status == status, (path, answer.status, answer.raw)
         return answer.body

@@ -14,7 +14,7 @@ from keyledger_edge import Use
 from services.ledger.errors import RefusedLatelyError
 from services.ledger.jobs import WAITED_PAST
 from services.ledger.recent_refusals import KEPT_SECONDS, RecentRefusals
-from tests.api.hot.world import Owned, World, running_world
+from tests.api.quick.world import Owned, World, running_world
 
 
 class Clock:

@@ -15,7 +15,7 @@ from keyledger_edge import STATUS_OF_CODE
 from services.api.answering.problems import TABLE
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Terms
-from tests.api.hot.world import Owned, World
+from tests.api.quick.world import Owned, World
 
 ALONE = ("/v1/verify", "/v1/charges", "/v1/reservations", "/v1/explain", "/v1/charges/chg_1/refund",
          "/v1/reservations/rsv_1/capture", "/v1/reservations/rsv_1/release", "/v1/self/revoke")  # fmt: skip

@@ -31,10 +31,9 @@ from keyledger_edge import (
 )
 from keyledger_edge._views import KeyspaceViews
 from services.api.resources.checking import view_of_keyspace
-from services.api.serving.front import HotPath
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Ledger, Terms
-from tests.api.hot.world import Reply, call
+from tests.api.quick.world import Reply, call
 from tests.api.world import Management
 from tests.take_aways.shown import KEYSPACE, imported_secret, lets_in, lets_in_at_once
 from tests.take_aways.table import TAKE_AWAYS, Target, path_of
@@ -264,8 +263,6 @@ async def staged() -> AsyncGenerator[Stage]:
         root_key = await world.ledger.bootstrap()
         assert root_key is not None
         world.root = root_key
-        management: Any = world.manage()
-        world.app = HotPath(world.ledger, management)
         yield stage
     finally:
         await world.stop()

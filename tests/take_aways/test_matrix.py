@@ -15,7 +15,7 @@ import pytest
 
 import services.ledger.ledger
 from keyledger_edge._views import KeyspaceViews
-from tests.api.hot.world import Reply
+from tests.api.quick.world import Reply
 from tests.simulation.mutants import HeldForAFenceNotFound
 from tests.take_aways.stage import STALE_MS, TERMS, Stage, play, staged
 from tests.take_aways.table import FIRSTS, IMPOSSIBLE, SECONDS, TAKE_AWAYS, Target

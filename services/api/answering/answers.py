@@ -1,24 +1,24 @@
-"""Answers as bytes, with ready header tuples."""
+"""Answers as they go out: whole, later, or in a stream that goes on."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import structlog
 
-from services.api.answering.problems import challenge, headers_of, problem_body, problem_of
+from domain.ids import format_position
 
-log = structlog.get_logger()
+if TYPE_CHECKING:
+    from services.api.asking.call import Call
 
 Headers = list[tuple[bytes, bytes]]
 
-_JSON: Final = (b"content-type", b"application/json")
+JSON: Final = (b"content-type", b"application/json")
+NO_STORE: Final = (b"cache-control", b"no-store")
 _PROBLEM: Final = (b"content-type", b"application/problem+json")
-_UNAUTHORIZED: Final = 401
-_NO_STORE: Final = (b"cache-control", b"no-store")
+_LENGTHS: Final = [(b"content-length", b"%d" % length) for length in range(2_048)]
 
 encode = msgspec.json.Encoder().encode
 
@@ -31,6 +31,20 @@ class Answer(msgspec.Struct, gc=False):
     body: bytes
     code: str = "ok"
     """What metrics count it as."""
+    position: int | None = None
+    """On which state it rests, for `X-Keyledger-Position`; None: on none."""
+
+
+class Stream(msgspec.Struct):
+    """An answer whose body goes on."""
+
+    headers: Headers
+    chunks: AsyncIterator[bytes]
+    ended: Callable[[], None]
+    """Called once it is over, however it ends."""
+    status: int = 200
+    code: str = "ok"
+    position: int | None = None
 
 
 class Later(msgspec.Struct):
@@ -41,49 +55,39 @@ class Later(msgspec.Struct):
     """Of what the future brings. May raise what a handler may raise."""
 
 
-async def awaited(told: Answer | Later | Awaitable[Answer]) -> Answer:
+Told = Answer | Later | Awaitable[Answer | Stream]
+"""What need not wait is answered at once: that spares a coroutine."""
+
+
+async def awaited(told: Answer | Later) -> Answer:
     """The answer, waited for where it must be."""
-    if isinstance(told, Answer):
-        return told
-    return told.answer(await told.future) if isinstance(told, Later) else await told
+    return told if isinstance(told, Answer) else told.answer(await told.future)
 
 
-_LENGTHS: Final = [(b"content-length", b"%d" % length) for length in range(2_048)]
-
-
-def _length_of(body: bytes) -> tuple[bytes, bytes]:
+def length_of(body: bytes) -> tuple[bytes, bytes]:
+    """The header that says how long a body is."""
     length = len(body)
     return _LENGTHS[length] if length < len(_LENGTHS) else (b"content-length", b"%d" % length)
 
 
-def json_answer(status: int, value: Any, code: str = "ok") -> Answer:
-    """Any value as JSON."""
-    body = encode(value)
-    return Answer(status, [_JSON, _length_of(body), _NO_STORE], body, code)
+def json_answer(status: int, body: bytes, position: int | None, code: str = "ok") -> Answer:
+    """JSON, encoded already."""
+    return Answer(status, [JSON, length_of(body), NO_STORE], body, code, position)
 
 
-def raw_answer(status: int, body: bytes, code: str = "ok") -> Answer:
-    """JSON that is encoded already, to a POST (which no cache keeps, so no header need say so)."""
-    return Answer(status, [_JSON, _length_of(body)], body, code)
+def results_answer(call: Call[Any, Any], results: Sequence[bytes]) -> Answer:
+    """The answers to a batch's items, in their order."""
+    head, prefix = call.ledger.state.head, call.ledger.position_prefix
+    body = b'{"results":[%b],"position":%b}' % (
+        b",".join(results),
+        encode(format_position(prefix, head)),
+    )
+    return json_answer(200, body, head)
 
 
-def problem_answer(body: bytes, status: int, code: str, headers: Headers | None = None) -> Answer:
-    """Problem details as an answer."""
-    own = [_PROBLEM, _length_of(body), _NO_STORE, *(headers or ())]
-    return Answer(status, own, body, code)
-
-
-def error_answer(error: Exception, request_id: str) -> Answer:
-    """What an error tells the caller. Anything unforeseen is our fault, told without a detail."""
-    problem = problem_of(error, request_id)
-    if problem is None:
-        log.error("request.failed", request_id=request_id, error=type(error).__name__, exc_info=error)
-        body = problem_body("internal_error", "The ledger made a mistake; it is in its log.", request_id)
-        return problem_answer(body, 500, "internal_error")
-    headers = wire(headers_of(error))
-    if problem.status == _UNAUTHORIZED and not headers:
-        headers = wire(challenge())
-    return problem_answer(encode(problem), problem.status, problem.code, headers)
+def problem_answer(body: bytes, status: int, code: str, headers: dict[str, str] | None = None) -> Answer:
+    """Problem details, encoded already."""
+    return Answer(status, [_PROBLEM, length_of(body), NO_STORE, *wire(headers or {})], body, code)
 
 
 def wire(headers: dict[str, str]) -> Headers:

@@ -1,4 +1,4 @@
-"""What the hot paths count: answers by route and code, and how long they took."""
+"""What is counted of answers: by route, method, status and code, and how long they took."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from prometheus_client.registry import Collector
 _BOUNDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-class _Route:
-    """Durations of one route."""
+class _Durations:
+    """Of one route and method."""
 
     __slots__ = ("buckets", "seconds")
 
@@ -23,52 +23,52 @@ class _Route:
 
 
 class _Answers:
-    """Answers of one route with one status and code."""
+    """Answers of one route and method with one status and code."""
 
-    __slots__ = ("number", "times")
+    __slots__ = ("durations", "number")
 
-    def __init__(self, times: _Route) -> None:
+    def __init__(self, durations: _Durations) -> None:
         self.number = 0
-        self.times = times
+        self.durations = durations
 
 
-class HotCounts(Collector):
+class Counts(Collector):
     """Counters in plain integers; Prometheus reads them when it asks, so a request pays little for them."""
 
     def __init__(self) -> None:
-        self._answers: dict[tuple[str, int, str], _Answers] = {}
-        self._routes: dict[str, _Route] = {}
+        self._answers: dict[tuple[str, str, int, str], _Answers] = {}
+        self._durations: dict[tuple[str, str], _Durations] = {}
 
-    def count(self, route: str, status: int, code: str, seconds: float) -> None:
+    def count(self, route: str, method: str, status: int, code: str, seconds: float) -> None:
         """One answer went out."""
-        answers = self._answers.get((route, status, code)) or self._first(route, status, code)
-        answers.number += 1
-        times = answers.times
-        times.buckets[bisect_left(_BOUNDS, seconds)] += 1
-        times.seconds += seconds
+        found = self._answers.get((route, method, status, code)) or self._first(route, method, status, code)
+        found.number += 1
+        durations = found.durations
+        durations.buckets[bisect_left(_BOUNDS, seconds)] += 1
+        durations.seconds += seconds
 
-    def _first(self, route: str, status: int, code: str) -> _Answers:
-        times = self._routes.setdefault(route, _Route())
-        answers = self._answers[route, status, code] = _Answers(times)
-        return answers
+    def _first(self, route: str, method: str, status: int, code: str) -> _Answers:
+        durations = self._durations.setdefault((route, method), _Durations())
+        found = self._answers[route, method, status, code] = _Answers(durations)
+        return found
 
     def answered(self, route: str, code: str) -> int:
         """How many answers a route gave with this code."""
-        return sum(one.number for (r, _, c), one in self._answers.items() if (r, c) == (route, code))
+        return sum(one.number for (r, _, _, c), one in self._answers.items() if (r, c) == (route, code))
 
     def collect(self) -> Iterator[Metric]:
         """For Prometheus."""
         answers = CounterMetricFamily(
-            "keyledger_answers", "Answers of the hot paths.", labels=["route", "status", "code"]
+            "keyledger_answers", "Answers of the API.", labels=["route", "method", "status", "code"]
         )
-        for (route, status, code), one in self._answers.items():
-            answers.add_metric([route, str(status), code], one.number)
+        for (route, method, status, code), one in self._answers.items():
+            answers.add_metric([route, method, str(status), code], one.number)
         yield answers
         seconds = HistogramMetricFamily(
-            "keyledger_answer_seconds", "From a request's headers to its answer.", labels=["route"]
+            "keyledger_answer_seconds", "From a request's headers to its answer.", labels=["route", "method"]
         )
-        for route, times in self._routes.items():
-            seconds.add_metric([route], _cumulated(times.buckets), times.seconds)
+        for (route, method), durations in self._durations.items():
+            seconds.add_metric([route, method], _cumulated(durations.buckets), durations.seconds)
         yield seconds
 
 

@@ -1,10 +1,10 @@
-"""Money as JSON: charges, reservations, wallets, quotas, refusals."""
+"""Money as JSON: charges, refunds, reservations, wallets, quotas. One struct for each, everywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -15,7 +15,8 @@ from domain.ids import format_position
 from domain.instants import SECOND, Instant
 from domain.instants import to_text as _to_text
 from domain.quotas import QuotaState, Refusal
-from keyledger_edge import RateState
+from keyledger_edge import RateLimitAnswer, RateState
+from services.api.answering.views import Micros, Position, RefusalView, Time, View
 
 
 @lru_cache(maxsize=64)
@@ -29,33 +30,161 @@ def to_text(at: Instant) -> str:
     return f"{_second(second)}{micros:06d}Z"
 
 
-def tenant_view(org_id: str | None, user_id: str | None) -> dict[str, str | None] | None:
-    """Whose work it was; None when the use named nobody."""
-    return None if org_id is None and user_id is None else {"org_id": org_id, "user_id": user_id}
+class TenantView(View, frozen=True, gc=False):
+    """Whose work it was, inside the customer's own product."""
+
+    org_id: str | None
+    user_id: str | None
 
 
-class ChargeView(msgspec.Struct, gc=False):
-    """A charge, as it was recorded. A struct, for it is made more often than any other view."""
+class ChargeView(View, frozen=True, gc=False):
+    """One metered use that costs money, final."""
 
     id: str
     key_id: str
     organization_id: str | None
     request_id: str
-    base_micros: int
+    base_micros: Micros
     price_multiplier: str
-    amount_micros: int
+    amount_micros: Micros
     model: str | None
     provider: str | None
     project_id: str | None
-    tenant: dict[str, str | None] | None
-    charged_at: str
-    position: str
+    tenant: TenantView | None
+    charged_at: Time
+    position: Position | UnsetType = UNSET
+    metadata: dict[str, Any] | UnsetType = UNSET
+    reservation_id: str | UnsetType = UNSET
+    """Of a capture."""
+    uncovered_micros: Micros | UnsetType = UNSET
+    """Of a capture: what limits did not allow."""
+    refunded_micros: Micros | UnsetType = UNSET
+    """All that was given back of it so far."""
+
+
+class RefundView(View, frozen=True, gc=False):
+    """A compensating entry for a charge, or part of it."""
+
+    charge_id: str
+    key_id: str
+    organization_id: str | None
+    request_id: str
+    amount_micros: Micros
+    refunded_micros: Micros
+    """All refunds of that charge together, this one included."""
+    refunded_at: Time
+    position: Position
+
+
+class ReservationView(View, frozen=True, gc=False):
+    """Money held for a use whose price is not known yet."""
+
+    id: str
+    key_id: str
+    organization_id: str | None
+    request_id: str
+    status: Literal["open", "captured", "released", "expired"]
+    base_micros: Micros
+    price_multiplier: str
+    amount_micros: Micros
+    held_micros: Micros
+    captured_micros: Micros
+    uncovered_micros: Micros
+    model: str | None
+    provider: str | None
+    project_id: str | None
+    tenant: TenantView | None
+    reserved_at: Time
+    expires_at: Time
+    position: Position
     metadata: dict[str, Any] | UnsetType = UNSET
 
 
-def view_of_charge(event: UsageCharged | ReservationCaptured, position: int, prefix: str) -> ChargeView:
+class WalletFigures(View, frozen=True, gc=False):
+    """An organization's wallet, right after what was done with it."""
+
+    organization_id: str
+    currency: str
+    balance_micros: Micros
+    reserved_micros: Micros
+    available_micros: Micros
+    credit_limit_micros: Micros | None
+    alert_below_micros: Micros | None
+
+
+class QuotaFigures(View, frozen=True, gc=False):
+    """A quota that a use was checked against, right after it."""
+
+    level: Literal["key", "project", "organization"]
+    subject_id: str
+    unit: Literal["micros", "requests"]
+    window: Literal["day", "week", "month", "total"]
+    limit: int
+    alert_percents: tuple[int, ...]
+    spent: int
+    remaining: int
+    resets_at: Time | None
+
+
+class Metered(View, frozen=True, kw_only=True):
+    """What every answer about money has."""
+
+    replayed: bool
+    """Was this request id carried out before? It counted then."""
+    quotas: list[QuotaFigures]
+    wallet: WalletFigures | None
+    position: Position
+
+
+class ChargedView(Metered, frozen=True, kw_only=True):
+    """What became of a charge."""
+
+    charge: ChargeView
+
+
+class RefundedView(Metered, frozen=True, kw_only=True):
+    """What became of a refund."""
+
+    refund: RefundView
+    charge: ChargeView
+
+
+class ReservedView(Metered, frozen=True, kw_only=True):
+    """What became of a reservation."""
+
+    reservation: ReservationView
+
+
+class CapturedView(Metered, frozen=True, kw_only=True):
+    """What became of a capture."""
+
+    charge: ChargeView
+    reservation: ReservationView
+    uncovered_micros: Micros
+
+
+class ReleasedView(Metered, frozen=True, kw_only=True):
+    """What became of a release."""
+
+    reservation: ReservationView
+    released_micros: Micros
+
+
+class HeldView(View, frozen=True, kw_only=True):
+    """A reservation as it stands."""
+
+    reservation: ReservationView
+    position: Position
+
+
+def tenant_view(org_id: str | None, user_id: str | None) -> TenantView | None:
+    """Whose work it was; None when the use named nobody."""
+    return None if org_id is None and user_id is None else TenantView(org_id, user_id)
+
+
+def charge_view(event: UsageCharged | ReservationCaptured, position: int, prefix: str) -> ChargeView:
     """A charge, as it was recorded."""
-    return ChargeView(
+    view = ChargeView(
         event.charge_id,
         event.key_id,
         event.organization_id,
@@ -71,102 +200,91 @@ def view_of_charge(event: UsageCharged | ReservationCaptured, position: int, pre
         format_position(prefix, position),
         _metadata_of(event),
     )
+    if isinstance(event, UsageCharged):
+        return view
+    return msgspec.structs.replace(
+        view, reservation_id=event.reservation_id, uncovered_micros=event.uncovered_micros
+    )
 
 
-def _metadata_of(event: UsageCharged | ReservationCaptured) -> dict[str, Any] | UnsetType:
+def _metadata_of(event: UsageCharged | ReservationCaptured | CreditsReserved) -> dict[str, Any] | UnsetType:
     if isinstance(event, ReservationCaptured) or event.private is None or not event.private.metadata:
         return UNSET
     return event.private.metadata
 
 
-def charge_view(event: UsageCharged | ReservationCaptured, position: int, prefix: str) -> dict[str, Any]:
-    """The same, for whoever has more to say of it."""
-    view: dict[str, Any] = msgspec.to_builtins(view_of_charge(event, position, prefix))
-    if isinstance(event, ReservationCaptured):
-        view["reservation_id"] = event.reservation_id
-        view["uncovered_micros"] = event.uncovered_micros
-    return view
+def refunded_charge_view(charge: UsageCharged | ReservationCaptured, refunded_micros: int) -> ChargeView:
+    """A charge of which something was given back; where it stands in the log is not known here."""
+    return msgspec.structs.replace(
+        charge_view(charge, 0, ""), position=UNSET, refunded_micros=refunded_micros
+    )
 
 
-def refund_view(event: UsageRefunded, position: int, prefix: str) -> dict[str, Any]:
+def refund_view(event: UsageRefunded, position: int, prefix: str) -> RefundView:
     """A refund, as it was recorded."""
-    return {
-        "charge_id": event.charge_id,
-        "key_id": event.key_id,
-        "organization_id": event.organization_id,
-        "request_id": event.request_id,
-        "amount_micros": event.amount_micros,
-        "refunded_micros": event.refunded_micros,
-        "refunded_at": to_text(event.at),
-        "position": format_position(prefix, position),
-    }
+    return RefundView(
+        event.charge_id,
+        event.key_id,
+        event.organization_id,
+        event.request_id,
+        event.amount_micros,
+        event.refunded_micros,
+        to_text(event.at),
+        format_position(prefix, position),
+    )
 
 
-def reserved_view(event: CreditsReserved, position: int, prefix: str) -> dict[str, Any]:
+def reserved_view(event: CreditsReserved, position: int, prefix: str) -> ReservationView:
     """A reservation, right when it was made."""
-    view: dict[str, Any] = {
-        "id": event.reservation_id,
-        "key_id": event.key_id,
-        "organization_id": event.organization_id,
-        "request_id": event.request_id,
-        "status": "open",
-        "base_micros": event.base_micros,
-        "price_multiplier": event.price_multiplier,
-        "amount_micros": event.amount_micros,
-        "held_micros": event.amount_micros,
-        "captured_micros": 0,
-        "uncovered_micros": 0,
-        "model": event.model,
-        "provider": event.provider,
-        "project_id": event.project_id,
-        "tenant": tenant_view(event.tenant_org_id, event.tenant_user_id),
-        "reserved_at": to_text(event.at),
-        "expires_at": to_text(event.expires_at),
-        "position": format_position(prefix, position),
-    }
-    if event.private is not None and event.private.metadata:
-        view["metadata"] = event.private.metadata
-    return view
+    return ReservationView(
+        event.reservation_id,
+        event.key_id,
+        event.organization_id,
+        event.request_id,
+        "open",
+        event.base_micros,
+        event.price_multiplier,
+        event.amount_micros,
+        event.amount_micros,
+        0,
+        0,
+        event.model,
+        event.provider,
+        event.project_id,
+        tenant_view(event.tenant_org_id, event.tenant_user_id),
+        to_text(event.at),
+        to_text(event.expires_at),
+        format_position(prefix, position),
+        _metadata_of(event),
+    )
 
 
-def reservation_view(reservation: Reservation, prefix: str) -> dict[str, Any]:
+def reservation_view(reservation: Reservation, prefix: str) -> ReservationView:
     """A reservation as it stands."""
-    return {
-        "id": reservation.id,
-        "key_id": reservation.key_id,
-        "organization_id": reservation.organization_id,
-        "request_id": reservation.request_id,
-        "status": reservation.status,
-        "base_micros": reservation.base_micros,
-        "price_multiplier": reservation.price_multiplier,
-        "amount_micros": reservation.amount_micros,
-        "held_micros": reservation.held_micros,
-        "captured_micros": reservation.captured_micros,
-        "uncovered_micros": reservation.uncovered_micros,
-        "model": reservation.model,
-        "provider": reservation.provider,
-        "project_id": reservation.project_id,
-        "tenant": tenant_view(reservation.tenant_org_id, reservation.tenant_user_id),
-        "reserved_at": to_text(reservation.reserved_at),
-        "expires_at": to_text(reservation.expires_at),
-        "position": format_position(prefix, reservation.position),
-    }
+    return ReservationView(
+        reservation.id,
+        reservation.key_id,
+        reservation.organization_id,
+        reservation.request_id,
+        reservation.status,
+        reservation.base_micros,
+        reservation.price_multiplier,
+        reservation.amount_micros,
+        reservation.held_micros,
+        reservation.captured_micros,
+        reservation.uncovered_micros,
+        reservation.model,
+        reservation.provider,
+        reservation.project_id,
+        tenant_view(reservation.tenant_org_id, reservation.tenant_user_id),
+        to_text(reservation.reserved_at),
+        to_text(reservation.expires_at),
+        format_position(prefix, reservation.position),
+    )
 
 
-class WalletFigures(msgspec.Struct, gc=False):
+def wallet_figures(wallet: Wallet | None) -> WalletFigures | None:
     """An organization's wallet, beside what was done with it."""
-
-    organization_id: str
-    currency: str
-    balance_micros: int
-    reserved_micros: int
-    available_micros: int
-    credit_limit_micros: int | None
-    alert_below_micros: int | None
-
-
-def wallet_view(wallet: Wallet | None) -> WalletFigures | None:
-    """An organization's wallet."""
     if wallet is None:
         return None
     return WalletFigures(
@@ -180,48 +298,36 @@ def wallet_view(wallet: Wallet | None) -> WalletFigures | None:
     )
 
 
-class ChargeAnswer(msgspec.Struct, gc=False):
-    """What a charge is answered with."""
-
-    charge: ChargeView
-    position: str
-    replayed: bool
-    quotas: list[dict[str, Any]]
-    wallet: WalletFigures | None
-
-
-def quota_views(states: Sequence[QuotaState]) -> list[dict[str, Any]]:
+def quota_figures(states: Sequence[QuotaState]) -> list[QuotaFigures]:
     """Every quota that a use was checked against, and what is left of it."""
     return [
-        {
-            "level": one.level,
-            "subject_id": one.subject_id,
-            "unit": one.unit,
-            "window": one.window,
-            "limit": one.limit,
-            "alert_percents": one.alert_percents,
-            "spent": one.spent,
-            "remaining": one.remaining,
-            "resets_at": None if one.resets_at is None else to_text(one.resets_at),
-        }
+        QuotaFigures(
+            one.level,
+            one.subject_id,
+            one.unit,
+            one.window,
+            one.limit,
+            one.alert_percents,
+            one.spent,
+            one.remaining,
+            None if one.resets_at is None else to_text(one.resets_at),
+        )
         for one in states
     ]
 
 
-def refusal_view(refusal: Refusal | None) -> dict[str, Any] | None:
+def refusal_view(refusal: Refusal) -> RefusalView:
     """Which limit said no, how much is left of it, when it begins anew."""
-    if refusal is None:
-        return None
-    return {
-        "level": refusal.level,
-        "unit": refusal.unit,
-        "window": refusal.window,
-        "limit": refusal.limit,
-        "remaining": refusal.remaining,
-        "resets_at": None if refusal.resets_at is None else to_text(refusal.resets_at),
-    }
+    return RefusalView(
+        refusal.level,
+        refusal.unit,
+        refusal.window,
+        refusal.limit,
+        refusal.remaining,
+        None if refusal.resets_at is None else to_text(refusal.resets_at),
+    )
 
 
-def rate_views(states: Iterable[RateState]) -> list[dict[str, Any]]:
+def rate_views(states: Iterable[RateState]) -> list[RateLimitAnswer]:
     """Where each rate limit stands."""
-    return [one._asdict() for one in states]
+    return [RateLimitAnswer(**one._asdict()) for one in states]

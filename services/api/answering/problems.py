@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from domain.errors import CallerRefusedError, EmptyScopeError, InvalidError, LedgerError
 from domain.ports import LogUnavailableError
 from keyledger_edge import STATUS_OF_CODE
+from services.api.answering.views import RefusalView
 from services.ledger.errors import CannotAnswerError, RefusedLatelyError, UnavailableError
 
 PROBLEM_JSON: Final = "application/problem+json"
@@ -29,6 +30,7 @@ _REQUESTS: Final = {
     "invalid_request": Meaning(400, "The request cannot be taken as it is"),
     "malformed_body": Meaning(400, "The body is not JSON"),
     "malformed_request": Meaning(400, "This is no HTTP request"),
+    "unsupported_header": Meaning(400, "A header means nothing for this request"),
     "ambiguous_credentials": Meaning(400, "Two different secrets in one request"),
     "amount_out_of_range": Meaning(400, "An amount would leave the range of 64 bits"),
     "unauthenticated": Meaning(401, "A root key that works is needed"),
@@ -115,8 +117,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is down (`dependency_unavailable`)."""
     permission: str | None = None
     """What the root key lacks (`permission_denied`)."""
-    refusal: dict[str, Any] | None = None
-    """Which limit said no, what is left of it, and when it begins anew."""
+    refusal: RefusalView | None = None
 
 
 class ProblemError(Exception):
@@ -127,15 +128,23 @@ class ProblemError(Exception):
         code: str,
         detail: str,
         *,
+        status: int | None = None,
         errors: Iterable[FieldError] = (),
         permission: str | None = None,
+        refusal: RefusalView | None = None,
+        position: int | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
+        self.status = status
+        """Where a keyspace or a caller asks for another than the code's own."""
         self.errors = tuple(errors)
         self.permission = permission
+        self.refusal = refusal
+        self.position = position
+        """On which state it was decided."""
         self.headers = headers or {}
 
 
@@ -155,7 +164,7 @@ def problem(
     errors: Sequence[FieldError] = (),
     dependency: str | None = None,
     permission: str | None = None,
-    refusal: dict[str, Any] | None = None,
+    refusal: RefusalView | None = None,
 ) -> Problem:
     """The details of a problem; a status of its own only where a keyspace or a caller asks for it."""
     meaning = TABLE[code]
@@ -173,28 +182,18 @@ def problem(
     )
 
 
-def problem_body(
-    code: str,
-    detail: str,
-    request_id: str,
-    errors: Sequence[FieldError] = (),
-    *,
-    status: int | None = None,
-    dependency: str | None = None,
-    refusal: dict[str, Any] | None = None,
-) -> bytes:
-    """A problem as JSON, for those who write their answers by hand."""
-    return _encode(
-        problem(
-            code, detail, request_id, status=status, errors=errors, dependency=dependency, refusal=refusal
-        )
-    )
-
-
 def problem_of(error: Exception, request_id: str) -> Problem | None:
     """The problem that one of our own errors means; None for a stranger."""
     if isinstance(error, ProblemError):
-        return problem(error.code, error.detail, request_id, errors=error.errors, permission=error.permission)
+        return problem(
+            error.code,
+            error.detail,
+            request_id,
+            status=error.status,
+            errors=error.errors,
+            permission=error.permission,
+            refusal=error.refusal,
+        )
     if isinstance(error, LedgerError):
         return problem(error.code, error.detail, request_id, errors=_errors_of(error))
     if isinstance(error, UnavailableError):
@@ -234,6 +233,3 @@ def _errors_of(error: LedgerError) -> tuple[FieldError, ...]:
     if error.field is not None:
         return (FieldError(field=error.field, message=error.detail),)
     return ()
-
-
-_encode = msgspec.json.Encoder().encode

@@ -29,6 +29,24 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Something as JSON."""
 
 
+class RefusalView(View, frozen=True, gc=False):
+    """Which limit said no, what is left of it, and when it begins anew."""
+
+    level: Literal["key", "project", "organization", "wallet"]
+    unit: Literal["micros", "requests"]
+    window: Literal["day", "week", "month", "total"] | None
+    limit: int | None
+    remaining: int
+    resets_at: Time | None
+
+
+class ResultsView(View, frozen=True, kw_only=True):
+    """Outcomes in the order of the items."""
+
+    results: list[dict[str, Any]]
+    position: Position
+
+
 class QuotaView(View, frozen=True, kw_only=True):
     """A quota and where it stands."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -15,8 +15,21 @@ from domain.ports import Clock
 from domain.state import State
 from keyledger_edge import IP_DENIED, KeyFacts, ip_allowed, is_easy, state_of
 from services.api.answering.problems import ProblemError, challenge
+from services.api.asking.call import CONFLICTING
 
-_FORGET_AT = 10_000
+_FORGET_AT: Final = 10_000
+_SHOW: Final = "Show a root key: Authorization: Bearer kl_root_..."
+_UNAUTHENTICATED: Final = {
+    "not_found": "This is not a root key of this ledger.",
+    "revoked": "This root key is revoked.",
+    "expired": "This root key is expired.",
+    "rotated": "This root key's secret was rotated; use its new one.",
+    "disabled": "This root key is disabled.",
+}
+_FORBIDDEN: Final = {
+    "organization_suspended": "The organization of this root key is suspended.",
+    "ip_denied": "This root key cannot be used from this address.",
+}
 
 
 class _Known(NamedTuple):
@@ -58,33 +71,34 @@ class Callers:
         self._welcome: dict[bytes, _Known] = {}
         """By the digest of the whole header; only those that are good always."""
 
-    def authenticate(self, authorization: bytes | None, permission: str, peer: str | None) -> Caller:
-        """The caller, or a refusal: 401 for who it is, 403 for what it may."""
-        return self.authenticate_any(authorization, (permission,), peer)
+    def admit(self, authorization: bytes | None, permissions: tuple[str, ...], peer: str | None) -> Caller:
+        """The caller, who must hold one of these permissions.
 
-    def authenticate_any(
-        self, authorization: bytes | None, permissions: tuple[str, ...], peer: str | None
-    ) -> Caller:
-        """The caller, who must hold one of these permissions."""
+        Raises ProblemError: 401 for who it is, 403 for what it may, 400 where two callers are named.
+        """
         known = self._welcome.get(sha256(authorization or b"").digest())
         if known is not None and self._kept(known.digest) is known.facts:
             caller = known.caller
         else:
             caller = self._shown(authorization, peer)
         if caller.permissions.isdisjoint(permissions):
-            said = " or ".join(permissions)
+            needed = " or ".join(permissions)
             raise ProblemError(
-                "permission_denied", f"This needs a root key with {said}.", permission=permissions[0]
+                "permission_denied", f"This needs a root key with {needed}.", permission=permissions[0]
             )
         return caller
 
     def _shown(self, authorization: bytes | None, peer: str | None) -> Caller:
-        if authorization is None or authorization[:7].lower() != b"bearer ":
-            raise _unauthenticated("Show a root key: Authorization: Bearer kl_root_...")
+        if authorization is CONFLICTING:
+            raise ProblemError(
+                "ambiguous_credentials", "The request has two Authorization headers; send one."
+            )
+        if authorization is None or authorization[:7].lower() != b"bearer " or not authorization[7:].strip():
+            raise ProblemError("unauthenticated", _SHOW, headers=challenge())
         secret = authorization[7:].strip()
         caller = self.find(secret, peer)
         if isinstance(caller, str):
-            raise _unauthenticated("This root key does not work.", caller)
+            raise _refusal(caller)
         known = self._known[sha256(secret).digest()]
         if known.always:
             if len(self._welcome) >= _FORGET_AT:
@@ -129,8 +143,8 @@ class Callers:
         return caller
 
 
-def _unauthenticated(detail: str, code: str | None = None) -> ProblemError:
-    if code in ("ip_denied", "organization_suspended"):
-        return ProblemError(code, f"The caller's own key: {code}.")
-    error = None if code is None else "invalid_token"
-    return ProblemError("unauthenticated", detail, headers=challenge(error))
+def _refusal(code: str) -> ProblemError:
+    if code in _FORBIDDEN:
+        return ProblemError(code, _FORBIDDEN[code])
+    detail = _UNAUTHENTICATED.get(code, "This root key does not work.")
+    return ProblemError("unauthenticated", detail, headers=challenge("invalid_token"))

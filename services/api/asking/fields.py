@@ -10,12 +10,18 @@ import msgspec
 from domain.commands import UNSET, NewScopes, UnsetType
 from domain.events import Quota
 from domain.instants import Instant, from_datetime
-from domain.metadata import MAX_METADATA_DEPTH, is_deeper
+from domain.metadata import MAX_METADATA_DEPTH
 from domain.money import MAX_MICROS
 from keyledger_edge import Allowed, RateLimit
 from services.api.answering.problems import invalid
 
 MAX_METADATA_BYTES: Final = 16_384
+METADATA: Final = "is_metadata"
+"""Marks a field that holds the caller's own JSON."""
+NOT_KEPT: Final = "not_kept"
+"""Marks ids by which something is only looked up."""
+CREDENTIAL: Final = "credential"
+"""Marks the fields in which a secret is meant to stand."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S", examples=["Checkout"])]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -31,9 +37,11 @@ Addresses = Annotated[tuple[Address, ...], msgspec.Meta(max_length=200)]
 Metadata = Annotated[
     dict[str, Any],
     msgspec.Meta(
-        description=f"Yours; at most {MAX_METADATA_BYTES} bytes as JSON, and {MAX_METADATA_DEPTH} deep."
+        description=f"Yours; at most {MAX_METADATA_BYTES} bytes as JSON, and {MAX_METADATA_DEPTH} deep.",
+        extra={METADATA: True},
     ),
 ]
+Secret = Annotated[str, msgspec.Meta(extra={CREDENTIAL: True})]
 When = Annotated[datetime, msgspec.Meta(tz=True)]
 """RFC 3339, with its zone."""
 Amount = Annotated[int, msgspec.Meta(ge=0, le=MAX_MICROS)]
@@ -47,10 +55,6 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class NoBody(Body, frozen=True, kw_only=True):
     """Nothing is needed."""
-
-
-class AnyBody(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several things: the handler reads it."""
 
 
 class QuotaBody(Body, frozen=True, kw_only=True):
@@ -121,12 +125,3 @@ def instant_at(when: datetime, field: str) -> Instant:
         return from_datetime(when.astimezone(UTC))
     except OverflowError:
         raise invalid(field, "a time from year 1 to year 9999 in UTC") from None
-
-
-def checked_metadata(metadata: dict[str, Any], field: str = "metadata") -> dict[str, Any]:
-    """Metadata, if it is small and flat enough to be kept with every event."""
-    if is_deeper(metadata):
-        raise invalid(field, f"nested at most {MAX_METADATA_DEPTH} deep")
-    if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
-        raise invalid(field, f"at most {MAX_METADATA_BYTES} bytes as JSON")
-    return metadata

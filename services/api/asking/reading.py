@@ -1,73 +1,170 @@
-"""Bodies and queries: read strictly, and what is wrong is named by its field."""
+"""Bodies and queries: read strictly, in one place, and what is wrong is named by its field."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
+from operator import attrgetter
 from string import ascii_letters, digits
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from domain.metadata import MAX_METADATA_DEPTH
-from keyledger_edge import SecretShape
+from domain.metadata import MAX_METADATA_DEPTH, is_deeper
 from services.api.answering.problems import FieldError, ProblemError, invalid
-from services.redaction import may_hold_secret
+from services.api.asking.fields import CREDENTIAL, MAX_METADATA_BYTES, METADATA, NOT_KEPT
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_MOST_DEPTH: Final = MAX_METADATA_DEPTH + 8
-"""Of a whole body; metadata, which alone may be deep, says its own bound, also inside an import's items."""
+HoldsSecret = Callable[[str], bool]
+"""Does a text hold what looks like a secret of a keyspace?"""
+
 _MOST_PARAMETERS: Final = 100
 _INT64: Final = range(-(2**63), 2**63)
-_CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_NOT_IN_TEXT: Final = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Unicode's control characters but tab and line breaks, what turns the direction of text around
+(CVE-2021-42574), and half surrogate pairs."""
+_MAY_SPELL_ONE: Final = re.compile(
+    rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xaa-\xae]|\xe2\x81[\xa6-\xa9]"
+    rb"|\\[bf]|\\u(?:00[01789]|20[26]|[dD][89a-fA-F])"
+)
+"""In a body that the decoder takes, no character of `_NOT_IN_TEXT` is spelled otherwise."""
+_HALF_A_PAIR: Final = re.compile(
+    rb"(?<!\\)((?:\\\\)*+)"
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2}))"
+)
+"""A pair of surrogates, or half of one; behind it no backslash but escaped ones."""
 _LETTERS: Final = ascii_letters + digits
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
 _PLACE: Final = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
 
 
-def read_body(data: bytes, kind: type[T], shapes: Iterable[SecretShape] = ()) -> T:
-    """The body, or a problem that names the field.
+class BodyReader(Generic[T]):
+    """Reads bodies of one kind. No body is the same as an empty object.
 
-    No body is the same as an empty object. A secret of `shapes` is refused wherever it stands:
-    names, tags and reasons are shown, searched and kept.
+    Raises ProblemError, which names the field: `malformed_body` for what is no JSON, `invalid_request` for
+    the rest. Beside what the kind asks for, no text holds control characters or (but where it is meant to)
+    a secret, for names, tags and reasons are shown, searched and kept; integers are of 64 bits; metadata
+    is small and flat.
     """
-    data = data or b"{}"
-    try:
-        plain = msgspec.json.decode(data)
-    except msgspec.ValidationError as error:
-        _decoded(data, kind)  # A number out of range: the typed decoder may know its field.
-        raise complaint(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise malformed() from None
-    _check(plain, "", 0, tuple(shapes))
-    return _decoded(data, kind)
+
+    def __init__(self, kind: type[T]) -> None:
+        self._decode = msgspec.json.Decoder(kind).decode
+        # What a decoder passes over, it does not look at: it may be no JSON at all.
+        self._passes_over = not kind.__struct_config__.forbid_unknown_fields
+        self._looks = _looked_at(kind)
+        names = [name for name, _ in self._looks]
+        self._values = _getter(names)
+        # Most requests leave most fields out, and are through with one comparison.
+        self._nothing = (None,) * len(names)
+
+    def __call__(self, data: bytes, holds_secret: HoldsSecret) -> T:
+        """The body."""
+        body, data = self._decoded(data or b"{}")
+        self.look_at(body, holds_secret, spelled=may_spell_one(data))
+        return body
+
+    def look_at(self, body: T, holds_secret: HoldsSecret, *, spelled: bool) -> None:
+        """Refuse what the kind says nothing of; `spelled`: may there be control characters in it?"""
+        values = self._values(body)
+        if values != self._nothing:
+            for value, (name, look) in zip(values, self._looks, strict=True):
+                if value and value is not msgspec.UNSET:
+                    look(value, name, holds_secret)
+        if spelled:
+            _refuse_control_characters(body)
+
+    def _decoded(self, data: bytes) -> tuple[T, bytes]:
+        try:
+            if self._passes_over:
+                msgspec.json.decode(data)
+            return self._decode(data), data
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            marked = _marked(data)
+        try:
+            with suppress(msgspec.ValidationError):
+                msgspec.json.decode(marked)  # what is cut off is no JSON, whatever its first half says
+            return self._decode(marked), marked
+        except msgspec.ValidationError as error:
+            raise complaint(str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise malformed() from None
 
 
-def read_query(query: bytes, kind: type[T]) -> T:
-    """The query parameters; an unknown or repeated one is refused by its name."""
+class BatchReader(Generic[T]):
+    """Reads many bodies in one, each on its own: a bad one spoils only itself, and is what is wrong with it.
+
+    `batch` has them as its `items`, and bounds how many there may be.
+    """
+
+    def __init__(self, kind: type[T], batch: type[Any]) -> None:
+        self._item = BodyReader(kind)
+        self._whole = msgspec.json.Decoder(batch).decode
+        (items,) = msgspec.structs.fields(batch)
+        bound: Any = msgspec.inspect.type_info(items.type)
+        length = msgspec.Meta(min_length=bound.min_length, max_length=bound.max_length)
+        raw = Annotated[list[msgspec.Raw], length]
+        self._apart: BodyReader[Any] = BodyReader(
+            msgspec.defstruct("Apart", [("items", raw)], forbid_unknown_fields=True)
+        )
+
+    def __call__(self, data: bytes, holds_secret: HoldsSecret) -> list[T | ProblemError]:
+        """Each item's body or refusal, in order; or a problem with what stands around them."""
+        try:
+            items: list[T] = self._whole(data).items
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # One by one takes seven times as long, so only where one cannot be decoded.
+            return [self._read(bytes(one), holds_secret) for one in self._apart(data, holds_secret).items]
+        spelled = may_spell_one(data)
+        return [self._looked_at(one, holds_secret, spelled=spelled) for one in items]
+
+    def _read(self, data: bytes, holds_secret: HoldsSecret) -> T | ProblemError:
+        try:
+            return self._item(data, holds_secret)
+        except ProblemError as error:
+            return error
+
+    def _looked_at(self, item: T, holds_secret: HoldsSecret, *, spelled: bool) -> T | ProblemError:
+        try:
+            self._item.look_at(item, holds_secret, spelled=spelled)
+        except ProblemError as error:
+            return error
+        return item
+
+
+@cache
+def reader_of(kind: type[T]) -> BodyReader[T]:
+    """What reads bodies of this kind."""
+    return BodyReader(kind)
+
+
+def read_query(query: bytes, kind: type[T], *, others: Callable[[str], bool] | None = None) -> T:
+    """The query parameters; an unknown or repeated one is refused by its name.
+
+    `others` says which names are somebody else's, and are passed over.
+    """
     given: dict[str, str] = {}
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
     for name, value in read_pairs(query):
         if name not in known:
+            if others is not None and others(name):
+                continue
             raise invalid(beginning(name), "is not a parameter of this request")
         if name in given:
             raise invalid(name, "is given twice")
-        if _CONTROL.search(value):
+        if _NOT_IN_TEXT.search(value):
             raise invalid(name, "must not hold control characters")
         given[name] = value
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise complaint(str(error)) from None
-
-
-def beginning(text: str, most: int = 100) -> str:
-    """What an answer repeats of a text. Where it is cut, nothing is left of a secret that was cut through."""
-    return text if len(text) <= most else text[:most].rstrip(_LETTERS) + "..."
 
 
 def read_pairs(query: bytes) -> list[tuple[str, str]]:
@@ -78,6 +175,11 @@ def read_pairs(query: bytes) -> list[tuple[str, str]]:
         )
     except ValueError:
         raise invalid("query", "percent-encoded UTF-8") from None
+
+
+def beginning(text: str, most: int = 100) -> str:
+    """What an answer repeats of a text. Where it is cut, nothing is left of a secret that was cut through."""
+    return text if len(text) <= most else text[:most].rstrip(_LETTERS) + "..."
 
 
 def malformed() -> ProblemError:
@@ -104,58 +206,124 @@ def complaint(message: str) -> ProblemError:
     return invalid(field, sentence.replace("`", ""))
 
 
-def known_shapes(shapes: Iterable[SecretShape]) -> Iterator[SecretShape]:
-    """Shapes that can be told from other text: those of imported secrets only where they have a prefix."""
-    for shape in shapes:
-        accepted = tuple(one for one in shape.accepted if one.prefix)
-        yield (
-            shape
-            if accepted == shape.accepted
-            else SecretShape(prefix=shape.prefix, format=shape.format, accepted=accepted)
-        )
+# -- what is looked at, whatever the kind
 
 
-def _decoded(data: bytes, kind: type[T]) -> T:
-    try:
-        body: T = _decoder(kind).decode(data)
-    except msgspec.ValidationError as error:
-        raise complaint(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise malformed() from None
-    return body
+def may_spell_one(data: bytes) -> bool:
+    """May a text in this body hold a character that no text may hold? Nearly all are cleared by this look."""
+    if data.isascii() and b"\\" not in data and b"\x7f" not in data:
+        return False
+    return _MAY_SPELL_ONE.search(data) is not None
 
 
-@cache
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:  # any type; the caller knows which
-    return msgspec.json.Decoder(kind)
+_Look = Callable[[Any, str, HoldsSecret], None]
+
+
+def _looked_at(kind: type[msgspec.Struct]) -> list[tuple[str, _Look]]:
+    """The fields of a kind that may hold what it says nothing of, and how each is looked at."""
+    found: list[tuple[str, _Look]] = []
+    for field in msgspec.structs.fields(kind):
+        about = msgspec.inspect.type_info(field.type)
+        marks, kinds = _marks_of(about), set(_kinds_of(about))
+        if marks.get(METADATA):
+            found.append((field.name, _look_at_metadata))
+        elif not (
+            marks.get(CREDENTIAL) or marks.get(NOT_KEPT) or kinds <= _CANNOT_HOLD or _is_bounded(about)
+        ):
+            found.append((field.name, _look_into))
+    return found
+
+
+def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda body: tuple(getattr(body, name) for name in names)
+
+
+_CANNOT_HOLD: Final = frozenset({
+    msgspec.inspect.NoneType, msgspec.inspect.BoolType, msgspec.inspect.LiteralType,
+    msgspec.inspect.DateTimeType, msgspec.inspect.RawType,
+})  # fmt: skip
+
+
+def _is_bounded(about: msgspec.inspect.Type) -> bool:
+    """A number that the decoder keeps within 64 bits."""
+    if isinstance(about, msgspec.inspect.Metadata):
+        return _is_bounded(about.type)
+    if isinstance(about, msgspec.inspect.UnionType):
+        return all(_is_bounded(one) or type(one) in _CANNOT_HOLD for one in about.types)
+    return isinstance(about, msgspec.inspect.IntType) and None not in (about.ge, about.le)
+
+
+def _marks_of(about: msgspec.inspect.Type) -> dict[str, Any]:
+    if isinstance(about, msgspec.inspect.Metadata):
+        return {**(about.extra or {}), **_marks_of(about.type)}
+    if isinstance(about, msgspec.inspect.UnionType):
+        return {name: mark for one in about.types for name, mark in _marks_of(one).items()}
+    return {}
+
+
+def _kinds_of(about: msgspec.inspect.Type) -> Iterator[type]:
+    if isinstance(about, msgspec.inspect.Metadata):
+        yield from _kinds_of(about.type)
+    elif isinstance(about, msgspec.inspect.UnionType):
+        for one in about.types:
+            yield from _kinds_of(one)
+    else:
+        yield type(about)
+
+
+def _look_at_metadata(value: dict[str, Any], path: str, holds_secret: HoldsSecret) -> None:
+    if is_deeper(value):
+        raise invalid(path, f"nested at most {MAX_METADATA_DEPTH} deep")
+    _look_into(value, path, holds_secret)
+    if len(msgspec.json.encode(value)) > MAX_METADATA_BYTES:
+        raise invalid(path, f"at most {MAX_METADATA_BYTES} bytes as JSON")
+
+
+def _look_into(value: Any, path: str, holds_secret: HoldsSecret) -> None:
+    for leaf, at in _leaves(value, path):
+        if isinstance(leaf, str):
+            if holds_secret(leaf):
+                raise _shows_secret(at)
+        elif isinstance(leaf, int) and leaf not in _INT64:
+            raise invalid(at, "beyond a signed 64-bit integer")
+
+
+def _refuse_control_characters(body: msgspec.Struct) -> None:
+    for leaf, at in _leaves(body, ""):
+        if isinstance(leaf, str) and _NOT_IN_TEXT.search(leaf):
+            raise invalid(at or "body", "must not hold control characters")
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[Any, str]]:
+    """Texts, numbers and names, each with the path where it stands."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield name, path
+            yield from _leaves(inner, _join(path, beginning(name)))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{index}]")
+    elif isinstance(value, msgspec.Struct):
+        for field in msgspec.structs.fields(value):
+            yield from _leaves(getattr(value, field.name), _join(path, field.encode_name))
+    else:
+        yield value, path
+
+
+def _shows_secret(path: str) -> ProblemError:
+    return invalid(path, "holds what looks like a secret; it belongs nowhere else")
+
+
+def _marked(data: bytes) -> bytes:
+    """The same with a NUL's escape for each half of a surrogate pair, which is no character either.
+
+    The decoder takes a body with one for no JSON at all, though it is; so the field can be named, and
+    the other items of a batch are answered.
+    """
+    return _HALF_A_PAIR.sub(lambda found: found[1] + rb"\u0000" if found[2] else found[0], data)
 
 
 def _join(path: str, field: str) -> str:
     return f"{path}.{field}" if path else field
-
-
-def _check(value: Any, path: str, depth: int, shapes: tuple[SecretShape, ...]) -> None:
-    if isinstance(value, str):
-        _check_text(value, path, shapes)
-    elif isinstance(value, int):
-        if value not in _INT64:
-            raise invalid(path or "body", "beyond a signed 64-bit integer")
-    elif depth > _MOST_DEPTH:
-        raise invalid(path or "body", f"nested more than {_MOST_DEPTH} deep")
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            _check_text(name, path, shapes)
-            _check(inner, _join(path, beginning(name)), depth + 1, shapes)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            _check(inner, f"{path}[{index}]", depth + 1, shapes)
-
-
-def _check_text(text: str, path: str, shapes: tuple[SecretShape, ...]) -> None:
-    if _CONTROL.search(text):
-        raise invalid(path or "body", "must not hold control characters")
-    if not may_hold_secret(text):
-        return
-    for shape in shapes:
-        if shape.anywhere.search(text):
-            raise invalid(path or "body", "holds what looks like a secret; it belongs nowhere else")

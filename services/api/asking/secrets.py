@@ -1,60 +1,59 @@
-"""Nothing that is kept or logged may hold a secret: texts that come from outside are looked at."""
+"""Secrets stay out of what is shown, kept or written down: the one place that finds them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
-import msgspec
-
-from domain.errors import InvalidError
 from domain.state import State
-from keyledger_edge import NO_USE, Use
-from services.api.answering.answers import Answer, error_answer
-from services.api.asking.traces import Redactor
+from keyledger_edge import SecretShape, redact
+from services.redaction import may_hold_secret, without_long_runs
 
 
-class SecretWatch:
-    """Finds secrets of any keyspace in text; `sure` as a Redactor has it."""
+class Redactor:
+    """Takes secrets of all keyspaces out of what is shown or written down.
+
+    A process that does not own the partition may not have heard of a keyspace yet. While it is not
+    `sure` to know them all, whatever could be a secret is taken for one.
+    """
 
     def __init__(self, state: State, sure: Callable[[], bool]) -> None:
-        self.redactor = Redactor(state, sure)
-        self.holds = self.redactor.holds_secret
-        self.may_be_shown = self.redactor.may_be_shown
+        self._state = state
+        self._sure = sure
+        self._known: tuple[int, tuple[SecretShape, ...]] = (-1, ())
 
-    def refuse(self, text: str | None, field: str) -> None:
-        """Refuse a text that would be kept with a secret in it."""
-        if text is not None and self.holds(text):
-            raise InvalidError(field, "holds what looks like a secret")
+    @property
+    def shapes(self) -> tuple[SecretShape, ...]:
+        """What the secrets of all keyspaces look like."""
+        # In one step: log lines are written in other threads too.
+        keyspaces = tuple(self._state.keyspaces.values())
+        mark = sum(keyspace.version for keyspace in keyspaces)
+        known = self._known
+        if known[0] != mark:
+            known = self._known = (mark, tuple(known_shapes(one.shape for one in keyspaces)))
+        return known[1]
 
-    def error_answer(self, error: Exception, request_id: str) -> Answer:
-        """An error told without a secret: what was sent in the wrong field is often named in it."""
-        answer = error_answer(error, request_id)
-        text = answer.body.decode()
-        told = self.redactor.redact(text)
-        if told == text:
-            return answer
-        body = told.encode()
-        headers = [(name, value) for name, value in answer.headers if name != b"content-length"]
-        headers.append((b"content-length", b"%d" % len(body)))
-        return msgspec.structs.replace(answer, headers=headers, body=body)
+    def redact(self, text: str) -> str:
+        """The text without secrets."""
+        if not may_hold_secret(text):
+            return text
+        told = redact(text, self.shapes)
+        return told if self._sure() else without_long_runs(told)
 
-    def refuse_in(
-        self, use: Use, request_id: str | None, metadata: dict[str, Any] | None, field: str = "request_id"
-    ) -> None:
-        """Refuse a use whose record would hold a secret."""
-        if request_id is not None and self.holds(request_id):
-            raise InvalidError(field, "holds what looks like a secret")
-        if use is NO_USE and not metadata:
-            return
-        if metadata and self.holds(msgspec.json.encode(metadata).decode()):
-            raise InvalidError("metadata", "holds what looks like a secret")
-        tenant = use.tenant
-        if use.model is not None and self.holds(use.model):
-            raise InvalidError("model", "holds what looks like a secret")
-        if use.provider is not None and self.holds(use.provider):
-            raise InvalidError("provider", "holds what looks like a secret")
-        if use.project_id is not None and self.holds(use.project_id):
-            raise InvalidError("project_id", "holds what looks like a secret")
-        if tenant is not None and self.holds(f"{tenant.org_id} {tenant.user_id}"):
-            raise InvalidError("tenant", "holds what looks like a secret")
+    def holds_secret(self, text: str) -> bool:
+        """Is there something in it that looks like a secret of a keyspace that is known here?"""
+        return may_hold_secret(text) and any(shape.anywhere.search(text) for shape in self.shapes)
+
+    def may_be_shown(self, text: str) -> bool:
+        """Is it certain that there is no secret in it?"""
+        return self.redact(text) == text
+
+
+def known_shapes(shapes: Iterable[SecretShape]) -> Iterator[SecretShape]:
+    """Shapes that can be told from other text: those of imported secrets only where they have a prefix."""
+    for shape in shapes:
+        accepted = tuple(one for one in shape.accepted if one.prefix)
+        yield (
+            shape
+            if accepted == shape.accepted
+            else SecretShape(prefix=shape.prefix, format=shape.format, accepted=accepted)
+        )

@@ -1,93 +1,18 @@
-"""What every request is known by: its trace id, where it came from, and how it may be written down."""
+"""Where a request came from, and how it may be written down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
-from time import perf_counter
 from typing import Any, Final
 from urllib.parse import unquote
 
-from domain.state import State
-from keyledger_edge import SecretShape, ip_allowed, redact
-from services.api.asking.reading import known_shapes
-from services.api.asking.requests import new_request_id
-from services.redaction import may_hold_secret, without_long_runs
+from keyledger_edge import ip_allowed
+from services.api.asking.secrets import Redactor
 
-_KEY: Final = "keyledger.trace"
-_MOST_REQUEST_ID: Final = 128
 _MOST_USER_AGENT: Final = 256
 _MOST_PATH: Final = 256
 _UNIX: Final = "unix"
-
-
-class Trace:
-    """One request, as logs, answers and the audit know it."""
-
-    __slots__ = ("caller_id", "code", "request_id", "started")
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.started = perf_counter()
-        self.caller_id: str | None = None
-        self.code: str | None = None
-
-
-class Redactor:
-    """Takes secrets of all keyspaces out of what is shown or written down.
-
-    A process that does not own the partition may not have heard of a keyspace yet. While it is not
-    `sure` to know them all, whatever could be a secret is taken for one.
-    """
-
-    def __init__(self, state: State, sure: Callable[[], bool]) -> None:
-        self._state = state
-        self._sure = sure
-        self._known: tuple[int, tuple[SecretShape, ...]] = (-1, ())
-
-    @property
-    def shapes(self) -> tuple[SecretShape, ...]:
-        """What the secrets of all keyspaces look like."""
-        # In one step: log lines are written in other threads too.
-        keyspaces = tuple(self._state.keyspaces.values())
-        mark = sum(keyspace.version for keyspace in keyspaces)
-        known = self._known
-        if known[0] != mark:
-            known = self._known = (mark, tuple(known_shapes(one.shape for one in keyspaces)))
-        return known[1]
-
-    def redact(self, text: str) -> str:
-        """The text without secrets."""
-        if not may_hold_secret(text):
-            return text
-        told = redact(text, self.shapes)
-        return told if self._sure() else without_long_runs(told)
-
-    def holds_secret(self, text: str) -> bool:
-        """Is there something in it that looks like a secret of a keyspace that is known here?"""
-        return may_hold_secret(text) and any(shape.anywhere.search(text) for shape in self.shapes)
-
-    def may_be_shown(self, text: str) -> bool:
-        """Is it certain that there is no secret in it?"""
-        return self.redact(text) == text
-
-
-def trace_of(scope: Any, redactor: Redactor) -> Trace:
-    """The trace of a request, begun on first use: the caller's own id if it is sane, else a new one."""
-    state: dict[str, Any] = scope.setdefault("state", {})
-    trace: Trace | None = state.get(_KEY)
-    if trace is None:
-        given = header(scope["headers"], b"x-request-id")
-        trace = Trace(_sane(given, redactor) or new_request_id())
-        state[_KEY] = trace
-    return trace
-
-
-def _sane(given: str | None, redactor: Redactor) -> str | None:
-    """The caller's own trace id, where it can stand in headers, logs and the audit."""
-    if not given or len(given) > _MOST_REQUEST_ID or not (given.isascii() and given.isprintable()):
-        return None
-    return given if redactor.may_be_shown(given) else None
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str | None:

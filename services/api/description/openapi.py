@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from services.api.answering.problems import PROBLEM_JSON, TABLE, TYPE_PREFIX, Problem
-from services.api.asking.fields import AnyBody, NoBody
+from services.api.asking.fields import NoBody
 from services.api.description.field_notes import annotate
 from services.api.operations import Operation
 
@@ -92,7 +92,7 @@ def _key(kind: Any) -> str:
 def _types(operations: Iterable[Operation]) -> Iterable[Any]:
     seen: dict[str, Any] = {_key(Problem): Problem}
     for one in operations:
-        for kind in (one.query, one.body, *one.bodies, one.answer, *dict(one.other_answers).values()):
+        for kind in (one.query, *(one.bodies or (one.body,)), one.answer, *dict(one.other_answers).values()):
             if kind is not None:
                 seen.setdefault(_key(kind), kind)
     return seen.values()
@@ -171,7 +171,7 @@ def _headers(one: Operation) -> list[dict[str, Any]]:
 
 def _request_body(one: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
     kinds = one.bodies or (one.body,)
-    schemas = [schema_of[_key(kind)] for kind in kinds if kind is not AnyBody]
+    schemas = [schema_of[_key(kind)] for kind in kinds]
     content: dict[str, Any] = {"schema": schemas[0] if len(schemas) == 1 else {"oneOf": schemas}}
     if one.example is not None:
         content["example"] = one.example

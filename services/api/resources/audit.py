@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import msgspec
-from litestar import Response
 
 from domain.instants import to_text
 from projections.audit import AuditEntry, AuditPage, list_audit
 from services.api.answering.views import Position, Time, View
+from services.api.asking.call import Call
 from services.api.asking.fields import When, instant_of
 from services.api.lists import Filter, Paging, read_page
-from services.api.operations import POSITION_HEADER, Call, Reply, operation
+from services.api.operations import Reply, operation
 
 _encode = msgspec.json.Encoder().encode
 
@@ -114,7 +114,7 @@ def audit_page(call: Call[Any, Any], page: AuditPage, position: int) -> AuditPag
     media_types=("application/json", "application/x-ndjson", "text/csv"),
     projected=True,
 )
-async def get_audit(call: Call[AuditQuery, Any]) -> Reply | Response[Any]:
+async def get_audit(call: Call[AuditQuery, Any]) -> Reply:
     """One page of the audit log."""
     query, bound, position = call.query, call.asking.organization_id, call.reader.position
     if bound is not None and query.organization_id not in {None, bound}:
@@ -124,7 +124,7 @@ async def get_audit(call: Call[AuditQuery, Any]) -> Reply | Response[Any]:
     view = audit_page(call, page, position)
     if query.format == "json":
         return Reply(view, position=position)
-    return _as_lines(call, view)
+    return _as_lines(call, view, position)
 
 
 async def _read(call: Call[AuditQuery, Any], organization_id: str | None) -> AuditPage:
@@ -147,14 +147,13 @@ async def _read(call: Call[AuditQuery, Any], organization_id: str | None) -> Aud
     )
 
 
-def _as_lines(call: Call[AuditQuery, Any], view: AuditPageView) -> Response[bytes]:
-    headers = {POSITION_HEADER: view.position, "Cache-Control": "no-store"}
-    if view.next_cursor is not None:
-        headers["X-Next-Cursor"] = view.next_cursor
+def _as_lines(call: Call[AuditQuery, Any], view: AuditPageView, position: int) -> Reply:
+    headers = {} if view.next_cursor is None else {"X-Next-Cursor": view.next_cursor}
     if call.query.format == "ndjson":
-        content = b"".join(_encode(item) + b"\n" for item in view.items)
-        return Response(content, headers=headers, media_type="application/x-ndjson")
-    return Response(as_csv(view.items), headers=headers, media_type="text/csv; charset=utf-8")
+        content, kind = b"".join(_encode(item) + b"\n" for item in view.items), "application/x-ndjson"
+    else:
+        content, kind = as_csv(view.items), "text/csv; charset=utf-8"
+    return Reply(content, position=position, headers={"Content-Type": kind, **headers})
 
 
 _COLUMNS: Final = AuditEntryView.__struct_fields__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from domain.commands import ChargeUsage, RefundCharge
 from domain.decisions.charging import UseOutcome
@@ -14,157 +14,152 @@ from domain.events import UsageCharged
 from domain.ids import format_position, is_id
 from domain.keys import Key
 from domain.keyspaces import Keyspace
-from domain.quotas import QuotaState, Refusal, quota_states
-from keyledger_edge import STATUS_OF_CODE, VALID, RateState, Use
-from services.api.answering.answers import (
-    Answer,
-    Headers,
-    Later,
-    awaited,
-    encode,
-    json_answer,
-    problem_answer,
-    raw_answer,
-)
+from domain.quotas import QuotaState, quota_states
+from keyledger_edge import VALID, Use
+from services.api.answering.answers import Answer, Later, awaited, encode, json_answer, results_answer
 from services.api.answering.money import (
-    ChargeAnswer,
+    ChargedView,
+    RefundedView,
     charge_view,
-    quota_views,
+    quota_figures,
     refund_view,
-    refusal_view,
-    view_of_charge,
-    wallet_view,
+    refunded_charge_view,
+    wallet_figures,
 )
-from services.api.answering.problems import TABLE, problem_body
-from services.api.asking.callers import Caller, Callers
-from services.api.asking.requests import HotRequest
-from services.api.asking.uses import (
-    ChargeBody,
-    MeteringBody,
-    read_charge,
-    read_charge_batch,
-    read_refund,
-    use_of,
-)
+from services.api.answering.problems import ProblemError
+from services.api.answering.refusals import use_refused
+from services.api.answering.views import ResultsView
+from services.api.asking.call import Call
+from services.api.asking.callers import Caller
+from services.api.asking.uses import ChargeBatchBody, ChargeBody, MeteringBody, RefundBody, use_of
+from services.api.operations import OWN_KEY, Reply, operation
 from services.api.resources.metering import Metering, shown_to
+from services.api.resources.verdicts import MONEY, VERDICTS
 from services.ledger.errors import RefusedLatelyError
 from services.ledger.jobs import Done
 from services.ledger.ledger import Ledger
 
-PERMISSION = "charges:write"
-_CREATED = 201
-_UNAUTHORIZED, _FORBIDDEN = 401, 403
+PERMISSION: Final = "charges:write"
+_CREATED: Final = 201
 
 
-class Charges:
-    """Spends money, and gives it back."""
+@operation(
+    "POST",
+    "/v1/charges",
+    tag="Charges",
+    summary="Charge one use",
+    description="A `request_id` counts once, for ever: the same again gets the first outcome.",
+    permissions=(PERMISSION,),
+    quick=True,
+    body=ChargeBody,
+    status=_CREATED,
+    answer=ChargedView,
+    codes=(*VERDICTS, *MONEY),
+    instead_of_a_key=OWN_KEY,
+    example={"key_id": "key_01JD0000000000000000000000", "request_id": "r-1", "amount_micros": 1_500},
+)
+def charge(call: Call[Any, ChargeBody]) -> Later:
+    """One charge."""
+    return _charge(call, call.body)
 
-    def __init__(self, ledger: Ledger, callers: Callers, metering: Metering) -> None:
-        self._ledger = ledger
-        self._callers = callers
-        self._metering = metering
 
-    def one(self, request: HotRequest) -> Answer | Later:
-        """One charge."""
-        caller = self._callers.authenticate(request.authorization, PERMISSION, request.peer)
-        return self._charge(read_charge(request.body), caller, request.request_id)
+@operation(
+    "POST",
+    "/v1/charges/batch",
+    tag="Charges",
+    summary="Charge many uses, each on its own",
+    permissions=(PERMISSION,),
+    quick=True,
+    body=ChargeBatchBody,
+    items=ChargeBody,
+    answer=ResultsView,
+    instead_of_a_key=OWN_KEY,
+)
+async def charge_many(call: Call[Any, list[ChargeBody | ProblemError]]) -> Answer:
+    """Many charges, in order, each on its own."""
+    results = await asyncio.gather(*(_item(call, index) for index in range(len(call.body))))
+    return results_answer(call, results)
 
-    async def batch(self, request: HotRequest) -> Answer:
-        """Many charges, in order, each on its own."""
-        caller = self._callers.authenticate(request.authorization, PERMISSION, request.peer)
-        items = read_charge_batch(request.body)
-        results = await asyncio.gather(
-            *(self._item(one, index, caller, request.request_id) for index, one in enumerate(items))
-        )
-        position = format_position(self._ledger.position_prefix, self._ledger.state.head)
-        return raw_answer(
-            200, b'{"results":[' + b",".join(results) + b'],"position":' + encode(position) + b"}"
-        )
 
-    async def _item(self, body: ChargeBody | Exception, index: int, caller: Caller, request_id: str) -> bytes:
-        """An item's answer, with the status that it would have had alone."""
-        name = f"{request_id}.{index}"
-        try:
-            if isinstance(body, Exception):
-                raise body  # noqa: TRY301  # it is answered as if it had been raised alone
-            answer = await awaited(self._charge(body, caller, name))
-        except RefusedLatelyError:
-            raise  # The whole batch is sent once more; what was granted of it is a replay then.
-        except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
-            return self._metering.watch.error_answer(error, name).body
-        return answer.body if answer.code != "ok" else b'{"status":%d,%s' % (answer.status, answer.body[1:])
+async def _item(call: Call[Any, list[ChargeBody | ProblemError]], index: int) -> bytes:
+    """An item's answer, with the status that it would have had alone."""
+    body = call.body[index]
+    try:
+        if isinstance(body, ProblemError):
+            raise body  # noqa: TRY301  # it is answered as if it had been raised alone
+        answer = await awaited(_charge(call, body))
+    except RefusedLatelyError:
+        raise  # The whole batch is sent once more; what was granted of it is a replay then.
+    except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
+        return call.api.refusals.answer(error, f"{call.request_id}.{index}").body
+    return b'{"status":%d,%b' % (answer.status, answer.body[1:])
 
-    def _charge(self, body: ChargeBody, caller: Caller, request_id: str) -> Answer | Later:
-        metering = self._metering
-        keyspace, use = check_metering(metering, body, caller)
-        metering.watch.refuse_in(use, body.request_id, body.metadata)
-        shown = None if keyspace is None else shown_to(keyspace, body.secret)
-        if isinstance(shown, UseOutcome):
-            return self.refused(shown, keyspace, request_id, self._ledger.state.head)
-        command = ChargeUsage(
-            key_id=body.key_id,
-            fingerprint=shown,
-            keyspace_id=None if keyspace is None else keyspace.id,
-            request_id=body.request_id,
-            base_micros=body.amount_micros,
-            use=use,
-            metadata=body.metadata,
-        )
-        future = metering.submit(command, caller.asking)
-        return Later(future, partial(self._charged, command, keyspace, request_id))
 
-    def _charged(
-        self, command: ChargeUsage, keyspace: Keyspace | None, request_id: str, done: Done
-    ) -> Answer:
-        outcome, position = self._metering.outcome_of(command, done)
-        if outcome.code != VALID:
-            return self.refused(outcome, keyspace, request_id, position)
-        event = outcome.event
-        assert isinstance(event, UsageCharged), "a charge records a charge"
-        charge = view_of_charge(event, position, self._ledger.position_prefix)
-        quotas = quota_views(outcome.quotas) if outcome.quotas else []
-        told = ChargeAnswer(charge, charge.position, outcome.replayed, quotas, wallet_view(outcome.wallet))
-        return json_answer(_CREATED, told)
+def _charge(call: Call[Any, Any], body: ChargeBody) -> Later:
+    metering, caller = call.api.metering, call.caller
+    keyspace, use = check_metering(metering, body, caller)
+    shown = None if keyspace is None else shown_to(keyspace, body.secret)
+    if isinstance(shown, UseOutcome):
+        raise use_refused(shown.code, keyspace, position=call.ledger.state.head)
+    command = ChargeUsage(
+        key_id=body.key_id,
+        fingerprint=shown,
+        keyspace_id=None if keyspace is None else keyspace.id,
+        request_id=body.request_id,
+        base_micros=body.amount_micros,
+        use=use,
+        metadata=body.metadata,
+    )
+    return Later(metering.submit(command, caller.asking), partial(_charged, metering, command, keyspace))
 
-    def refused(
-        self, outcome: UseOutcome, keyspace: Keyspace | None, request_id: str, position: int
-    ) -> Answer:
-        """A refused use as a problem, with the position on which it was decided."""
-        if keyspace is None and outcome.key is not None:
-            keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
-        answer = refused(outcome.code, keyspace, request_id, outcome.refusal, outcome.rates)
-        return placed(answer, self._ledger.position_prefix, position)
 
-    # -- refunds
+def _charged(metering: Metering, command: ChargeUsage, keyspace: Keyspace | None, done: Done) -> Answer:
+    outcome, position = metering.outcome_of(command, done)
+    if outcome.code != VALID:
+        raise metering.refused(outcome, keyspace, position)
+    event, prefix = outcome.event, metering.ledger.position_prefix
+    assert isinstance(event, UsageCharged), "a charge records a charge"
+    told = ChargedView(
+        charge=charge_view(event, position, prefix),
+        position=format_position(prefix, position),
+        replayed=outcome.replayed,
+        quotas=quota_figures(outcome.quotas) if outcome.quotas else [],
+        wallet=wallet_figures(outcome.wallet),
+    )
+    return json_answer(_CREATED, encode(told), position)
 
-    async def refund(self, request: HotRequest, charge_id: str) -> Answer:
-        """Give back a charge, in part or whole."""
-        caller = self._callers.authenticate(request.authorization, PERMISSION, request.peer)
-        body = read_refund(request.body)
-        self._metering.watch.refuse(body.request_id, "request_id")
-        if not is_id("chg", charge_id):
-            raise NotFoundError("charge", charge_id)
-        command = RefundCharge(
-            charge_id=charge_id, request_id=body.request_id, amount_micros=body.amount_micros
-        )
-        done = await self._ledger.execute(command, caller.asking)
-        outcome: RefundOutcome = done.result
-        return json_answer(_CREATED, self._refunded(outcome))
 
-    def _refunded(self, outcome: RefundOutcome) -> dict[str, Any]:
-        prefix = self._ledger.position_prefix
-        key = self._ledger.state.keys.get(outcome.event.key_id)
-        charge = charge_view(outcome.charge, 0, prefix)
-        del charge["position"]
-        charge["refunded_micros"] = outcome.event.refunded_micros
-        return {
-            "refund": refund_view(outcome.event, outcome.position, prefix),
-            "charge": charge,
-            "position": format_position(prefix, outcome.position),
-            "replayed": outcome.replayed,
-            "quotas": quota_views(quotas_of(self._ledger, key, outcome.event.project_id)),
-            "wallet": wallet_view(outcome.wallet),
-        }
+@operation(
+    "POST",
+    "/v1/charges/{charge_id}/refund",
+    tag="Charges",
+    summary="Give a charge back, in part or whole",
+    permissions=(PERMISSION,),
+    body=RefundBody,
+    status=_CREATED,
+    answer=RefundedView,
+    codes=("not_found", "refund_exceeds_charge", "idempotency_conflict"),
+    instead_of_a_key=OWN_KEY,
+    example={"request_id": "refund-1", "amount_micros": 500},
+)
+async def refund(call: Call[Any, RefundBody]) -> Reply:
+    """Give back a charge, in part or whole."""
+    charge_id, body, ledger = call.path["charge_id"], call.body, call.ledger
+    if not is_id("chg", charge_id):
+        raise NotFoundError("charge", charge_id)
+    command = RefundCharge(charge_id=charge_id, request_id=body.request_id, amount_micros=body.amount_micros)
+    done = await ledger.execute(command, call.caller.asking)
+    outcome: RefundOutcome = done.result
+    event, prefix = outcome.event, ledger.position_prefix
+    view = RefundedView(
+        refund=refund_view(event, outcome.position, prefix),
+        charge=refunded_charge_view(outcome.charge, event.refunded_micros),
+        position=format_position(prefix, outcome.position),
+        replayed=outcome.replayed,
+        quotas=quota_figures(quotas_of(ledger, ledger.state.keys.get(event.key_id), event.project_id)),
+        wallet=wallet_figures(outcome.wallet),
+    )
+    return Reply(view, _CREATED, position=outcome.position)
 
 
 def quotas_of(ledger: Ledger, key: Key | None, project_id: str | None) -> tuple[QuotaState, ...]:
@@ -187,38 +182,4 @@ def check_metering(metering: Metering, body: MeteringBody, caller: Caller) -> tu
     return metering.keyspace_of(caller, body.keyspace_id), use
 
 
-def refused(
-    code: str,
-    keyspace: Keyspace | None,
-    request_id: str,
-    refusal: Refusal | None = None,
-    rates: tuple[RateState, ...] = (),
-) -> Answer:
-    """A verdict as a problem: forward-auth's status, but 403 in place of 401 (that is the caller's own)."""
-    mapped = keyspace.denial_status.get(code) if keyspace is not None else None
-    status = mapped or STATUS_OF_CODE[code]
-    if status == _UNAUTHORIZED:
-        status = _FORBIDDEN
-    body = problem_body(
-        code, _detail(code, refusal), request_id, status=status, refusal=refusal_view(refusal)
-    )
-    headers: Headers = []
-    if rates:
-        headers.append((b"retry-after", b"%d" % max(1, *(one.reset_seconds for one in rates))))
-    return problem_answer(body, status, code, headers)
-
-
-def placed(answer: Answer, prefix: str, position: int) -> Answer:
-    """A refusal says, too, on which state it was decided. What was written since is not in it."""
-    answer.headers.append((b"x-keyledger-position", format_position(prefix, position).encode()))
-    return answer
-
-
-def _detail(code: str, refusal: Refusal | None) -> str:
-    title = TABLE[code].title if code != "not_found" else "There is no such secret"
-    if refusal is None:
-        return f"{title}."
-    window = f" per {refusal.window}" if refusal.window not in (None, "total") else ""
-    # A wallet's limit is its credit limit: what is left is no part of that.
-    limit = "" if refusal.level == "wallet" else f" of {refusal.limit}"
-    return f"{title}: {refusal.remaining}{limit} {refusal.unit}{window} are left."
+ROUTES = [charge, charge_many, refund]

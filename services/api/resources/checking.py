@@ -19,7 +19,7 @@ from keyledger_edge import (
     is_easy,
     judge_use,
 )
-from services.api.asking.secrets import SecretWatch
+from services.api.asking.secrets import Redactor
 from services.api.asking.uses import MAX_SECRET_LENGTH
 from services.ledger.fence import OwnedFacts
 from services.ledger.ledger import Ledger
@@ -86,9 +86,9 @@ class Checker:
     left; and it writes down who was seen and who was denied.
     """
 
-    def __init__(self, ledger: Ledger, watch: SecretWatch) -> None:
+    def __init__(self, ledger: Ledger, redactor: Redactor) -> None:
         self._ledger = ledger
-        self._watch = watch
+        self._redactor = redactor
         time = _Time(ledger)
         self._facts = OwnedFacts(ledger, ledger.facts.find, time)
         self._kept = ledger.facts.kept
@@ -186,7 +186,7 @@ class Checker:
         return balance_refusal(state, state.keys[facts.key_id], use.project_id, self._facts.at)
 
     def _denied(self, verdict: Verdict, facts: KeyFacts, request_id: str | None) -> Verdict:
-        if request_id is not None and self._watch.holds(request_id):
+        if request_id is not None and self._redactor.holds_secret(request_id):
             request_id = None
         self._ledger.denied(facts.key_id, verdict.code, request_id)
         return verdict

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from litestar.handlers import HTTPRouteHandler
 
 from domain.decisions.access import find_keyspace
 from domain.ids import is_id, new_id
@@ -25,7 +24,8 @@ from keyledger_edge import (
     KeyspaceView,
 )
 from services.api.answering.problems import ProblemError, invalid
-from services.api.operations import Call, NoQuery, Reply, operation
+from services.api.asking.call import Call
+from services.api.operations import NoQuery, Operation, Reply, operation
 from services.ledger.fence import LeaseTerms
 from services.ledger.lease_table import IncarnationTakenError, LeasedEdge, TooManyEdgesError
 
@@ -75,12 +75,12 @@ def _without_credentials(nats_url: str) -> str:
     return ",".join(_credentials(nats_url)[0])
 
 
-def edge_routes(access: EdgeAccess) -> tuple[HTTPRouteHandler, ...]:
+def edge_routes(access: EdgeAccess) -> tuple[Operation, ...]:
     """The three routes, on these terms."""
     return _connect_route(access), tell_keyspaces, fill_edge
 
 
-def _connect_route(access: EdgeAccess) -> HTTPRouteHandler:
+def _connect_route(access: EdgeAccess) -> Operation:
     @operation(
         "POST",
         "/v1/edges/connect",

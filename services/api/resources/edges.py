@@ -7,7 +7,8 @@ from typing import Any
 from domain.errors import PlatformOnlyError
 from domain.instants import to_text
 from services.api.answering.views import Position, Time, View
-from services.api.operations import Call, Reply, operation
+from services.api.asking.call import Call
+from services.api.operations import Reply, operation
 
 
 class ConnectedEdge(View, frozen=True, kw_only=True):

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
-from litestar import Response
 
 from domain.cloud_events import CloudEvent
 from domain.events import Event
 from domain.state import State
+from services.api.answering.answers import NO_STORE, Stream
 from services.api.answering.problems import ProblemError, invalid
 from services.api.answering.views import Position, View
+from services.api.asking.call import Call
 from services.api.lists import Filter, Limit
-from services.api.operations import Call, Query, Reply, operation
-from services.api.resources.streams import StreamOfEvents
+from services.api.operations import Query, Reply, operation
 from services.ledger.feed import UnknownTypeError, tags_of
 from services.ledger.tail import Wanted
+
+_STREAM_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    NO_STORE,
+    (b"x-accel-buffering", b"no"),
+)
 
 
 class FeedQuery(Query, frozen=True, kw_only=True):
@@ -60,15 +66,14 @@ class FeedView(View, frozen=True, kw_only=True):
     media_types=("application/json", "text/event-stream"),
     codes=("not_acceptable", "position_unknown", "too_many_streams"),
 )
-async def get_events(call: Call[FeedQuery, Any]) -> Reply | Response[Any]:
+async def get_events(call: Call[FeedQuery, Any]) -> Reply | Stream:
     """A page of events, or a stream that goes on."""
     wanted, feed = _wanted(call), call.api.feed
     if _wants_stream(call):
         after = _position(call, "Last-Event-ID", call.header("Last-Event-ID") or call.query.after)
-        return StreamOfEvents(
-            feed.stream(after=after, wanted=wanted, goes_on=_still_allowed(call)),
-            call.api.streams.take(call.caller.key_id),
-        )
+        place = call.api.streams.take(call.caller.key_id)
+        chunks = feed.stream(after=after, wanted=wanted, goes_on=_still_allowed(call))
+        return Stream(list(_STREAM_HEADERS), chunks, ended=place.release)
     after = _position(call, "after", call.query.after)
     items, seen = await feed.page(after=after, wanted=wanted, limit=call.query.limit)
     position = call.place(call.ledger.state.head)

@@ -9,7 +9,6 @@ import msgspec
 
 from domain.decisions.access import is_root
 from domain.errors import InvalidError, NotFoundError
-from domain.ids import format_position
 from domain.instants import to_text
 from domain.keys import Key
 from domain.keyspaces import Keyspace, shape_of
@@ -22,127 +21,143 @@ from domain.quotas import (
     wallet_refusal,
 )
 from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Scopes, Use, Verdict, judge
-from services.api.answering.answers import Answer, json_answer
 from services.api.answering.money import rate_views
-from services.api.asking.callers import Caller, Callers
-from services.api.asking.requests import HotRequest
-from services.api.asking.uses import MAX_SECRET_LENGTH, ExplainBody, read_explain, use_of
-from services.api.resources.checking import Checker
-from services.api.resources.metering import Metering
-from services.ledger.ledger import Ledger
+from services.api.answering.views import Position, Time, View
+from services.api.asking.call import Call
+from services.api.asking.uses import MAX_SECRET_LENGTH, ExplainBody, use_of
+from services.api.operations import Reply, operation
 
 Outcome = Literal["passes", "refuses", "not_asked", "unknown"]
 """`not_asked`: the rule has nothing to say about this use; `unknown`: the key is not known."""
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
+class Rule(View, frozen=True, kw_only=True):
     """One rule, in the order in which they are decided."""
 
     code: str
     """The verdict that it gives when it refuses."""
     outcome: Outcome
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = msgspec.field(default_factory=dict)
+    """What it looked at, and what is left."""
 
 
-class Explain:
-    """Explains; consumes nothing, counts nothing."""
+class ExplanationView(View, frozen=True, kw_only=True):
+    """Why a use would be allowed or refused."""
 
-    def __init__(self, ledger: Ledger, callers: Callers, checker: Checker, metering: Metering) -> None:
-        self._ledger = ledger
-        self._callers = callers
-        self._checker = checker
-        self._metering = metering
+    valid: bool
+    code: str
+    """That of the first rule that refuses, or `valid`."""
+    status: int
+    """What forward-auth would answer."""
+    key_id: str | None
+    organization_id: str | None
+    rules: list[Rule]
+    at: Time
+    position: Position
 
-    async def answer(self, request: HotRequest) -> Answer:
-        """Every rule with its figures; the verdict is the first that refuses."""
-        caller = self._callers.authenticate_any(request.authorization, ("verify", "keys:read"), request.peer)
-        body = read_explain(request.body)
-        _check(body)
-        ledger = self._ledger
-        if not ledger.confirmed:
-            ledger.must_own()
-        use = use_of(body, permissions=body.permissions, ip=body.ip)
-        now = max(ledger.clock.now(), ledger.state.at)
-        facts, rules = self._found(body, caller)
-        if facts is not None:
-            rules += [*_rules_of_facts(facts, use, now), *self._limits(facts, use, _cost(body), now)]
-        else:
-            rules += [Rule(code=code, outcome="unknown") for code in _AFTER_LOOK_UP]
-        code = next((rule.code for rule in rules if rule.outcome == "refuses"), VALID)
-        return json_answer(
-            200,
-            {
-                "valid": code == VALID,
-                "code": code,
-                "status": STATUS_OF_CODE[code],
-                "key_id": facts.key_id if facts else None,
-                "organization_id": facts.organization_id if facts else None,
-                "rules": rules,
-                "at": to_text(now),
-                "position": format_position(ledger.position_prefix, ledger.state.head),
-            },
-        )
 
-    # -- which key
+@operation(
+    "POST",
+    "/v1/explain",
+    tag="Verify",
+    summary="Why would a use be allowed or refused?",
+    description="Each rule with its figures. Consumes nothing, counts nothing.",
+    permissions=("verify", "keys:read"),
+    body=ExplainBody,
+    answer=ExplanationView,
+    codes=("not_found",),
+)
+async def explain(call: Call[Any, ExplainBody]) -> Reply:
+    """Every rule with its figures; the verdict is the first that refuses."""
+    body, ledger = call.body, call.ledger
+    _check(body)
+    if not ledger.confirmed:
+        ledger.must_own()
+    use = use_of(body, permissions=body.permissions, ip=body.ip)
+    facts, rules = _found(call)
+    if facts is not None:
+        rules += [*_rules_of_facts(facts, use, call.now), *_limits(call, facts, use, _cost(body))]
+    else:
+        rules += [Rule(code=code, outcome="unknown") for code in _AFTER_LOOK_UP]
+    code = next((rule.code for rule in rules if rule.outcome == "refuses"), VALID)
+    view = ExplanationView(
+        valid=code == VALID,
+        code=code,
+        status=STATUS_OF_CODE[code],
+        key_id=facts.key_id if facts else None,
+        organization_id=facts.organization_id if facts else None,
+        rules=rules,
+        at=to_text(call.now),
+        position=call.place(ledger.state.head),
+    )
+    return Reply(view)
 
-    def _found(self, body: ExplainBody, caller: Caller) -> tuple[KeyFacts | None, list[Rule]]:
-        if body.secret is None:
-            facts = self._ledger.facts.of(self._key(body.key_id or "", caller), None)
-            return facts, [Rule(code=code, outcome="not_asked") for code in ("malformed", "not_found")]
-        keyspace = self._metering.keyspace_of(caller, body.keyspace_id)
-        found = self._checker.find(body.secret, keyspace, caller.organization_id)
-        expected = {"shape": keyspace.shape.describe(), "length": len(body.secret)}
-        if not isinstance(found, Verdict):
-            return found, [
-                Rule(code="malformed", outcome="passes", figures=expected),
-                Rule(code="not_found", outcome="passes"),
-            ]
-        malformed = found.code != "not_found"
-        figures = expected | _why_malformed(body.secret, keyspace) if malformed else expected
-        return None, [
-            Rule(code="malformed", outcome="refuses" if malformed else "passes", figures=figures),
-            Rule(code="not_found", outcome="unknown" if malformed else "refuses"),
+
+# -- which key -----------------------------------------------------------------------------------
+
+
+def _found(call: Call[Any, ExplainBody]) -> tuple[KeyFacts | None, list[Rule]]:
+    body, caller, api = call.body, call.caller, call.api
+    if body.secret is None:
+        facts = call.ledger.facts.of(_key(call, body.key_id or ""), None)
+        return facts, [Rule(code=code, outcome="not_asked") for code in ("malformed", "not_found")]
+    keyspace = api.metering.keyspace_of(caller, body.keyspace_id)
+    found = api.checker.find(body.secret, keyspace, caller.organization_id)
+    expected = {"shape": keyspace.shape.describe(), "length": len(body.secret)}
+    if not isinstance(found, Verdict):
+        return found, [
+            Rule(code="malformed", outcome="passes", figures=expected),
+            Rule(code="not_found", outcome="passes"),
         ]
+    malformed = found.code != "not_found"
+    figures = expected | _why_malformed(body.secret, keyspace) if malformed else expected
+    return None, [
+        Rule(code="malformed", outcome="refuses" if malformed else "passes", figures=figures),
+        Rule(code="not_found", outcome="unknown" if malformed else "refuses"),
+    ]
 
-    def _key(self, key_id: str, caller: Caller) -> Key:
-        key = self._ledger.state.keys.get(key_id)
-        if (
-            key is None
-            or is_root(key)
-            or caller.organization_id not in (None, key.organization_id)
-            or caller.keyspace_id not in (None, key.keyspace_id)
-        ):
-            raise NotFoundError("key", key_id, field="key_id")
-        return key
 
-    # -- what has figures that move
+def _key(call: Call[Any, Any], key_id: str) -> Key:
+    caller, key = call.caller, call.ledger.state.keys.get(key_id)
+    if (
+        key is None
+        or is_root(key)
+        or caller.organization_id not in (None, key.organization_id)
+        or caller.keyspace_id not in (None, key.keyspace_id)
+    ):
+        raise NotFoundError("key", key_id, field="key_id")
+    return key
 
-    def _limits(self, facts: KeyFacts, use: Use, cost: int | None, now: int) -> Iterator[Rule]:
-        ledger, state = self._ledger, self._ledger.state
-        key = state.keys[facts.key_id]
-        yield _rate_rule(ledger.limiter.peek(facts.key_id, facts.rate_limits, use.provider))
-        plan = state.plans.get(key.plan_id or "")
-        multiplier = ONE if plan is None else plan.price_multiplier
-        amount = None if cost is None else price(cost, multiplier)
-        levels = states_of(state, levels_of(state, key, use.project_id), now)
-        for level, code in CODE_OF_LEVEL.items():
-            own = [one for one in levels if one.level == level]
-            yield _quota_rule(code, own, amount, require_balance=facts.require_balance)
-        wallet = state.wallets.get(key.organization_id or "")
-        asked = amount or (1 if facts.require_balance else 0)
-        short = wallet_refusal(state, key.organization_id, asked)
-        figures: dict[str, Any] = {"require_balance": facts.require_balance}
-        if cost is not None:
-            figures |= {"base_micros": cost, "price_multiplier": multiplier, "amount_micros": amount}
-        if wallet is not None:
-            figures |= {
-                "balance_micros": wallet.balance,
-                "reserved_micros": wallet.reserved,
-                "available_micros": wallet.balance - wallet.reserved,
-                "credit_limit_micros": wallet.credit_limit,
-            }
-        outcome: Outcome = "refuses" if short else "passes" if asked else "not_asked"
-        yield Rule(code="billing_shortfall", outcome=outcome, figures=figures)
+
+# -- what has figures that move ------------------------------------------------------------------
+
+
+def _limits(call: Call[Any, Any], facts: KeyFacts, use: Use, cost: int | None) -> Iterator[Rule]:
+    ledger, state, now = call.ledger, call.ledger.state, call.now
+    key = state.keys[facts.key_id]
+    yield _rate_rule(ledger.limiter.peek(facts.key_id, facts.rate_limits, use.provider))
+    plan = state.plans.get(key.plan_id or "")
+    multiplier = ONE if plan is None else plan.price_multiplier
+    amount = None if cost is None else price(cost, multiplier)
+    levels = states_of(state, levels_of(state, key, use.project_id), now)
+    for level, code in CODE_OF_LEVEL.items():
+        own = [one for one in levels if one.level == level]
+        yield _quota_rule(code, own, amount, require_balance=facts.require_balance)
+    wallet = state.wallets.get(key.organization_id or "")
+    asked = amount or (1 if facts.require_balance else 0)
+    short = wallet_refusal(state, key.organization_id, asked)
+    figures: dict[str, Any] = {"require_balance": facts.require_balance}
+    if cost is not None:
+        figures |= {"base_micros": cost, "price_multiplier": multiplier, "amount_micros": amount}
+    if wallet is not None:
+        figures |= {
+            "balance_micros": wallet.balance,
+            "reserved_micros": wallet.reserved,
+            "available_micros": wallet.balance - wallet.reserved,
+            "credit_limit_micros": wallet.credit_limit,
+        }
+    outcome: Outcome = "refuses" if short else "passes" if asked else "not_asked"
+    yield Rule(code="billing_shortfall", outcome=outcome, figures=figures)
 
 
 def _check(body: ExplainBody) -> None:
@@ -295,3 +310,6 @@ def _asked_of(quota: QuotaState, amount: int | None) -> int:
     if amount is None:
         return 0
     return amount if quota.unit == "micros" else 1
+
+
+ROUTES = [explain]

@@ -6,8 +6,9 @@ from typing import Any
 
 from domain.errors import NotFoundError
 from services.api.answering.fencing import fence_at
+from services.api.asking.call import Call
 from services.api.asking.reading import beginning
-from services.api.operations import Call, Query, Reply, operation
+from services.api.operations import Query, Reply, operation
 from services.ledger.fence import FenceResult
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from domain.errors import InvalidError
-from domain.ids import format_position
 from domain.keyspaces import Keyspace
 from keyledger_edge import (
     VALID,
@@ -16,6 +16,7 @@ from keyledger_edge import (
     HttpAnswer,
     KeyFacts,
     KeyspaceView,
+    Tenant,
     Verdict,
     answer_error,
     answer_problem,
@@ -26,11 +27,13 @@ from keyledger_edge import (
 from keyledger_edge import ForwardedUse as Forwarded
 from services.api.answering.answers import Answer, wire
 from services.api.answering.problems import headers_of, problem_of
+from services.api.asking.call import CONFLICTING, Call
 from services.api.asking.callers import Caller, Callers
-from services.api.asking.requests import CONFLICTING, HotRequest
-from services.api.resources.charges import placed
+from services.api.asking.secrets import Redactor
+from services.api.operations import Query, operation
 from services.api.resources.checking import Checker, view_of_keyspace
 from services.api.resources.metering import Metering
+from services.api.resources.verdicts import MONEY, VERDICTS
 from services.api.resources.verify import Verify
 from services.ledger.errors import NotOwnerHereError
 from services.ledger.ledger import Ledger
@@ -40,6 +43,13 @@ _MOST_ASKS, _LONGEST_ASK = 1_000, 200
 _MOST_WELCOMES = 50_000
 _LONGEST_TEXT = 255
 _OWN_PARAMETERS = ("keyspace_id", "proxy")
+
+
+class ForwardAuthQuery(Query, frozen=True, kw_only=True):
+    """Whose keys, and for which proxy; a query that a client sent belongs into the forwarded URI."""
+
+    keyspace_id: str | None = None
+    proxy: Annotated[str, msgspec.Meta(examples=["nginx"])] | None = None
 
 
 class _Ask(msgspec.Struct, frozen=True):
@@ -64,6 +74,7 @@ class ForwardAuth:
         self,
         ledger: Ledger,
         callers: Callers,
+        redactor: Redactor,
         *,
         checker: Checker,
         verify: Verify,
@@ -72,23 +83,22 @@ class ForwardAuth:
     ) -> None:
         self._ledger = ledger
         self._callers = callers
+        self._redactor = redactor
         self._checker = checker
         self._verify = verify
         self._metering = metering
         self._trusted = trusted_proxies
-        self._placed = -1, (b"", b"")
-        ledger.at_new_epoch.append(self._forget_position)
         self._asks: dict[bytes, _Ask] = {}
         self._welcomes: dict[int, tuple[KeyFacts, str | None, Answer]] = {}
 
-    def answer(self, request: HotRequest) -> Answer | Awaitable[Answer]:
+    def answer(self, request: Call[Any, Any]) -> Answer | Awaitable[Answer]:
         """The verdict as the proxy and its client understand it; only a use with a cost has to wait."""
         query: bytes = request.scope["query_string"]
         path: str = request.scope["path"]
         # Envoy puts its client's path and query there: they are no parameters of the proxy's.
         suffix = None if path == PATH else path[len(PATH) + 1 :]
         ask = self._ask(query) if suffix is None else _SAYS_NOTHING
-        if request.proxy_key == CONFLICTING:
+        if request.proxy_key is CONFLICTING:
             two = BadRequestError("The request shows two different root keys.", field=_PROXY_KEY)
             return _refused(two, ask, request)
         caller = self._proxy(request)
@@ -120,9 +130,7 @@ class ForwardAuth:
             return _refused(error, ask, request)
         if verdict.code == VALID and verdict.facts is not None and not verdict.rate_limits:
             return self._welcome(verdict.facts, ask.proxy)
-        answer = self._told(verdict, view, ask, request)
-        answer.headers.append(self._position())
-        return answer
+        return self._told(verdict, view, ask, request, self._ledger.state.head)
 
     def _welcome(self, facts: KeyFacts, proxy: str | None) -> Answer:
         """The answer to a good use: it says who the key is, the same each time until the key changes."""
@@ -134,19 +142,7 @@ class ForwardAuth:
             answer = _sent(answer_verdict(verdict, None, proxy=proxy), VALID)
             known = self._welcomes[id(facts)] = (facts, proxy, answer)
         answer = known[2]
-        return Answer(answer.status, [*answer.headers, self._position()], answer.body, answer.code)
-
-    def _position(self) -> tuple[bytes, bytes]:
-        """Where the answer stands in the log; the same until something is written."""
-        ledger = self._ledger
-        head = ledger.state.head
-        if head != self._placed[0]:
-            text = format_position(ledger.position_prefix, head)
-            self._placed = head, (b"x-keyledger-position", text.encode())
-        return self._placed[1]
-
-    def _forget_position(self) -> None:
-        self._placed = -1, (b"", b"")
+        return Answer(answer.status, answer.headers.copy(), answer.body, answer.code, self._ledger.state.head)
 
     def _ask(self, query: bytes) -> _Ask:
         """Our own parameters: the first of each name, so that none behind it can replace it."""
@@ -165,7 +161,7 @@ class ForwardAuth:
             self._asks[query] = ask
         return ask
 
-    def _proxy(self, request: HotRequest) -> Caller | None:
+    def _proxy(self, request: Call[Any, Any]) -> Caller | None:
         if request.proxy_key is None:
             return None
         caller = self._callers.find(request.proxy_key.strip(), request.peer)
@@ -178,10 +174,11 @@ class ForwardAuth:
         return self._metering.keyspace_of(caller, ask.keyspace_id)
 
     async def _charged(
-        self, request: HotRequest, ask: _Ask, asked: Forwarded, keyspace: Keyspace, caller: Caller
+        self, request: Call[Any, Any], ask: _Ask, asked: Forwarded, keyspace: Keyspace, caller: Caller
     ) -> Answer:
         try:
             _check_text("X-Keyledger-Request-Id", asked.request_id)
+            self._refuse_secrets(asked)
             outcome, position = await self._verify.meter(
                 asked.secret,
                 asked.use,
@@ -195,18 +192,31 @@ class ForwardAuth:
         except Exception as error:  # noqa: BLE001  # a proxy is answered in its own manner
             return _refused(error, ask, request)
         verdict = Verdict(outcome.code, outcome.facts, outcome.rates)
-        return placed(
-            self._told(verdict, view_of_keyspace(keyspace), ask, request),
-            self._ledger.position_prefix,
-            position,
-        )
+        return self._told(verdict, view_of_keyspace(keyspace), ask, request, position)
 
-    def _told(self, verdict: Verdict, view: KeyspaceView, ask: _Ask, request: HotRequest) -> Answer:
+    def _told(
+        self, verdict: Verdict, view: KeyspaceView, ask: _Ask, request: Call[Any, Any], position: int
+    ) -> Answer:
         answer = answer_verdict(verdict, view, proxy=ask.proxy, request_id=request.request_id)
-        return _sent(answer, verdict.code)
+        return _sent(answer, verdict.code, position)
+
+    def _refuse_secrets(self, asked: Forwarded) -> None:
+        """What a charge keeps of a client's headers may hold no secret."""
+        use, tenant = asked.use, asked.use.tenant or Tenant()
+        kept = {
+            "X-Keyledger-Request-Id": asked.request_id,
+            "model": use.model,
+            "provider": use.provider,
+            "project_id": use.project_id,
+            "tenant.org_id": tenant.org_id,
+            "tenant.user_id": tenant.user_id,
+        }
+        for field, text in kept.items():
+            if text is not None and self._redactor.holds_secret(text):
+                raise InvalidError(field, "holds what looks like a secret; it belongs nowhere else")
 
 
-def _refused(error: Exception, ask: _Ask, request: HotRequest) -> Answer:
+def _refused(error: Exception, ask: _Ask, request: Call[Any, Any]) -> Answer:
     """An error in the proxy's manner. Raises it again when it is the layer above that answers it."""
     if isinstance(error, BadRequestError):
         return _sent(answer_error(error, proxy=ask.proxy, request_id=request.request_id), error.code)
@@ -240,9 +250,48 @@ def _unauthenticated(proxy: str | None, request_id: str) -> HttpAnswer:
     )
 
 
-def _sent(answer: HttpAnswer, code: str = "proxy_unauthenticated") -> Answer:
+def _sent(answer: HttpAnswer, code: str = "proxy_unauthenticated", position: int | None = None) -> Answer:
     headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
     if not any(name == b"x-keyledger-code" for name, _ in headers):
         # nginx drops the body of a denial, so the code stands in a header too.
         headers.append((b"x-keyledger-code", code.encode()))
-    return Answer(answer.status, headers, answer.body, code)
+    return Answer(answer.status, headers, answer.body, code, position)
+
+
+_ABOUT: Final[dict[str, Any]] = {
+    "tag": "Verify",
+    "quick": True,
+    "proxied": True,
+    "query": ForwardAuthQuery,
+    "codes": ("proxy_unauthenticated", "missing", "ambiguous_credentials", "rate_limited", *VERDICTS, *MONEY),
+}
+
+
+@operation(
+    "GET",
+    PATH,
+    summary="The same for proxies",
+    description=(
+        "Any method. Traefik ForwardAuth and Envoy ext_authz over HTTP; `proxy=nginx` for nginx "
+        "`auth_request`. The proxy shows a root key with `verify` in `X-Keyledger-Proxy-Key`."
+    ),
+    **_ABOUT,
+)
+def forward_auth(call: Call[Any, Any]) -> Answer | Awaitable[Answer]:
+    """The verdict on a proxied request."""
+    return call.api.forward_auth.answer(call)
+
+
+@operation(
+    "GET",
+    PATH + "/{path}",
+    summary="The same for proxies that append the original path",
+    whole=True,
+    **_ABOUT,
+)
+def forward_auth_behind(call: Call[Any, Any]) -> Answer | Awaitable[Answer]:
+    """The verdict on a request whose path stands behind ours."""
+    return call.api.forward_auth.answer(call)
+
+
+ROUTES = [forward_auth, forward_auth_behind]

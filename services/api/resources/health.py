@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from services.api.answering.views import Position, View
-from services.api.operations import Api, Call, Reply, operation
+from services.api.asking.call import Call
+from services.api.operations import Api, Reply, operation
 from services.ledger.errors import WaitsForStandbyError
 
 
@@ -70,7 +71,7 @@ async def get_readiness(call: Call[Any, Any]) -> Reply:
         waits_for=waits_for,
         does_without=[] if call.api.nats_reachable() else [_WITHOUT_NATS],
     )
-    return Reply(view, 200 if view.ready else 503)
+    return Reply(view, 200 if view.ready else 503, position=ledger.state.head)
 
 
 def waiting(api: Api) -> list[WaitingView]:

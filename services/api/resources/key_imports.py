@@ -9,15 +9,16 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from domain.commands import CreateKey
+from domain.commands import UNSET, CreateKey, UnsetType
 from domain.errors import LedgerError
 from domain.keys import Key
 from domain.state import Books
 from services.api.answering.problems import FieldError, ProblemError, invalid, problem_of
 from services.api.answering.views import KeyView, Position, View
-from services.api.asking.fields import AnyBody, Body
-from services.api.asking.reading import read_body
-from services.api.operations import Call, Reply, operation
+from services.api.asking.call import Call
+from services.api.asking.fields import Body
+from services.api.asking.reading import reader_of
+from services.api.operations import Reply, operation
 from services.api.resources.keys import KEY_EXAMPLE, MOST_AT_ONCE, NewKey, creation, keyspace_of, show_key
 from services.api.writing import carry_out, idempotency_of
 from services.ledger.errors import CannotAnswerError
@@ -48,6 +49,12 @@ class _Items(Body, frozen=True, kw_only=True):
     """The same, each item still as it was sent: a bad one spoils only itself."""
 
     items: Annotated[tuple[msgspec.Raw, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)]
+
+
+class OneOrMany(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the two was sent; it is read as that then."""
+
+    items: msgspec.Raw | UnsetType = UNSET
 
 
 class ImportResult(View, frozen=True, kw_only=True):
@@ -87,7 +94,7 @@ class ImportView(View, frozen=True, kw_only=True):
         "fields of a key with its sha256, and answers 201; many are `items`, and each has its own result."
     ),
     permissions=("keys:write",),
-    body=AnyBody,
+    body=OneOrMany,
     bodies=(ImportedKey, ManyImportedKeys),
     status=201,
     answer=ImportedView,
@@ -101,15 +108,19 @@ class ImportView(View, frozen=True, kw_only=True):
         "hint": "...x7Qd",
     },
 )
-async def import_keys(call: Call[Any, AnyBody]) -> Reply:
+async def import_keys(call: Call[Any, OneOrMany]) -> Reply:
     """Adopt keys that exist elsewhere."""
-    if "items" in msgspec.json.decode(call.data or b"{}"):
-        return await _import_many(call, read_body(call.data, _Items).items)
+    holds_secret = call.api.redactor.holds_secret
+    if call.body.items is not UNSET:
+        many: _Items = reader_of(_Items)(call.data, holds_secret)
+        return await _import_many(call, many.items)
 
     def show(key: Key, books: Books, position: int) -> View:
         return ImportedView(key=show_key(call, key, books), position=call.place(position))
 
-    return await carry_out(call, _adoption(call, read_body(call.data, ImportedKey)), show, status=201)
+    return await carry_out(
+        call, _adoption(call, reader_of(ImportedKey)(call.data, holds_secret)), show, status=201
+    )
 
 
 async def _import_many(call: Call[Any, Any], items: tuple[msgspec.Raw, ...]) -> Reply:
@@ -138,12 +149,12 @@ async def _import(call: Call[Any, Any], item: msgspec.Raw, index: int) -> tuple[
         return msgspec.json.encode(ImportResult(status=201, code="imported", key=show_key(call, key, books)))
 
     try:
-        command = _adoption(call, read_body(bytes(item), ImportedKey))
+        command = _adoption(call, reader_of(ImportedKey)(bytes(item), call.api.redactor.holds_secret))
         done = await call.ledger.execute(
             command, call.asking, idempotency=idempotency_of(call, f"/{index}"), render=render
         )
     except (LedgerError, ProblemError, CannotAnswerError) as error:
-        problem = problem_of(error, call.trace.request_id)
+        problem = problem_of(error, call.request_id)
         assert problem is not None, "our own errors are problems"
         refused = ImportResult(
             status=problem.status, code=problem.code, detail=problem.detail, errors=problem.errors

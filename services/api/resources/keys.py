@@ -30,6 +30,7 @@ from projections.lookup import list_keys
 from projections.pages import Page
 from services.api.answering.problems import ProblemError, invalid
 from services.api.answering.views import KeyView, Position, View, key_view
+from services.api.asking.call import Call
 from services.api.asking.fields import (
     Addresses,
     Amount,
@@ -45,14 +46,13 @@ from services.api.asking.fields import (
     ScopesBody,
     Tags,
     When,
-    checked_metadata,
     instant_of,
     quotas_of,
     rate_limits_of,
     scopes_of,
 )
 from services.api.lists import Filter, Paging, Search, listed, read_page
-from services.api.operations import Call, Query, Reply, operation
+from services.api.operations import Query, Reply, operation
 from services.api.resources.audit import AuditPageView, HistoryQuery, audit_page
 from services.api.writing import Because, Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
@@ -272,7 +272,7 @@ def creation(body: NewKey, digest: bytes, shown: str, *, imported: bool = False)
         allowed_ips=body.allowed_ips,
         expires_at=instant_of(body.expires_at),
         tags=tuple(dict.fromkeys(body.tags)),
-        metadata=checked_metadata(body.metadata),
+        metadata=body.metadata,
         bound_keyspace_id=body.bound_keyspace_id,
         imported=imported,
     )
@@ -402,7 +402,7 @@ async def patch_key(call: Call[Fencing, KeyChanges]) -> Reply:
         expected_version=expected_version(call),
         name=body.name,
         owner_id=body.owner_id,
-        metadata=UNSET if body.metadata is UNSET else checked_metadata(body.metadata),
+        metadata=body.metadata,
         tags=UNSET if body.tags is UNSET else tuple(dict.fromkeys(body.tags)),
         environment=body.environment,
         plan_id=body.plan_id,

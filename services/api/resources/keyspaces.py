@@ -13,9 +13,10 @@ from domain.state import Books
 from keyledger_edge import AcceptedFormat, SecretFormat
 from projections.directory import list_keyspaces
 from services.api.answering.views import Position, ShownKeyspace, View, keyspace_view
+from services.api.asking.call import Call
 from services.api.asking.fields import Body, Name
 from services.api.lists import Paging, Search, listed
-from services.api.operations import Call, Reply, operation
+from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
 

@@ -14,8 +14,9 @@ from domain.state import Books
 from keyledger_edge import fingerprint
 from services.api.answering.problems import invalid
 from services.api.answering.views import KeyView, Position, View
-from services.api.asking.fields import Body, Id
-from services.api.operations import Call, Reply, operation
+from services.api.asking.call import Call
+from services.api.asking.fields import CREDENTIAL, Body, Id
+from services.api.operations import Reply, operation
 from services.api.resources.key_imports import digest_of
 from services.api.resources.keys import show_key
 from services.api.writing import Fencing, carry_out
@@ -27,14 +28,16 @@ UNSET = msgspec.UNSET
 class Leak(Body, frozen=True, kw_only=True):
     """A secret that was found where it should not be."""
 
-    secret: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
+    secret: Annotated[str, msgspec.Meta(min_length=1, max_length=512, extra={CREDENTIAL: True})] | None = None
     sha256: Annotated[str, msgspec.Meta(min_length=43, max_length=64)] | None = None
     """Of the secret, as hex or base64, where the secret itself is not at hand."""
     keyspace_id: Id | None = None
-    source: Annotated[str, msgspec.Meta(min_length=1, max_length=100, examples=["pastebin"])]
-    """Who found it."""
-    where: Annotated[str, msgspec.Meta(min_length=1, max_length=500)] | None = None
-    """Where it was found, such as an address."""
+    source: Annotated[
+        str, msgspec.Meta(min_length=1, max_length=100, examples=["pastebin"], extra={CREDENTIAL: True})
+    ]
+    """Who found it. A secret in it is taken out."""
+    where: Annotated[str, msgspec.Meta(min_length=1, max_length=500, extra={CREDENTIAL: True})] | None = None
+    """Where it was found, such as an address. A secret in it is taken out."""
 
 
 class LeakView(View, frozen=True, kw_only=True):
@@ -59,7 +62,6 @@ class LeakView(View, frozen=True, kw_only=True):
     answer=LeakView,
     codes=("idempotency_conflict",),
     idempotent=True,
-    secrets=True,
     example={"secret": "acme_live_...", "source": "pastebin", "where": "https://pastebin.example/x"},
 )
 async def report_leak(call: Call[Fencing, Leak]) -> Reply:

@@ -10,8 +10,9 @@ from domain.decisions.charging import UseOutcome
 from domain.errors import InvalidError, NotFoundError
 from domain.keyspaces import Keyspace, shape_of
 from keyledger_edge import MALFORMED, MISSING, VALID, Use, fingerprint
+from services.api.answering.problems import ProblemError
+from services.api.answering.refusals import use_refused
 from services.api.asking.callers import Caller
-from services.api.asking.secrets import SecretWatch
 from services.api.asking.uses import MAX_SECRET_LENGTH
 from services.ledger.jobs import Done
 from services.ledger.ledger import Ledger
@@ -23,9 +24,8 @@ _MALFORMED = UseOutcome(code=MALFORMED)
 class Metering:
     """Asks the ledger to charge or to reserve."""
 
-    def __init__(self, ledger: Ledger, watch: SecretWatch) -> None:
-        self._ledger = ledger
-        self.watch = watch
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
 
     def keyspace_of(self, caller: Caller, keyspace_id: str | None) -> Keyspace:
         """The keyspace that a secret is looked for in: the caller's own, or the one it names."""
@@ -34,7 +34,7 @@ class Metering:
             if bound is None:
                 raise InvalidError("keyspace_id", "is required: the root key is bound to no keyspace")
             keyspace_id = bound
-        keyspace = self._ledger.state.keyspaces.get(keyspace_id)
+        keyspace = self.ledger.state.keyspaces.get(keyspace_id)
         if keyspace is None or (bound is not None and bound != keyspace_id):
             raise NotFoundError("keyspace", keyspace_id, field="keyspace_id")
         return keyspace
@@ -51,11 +51,10 @@ class Metering:
 
         With a keyspace the key is found by its secret, else `ask` names it.
         """
-        self.watch.refuse_in(ask["use"], ask["request_id"], ask["metadata"])
         if keyspace is not None:
             shown = shown_to(keyspace, secret)
             if isinstance(shown, UseOutcome):
-                return shown, self._ledger.state.head
+                return shown, self.ledger.state.head
             ask["fingerprint"] = shown
             ask["keyspace_id"] = keyspace.id
         asks = command(**ask)
@@ -63,8 +62,8 @@ class Metering:
 
     def submit(self, command: ChargeUsage | ReserveCredits, asking: Asking) -> asyncio.Future[Done]:
         """Put it in line; what it holds was looked at."""
-        self._ledger.must_own()
-        return self._ledger.bus.submit(command, asking)
+        self.ledger.must_own()
+        return self.ledger.bus.submit(command, asking)
 
     def outcome_of(self, command: ChargeUsage | ReserveCredits, done: Done) -> tuple[UseOutcome, int]:
         """What became of it, and the position; a refusal is written down."""
@@ -72,8 +71,14 @@ class Metering:
         if outcome.code == VALID:
             return outcome, outcome.position
         if outcome.key is not None:
-            self._ledger.denied(outcome.key.id, outcome.code, command.request_id, command.base_micros)
+            self.ledger.denied(outcome.key.id, outcome.code, command.request_id, command.base_micros)
         return outcome, done.position
+
+    def refused(self, outcome: UseOutcome, keyspace: Keyspace | None, position: int) -> ProblemError:
+        """A refused use as a problem, with the position on which it was decided."""
+        if keyspace is None and outcome.key is not None:
+            keyspace = self.ledger.state.keyspaces.get(outcome.key.keyspace_id)
+        return use_refused(outcome.code, keyspace, outcome.refusal, outcome.rates, position=position)
 
 
 def shown_to(keyspace: Keyspace, secret: str | None) -> bytes | UseOutcome:

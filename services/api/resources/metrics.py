@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
-from litestar import Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.api.operations import Call, Reader, operation
+from services.api.asking.call import Call
+from services.api.operations import Reader, Reply, operation
 from services.ledger.ledger import Ledger
 
 
@@ -72,22 +72,6 @@ class EdgeOverflows(Collector):
         )
 
 
-class Answers:
-    """Counts the management API's answers."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._counter = Counter(
-            "keyledger_management_answers",
-            "Answers of the management API.",
-            ["route", "method", "status"],
-            registry=registry,
-        )
-
-    def count(self, route: str, method: str, status: int) -> None:
-        """One answer went out."""
-        self._counter.labels(route, method, str(status)).inc()
-
-
 @operation(
     "GET",
     "/metrics",
@@ -96,11 +80,9 @@ class Answers:
     media_types=("text/plain",),
     answer=str,
 )
-async def get_metrics(call: Call[Any, Any]) -> Response[bytes]:
+async def get_metrics(call: Call[Any, Any]) -> Reply:
     """Everything that is counted, as Prometheus text."""
-    return Response(generate_latest(call.api.registry), media_type=_TEXT)
+    return Reply(generate_latest(call.api.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-
-_TEXT: Final = CONTENT_TYPE_LATEST
 
 ROUTES = [get_metrics]

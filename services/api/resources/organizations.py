@@ -20,9 +20,10 @@ from domain.organizations import Organization
 from domain.state import Books
 from projections.directory import list_organizations
 from services.api.answering.views import OrganizationView, Position, View, organization_view
-from services.api.asking.fields import Body, ForeignId, Metadata, Name, Quotas, checked_metadata, quotas_of
+from services.api.asking.call import Call
+from services.api.asking.fields import Body, ForeignId, Metadata, Name, Quotas, quotas_of
 from services.api.lists import Filter, Paging, Search, listed
-from services.api.operations import Call, Reply, operation
+from services.api.operations import Reply, operation
 from services.api.writing import Because, Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
 
@@ -105,7 +106,7 @@ async def open_organization(call: Call[Any, NewOrganization]) -> Reply:
         name=body.name,
         external_id=body.external_id,
         quotas=quotas_of(body.quotas),
-        metadata=checked_metadata(body.metadata),
+        metadata=body.metadata,
         currency=body.currency,
     )
     return await _changed(call, command, status=201)
@@ -172,7 +173,7 @@ async def patch_organization(call: Call[Fencing, OrganizationChanges]) -> Reply:
         name=body.name,
         external_id=body.external_id,
         quotas=UNSET if body.quotas is UNSET else quotas_of(body.quotas),
-        metadata=UNSET if body.metadata is UNSET else checked_metadata(body.metadata),
+        metadata=body.metadata,
     )
     return await _changed(call, command)
 

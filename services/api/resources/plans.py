@@ -12,9 +12,10 @@ from domain.organizations import Plan
 from domain.state import Books
 from projections.directory import list_plans
 from services.api.answering.views import PlanView, Position, View, plan_view
+from services.api.asking.call import Call
 from services.api.asking.fields import Body, ModelName, Name
 from services.api.lists import Paging, Search, listed
-from services.api.operations import Call, Reply, operation
+from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
 

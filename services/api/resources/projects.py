@@ -10,9 +10,10 @@ from domain.organizations import Project
 from domain.state import Books
 from projections.directory import list_projects
 from services.api.answering.views import Position, ProjectView, View, project_view
+from services.api.asking.call import Call
 from services.api.asking.fields import Body, Name, Quotas, quotas_of
 from services.api.lists import Paging, Search, listed
-from services.api.operations import Call, Reply, operation
+from services.api.operations import Reply, operation
 from services.api.writing import Because, Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
 

@@ -9,10 +9,12 @@ from domain.decisions.access import find_key
 from domain.errors import NotFoundError
 from domain.instants import to_text
 from projections.requests import Kind, RequestEntry, find_request, list_requests
+from services.api.answering.money import TenantView
 from services.api.answering.views import Micros, Position, Time, View, time_of
+from services.api.asking.call import Call
 from services.api.asking.reading import beginning
 from services.api.lists import Filter, Paging, read_page
-from services.api.operations import Call, Query, Reply, operation
+from services.api.operations import Query, Reply, operation
 
 _TAG: Final = "Requests"
 
@@ -22,13 +24,6 @@ class RequestQuery(Query, frozen=True, kw_only=True):
 
     organization_id: Filter | None = None
     """A request id is unique within an organization; without one, the platform sees all matches."""
-
-
-class TenantView(View, frozen=True, kw_only=True):
-    """Whose work it was."""
-
-    org_id: str | None
-    user_id: str | None
 
 
 class RequestView(View, frozen=True, kw_only=True):
@@ -120,7 +115,7 @@ async def get_request(call: Call[RequestQuery, Any]) -> Reply:
 
 def _request_id(call: Call[Any, Any]) -> str:
     """The caller's own name of the request, which may hold slashes: the router folds and strips them."""
-    _, found, raw = call.request.scope.get("raw_path", b"").partition(b"/v1/requests/")
+    _, found, raw = call.scope.get("raw_path", b"").partition(b"/v1/requests/")
     return unquote(raw.decode("latin-1")) if found else call.path["request_id"].removeprefix("/")
 
 

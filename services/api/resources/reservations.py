@@ -2,168 +2,198 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
+import msgspec
+
 from domain.commands import CaptureReservation, ReleaseReservation, ReserveCredits
 from domain.decisions.reservations import CaptureOutcome, ReleaseOutcome
 from domain.errors import NotFoundError
 from domain.events import CreditsReserved
 from domain.ids import format_position, is_id
 from keyledger_edge import VALID
-from services.api.answering.answers import Answer, json_answer
 from services.api.answering.money import (
+    CapturedView,
+    HeldView,
+    ReleasedView,
+    ReservationView,
+    ReservedView,
     charge_view,
-    quota_views,
+    quota_figures,
     reservation_view,
     reserved_view,
-    wallet_view,
+    wallet_figures,
 )
-from services.api.asking.callers import Caller, Callers
-from services.api.asking.requests import HotRequest
-from services.api.asking.uses import read_capture, read_release, read_reserve
-from services.api.resources.charges import PERMISSION, check_metering, placed, quotas_of, refused
-from services.api.resources.metering import Metering, asked
-from services.ledger.ledger import Ledger
+from services.api.answering.refusals import use_refused
+from services.api.asking.call import Call
+from services.api.asking.callers import Caller
+from services.api.asking.uses import CaptureBody, ReleaseBody, ReserveBody
+from services.api.operations import OWN_KEY, Reply, operation
+from services.api.resources.charges import PERMISSION, check_metering, quotas_of
+from services.api.resources.metering import asked
+from services.api.resources.verdicts import MONEY, VERDICTS
 
-_CREATED, _OK = 201, 200
-
-
-class Reservations:
-    """Holds money for uses whose price is not known yet."""
-
-    def __init__(self, ledger: Ledger, callers: Callers, metering: Metering) -> None:
-        self._ledger = ledger
-        self._callers = callers
-        self._metering = metering
-
-    async def make(self, request: HotRequest) -> Answer:
-        """Hold money."""
-        caller = self._caller(request)
-        body = read_reserve(request.body)
-        keyspace, use = check_metering(self._metering, body, caller)
-        ask = asked(
-            request_id=body.request_id, base_micros=body.amount_micros, use=use, metadata=body.metadata
-        )
-        ask["expires_in_seconds"] = body.expires_in_seconds
-        if keyspace is None:
-            ask["key_id"] = body.key_id
-        outcome, position = await self._metering.ask(
-            ReserveCredits, ask, body.secret, keyspace, caller.asking
-        )
-        if outcome.code != VALID:
-            if keyspace is None and outcome.key is not None:
-                keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
-            answer = refused(outcome.code, keyspace, request.request_id, outcome.refusal, outcome.rates)
-            return placed(answer, self._ledger.position_prefix, position)
-        event, prefix = outcome.event, self._ledger.position_prefix
-        assert isinstance(event, CreditsReserved), "a reservation records a reservation"
-        view = reserved_view(event, position, prefix)
-        if outcome.replayed:
-            await self._bring_up_to_date(view, event.reservation_id)
-        return json_answer(
-            _CREATED,
-            {
-                "reservation": view,
-                "position": format_position(prefix, position),
-                "replayed": outcome.replayed,
-                "quotas": quota_views(outcome.quotas),
-                "wallet": wallet_view(outcome.wallet),
-            },
-        )
-
-    async def _bring_up_to_date(self, view: dict[str, object], reservation_id: str) -> None:
-        """A replayed answer shows what became of the reservation since."""
-        now = await self._ledger.find_reservation(reservation_id)
-        if now is not None:
-            position = view["position"]
-            view.update(reservation_view(now, self._ledger.position_prefix), position=position)
-
-    async def show(self, request: HotRequest, reservation_id: str) -> Answer:
-        """A reservation as it stands."""
-        caller = self._callers.authenticate_any(
-            request.authorization, (PERMISSION, "usage:read"), request.peer
-        )
-        if not self._ledger.confirmed:
-            self._ledger.must_own()
-        reservation = (
-            await self._ledger.find_reservation(reservation_id) if is_id("rsv", reservation_id) else None
-        )
-        if reservation is None or not self._may_see(caller, reservation.organization_id, reservation.key_id):
-            raise NotFoundError("reservation", reservation_id)
-        prefix = self._ledger.position_prefix
-        return json_answer(
-            _OK,
-            {
-                "reservation": reservation_view(reservation, prefix),
-                "position": format_position(prefix, self._ledger.state.head),
-            },
-        )
-
-    def _may_see(self, caller: Caller, organization_id: str, key_id: str) -> bool:
-        if caller.organization_id not in (None, organization_id):
-            return False
-        key = self._ledger.state.keys.get(key_id)
-        return caller.keyspace_id is None or (key is not None and key.keyspace_id == caller.keyspace_id)
-
-    async def capture(self, request: HotRequest, reservation_id: str) -> Answer:
-        """Turn what is held, or part of it, into a charge."""
-        caller = self._caller(request)
-        body = read_capture(request.body)
-        self._metering.watch.refuse(body.request_id, "request_id")
-        _check_id(reservation_id)
-        command = CaptureReservation(
-            reservation_id=reservation_id,
-            request_id=body.request_id,
-            base_micros=body.amount_micros,
-            final=body.final,
-        )
-        done = await self._ledger.execute(command, caller.asking)
-        outcome: CaptureOutcome = done.result
-        prefix = self._ledger.position_prefix
-        if outcome.code != VALID:
-            self._ledger.denied(outcome.key.id, outcome.code, body.request_id, body.amount_micros)
-            keyspace = self._ledger.state.keyspaces.get(outcome.key.keyspace_id)
-            answer = refused(outcome.code, keyspace, request.request_id, outcome.refusal)
-            return placed(answer, prefix, done.position)
-        assert outcome.event is not None, "a capture that was granted is recorded"
-        return json_answer(
-            _CREATED,
-            {
-                "charge": charge_view(outcome.event, outcome.position, prefix),
-                "reservation": reservation_view(outcome.reservation, prefix),
-                "uncovered_micros": outcome.event.uncovered_micros,
-                "position": format_position(prefix, outcome.position),
-                "replayed": outcome.replayed,
-                "quotas": quota_views(outcome.quotas),
-                "wallet": wallet_view(outcome.wallet),
-            },
-        )
-
-    async def release(self, request: HotRequest, reservation_id: str) -> Answer:
-        """Give back what is still held."""
-        caller = self._caller(request)
-        body = read_release(request.body)
-        self._metering.watch.refuse(body.request_id, "request_id")
-        _check_id(reservation_id)
-        command = ReleaseReservation(reservation_id=reservation_id, request_id=body.request_id)
-        done = await self._ledger.execute(command, caller.asking)
-        outcome: ReleaseOutcome = done.result
-        prefix = self._ledger.position_prefix
-        key = self._ledger.state.keys.get(outcome.reservation.key_id)
-        return json_answer(
-            _OK,
-            {
-                "reservation": reservation_view(outcome.reservation, prefix),
-                "released_micros": outcome.released_micros,
-                "position": format_position(prefix, outcome.position),
-                "replayed": outcome.replayed,
-                "quotas": quota_views(quotas_of(self._ledger, key, outcome.reservation.project_id)),
-                "wallet": wallet_view(outcome.wallet),
-            },
-        )
-
-    def _caller(self, request: HotRequest) -> Caller:
-        return self._callers.authenticate(request.authorization, PERMISSION, request.peer)
+_TAG: Final = "Reservations"
+_CREATED: Final = 201
 
 
-def _check_id(reservation_id: str) -> None:
+@operation(
+    "POST",
+    "/v1/reservations",
+    tag=_TAG,
+    summary="Hold money for a use whose price is not known yet",
+    permissions=(PERMISSION,),
+    body=ReserveBody,
+    status=_CREATED,
+    answer=ReservedView,
+    codes=(*VERDICTS, *MONEY),
+    instead_of_a_key=OWN_KEY,
+    example={
+        "key_id": "key_01JD0000000000000000000000",
+        "request_id": "r-2",
+        "amount_micros": 40_000,
+        "expires_in_seconds": 600,
+    },
+)
+async def reserve(call: Call[Any, ReserveBody]) -> Reply:
+    """Hold money."""
+    body, ledger, metering = call.body, call.ledger, call.api.metering
+    keyspace, use = check_metering(metering, body, call.caller)
+    ask = asked(request_id=body.request_id, base_micros=body.amount_micros, use=use, metadata=body.metadata)
+    ask["expires_in_seconds"] = body.expires_in_seconds
+    if keyspace is None:
+        ask["key_id"] = body.key_id
+    outcome, position = await metering.ask(ReserveCredits, ask, body.secret, keyspace, call.caller.asking)
+    if outcome.code != VALID:
+        raise metering.refused(outcome, keyspace, position)
+    event, prefix = outcome.event, ledger.position_prefix
+    assert isinstance(event, CreditsReserved), "a reservation records a reservation"
+    shown = reserved_view(event, position, prefix)
+    view = ReservedView(
+        reservation=await _as_it_stands(call, shown) if outcome.replayed else shown,
+        position=format_position(prefix, position),
+        replayed=outcome.replayed,
+        quotas=quota_figures(outcome.quotas),
+        wallet=wallet_figures(outcome.wallet),
+    )
+    return Reply(view, _CREATED, position=position)
+
+
+async def _as_it_stands(call: Call[Any, Any], first: ReservationView) -> ReservationView:
+    """A replayed answer shows what became of the reservation since."""
+    now = await call.ledger.find_reservation(first.id)
+    if now is None:
+        return first
+    view = reservation_view(now, call.ledger.position_prefix)
+    return msgspec.structs.replace(view, position=first.position, metadata=first.metadata)
+
+
+@operation(
+    "GET",
+    "/v1/reservations/{reservation_id}",
+    tag=_TAG,
+    summary="Show a reservation",
+    permissions=(PERMISSION, "usage:read"),
+    answer=HeldView,
+    codes=("not_found",),
+)
+async def show_reservation(call: Call[Any, Any]) -> Reply:
+    """A reservation as it stands."""
+    ledger, reservation_id = call.ledger, call.path["reservation_id"]
+    if not ledger.confirmed:
+        ledger.must_own()
+    found = await ledger.find_reservation(reservation_id) if is_id("rsv", reservation_id) else None
+    if found is None or not _may_see(call, call.caller, found.organization_id, found.key_id):
+        raise NotFoundError("reservation", reservation_id)
+    head = ledger.state.head
+    return Reply(
+        HeldView(reservation=reservation_view(found, call.prefix), position=call.place(head)), position=head
+    )
+
+
+def _may_see(call: Call[Any, Any], caller: Caller, organization_id: str, key_id: str) -> bool:
+    if caller.organization_id not in (None, organization_id):
+        return False
+    key = call.ledger.state.keys.get(key_id)
+    return caller.keyspace_id is None or (key is not None and key.keyspace_id == caller.keyspace_id)
+
+
+@operation(
+    "POST",
+    "/v1/reservations/{reservation_id}/capture",
+    tag=_TAG,
+    summary="Turn what is held, or part of it, into a charge",
+    permissions=(PERMISSION,),
+    body=CaptureBody,
+    status=_CREATED,
+    answer=CapturedView,
+    codes=("not_found", "reservation_closed", *MONEY),
+    instead_of_a_key=OWN_KEY,
+    example={"request_id": "r-2-capture", "amount_micros": 31_000, "final": True},
+)
+async def capture(call: Call[Any, CaptureBody]) -> Reply:
+    """Turn what is held, or part of it, into a charge."""
+    body, ledger = call.body, call.ledger
+    command = CaptureReservation(
+        reservation_id=_id(call),
+        request_id=body.request_id,
+        base_micros=body.amount_micros,
+        final=body.final,
+    )
+    done = await ledger.execute(command, call.caller.asking)
+    outcome: CaptureOutcome = done.result
+    if outcome.code != VALID:
+        ledger.denied(outcome.key.id, outcome.code, body.request_id, body.amount_micros)
+        keyspace = ledger.state.keyspaces.get(outcome.key.keyspace_id)
+        raise use_refused(outcome.code, keyspace, outcome.refusal, position=done.position)
+    assert outcome.event is not None, "a capture that was granted is recorded"
+    prefix = ledger.position_prefix
+    view = CapturedView(
+        charge=charge_view(outcome.event, outcome.position, prefix),
+        reservation=reservation_view(outcome.reservation, prefix),
+        uncovered_micros=outcome.event.uncovered_micros,
+        position=format_position(prefix, outcome.position),
+        replayed=outcome.replayed,
+        quotas=quota_figures(outcome.quotas),
+        wallet=wallet_figures(outcome.wallet),
+    )
+    return Reply(view, _CREATED, position=outcome.position)
+
+
+@operation(
+    "POST",
+    "/v1/reservations/{reservation_id}/release",
+    tag=_TAG,
+    summary="Give back what is still held",
+    permissions=(PERMISSION,),
+    body=ReleaseBody,
+    answer=ReleasedView,
+    codes=("not_found", "reservation_closed"),
+    instead_of_a_key=OWN_KEY,
+)
+async def release(call: Call[Any, ReleaseBody]) -> Reply:
+    """Give back what is still held."""
+    ledger = call.ledger
+    command = ReleaseReservation(reservation_id=_id(call), request_id=call.body.request_id)
+    done = await ledger.execute(command, call.caller.asking)
+    outcome: ReleaseOutcome = done.result
+    prefix, held = ledger.position_prefix, outcome.reservation
+    view = ReleasedView(
+        reservation=reservation_view(held, prefix),
+        released_micros=outcome.released_micros,
+        position=format_position(prefix, outcome.position),
+        replayed=outcome.replayed,
+        quotas=quota_figures(quotas_of(ledger, ledger.state.keys.get(held.key_id), held.project_id)),
+        wallet=wallet_figures(outcome.wallet),
+    )
+    return Reply(view, position=outcome.position)
+
+
+def _id(call: Call[Any, Any]) -> str:
+    reservation_id = call.path["reservation_id"]
     if not is_id("rsv", reservation_id):
         raise NotFoundError("reservation", reservation_id)
+    return reservation_id
+
+
+ROUTES = [reserve, show_reservation, capture, release]

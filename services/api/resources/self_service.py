@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
-from domain.commands import Asking, RevokeSelf
-from domain.errors import LedgerError
+from domain.commands import UNSET, Asking, RevokeSelf, UnsetType
 from domain.events import Origin
-from domain.ids import format_position
 from domain.keys import Key
 from domain.quotas import quota_states
+from domain.state import State
 from keyledger_edge import (
+    IP_DENIED,
     MALFORMED,
     MISSING,
     NOT_FOUND,
     STATUS_OF_CODE,
     BadRequestError,
     KeyFacts,
+    RateLimitAnswer,
     Verdict,
     find_secret,
     fingerprint,
@@ -25,19 +27,70 @@ from keyledger_edge import (
     read_headers,
     state_of,
 )
-from services.api.answering.answers import Answer, json_answer, problem_answer, wire
-from services.api.answering.fencing import fence_at, outlast_fences
-from services.api.answering.money import quota_views, rate_views
-from services.api.answering.problems import TABLE, ProblemError, challenge, invalid, problem_body
-from services.api.answering.views import key_view
-from services.api.asking.requests import HotRequest
-from services.api.asking.secrets import SecretWatch
+from services.api.answering.fencing import fence_at
+from services.api.answering.money import QuotaFigures, quota_figures, rate_views
+from services.api.answering.problems import TABLE, ProblemError, challenge
+from services.api.answering.views import Micros, Position, View, key_view
+from services.api.asking.call import Call
 from services.api.asking.traces import user_agent_of
-from services.api.asking.uses import MAX_SECRET_LENGTH, read_revoke_self
-from services.api.resources.checking import Checker, view_of_keyspace
-from services.ledger.ledger import Ledger
+from services.api.asking.uses import MAX_SECRET_LENGTH, RevokeSelfBody
+from services.api.operations import Query, Reply, operation
+from services.api.resources.checking import view_of_keyspace
+from services.ledger.fence import FenceResult
 
-_UNAUTHORIZED = 401
+_TAG: Final = "Self"
+_UNAUTHORIZED: Final = 401
+_REFUSALS: Final = (
+    MISSING, MALFORMED, NOT_FOUND, "revoked", "expired", "rotated", "disabled", "organization_suspended",
+    IP_DENIED, "ambiguous_credentials",
+)  # fmt: skip
+_PLATFORMS_OWN: Final = frozenset(
+    {"metadata", "tags", "created_by", "bound_keyspace_id", "imported", "deleted"}
+)
+"""What the platform or the customer's administrators noted about the key is not its holder's to read."""
+
+
+class SelfQuery(Query, frozen=True, kw_only=True):
+    """Whose secret it is; it may also stand where the keyspace takes secrets in a query."""
+
+    keyspace_id: str | None = None
+
+
+class RevokeSelfQuery(SelfQuery, frozen=True, kw_only=True):
+    """The same, and whether to wait."""
+
+    fence: bool = True
+    """Answer once no edge can accept the key any more; false: 202 right after the commit."""
+
+
+class WalletLeft(View, frozen=True, kw_only=True):
+    """What is left in the organization's wallet."""
+
+    currency: str
+    available_micros: Micros
+
+
+class SelfView(View, frozen=True, kw_only=True):
+    """What an ordinary key is, and what is left."""
+
+    key: dict[str, Any]
+    key_id: str
+    organization_id: str | None
+    code: str
+    """The verdict on it right now."""
+    quotas: list[QuotaFigures]
+    wallet: WalletLeft | None
+    wallet_available_micros: Micros | None
+    rate_limits: list[RateLimitAnswer]
+    position: Position
+
+
+class RevokedSelfView(View, frozen=True, kw_only=True):
+    """A key that its holder has killed."""
+
+    key: dict[str, Any]
+    position: Position
+    fence: FenceResult | UnsetType = UNSET
 
 
 class _Shown(NamedTuple):
@@ -47,134 +100,137 @@ class _Shown(NamedTuple):
     facts: KeyFacts
 
 
-class SelfService:
-    """Free: counts against no limit."""
+def _where_secrets_stand(state: State) -> Callable[[str], bool]:
+    """Parameters in which a keyspace takes secrets are no mistakes."""
+    taken = {
+        location.removeprefix("query:")
+        for keyspace in state.keyspaces.values()
+        for location in keyspace.credential_locations
+        if location.startswith("query:")
+    }
+    return taken.__contains__
 
-    def __init__(self, ledger: Ledger, checker: Checker, watch: SecretWatch) -> None:
-        self._ledger = ledger
-        self._checker = checker
-        self._watch = watch
 
-    async def show(self, request: HotRequest) -> Answer:
-        """What the key is, and what is left of it."""
-        ledger = self._ledger
-        if not ledger.confirmed:
-            ledger.must_own()
-        shown = self._shown(request)
-        if not isinstance(shown, _Shown):
-            return _refused(shown, request.request_id)
-        facts, now = shown.facts, max(ledger.clock.now(), ledger.state.at)
-        code = state_of(facts, now)
-        if code is None and facts.allowed_ips and not ip_allowed(facts.allowed_ips, request.peer):
-            code = "ip_denied"
-        if code is not None:
-            return _refused(code, request.request_id)
-        return json_answer(200, self._view(ledger.state.keys[facts.key_id], facts, now))
+@operation(
+    "GET",
+    "/v1/self",
+    tag=_TAG,
+    summary="What is my key, and what is left?",
+    description="With an ordinary key's own secret, where its keyspace expects it. Free: counts nowhere.",
+    query=SelfQuery,
+    other_parameters=_where_secrets_stand,
+    answer=SelfView,
+    codes=_REFUSALS,
+)
+async def show_self(call: Call[SelfQuery, Any]) -> Reply:
+    """What the key is, and what is left of it."""
+    ledger = call.ledger
+    if not ledger.confirmed:
+        ledger.must_own()
+    facts, now = _shown(call).facts, call.now
+    code = state_of(facts, now)
+    if code is None and facts.allowed_ips and not ip_allowed(facts.allowed_ips, call.peer):
+        code = IP_DENIED
+    if code is not None:
+        raise _refused(code)
+    key, state = ledger.state.keys[facts.key_id], ledger.state
+    wallet = state.wallets.get(key.organization_id or "")
+    available = None if wallet is None else wallet.balance - wallet.reserved
+    rates = ledger.limiter.peek(key.id, facts.rate_limits, None) if facts.rate_limits else ()
+    view = SelfView(
+        key=_own_view(call, key, now),
+        key_id=key.id,
+        organization_id=key.organization_id,
+        code="valid",
+        quotas=quota_figures(quota_states(state, key, now)),
+        wallet=None
+        if wallet is None
+        else WalletLeft(currency=wallet.currency, available_micros=wallet.balance - wallet.reserved),
+        wallet_available_micros=available,
+        rate_limits=rate_views(rates),
+        position=call.place(state.head),
+    )
+    return Reply(view, position=state.head)
 
-    def _view(self, key: Key, facts: KeyFacts, now: int) -> dict[str, Any]:
-        ledger = self._ledger
-        state = ledger.state
-        view = key_view(key, state, now, ledger.last_used_at(key.id), ledger.position_prefix)
-        told = {name: getattr(view, name) for name in view.__struct_fields__ if name not in _PLATFORMS_OWN}
-        wallet = state.wallets.get(key.organization_id or "")
-        rates = ledger.limiter.peek(key.id, facts.rate_limits, None) if facts.rate_limits else ()
-        return {
-            "key": told,
-            "key_id": key.id,
-            "organization_id": key.organization_id,
-            "code": "valid",
-            "quotas": quota_views(quota_states(state, key, now)),
-            "wallet": None
-            if wallet is None
-            else {"currency": wallet.currency, "available_micros": wallet.balance - wallet.reserved},
-            "wallet_available_micros": None if wallet is None else wallet.balance - wallet.reserved,
-            "rate_limits": rate_views(rates),
-            "position": format_position(ledger.position_prefix, state.head),
-        }
 
-    async def revoke(self, request: HotRequest) -> Answer:
-        """Whoever holds the secret may kill the key; answers once no edge accepts it any more."""
-        wait = _wants_fence(request)
-        body = read_revoke_self(request.body)
-        self._watch.refuse(body.reason, "reason")
-        shown = self._shown(request)
-        if not isinstance(shown, _Shown):
-            return _refused(shown, request.request_id)
-        ledger = self._ledger
-        key_id = shown.facts.key_id
-        user_agent = user_agent_of(request.scope["headers"], self._watch.redactor)
-        origin = Origin(ip=request.peer, user_agent=user_agent, request_id=request.request_id)
-        asking = Asking(actor=key_id, organization_id=shown.facts.organization_id, origin=origin)
-        command = RevokeSelf(fingerprint=fingerprint(shown.secret), reason=body.reason)
+@operation(
+    "POST",
+    "/v1/self/revoke",
+    tag=_TAG,
+    summary="Kill my key",
+    description="Whoever holds a secret may kill its key. Answers once no edge accepts it any more.",
+    query=RevokeSelfQuery,
+    other_parameters=_where_secrets_stand,
+    body=RevokeSelfBody,
+    answer=RevokedSelfView,
+    codes=_REFUSALS,
+    instead_of_a_key="a key is killed once, and stays dead",
+)
+async def revoke_self(call: Call[RevokeSelfQuery, RevokeSelfBody]) -> Reply:
+    """Kill the key whose secret is shown."""
+    ledger, wait = call.ledger, call.query.fence
+    shown = _shown(call)
+    key_id = shown.facts.key_id
+    user_agent = user_agent_of(call.scope["headers"], call.api.redactor)
+    origin = Origin(ip=call.peer, user_agent=user_agent, request_id=call.request_id)
+    asking = Asking(actor=key_id, organization_id=shown.facts.organization_id, origin=origin)
+    command = RevokeSelf(fingerprint=fingerprint(shown.secret), reason=call.body.reason)
+    done = await ledger.execute(command, asking)
+    key = _own_view(call, ledger.state.keys[key_id], call.now)
+    assert done.fence_position is not None, "whoever revokes, is told of a fence"
+    fence = await fence_at(ledger, done.fence_position, wait=wait)
+    view = RevokedSelfView(key=key, position=call.place(done.position), fence=fence)
+    return Reply(view, 200 if fence.held and wait else 202, position=done.position)
+
+
+def _own_view(call: Call[Any, Any], key: Key, now: int) -> dict[str, Any]:
+    ledger = call.ledger
+    view = key_view(key, ledger.state, now, ledger.last_used_at(key.id), call.prefix)
+    return {name: getattr(view, name) for name in view.__struct_fields__ if name not in _PLATFORMS_OWN}
+
+
+def _shown(call: Call[Any, Any]) -> _Shown:
+    """The one secret that the request shows in any keyspace's manner. Raises what is wrong with it.
+
+    Every keyspace's shape is tried at the places where that keyspace takes secrets; of one alone,
+    when the request names it.
+    """
+    headers = read_headers(call.scope["headers"])
+    query: bytes = call.scope["query_string"]
+    parameters = parse_qs(query.decode("latin-1"), max_num_fields=100) if query else {}
+    found: dict[str, _Shown | str] = {}
+    something = False
+    only = parameters.get("keyspace_id")
+    for keyspace in call.ledger.state.keyspaces.values():
+        if keyspace.builtin or (only is not None and keyspace.id not in only):
+            continue
         try:
-            done = await ledger.execute(command, asking)
-        except LedgerError as refusal:
-            if wait:
-                await outlast_fences(ledger, refusal)
-            raise
-        now = max(ledger.clock.now(), ledger.state.at)
-        told = self._view(ledger.state.keys[key_id], shown.facts, now)
-        assert done.fence_position is not None, "whoever revokes, is told of a fence"
-        fence = await fence_at(ledger, done.fence_position, wait=wait)
-        answer: dict[str, Any] = {
-            "key": told["key"],
-            "position": format_position(ledger.position_prefix, done.position),
-            "fence": fence,
-        }
-        return json_answer(200 if fence.held and wait else 202, answer)
-
-    # -- finding the secret
-
-    def _shown(self, request: HotRequest) -> _Shown | str:
-        """The one secret that the request shows in any keyspace's manner, or the code of what is wrong.
-
-        Every keyspace's shape is tried at the places where that keyspace takes secrets; of one alone,
-        when the request names it.
-        """
-        headers = read_headers(request.scope["headers"])
-        query: bytes = request.scope["query_string"]
-        parameters = parse_qs(query.decode("latin-1"), max_num_fields=100) if query else {}
-        found: dict[str, _Shown | str] = {}
-        something = False
-        only = parameters.get("keyspace_id")
-        for keyspace in self._ledger.state.keyspaces.values():
-            if keyspace.builtin or (only is not None and keyspace.id not in only):
-                continue
-            try:
-                secret = find_secret(headers, parameters, view_of_keyspace(keyspace))
-            except BadRequestError as error:
-                raise ProblemError(error.code, str(error)) from None
-            if secret is None:
-                continue
-            something = True
-            if len(secret) > MAX_SECRET_LENGTH or not keyspace.shape.looks_right(secret):
-                continue
-            facts = self._checker.find(secret, keyspace, None)
-            if not isinstance(facts, Verdict):
-                found[secret] = _Shown(secret, facts)
-            elif not isinstance(found.get(secret), _Shown):
-                found[secret] = NOT_FOUND if facts.code == NOT_FOUND else found.get(secret, MALFORMED)
-        if len(found) > 1:
-            raise ProblemError("ambiguous_credentials", "The request shows two different secrets; show one.")
-        if found:
-            return next(iter(found.values()))
-        return MALFORMED if something else MISSING
+            secret = find_secret(headers, parameters, view_of_keyspace(keyspace))
+        except BadRequestError as error:
+            raise ProblemError(error.code, str(error)) from None
+        if secret is None:
+            continue
+        something = True
+        if len(secret) > MAX_SECRET_LENGTH or not keyspace.shape.looks_right(secret):
+            continue
+        facts = call.api.checker.find(secret, keyspace, None)
+        if not isinstance(facts, Verdict):
+            found[secret] = _Shown(secret, facts)
+        elif not isinstance(found.get(secret), _Shown):
+            found[secret] = NOT_FOUND if facts.code == NOT_FOUND else found.get(secret, MALFORMED)
+    if len(found) > 1:
+        raise ProblemError("ambiguous_credentials", "The request shows two different secrets; show one.")
+    only_one = next(iter(found.values()), MALFORMED if something else MISSING)
+    if isinstance(only_one, _Shown):
+        return only_one
+    raise _refused(only_one)
 
 
-_PLATFORMS_OWN = frozenset({"metadata", "tags", "created_by", "bound_keyspace_id", "imported", "deleted"})
-"""What the platform or the customer's administrators noted about the key is not its holder's to read."""
-
-
-def _wants_fence(request: HotRequest) -> bool:
-    query: bytes = request.scope["query_string"]
-    values = parse_qs(query.decode("latin-1")).get("fence", ["true"])
-    if values[-1] not in ("true", "false"):
-        raise invalid("fence", "true or false")
-    return values[-1] == "true"
-
-
-def _refused(code: str, request_id: str) -> Answer:
+def _refused(code: str) -> ProblemError:
     status = STATUS_OF_CODE[code]
     title = TABLE[code].title if code != NOT_FOUND else "There is no such key"
-    headers = wire(challenge(None if code == MISSING else "invalid_token")) if status == _UNAUTHORIZED else []
-    return problem_answer(problem_body(code, f"{title}.", request_id, status=status), status, code, headers)
+    headers = challenge(None if code == MISSING else "invalid_token") if status == _UNAUTHORIZED else {}
+    return ProblemError(code, f"{title}.", status=status, headers=headers)
+
+
+ROUTES = [show_self, revoke_self]

@@ -21,8 +21,9 @@ from projections.usage import (
 )
 from services.api.answering.problems import invalid
 from services.api.answering.views import Micros, Position, Time, View
+from services.api.asking.call import Call
 from services.api.asking.fields import When, instant_at
-from services.api.operations import Call, Query, Reply, operation
+from services.api.operations import Query, Reply, operation
 
 _TAG: Final = "Usage"
 _HOUR: Final = DAY // 24

@@ -15,18 +15,15 @@ from domain.ids import format_position
 from domain.instants import to_text
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, Refusal, levels_of, states_of
-from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict
-from services.api.answering.answers import Answer, encode, json_answer, raw_answer
-from services.api.answering.money import charge_view, quota_views, rate_views, refusal_view, reserved_view
+from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict, VerifyAnswer
+from services.api.answering.answers import Answer, encode, json_answer, results_answer
+from services.api.answering.money import charge_view, quota_figures, rate_views, refusal_view, reserved_view
 from services.api.answering.problems import ProblemError
-from services.api.asking.callers import Caller, Callers
-from services.api.asking.requests import HotRequest
-from services.api.asking.uses import (
-    VerifyBody,
-    read_verify,
-    read_verify_batch,
-    use_of,
-)
+from services.api.answering.views import ResultsView
+from services.api.asking.call import Call
+from services.api.asking.callers import Caller
+from services.api.asking.uses import VerifyBatchBody, VerifyBody, use_of
+from services.api.operations import OWN_KEY, operation
 from services.api.resources.checking import Checker, Shortfall
 from services.api.resources.metering import Metering, asked
 from services.ledger.errors import RefusedLatelyError
@@ -35,7 +32,6 @@ from services.ledger.ledger import Ledger
 _FORGET_AT = 50_000
 _VALID, _NO = b'{"valid":true,"code":"valid",', b'{"valid":false,"code":'
 _NOBODY = {code: b'%b"%b"' % (_NO, code.encode()) for code in STATUS_OF_CODE}
-_MAY_ASK = ("verify", "edges:connect")
 _MAY_SPEND = frozenset({"verify", "charges:write"})
 
 
@@ -47,20 +43,18 @@ class Verify:
     with `edges:connect`, and needs one of the two where money moves.
     """
 
-    def __init__(self, ledger: Ledger, callers: Callers, checker: Checker, metering: Metering) -> None:
+    def __init__(self, ledger: Ledger, checker: Checker, metering: Metering) -> None:
         self._ledger = ledger
         self._state = ledger.state
-        self._callers = callers
         self._checker = checker
         self._metering = metering
         self._described: dict[int, tuple[KeyFacts, bytes]] = {}
         self._written = (-1, b"")
         ledger.at_new_epoch.append(self._forget_position)
 
-    def one(self, request: HotRequest) -> Answer | Awaitable[Answer]:
+    def one(self, call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
         """One question; only a use with a cost has to wait."""
-        caller = self._callers.authenticate_any(request.authorization, _MAY_ASK, request.peer)
-        body = read_verify(request.body)
+        caller, body = call.caller, call.body
         use = use_of(body, permissions=body.permissions, ip=body.ip)
         keyspace = self._metering.keyspace_of(caller, body.keyspace_id)
         if body.cost_micros is not None or body.reserve_micros is not None:
@@ -72,27 +66,22 @@ class Verify:
             organization_id=caller.organization_id,
             request_id=body.request_id,
         )
-        return raw_answer(200, self._said(verdict, use), verdict.code)
+        return json_answer(200, self._said(verdict, use), self._state.head, verdict.code)
 
     async def _one_with_cost(self, body: VerifyBody, use: Use, keyspace: Keyspace, caller: Caller) -> Answer:
-        answer = await self._with_cost(body, use, keyspace, caller)
-        return json_answer(200, answer, answer["code"])
+        outcome, position = await self._with_cost(body, use, keyspace, caller)
+        told = encode(verdict_of(outcome, position, self._ledger.position_prefix))
+        return json_answer(200, told, position, outcome.code)
 
-    async def batch(self, request: HotRequest) -> Answer:
+    async def batch(self, call: Call[Any, list[VerifyBody | ProblemError]]) -> Answer:
         """Many questions, answered in order, each on its own."""
-        caller = self._callers.authenticate_any(request.authorization, _MAY_ASK, request.peer)
-        items = read_verify_batch(request.body)
-        results = await asyncio.gather(
-            *(self._item(one, index, caller, request.request_id) for index, one in enumerate(items))
-        )
-        position = format_position(self._ledger.position_prefix, self._ledger.state.head)
-        return raw_answer(
-            200, b'{"results":[' + b",".join(results) + b'],"position":' + encode(position) + b"}"
-        )
+        results = await asyncio.gather(*(self._item(call, index) for index in range(len(call.body))))
+        return results_answer(call, results)
 
-    async def _item(self, body: VerifyBody | Exception, index: int, caller: Caller, request_id: str) -> bytes:
+    async def _item(self, call: Call[Any, list[VerifyBody | ProblemError]], index: int) -> bytes:
+        body, caller = call.body[index], call.caller
         try:
-            if isinstance(body, Exception):
+            if isinstance(body, ProblemError):
                 raise body  # noqa: TRY301  # it is answered as if it had been raised alone
             use = use_of(body, permissions=body.permissions, ip=body.ip)
             keyspace = self._metering.keyspace_of(caller, body.keyspace_id)
@@ -105,11 +94,12 @@ class Verify:
                     request_id=body.request_id,
                 )
                 return self._said(verdict, use)
-            return encode(await self._with_cost(body, use, keyspace, caller))
+            outcome, position = await self._with_cost(body, use, keyspace, caller)
+            return encode(verdict_of(outcome, position, self._ledger.position_prefix))
         except RefusedLatelyError:
             raise  # The whole batch is sent once more; what was granted of it is a replay then.
         except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
-            return self._metering.watch.error_answer(error, f"{request_id}.{index}").body
+            return call.api.refusals.answer(error, f"{call.request_id}.{index}").body
 
     # -- without a cost
 
@@ -147,7 +137,7 @@ class Verify:
             levels = levels_of(state, key, use.project_id)
             if levels:
                 quotas = states_of(state, levels, max(self._ledger.clock.now(), state.at))
-                told = b',"quotas":%b%b' % (encode(quota_views(quotas)), told)
+                told = b',"quotas":%b%b' % (encode(quota_figures(quotas)), told)
         if verdict.rate_limits:
             told += b',"rate_limits":' + encode(rate_views(verdict.rate_limits))
         if isinstance(verdict, Shortfall):
@@ -165,7 +155,7 @@ class Verify:
 
     async def _with_cost(
         self, body: VerifyBody, use: Use, keyspace: Keyspace, caller: Caller
-    ) -> dict[str, Any]:
+    ) -> tuple[UseOutcome, int]:
         if body.cost_micros is not None and body.reserve_micros is not None:
             raise InvalidError("reserve_micros", "a use is charged or reserved, not both")
         if not caller.permissions & _MAY_SPEND:
@@ -174,7 +164,7 @@ class Verify:
                 "A use with a cost needs a root key with verify or charges:write.",
                 permission="charges:write",
             )
-        outcome, position = await self.meter(
+        return await self.meter(
             body.secret,
             use,
             keyspace,
@@ -184,7 +174,6 @@ class Verify:
             request_id=body.request_id,
             metadata=body.metadata,
         )
-        return verdict_of(outcome, position, self._ledger.position_prefix)
 
     async def meter(
         self,
@@ -260,10 +249,49 @@ def _add_figures(
     refusal: Refusal | None,
 ) -> None:
     if quotas:
-        answer["quotas"] = quota_views(quotas)
+        answer["quotas"] = quota_figures(quotas)
     if wallet is not None:
         answer["wallet_available_micros"] = wallet.balance - wallet.reserved
     if rates:
         answer["rate_limits"] = rate_views(rates)
     if refusal is not None:
         answer["refusal"] = refusal_view(refusal)
+
+
+@operation(
+    "POST",
+    "/v1/verify",
+    tag="Verify",
+    summary="Is this secret good for this use?",
+    description="200 whenever the question was well formed: `valid` and `code` are the answer.",
+    permissions=("verify", "edges:connect"),
+    quick=True,
+    body=VerifyBody,
+    answer=VerifyAnswer,
+    codes=("not_found",),
+    instead_of_a_key=OWN_KEY,
+    example={"secret": "acme_live_...", "model": "gpt-5"},
+)
+def verify(call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
+    """One verdict."""
+    return call.api.verify.one(call)
+
+
+@operation(
+    "POST",
+    "/v1/verify/batch",
+    tag="Verify",
+    summary="Check many secrets",
+    permissions=("verify", "edges:connect"),
+    quick=True,
+    body=VerifyBatchBody,
+    items=VerifyBody,
+    answer=ResultsView,
+    instead_of_a_key=OWN_KEY,
+)
+def verify_many(call: Call[Any, Any]) -> Awaitable[Answer]:
+    """Many verdicts."""
+    return call.api.verify.batch(call)
+
+
+ROUTES = [verify, verify_many]

@@ -14,9 +14,10 @@ from domain.instants import to_text
 from domain.state import Books
 from projections.statements import StatementLine, list_statement
 from services.api.answering.views import Micros, Position, Time, View, WalletView, wallet_view
+from services.api.asking.call import Call
 from services.api.asking.fields import Amount, Body, Reason, SignedAmount
 from services.api.lists import Paging, read_page
-from services.api.operations import Call, Reply, operation
+from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out
 from services.ledger.fence import FenceResult
 

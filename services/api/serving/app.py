@@ -1,34 +1,35 @@
-"""The management API as an application: routes, the guard in front of them, problems, logs."""
+"""The API as an application: its routes, what their handlers use, the door, the router, the front."""
 
 from __future__ import annotations
 
-import logging
-import traceback
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
-import msgspec
-import structlog
 from litestar import Litestar, Request, Response
-from litestar.datastructures import State as AppState
 from litestar.exceptions import HTTPException, InternalServerException
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import Message, Scope
+from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
 
-from services.api.answering.problems import PROBLEM_JSON, FieldError, Problem, headers_of, problem, problem_of
+from services.api.answering.problems import ProblemError
+from services.api.answering.refusals import Refusals
+from services.api.answering.streams import Streams
+from services.api.asking.call import MAX_BODY_BYTES, Call
+from services.api.asking.call import Send as OurSend
 from services.api.asking.callers import Callers
-from services.api.asking.gate import Gate
-from services.api.asking.traces import Redactor, shown_path, trace_of
+from services.api.asking.secrets import Redactor
 from services.api.description import schema
-from services.api.description.hot_operations import OPERATIONS
 from services.api.description.schema import Description
-from services.api.operations import Api, Operation, Reader, elapsed_ms
+from services.api.door import Door
+from services.api.operations import Api, Operation, Reader
 from services.api.resources import (
     audit,
+    charges,
     edges,
     events,
+    explain,
     fences,
+    forward_auth,
     health,
     key_imports,
     keys,
@@ -39,15 +40,19 @@ from services.api.resources import (
     plans,
     projects,
     requests,
+    reservations,
+    self_service,
     usage,
+    verify,
     wallets,
 )
-from services.api.resources.streams import Streams
+from services.api.resources.checking import Checker
+from services.api.resources.metering import Metering
+from services.api.serving.forwarding import Forwarder
+from services.api.serving.front import CALL, Front
 from services.ledger.feed import Feed, Looking
 from services.ledger.ledger import Ledger
 from services.ledger.tail import Wakeups
-
-log: Final = structlog.get_logger()
 
 _RESOURCES: Final = (
     keyspaces,
@@ -67,153 +72,145 @@ _RESOURCES: Final = (
     health,
     metrics,
     schema,
+    verify,
+    forward_auth,
+    charges,
+    reservations,
+    self_service,
+    explain,
 )
-ROUTES: Final[tuple[HTTPRouteHandler, ...]] = tuple(
-    route for resource in _RESOURCES for route in resource.ROUTES
-)
+ROUTES: Final[tuple[Operation, ...]] = tuple(route for resource in _RESOURCES for route in resource.ROUTES)
 
-_CODE_OF_STATUS: Final = {
+_PROBLEM_OF_STATUS: Final = {
     400: ("invalid_request", "The request cannot be read."),
     404: ("not_found", "There is no such path."),
     405: ("method_not_allowed", "This path does not take this method."),
-    413: ("body_too_large", "The body is larger than this path takes."),
 }
-_SERVER_ERROR: Final = 500
 
 
 def build_app(
     ledger: Ledger,
     reader: Reader,
     *,
+    forwarder: Forwarder | None = None,
     source: str = "urn:keyledger",
     wakeups: Wakeups | None = None,
     published: Callable[[], int | None] = lambda: None,
     nats_reachable: Callable[[], bool] = lambda: True,
     trusted_proxies: tuple[str, ...] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+    log_granted: bool = False,
     streams: Streams | None = None,
-    more_routes: tuple[HTTPRouteHandler, ...] = (),
-) -> Litestar:
-    """The management API beside a ledger.
+    more_routes: tuple[Operation, ...] = (),
+) -> Front:
+    """The API beside a ledger.
 
-    `source` is where its events come from (a CloudEvents source); `wakeups` tell streams of events
-    that there are more, and `streams` bounds these; `published` is how far NATS is, as far as is known;
-    `nats_reachable` whether it answers; `more_routes` are those of other parts, and
-    `app.state.api.registry` is where these may register what they count.
+    `forwarder` passes on what another process answers; `source` is where its events come from (a
+    CloudEvents source); `wakeups` tell streams of events that there are more, and `streams` bounds these;
+    `published` is how far NATS is, as far as is known, `nats_reachable` whether it answers; `trusted_proxies`
+    are networks (or `unix`) whose X-Forwarded-For is believed; `log_granted`: a line in the log for each
+    quick request that was granted, too; `more_routes` are those of other parts, and `api.registry` is where
+    these may register what they count.
     """
+    routes = (*ROUTES, *more_routes)
     redactor = Redactor(ledger.state, lambda: ledger.confirmed)
+    callers, checker, metering = Callers(ledger), Checker(ledger, redactor), Metering(ledger)
+    verifying = verify.Verify(ledger, checker, metering)
+    streams = streams or Streams()
     registry = CollectorRegistry()
     registry.register(metrics.LedgerFigures(ledger, reader, published, nats_reachable))
-    streams = streams or Streams()
     registry.register(streams)
-    feed = Feed(
-        reader.events,
-        lambda: ledger.state.head,
-        wakeups or Looking(lambda: ledger.state.head),
-        partition=ledger.partition,
-        epoch=lambda: ledger.epoch,
-        source=source,
-    )
     api = Api(
         ledger=ledger,
         reader=reader,
         redactor=redactor,
         registry=registry,
-        description=Description(operations_of((*ROUTES, *more_routes))),
-        feed=feed,
+        description=Description(routes),
+        feed=Feed(
+            reader.events,
+            lambda: ledger.state.head,
+            wakeups or Looking(lambda: ledger.state.head),
+            partition=ledger.partition,
+            epoch=lambda: ledger.epoch,
+            source=source,
+        ),
         streams=streams,
         nats_reachable=nats_reachable,
+        refusals=Refusals(redactor),
+        callers=callers,
+        checker=checker,
+        metering=metering,
+        verify=verifying,
+        forward_auth=forward_auth.ForwardAuth(
+            ledger,
+            callers,
+            redactor,
+            checker=checker,
+            verify=verifying,
+            metering=metering,
+            trusted_proxies=trusted_proxies,
+        ),
+        trusted_proxies=trusted_proxies,
+        max_body_bytes=max_body_bytes,
+        log_granted=log_granted,
     )
-    gate = Gate(ledger, Callers(ledger), redactor, trusted_proxies)
+    door = Door(api)
+    registry.register(door.counts)
+    return Front(door, _router(door, routes), routes, forwarder)
+
+
+def _router(door: Door, routes: Iterable[Operation]) -> Any:
+    """Litestar finds the route of what need not be quick, and says where there is none."""
+
+    def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        call = _call_in(request.scope)
+        answer = door.refuse(call, _told_of(error))
+        door.end(call, answer)
+        headers = {name.decode(): value.decode("latin-1") for name, value in answer.headers}
+        media_type = headers.pop("content-type")
+        del headers["content-length"]
+        return Response(answer.body, status_code=answer.status, headers=headers, media_type=media_type)
+
     return Litestar(
-        [*ROUTES, *more_routes],
-        guards=[gate.guard],
-        exception_handlers={Exception: _as_problem, HTTPException: _as_problem},
-        before_send=[_Observer(redactor, metrics.Answers(registry))],
-        state=AppState({"api": api}),
-        openapi_config=None,  # services/api/description/schema.py writes it, hot paths included
+        [_route(door, one) for one in routes],
+        exception_handlers={Exception: refuse, HTTPException: refuse},
+        openapi_config=None,  # services/api/description writes it
         logging_config=None,
         debug=False,
         include_in_schema=False,
     )
 
 
-def operations_of(routes: Iterable[HTTPRouteHandler]) -> tuple[Operation, ...]:
-    """What these routes and the hot paths do."""
-    return (*(route.opt["operation"] for route in routes), *OPERATIONS)
+def _route(door: Door, operation: Operation) -> HTTPRouteHandler:
+    async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
+        await door.serve(_call_in(scope), operation, cast(OurSend, send))
+
+    async def handle(request: Request[Any, Any, Any]) -> ASGIApp:
+        _call_in(request.scope).path = request.path_params
+        return answer
+
+    handle.__name__ = handle.__qualname__ = operation.name
+    return HTTPRouteHandler(
+        operation.route_path,
+        http_method=[operation.method],  # type: ignore[list-item]  # a method's name
+        status_code=operation.status,
+        include_in_schema=False,
+        name=operation.name,
+    )(handle)
 
 
-class _Observer:
-    """Puts the trace id on every answer, and writes one line for each."""
-
-    def __init__(self, redactor: Redactor, answers: metrics.Answers) -> None:
-        self._redactor = redactor
-        self._answers = answers
-
-    async def __call__(self, message: Message, scope: Scope) -> None:
-        if message["type"] != "http.response.start":
-            return
-        trace = trace_of(scope, self._redactor)
-        names = {name.lower() for name, _ in message["headers"]}
-        if b"x-request-id" not in names:
-            message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
-        method, status = str(scope.get("method", "")), message["status"]
-        self._answers.count(scope.get("path_template") or "other", method, status)
-        level = logging.WARNING if status >= _SERVER_ERROR else logging.INFO
-        log.log(
-            level,
-            "request",
-            method=method,
-            path=shown_path(scope["path"], self._redactor),
-            status=status,
-            code=trace.code,
-            caller=trace.caller_id,
-            request_id=trace.request_id,
-            ms=elapsed_ms(trace),
-        )
+def _call_in(scope: Scope) -> Call[Any, Any]:
+    """The call that the front has made of a request."""
+    return cast(Call[Any, Any], cast(dict[str, Any], scope)[CALL])
 
 
-def _as_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    api: Api = request.app.state.api
-    trace = trace_of(request.scope, api.redactor)
-    headers = headers_of(error)
-    found = problem_of(error, trace.request_id)
-    if found is None and isinstance(error, HTTPException) and error.status_code in _CODE_OF_STATUS:
-        headers = {**headers, **_allowed(error)}
-        found = problem(*_CODE_OF_STATUS[error.status_code], trace.request_id)
-    if found is None and isinstance(error, InternalServerException):
+def _told_of(error: Exception) -> Exception:
+    """What the router raises, as our own error; a stranger's stays what it is."""
+    if isinstance(error, InternalServerException):
         # The client hung up while it was sending: nobody hears this.
-        found = problem("invalid_request", "The request was not sent whole.", trace.request_id)
-    if found is None:
-        log.error(
-            "request.failed",
-            request_id=trace.request_id,
-            error=api.redactor.redact("".join(traceback.format_exception(error))),
-        )
-        detail = "This is our fault; the log has more under the request id."
-        found = problem("internal_error", detail, trace.request_id)
-    trace.code = found.code
-    return Response(
-        _without_secrets(found, api.redactor),
-        status_code=found.status,
-        media_type=PROBLEM_JSON,
-        headers={"Cache-Control": "no-store", **headers},
-    )
-
-
-def _allowed(error: HTTPException) -> dict[str, str]:
-    given = {name.lower(): value for name, value in (error.headers or {}).items()}
-    return {"Allow": given["allow"]} if "allow" in given else {}
-
-
-def _without_secrets(found: Problem, redactor: Redactor) -> bytes:
-    """What a client sent may be repeated in a problem, but never a secret."""
-    return msgspec.json.encode(
-        msgspec.structs.replace(
-            found,
-            detail=redactor.redact(found.detail),
-            errors=tuple(
-                FieldError(field=redactor.redact(one.field), message=redactor.redact(one.message))
-                for one in found.errors
-            ),
-        )
-    )
+        return ProblemError("invalid_request", "The request was not sent whole.")
+    if isinstance(error, HTTPException) and error.status_code in _PROBLEM_OF_STATUS:
+        code, detail = _PROBLEM_OF_STATUS[error.status_code]
+        given = {name.lower(): value for name, value in (error.headers or {}).items()}
+        return ProblemError(code, detail, headers={"Allow": given["allow"]} if "allow" in given else {})
+    return error

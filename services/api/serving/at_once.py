@@ -17,7 +17,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from services.api.asking.requests import HUNG_UP
+from services.api.asking.call import HUNG_UP
 from services.api.serving.bounded import BODY, HEADERS, SLICE, WHOLE, BoundedProtocol
 
 FRAGMENT: Final = "keyledger.fragment"

@@ -17,8 +17,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
-from services.api.answering.problems import PROBLEM_JSON, TABLE, problem_body
-from services.api.asking.requests import new_request_id
+from services.api.answering.answers import encode
+from services.api.answering.problems import PROBLEM_JSON, TABLE, problem
+from services.api.asking.call import new_request_id
 from services.api.serving.connections import (
     GAVE_WAY,
     LARGE_HEADERS,
@@ -418,7 +419,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 def _answer(status: int, code: str, detail: str, more: bytes = b"") -> bytes:
     request_id = new_request_id()
-    body = problem_body(code, detail, request_id)
+    body = encode(problem(code, detail, request_id))
     return b"".join((
         STATUS_LINE[status],
         b"content-type: ", PROBLEM_JSON.encode(), b"\r\n",

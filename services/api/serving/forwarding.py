@@ -21,9 +21,9 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from services.api.answering.answers import Answer, error_answer
+from services.api.answering.answers import Answer
 from services.api.answering.problems import REFUSED_LATELY, ProblemError
-from services.api.asking.requests import ClientGoneError, HotRequest, Send
+from services.api.asking.call import Call, ClientGoneError, Send
 from services.ledger.errors import (
     CannotAnswerError,
     NotOwnerHereError,
@@ -139,7 +139,7 @@ class _OldMarkError(NotOwnerHereError):
         self.clock = clock
 
 
-Here = Callable[[HotRequest, Send], Awaitable[None]]
+Here = Callable[[Call[Any, Any], Send], Awaitable[None]]
 
 
 class Forwarder:
@@ -178,14 +178,14 @@ class Forwarder:
 
     # -- proof of where a request came from
 
-    def _signed(self, request: HotRequest, at: int, rest: str) -> str | None:
+    def _signed(self, request: Call[Any, Any], at: int, rest: str) -> str | None:
         key = self._key()
         if key is None:
             return None
         text = f"{at}\n{request.scope['method']}\n{_target(request)}\n{rest}"
         return hmac.new(key, text.encode("utf-8", "surrogateescape"), sha256).hexdigest()
 
-    def _mark(self, request: HotRequest, owner: OwnerAt, at: int) -> str | None:
+    def _mark(self, request: Call[Any, Any], owner: OwnerAt, at: int) -> str | None:
         """What to say of it to the owner; None while the key is not known that it is sealed with."""
         client = request.scope.get("client")
         past = request.waited_past if request.refused_in == owner.tenure else 0
@@ -193,7 +193,7 @@ class Forwarder:
         signature = self._signed(request, at, rest)
         return None if signature is None else f"2;{at};{signature};{rest}"
 
-    def admitted(self, request: HotRequest) -> Passed | None:
+    def admitted(self, request: Call[Any, Any]) -> Passed | None:
         """What another process says of it; None: no process of ours said this, it is a client's own.
 
         Raises NotOwnerHereError for a mark that was made for another owner, is old, or cannot be checked
@@ -226,7 +226,7 @@ class Forwarder:
 
     # -- passing on
 
-    async def forward(self, request: HotRequest, send: Send, here: Here) -> None:
+    async def forward(self, request: Call[Any, Any], send: Send, here: Here) -> None:
         """Answer a request through the owner, or here once this process owns the partition.
 
         Raises CannotAnswerError when neither is possible in time, ClientGoneError when nobody waits.
@@ -283,12 +283,12 @@ class Forwarder:
         self._known_until = time.monotonic() + _ADDRESS_SECONDS
         return self._known
 
-    async def _pass_on(self, request: HotRequest, owner: OwnerAt, send: Send) -> _Sent:
+    async def _pass_on(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> _Sent:
         sent = await self._pass_on_once(request, owner, send)
         # Its clock is known now, so at once, if the client still waits.
         return await self._pass_on_once(request, owner, send) if sent is _Sent.TOO_OLD else sent
 
-    async def _pass_on_once(self, request: HotRequest, owner: OwnerAt, send: Send) -> _Sent:
+    async def _pass_on_once(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> _Sent:
         # Looked at last of all: what a client that hung up had asked for must not be carried out late.
         request.must_be_waited_for()
         tenure, clock = self._clock
@@ -333,7 +333,7 @@ class Forwarder:
             return False
         return now is not None and now != owner
 
-    async def _ask(self, request: HotRequest, address: str, mark: str) -> aiohttp.ClientResponse:
+    async def _ask(self, request: Call[Any, Any], address: str, mark: str) -> aiohttp.ClientResponse:
         target = _target(request)
         method: str = request.scope["method"]
         headers: CIMultiDict[str] = CIMultiDict()
@@ -342,13 +342,13 @@ class Forwarder:
             if text not in _HOP_BY_HOP:
                 headers.add(text, _text(value))
         # The owner judges it: we may not have heard yet of the keyspace of a secret in it.
-        headers["X-Request-Id"] = request.given_id or request.request_id
+        headers["X-Request-Id"] = request.own_id or request.request_id
         headers[_FORWARDED] = mark
         return await self._connections().request(
             method,
             URL(address + target, encoded=True),
             headers=headers,
-            data=request.body or None,
+            data=request.data or None,
             allow_redirects=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
@@ -369,14 +369,14 @@ class Forwarder:
         return self._session
 
 
-def may_repeat(request: HotRequest) -> bool:
+def may_repeat(request: Call[Any, Any]) -> bool:
     """Is it harmless to carry this request out twice?"""
     if request.scope["method"] in _SAFE_METHODS:
         return True
     path: str = request.scope["path"]
     if path.startswith(_SAFE_PATHS):
         return True
-    return request.header(b"idempotency-key") is not None
+    return request.idempotency_key is not None
 
 
 def _own_clock() -> int:
@@ -388,9 +388,8 @@ def _unreachable() -> UnavailableError:
     return UnavailableError("postgresql", "PostgreSQL cannot be reached.")
 
 
-def not_owner_answer(error: CannotAnswerError, request_id: str) -> Answer:
+def not_owner_answer(answer: Answer, error: CannotAnswerError) -> Answer:
     """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
-    answer = error_answer(error, request_id)
     answer.headers.append((_NOT_OWNER, b"1"))
     if isinstance(error, _OldMarkError):
         answer.headers.append((_CLOCK, b"%d" % error.clock))
@@ -398,7 +397,7 @@ def not_owner_answer(error: CannotAnswerError, request_id: str) -> Answer:
 
 
 async def _hand_back(
-    response: aiohttp.ClientResponse, request: HotRequest, owner: OwnerAt, send: Send
+    response: aiohttp.ClientResponse, request: Call[Any, Any], owner: OwnerAt, send: Send
 ) -> _Sent:
     if (number := response.headers.get(REFUSED_LATELY)) is not None and number.isdecimal():
         # Another try of it was refused. If its client still waits, this one is no older than that.
@@ -434,7 +433,7 @@ async def _hand_back(
     return _Sent.ANSWERED
 
 
-async def _stream(response: aiohttp.ClientResponse, request: HotRequest, send: Send) -> None:
+async def _stream(response: aiohttp.ClientResponse, request: Call[Any, Any], send: Send) -> None:
     """Pass on what comes, until it ends or the client hangs up. A break is passed on as a break."""
     pumping = asyncio.create_task(_pump(response, send))
     gone = asyncio.create_task(request.gone())
@@ -454,13 +453,13 @@ async def _pump(response: aiohttp.ClientResponse, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _must_name_a_path(request: HotRequest) -> None:
+def _must_name_a_path(request: Call[Any, Any]) -> None:
     """Behind the owner's address, `*@host/path` would be read as another host."""
     if not _target(request).startswith("/"):
         raise ProblemError("malformed_request", "The target of a request begins with a slash.")
 
 
-def _target(request: HotRequest) -> str:
+def _target(request: Call[Any, Any]) -> str:
     scope = request.scope
     path = str(scope.get("raw_path") or scope["path"].encode(), "latin-1")
     query: bytes = scope["query_string"]

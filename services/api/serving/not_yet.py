@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from services.api.answering.answers import Answer, error_answer, json_answer
-from services.api.asking.requests import Receive, Scope, Send, new_request_id
+from services.api.answering.answers import Answer, encode, json_answer, problem_answer
+from services.api.answering.problems import headers_of, problem_of
+from services.api.asking.call import Receive, Scope, Send, new_request_id
 from services.api.resources.health import AliveView, ReadyView, WaitingView
 from services.ledger.errors import UnavailableError
 
@@ -31,7 +32,7 @@ class NotYet:
 
     def _answer(self, path: str, request_id: str) -> Answer:
         if path == "/healthz":
-            return json_answer(200, AliveView(status="alive"))
+            return json_answer(200, encode(AliveView(status="alive")), None)
         if path == "/readyz":
             waits_for = [WaitingView(dependency=self._dependency, detail=self._detail)]
             view = ReadyView(
@@ -42,5 +43,8 @@ class NotYet:
                 waits_for=waits_for,
                 does_without=[],
             )
-            return json_answer(503, view)
-        return error_answer(UnavailableError(self._dependency, self._detail), request_id)
+            return json_answer(503, encode(view), None)
+        error = UnavailableError(self._dependency, self._detail)
+        found = problem_of(error, request_id)
+        assert found is not None, "one of our own errors is a problem"
+        return problem_answer(encode(found), found.status, found.code, headers_of(error))

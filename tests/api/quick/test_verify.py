@@ -10,7 +10,7 @@ from domain.instants import SECOND
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
 from domain.organizations import Organization
 from keyledger_edge import RateLimit
-from tests.api.hot.world import Owned, World, call
+from tests.api.quick.world import Owned, World, call, nothing_else
 
 
 def asking(owned: Owned, **fields: object) -> dict[str, object]:
@@ -400,10 +400,11 @@ async def test_an_absurdly_large_body_is_refused(world: World) -> None:
 async def test_another_method_is_told_which_one_there_is(world: World) -> None:
     reply = await world.ask("GET", "/v1/verify")
 
-    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert (reply.status, reply.headers["allow"]) == (405, "POST, OPTIONS")
 
 
-async def test_what_is_no_hot_path_goes_to_the_router(world: World) -> None:
+async def test_what_need_not_be_quick_goes_to_the_router(world: World) -> None:
+    world.app.router = nothing_else
     reply = await world.ask("GET", "/v1/keys")
 
     assert reply.headers["x-router"] == "yes"
@@ -419,4 +420,4 @@ async def test_uses_and_denials_are_seen(world: World, owned: Owned) -> None:
     assert [(one.key_id, one.counts, one.requests[0].request_id) for one in taken.denied] == [
         (owned.id, {"project_denied": 1}, "r9")
     ]
-    assert world.app.counts.answered("/v1/verify", "project_denied") == 1
+    assert world.app.door.counts.answered("/v1/verify", "project_denied") == 1

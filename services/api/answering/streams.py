@@ -1,12 +1,10 @@
-"""Streams of events: how many there are, for each root key and in all, and their answers."""
+"""Streams of events: how many there are, for each root key and in all."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
-from litestar.response import Stream
-from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -72,27 +70,3 @@ class Place:
     def release(self) -> None:
         """It is over."""
         self._streams.release(self._key_id)
-
-
-class StreamOfEvents(Stream):
-    """Server-Sent Events, as an answer that keeps its place until it ends, however it ends."""
-
-    def __init__(self, content: AsyncIterator[bytes], place: Place) -> None:
-        super().__init__(
-            content,
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
-        self._place = place
-
-    def to_asgi_response(self, *args: Any, **options: Any) -> ASGIApp:  # type: ignore[override]  # all of an ASGIResponse that is used
-        """The answer as an application."""
-        answer, place = super().to_asgi_response(*args, **options), self._place
-
-        async def kept(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
-                await answer(scope, receive, send)
-            finally:
-                place.release()
-
-        return kept

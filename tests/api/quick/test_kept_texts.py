@@ -1,4 +1,4 @@
-"""What a hot path keeps for ever holds no secret: not in a request id, a reason, a user agent."""
+"""What a quick route keeps for ever holds no secret: not in a request id, a reason, a user agent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.api.hot.world import Owned, Reply, World, call
+from tests.api.quick.world import Owned, Reply, World, call
 
 
 def kept(world: World) -> bytes:

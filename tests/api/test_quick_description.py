@@ -1,17 +1,17 @@
-"""What the hot paths answer is what the description says of them."""
+"""What the quick routes answer is what the description says of them."""
 
 import msgspec
 import pytest
 
 from services.api.answering.problems import TABLE, Problem
-from services.api.serving.front import HotPath
-from tests.api.hot.world import Reply, call, nothing_else
+from services.api.serving.front import Front
+from tests.api.quick.world import Reply, call
 from tests.api.world import DESCRIPTION, EVERY_OPERATION, Management
 
 
 @pytest.fixture
-async def hot(api: Management) -> HotPath:
-    return HotPath(api.ledger, nothing_else)
+async def hot(api: Management) -> Front:
+    return api.app
 
 
 def check(path: str, method: str, reply: Reply) -> None:
@@ -28,7 +28,7 @@ def check(path: str, method: str, reply: Reply) -> None:
         assert set(reply.json) <= known
 
 
-async def test_hot_answers_are_as_described(api: Management, hot: HotPath) -> None:
+async def test_hot_answers_are_as_described(api: Management, hot: Front) -> None:
     keyspace, organization = await api.make_keyspace(), await api.make_organization(credit=10_000)
     owned = await api.make_key(keyspace, organization)
     root = {"authorization": f"Bearer {api.root}"}

@@ -11,7 +11,7 @@ from domain.events import Quota
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
 from keyledger_edge import STATUS_OF_CODE, RateLimit
-from tests.api.hot.world import Owned, World
+from tests.api.quick.world import Owned, World
 
 ORDER = [code for code in STATUS_OF_CODE if code not in ("ledger_unreachable", "missing", "valid")]
 

@@ -11,8 +11,8 @@ from domain.keyspaces import Keyspace
 from domain.organizations import Organization
 from keyledger_edge import RateLimit, Sidecar
 from keyledger_edge.testing import FakeLedger
-from tests.api.hot.test_forwarding import served
-from tests.api.hot.world import Owned, Reply, World, call
+from tests.api.quick.test_forwarding import served
+from tests.api.quick.world import Owned, Reply, World, call
 
 
 async def ask(

@@ -11,7 +11,7 @@ from domain.events import Quota
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
 from keyledger_edge import RateLimit
-from tests.api.hot.world import Owned, Reply, World, call
+from tests.api.quick.world import Owned, Reply, World, call
 
 
 async def own(world: World, secret: str, method: str = "GET", path: str = "", body: object = b"") -> Reply:

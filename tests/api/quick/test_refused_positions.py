@@ -9,7 +9,7 @@ import pytest
 
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
-from tests.api.hot.world import Owned, Reply, World, call
+from tests.api.quick.world import Owned, Reply, World, call
 
 
 def use(owned: Owned, amount: int, request_id: str) -> dict[str, Any]:

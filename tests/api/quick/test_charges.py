@@ -11,7 +11,7 @@ from domain.events import Quota
 from domain.instants import SECOND
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
-from tests.api.hot.world import Owned, World
+from tests.api.quick.world import Owned, World
 
 
 def charge(owned: Owned, amount: int, request_id: str, **fields: object) -> dict[str, object]:

@@ -1,13 +1,14 @@
-"""Query parameters of the hot paths: what is not known is refused by its name, and never ignored."""
+"""Query parameters of the quick routes: what is not known is refused by its name, and never ignored."""
 
 from __future__ import annotations
 
 import pytest
 
 from domain.organizations import Organization
-from tests.api.hot.test_forwarding import Beside
-from tests.api.hot.test_forwarding import pair as pair
-from tests.api.hot.world import Owned, World, call
+from services.api.answering.answers import Answer
+from tests.api.quick.test_forwarding import Beside
+from tests.api.quick.test_forwarding import pair as pair
+from tests.api.quick.world import Owned, World, call
 
 ROUTES = [
     ("POST", "/v1/verify"),
@@ -77,15 +78,17 @@ async def test_a_holder_names_a_place_only_where_a_keyspace_takes_secrets(
     assert (refused.status, refused.json["errors"][0]["field"]) == (400, "api_key")
 
 
-async def test_what_the_short_cut_hears_with_a_query_goes_the_usual_way(world: World, owned: Owned) -> None:
+async def test_a_query_is_refused_at_once_too(world: World) -> None:
     scope = {
         "type": "http", "method": "POST", "path": "/v1/verify", "raw_path": b"/v1/verify",
         "query_string": b"as_of=0-1", "client": ("192.0.2.7", 1),
         "headers": [(b"authorization", f"Bearer {world.root}".encode())],
     }  # fmt: skip
 
-    assert world.app.at_once(scope, b"{}") is None
-    assert world.app.at_once({**scope, "query_string": b""}, b"{}") is not None
+    told = world.app.at_once(scope, b"{}")
+
+    assert isinstance(told, Answer)
+    assert (told.status, b"as_of" in told.body) == (400, True)
 
 
 async def test_another_process_refuses_it_too(pair: tuple[World, Beside], owned: Owned) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from domain.ids import new_id
 from domain.keyspaces import Keyspace
+from services.api.serving.app import build_app
 from services.api.serving.forwarding import Forwarder
-from services.api.serving.front import HotPath
-from tests.api.hot.test_forwarding import KEY, Beside, Directory, breaking, owning, served, world_app
-from tests.api.hot.world import Owned, World, call
+from tests.api.quick.test_forwarding import KEY, Beside, Directory, breaking, owning, served, world_app
+from tests.api.quick.world import Owned, World, call, nothing_else
 from tests.api.world import Management, managed
 
 HARMLESS = uuid.uuid4().hex
@@ -144,11 +144,16 @@ async def test_an_owner_that_slept_trusts_nothing_that_it_knew(world: World, own
     assert secret not in str(wrong)
 
 
-async def test_an_owner_that_slept_leaves_management_to_the_one_that_took_over(other: Beside) -> None:
+async def test_an_owner_that_slept_leaves_management_to_the_one_that_took_over(
+    world: World, other: Beside
+) -> None:
+    world.app.router = nothing_else
+
     async def stale(_scope: Any, _receive: Any, _send: Any) -> None:
         raise AssertionError("what it knows may be old")
 
-    app = HotPath(other.ledger, stale, other.forwarder)
+    app = build_app(other.ledger, other.reader, forwarder=other.forwarder)
+    app.router = stale
     other.ledger.owner = other.ledger.reachable = True
     assert not other.ledger.confirmed
     headers = {"Authorization": f"Bearer {other.root}"}
@@ -172,7 +177,7 @@ async def test_what_every_process_answers_itself_repeats_and_logs_no_secret(
     keyspace = await api.make_keyspace(prefix="acme_live_")
     secret = keyspace.shape.generate()
     stranger = Management(api.storage)
-    stranger.manage()
+    stranger.serve()
     replies = [
         await stranger.get(path, x_request_id=given)
         for path in ("/healthz", f"/healthz/{secret}", f"/schema/{secret}", f"/docs/{secret}")

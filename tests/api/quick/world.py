@@ -1,11 +1,11 @@
-"""A whole ledger in memory behind the hot paths, and a client that speaks ASGI to it."""
+"""A whole ledger in memory behind the quick routes, and a client that speaks ASGI to it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Protocol, get_args
 from urllib.parse import urlsplit
@@ -17,15 +17,18 @@ from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, Keyspace
 from domain.organizations import Organization, Plan, Project
 from domain.ports import Clock
+from domain.projecting import Placed, Row
 from infra.memory.clock import FixedClock
 from infra.memory.log import MemoryLog, MemoryStorage
 from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.data_keys import DataKeys
 from infra.postgres.mapper import EventMapper
 from keyledger_edge import SecretFormat, SecretShape, boottime_ns, fingerprint, hint
+from services.api.resources.edge_membership import EdgeAccess, edge_routes
+from services.api.serving.app import build_app
 from services.api.serving.at_once import AnswersAtOnce, ReplyLater
 from services.api.serving.forwarding import Forwarder
-from services.api.serving.front import HotPath, HotSettings
+from services.api.serving.front import Front
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Ledger, Ports, Terms
 
@@ -157,11 +160,96 @@ async def _at_once(app: AnswersAtOnce, scope: dict[str, Any], body: bytes) -> Re
     )
 
 
+_TABLES = ("keys", "organizations", "projects", "plans", "keyspaces")
+
+
+class MemoryQueries:
+    """Finds every row of the table that is asked, and remembers what it was asked with.
+
+    What filters and orders find is proven against PostgreSQL, in tests/contract and tests/e2e.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.asked: list[tuple[str, Sequence[Any]]] = []
+
+    async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        self.asked.append((statement, parameters))
+        if "id > %s" in statement:
+            after, limit = parameters
+            return [(one,) for one in sorted(self.ledger.state.organizations) if one > after][:limit]
+        for table in _TABLES:
+            if f"{{schema}}.{table} WHERE" in statement:
+                found = getattr(self.ledger.state, table).values()
+                limit = int(statement.rpartition("LIMIT ")[2].rstrip(") "))
+                return [(one.id, one.created_at) for one in found][:limit]
+        return []
+
+
+class MemoryEvents:
+    """Reads events back from the log in memory."""
+
+    def __init__(self, storage: MemoryStorage, ledger: Ledger) -> None:
+        self._storage = storage
+        self._decode = ledger.ports.mapper.decode
+
+    def _placed(self) -> list[Placed]:
+        return [Placed(one.position, one.version, self._decode(one)) for one in self._storage.events]
+
+    async def at(self, positions: Sequence[int]) -> list[Placed]:
+        return [one for one in self._placed() if one.position in set(positions)]
+
+    async def between(
+        self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
+    ) -> list[Placed]:
+        return [
+            one
+            for one in self._placed()
+            if first <= one.position <= last
+            and type(one.event).__struct_config__.tag in types
+            and organization_id in {None, one.event.organization_id}
+        ]
+
+    async def stream(
+        self, stream: str, types: Sequence[str] | None, *, after: int, limit: int, newest_first: bool
+    ) -> list[Placed]:
+        positions = {one.position for one in self._storage.events if one.stream == stream}
+        found = [
+            one
+            for one in self._placed()
+            if one.position in positions
+            and (types is None or type(one.event).__struct_config__.tag in types)
+            and (one.version < after if newest_first else one.version > after)
+        ]
+        return (found[::-1] if newest_first else found)[:limit]
+
+    async def claimed(self, digests: Sequence[bytes]) -> list[int]:
+        return sorted(
+            self._storage.claims[digest][0].position for digest in digests if digest in self._storage.claims
+        )
+
+
+class MemoryReader:
+    """Reads what the API reads, in memory."""
+
+    def __init__(self, storage: MemoryStorage, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.queries = MemoryQueries(ledger)
+        self.events = MemoryEvents(storage, ledger)
+
+    @property
+    def position(self) -> int:
+        return self._ledger.state.head
+
+
 async def nothing_else(scope: Any, _receive: Any, send: Any) -> None:
-    """Stands for the router."""
+    """Stands for another process."""
     body = f"router: {scope['method']} {scope['path']}".encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"x-router", b"yes")]})
     await send({"type": "http.response.body", "body": body})
+
+
+EDGES = edge_routes(EdgeAccess(nats_url="nats://nats.test:4222", lease=LeaseTerms()))
 
 
 class World:
@@ -194,15 +282,16 @@ class World:
                 projected=projected,
             )
         )
-        self.app = HotPath(self.ledger, nothing_else)
+        self.serve()
         self.root = ""
         self.at_once = False
         self._stop = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
-    def serve(self, *, forwarder: Forwarder | None = None, **settings: Any) -> HotPath:
-        """The hot paths anew, set up otherwise."""
-        self.app = HotPath(self.ledger, nothing_else, forwarder, HotSettings(**settings))
+    def serve(self, *, forwarder: Forwarder | None = None, **settings: Any) -> Front:
+        """The API anew, set up otherwise."""
+        self.reader = MemoryReader(self.storage, self.ledger)
+        self.app = build_app(self.ledger, self.reader, forwarder=forwarder, more_routes=EDGES, **settings)
         return self.app
 
     async def start(self) -> None:

@@ -12,7 +12,7 @@ from domain.instants import SECOND
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan
 from keyledger_edge import AcceptedFormat, RateLimit, fingerprint
-from tests.api.hot.world import Owned, World
+from tests.api.quick.world import Owned, World
 
 Change = Callable[[Owned, Plan], c.Command]
 

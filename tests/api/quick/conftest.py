@@ -8,7 +8,7 @@ import pytest
 
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
-from tests.api.hot.world import Owned, World, running_world
+from tests.api.quick.world import Owned, World, running_world
 
 
 @pytest.fixture(params=["as usual", "at once"])

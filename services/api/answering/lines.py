@@ -1,0 +1,63 @@
+"""The access log: a line for each request, but for quick ones that were granted, where nobody asks for it."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import Any, Final
+
+import structlog
+
+from services.api.asking.call import Call
+from services.api.asking.secrets import Redactor
+from services.api.asking.traces import shown_path
+from services.api.operations import Operation
+
+log: Final = structlog.get_logger()
+
+_REFUSED: Final = 400
+_FAILED: Final = 500
+MOST_A_SECOND: Final = 200
+"""Lines about refusals; of more, their number is told. Whoever floods the ledger must not fill its disk."""
+
+
+class AccessLog:
+    """Writes the lines."""
+
+    def __init__(self, redactor: Redactor, *, granted: bool) -> None:
+        self._redactor = redactor
+        self._granted = granted
+        self._second = 0.0
+        self._written = self._left_out = 0
+
+    def wanted(self, operation: Operation | None, status: int) -> bool:
+        """Is there to be a line?"""
+        if status < _REFUSED:
+            return self._granted or operation is None or not operation.quick
+        return status >= _FAILED or self._has_room()
+
+    def write(self, call: Call[Any, Any], status: int, code: str, seconds: float) -> None:
+        """One line for one answer."""
+        log.log(
+            logging.WARNING if status >= _FAILED else logging.INFO,
+            "request",
+            method=call.method,
+            path=shown_path(call.scope["path"], self._redactor),
+            status=status,
+            code=code,
+            caller=call.caller_id,
+            request_id=call.request_id,
+            ms=round(seconds * 1_000, 3),
+        )
+
+    def _has_room(self) -> bool:
+        now = monotonic()
+        if now - self._second >= 1.0:
+            if self._left_out:
+                log.warning("requests.refused_without_a_line", number=self._left_out)
+            self._second, self._written, self._left_out = now, 0, 0
+        if self._written < MOST_A_SECOND:
+            self._written += 1
+            return True
+        self._left_out += 1
+        return False

@@ -1,0 +1,86 @@
+"""What an error tells the caller: the one way from an exception to an answer."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Final
+
+import msgspec
+import structlog
+
+from domain.keyspaces import Keyspace
+from domain.quotas import Refusal
+from keyledger_edge import STATUS_OF_CODE, RateState
+from services.api.answering.answers import Answer, encode, problem_answer
+from services.api.answering.money import refusal_view
+from services.api.answering.problems import (
+    TABLE,
+    FieldError,
+    Problem,
+    ProblemError,
+    headers_of,
+    problem,
+    problem_of,
+)
+from services.api.asking.secrets import Redactor
+
+log: Final = structlog.get_logger()
+
+_OURS: Final = "The ledger made a mistake; its log has more under the request id."
+_UNAUTHORIZED, _FORBIDDEN = 401, 403
+
+
+class Refusals:
+    """Tells errors as problems (RFC 9457), without a secret that was sent in the wrong field."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redact = redactor.redact
+
+    def answer(self, error: Exception, request_id: str) -> Answer:
+        """The answer to a request that failed so. Anything unforeseen is our fault, told without a detail."""
+        found, headers = problem_of(error, request_id), headers_of(error)
+        if found is None:
+            failure = self._redact("".join(traceback.format_exception(error)))
+            log.error("request.failed", request_id=request_id, error=failure)
+            found, headers = problem("internal_error", _OURS, request_id), {}
+        answer = problem_answer(encode(self._without_secrets(found)), found.status, found.code, headers)
+        answer.position = getattr(error, "position", None)
+        return answer
+
+    def _without_secrets(self, found: Problem) -> Problem:
+        redact = self._redact
+        errors = tuple(
+            FieldError(field=redact(one.field), message=redact(one.message)) for one in found.errors
+        )
+        return msgspec.structs.replace(found, detail=redact(found.detail), errors=errors)
+
+
+def use_refused(
+    code: str,
+    keyspace: Keyspace | None,
+    refusal: Refusal | None = None,
+    rates: tuple[RateState, ...] = (),
+    *,
+    position: int,
+) -> ProblemError:
+    """A verdict as a problem: forward-auth's status, but 403 in place of 401 (that is the caller's own)."""
+    mapped = keyspace.denial_status.get(code) if keyspace is not None else None
+    status = mapped or STATUS_OF_CODE[code]
+    return ProblemError(
+        code,
+        _detail(code, refusal),
+        status=_FORBIDDEN if status == _UNAUTHORIZED else status,
+        refusal=None if refusal is None else refusal_view(refusal),
+        headers={"Retry-After": str(max(1, *(one.reset_seconds for one in rates)))} if rates else {},
+        position=position,
+    )
+
+
+def _detail(code: str, refusal: Refusal | None) -> str:
+    title = TABLE[code].title if code != "not_found" else "There is no such secret"
+    if refusal is None:
+        return f"{title}."
+    window = f" per {refusal.window}" if refusal.window not in (None, "total") else ""
+    # A wallet's limit is its credit limit: what is left is no part of that.
+    limit = "" if refusal.level == "wallet" else f" of {refusal.limit}"
+    return f"{title}: {refusal.remaining}{limit} {refusal.unit}{window} are left."

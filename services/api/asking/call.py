@@ -1,0 +1,309 @@
+"""One request, from its headers to what its handler is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import count
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import msgspec
+
+from domain.commands import Asking
+from domain.desk import Desk
+from domain.events import Origin
+from domain.ids import format_position
+from domain.instants import Instant
+from domain.state import Draft
+from services.api.answering.problems import ProblemError
+from services.api.asking.positions import number_of, with_epoch
+from services.api.asking.traces import header, user_agent_of
+
+if TYPE_CHECKING:
+    from services.api.asking.callers import Caller
+    from services.api.operations import Api, Operation, Reader
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+Q = TypeVar("Q")
+B = TypeVar("B")
+
+MAX_BODY_BYTES: Final = 1_048_576
+CONFLICTING: Final = b"\0"
+"""In place of a header that was sent twice, with different values; no server lets it through as one."""
+HUNG_UP: Final = "keyledger.hung_up"
+"""The extension of a scope by which our server tells whether the client has closed its end."""
+_MOST_REQUEST_ID: Final = 128
+_LONG_TEXT: Final = 22
+_NO_EXTENSIONS: Final[dict[str, Any]] = {}
+_PREFIX: Final = f"req_{os.urandom(6).hex()}"
+_PREFIX_BYTES: Final = _PREFIX.encode()
+_numbers = count(1)
+
+_KEPT_AS: Final = {
+    b"authorization": "authorization",
+    b"x-request-id": "given_id",
+    b"x-keyledger-forwarded": "forwarded",
+    b"x-keyledger-proxy-key": "proxy_key",
+    b"x-keyledger-position": "seen_position",
+    b"idempotency-key": "idempotency_key",
+    b"if-match": "if_match",
+}
+"""Headers that are ours to read, and where they are kept."""
+
+
+_FEW_HAVE: Final = frozenset({b"x-keyledger-position", b"idempotency-key", b"if-match"})
+
+
+class ClientGoneError(Exception):
+    """The client hung up: nobody would hear the answer."""
+
+
+def new_request_id() -> str:
+    """A trace id: unique, cheap, and never an idempotency key."""
+    return f"{_PREFIX}{next(_numbers):x}"
+
+
+async def hung_up() -> Message:
+    """`receive` of a request that came whole, and is not waited for."""
+    return {"type": "http.disconnect"}
+
+
+class Call(Generic[Q, B]):
+    """One request: its headers from the start, the rest as it is read and checked.
+
+    A header that was sent twice with different values is `CONFLICTING`.
+    """
+
+    # Defaults stand here and not in `__init__`: most requests leave nearly all of them as they are.
+    query: Q
+    body: B
+    caller: Caller
+    """The root key that asks, on a route that needs one."""
+    data = b""
+    path: dict[str, str] = {}  # noqa: RUF012  # never written to: a route's own takes its place
+    operation: Operation | None = None
+    authorization: bytes | None = None
+    proxy_key: bytes | None = None
+    seen_position: bytes | None = None
+    idempotency_key: bytes | None = None
+    if_match: bytes | None = None
+    forwarded: bytes | None = None
+    """What another ledger process says of a request that it passes on; to be verified."""
+    waited_past, refused_in = 0, ""
+    """The refusal (its number, and in whose tenure) that its client is known to have waited past."""
+    is_tried_again = False
+    """Is it tried here by whoever would pass it on, because this process has become the owner?"""
+    lost: Exception | None = None
+    """Why it came to nothing then."""
+    given_id: bytes | None = None
+    says_more = False
+    """Has it a header of ours that few have: a key, a version, a position?"""
+    prefix = ""
+    """What positions begin with, and the epoch: both of when it was let in. Where the epoch is raised
+    meanwhile, the answer may be of what was lost, and must not pass for what is known now."""
+    epoch = 1
+    _received = False
+    _desk: Desk | None = None
+    _request_id: str | None = None
+
+    def __init__(self, api: Api, scope: Scope, receive: Receive) -> None:
+        self.started = perf_counter()
+        self.api = api
+        self.ledger = api.ledger
+        self.scope = scope
+        self.receive = receive
+        self.limit = api.max_body_bytes
+        for name, value in scope["headers"]:
+            if name in _KEPT_AS:
+                kept_as = _KEPT_AS[name]
+                self.says_more = self.says_more or name in _FEW_HAVE
+                before = getattr(self, kept_as)
+                setattr(self, kept_as, value if before is None or before == value else CONFLICTING)
+        if self.given_id:
+            self._request_id = self.own_id
+        client = scope["client"]
+        self.peer: str | None = client[0] or None if client else None
+        """Where it came from; the client's address where a trusted proxy forwards."""
+
+    # -- what it is known by
+
+    @property
+    def method(self) -> str:
+        """Such as `GET`."""
+        method: str = self.scope["method"]
+        return method
+
+    @property
+    def request_id(self) -> str:
+        """Its trace id: the client's own, or one that is made when it is asked for."""
+        if self._request_id is None:
+            self._request_id = f"{_PREFIX}{next(_numbers):x}"
+        return self._request_id
+
+    @property
+    def shown_id(self) -> bytes:
+        """The trace id as a header."""
+        if self._request_id is None:
+            return b"%b%x" % (_PREFIX_BYTES, next(_numbers))
+        return self._request_id.encode()
+
+    @property
+    def has_long_id(self) -> bool:
+        """Did the client give its trace id, and could that hold a secret?"""
+        return self._request_id is not None and len(self._request_id) >= _LONG_TEXT
+
+    @property
+    def own_id(self) -> str | None:
+        """The client's own trace id, if it can stand in a header. Whether it holds a secret is not judged."""
+        return None if self.given_id is None else _sane(self.given_id)
+
+    def settle_id(self, may_be_shown: Callable[[str], bool]) -> None:
+        """Keep the client's own trace id if it may be shown."""
+        given = self.own_id
+        self._request_id = given if given and may_be_shown(given) else new_request_id()
+
+    def header(self, wanted: str) -> str | None:
+        """The first value of a header."""
+        return header(self.scope["headers"], wanted.lower().encode())
+
+    # -- its body
+
+    async def read(self) -> None:
+        """Receive the whole body; refused when it is absurdly large."""
+        if not self._received:
+            await self.take(await self.receive())
+
+    async def take(self, message: Message) -> None:
+        """The first message of the body, and those behind it."""
+        if not self.takes_all(message):
+            self.data = await self._read_on(message.get("body", b""))
+            self._received = True
+
+    def takes_all(self, message: Message) -> bool:
+        """Take a message that is the whole body, as nearly all are. False: it is the first of several."""
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        if message.get("more_body"):
+            return False
+        data: bytes = message.get("body", b"")
+        if len(data) > self.limit:
+            raise self._too_large()
+        self.data = data
+        self._received = True
+        return True
+
+    async def _read_on(self, first: bytes) -> bytes:
+        parts, size = [first], len(first)
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            part: bytes = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            if size > self.limit:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    def _too_large(self) -> ProblemError:
+        # What is left of the body is not read, so the connection cannot be used again.
+        return ProblemError(
+            "body_too_large", f"A body may hold {self.limit} bytes.", headers={"Connection": "close"}
+        )
+
+    # -- whether somebody waits
+
+    def must_be_waited_for(self) -> None:
+        """Raise ClientGoneError if the client has hung up, as the connection itself says.
+
+        In a process that slept, the request and the end of its connection came in together: what the
+        server was told so far is that there is a request.
+        """
+        look = self.scope.get("extensions", _NO_EXTENSIONS).get(HUNG_UP)
+        if look is not None and look():
+            raise ClientGoneError
+
+    async def gone(self) -> None:
+        """Returns when the client has hung up; for answers that go on for long.
+
+        A body that was not read before goes by here, and `read` must not wait for it then.
+        """
+        while (message := await self.receive())["type"] != "http.disconnect":
+            self._received = self._received or not message.get("more_body", False)
+
+    # -- for handlers
+
+    @property
+    def reader(self) -> Reader:
+        """Reads projections, and the log itself."""
+        return self.api.reader
+
+    @property
+    def partition(self) -> int:
+        """The partition that the ledger owns."""
+        return self.ledger.partition
+
+    @property
+    def caller_id(self) -> str | None:
+        """Its id, as far as it was recognised."""
+        caller: Caller | None = getattr(self, "caller", None)
+        return None if caller is None else caller.key_id
+
+    @property
+    def asking(self) -> Asking:
+        """Who asks, and from where, as commands of management carry it."""
+        origin = Origin(
+            ip=self.peer,
+            user_agent=user_agent_of(self.scope["headers"], self.api.redactor),
+            request_id=self.request_id,
+        )
+        return msgspec.structs.replace(self.caller.asking, origin=origin)
+
+    @property
+    def now(self) -> Instant:
+        """The time in the ledger, which never steps back."""
+        return max(self.ledger.clock.now(), self.ledger.state.at)
+
+    @property
+    def desk(self) -> Desk:
+        """Committed state as the caller may see it: the domain's own rules, for reading."""
+        if self._desk is None:
+            self._desk = Desk(
+                Draft(self.ledger.state),
+                now=self.now,
+                facts=self.ledger.facts,
+                limiter=self.ledger.limiter,
+                entropy=lambda: 0,
+                partition=self.ledger.partition,
+            )
+            self._desk.asking = self.asking
+        return self._desk
+
+    def number_of(self, text: str) -> int | None:
+        """The number of a position that the log has told; None where the text is no position of this log.
+
+        Raises ProblemError (410) for one of another epoch, or that the log has not reached: it was told by
+        a log that has lost events since, and by its number it would be another event than the one seen.
+        """
+        return number_of(self.ledger, text, self.prefix)
+
+    def next_cursor(self, cursor: str | None) -> str | None:
+        """A list's cursor as the outside sees it: it says its epoch, as positions do."""
+        return with_epoch(cursor, self.epoch)
+
+    def place(self, number: int) -> str:
+        """A position as the outside sees it."""
+        return format_position(self.prefix, number)
+
+
+def _sane(request_id: bytes) -> str | None:
+    """A caller's own trace id, if it can stand in a header and a log line."""
+    text = str(request_id, "latin-1")
+    return text if 0 < len(text) <= _MOST_REQUEST_ID and text.isascii() and text.isprintable() else None

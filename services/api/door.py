@@ -1,0 +1,243 @@
+"""The one door: a request is admitted, handled, answered, counted and logged here, whatever it asks for.
+
+In this order: what its headers may say, who calls, its query, its body, its handler; an error becomes a
+problem; the answer gets its headers, is counted, and leaves a line in the log. `serving` brings requests
+to it, on three ways: at once, over ASGI, and through Litestar, which finds the route of all that need not
+be quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from time import perf_counter
+from typing import Any, Final
+
+from domain.errors import LedgerError
+from domain.ids import format_position
+from services.api.answering.answers import Answer, Later, Stream, Told, encode, wire
+from services.api.answering.counting import Counts
+from services.api.answering.fencing import outlast_fences
+from services.api.answering.lines import AccessLog
+from services.api.answering.problems import FieldError, ProblemError, invalid
+from services.api.asking.call import Call, ClientGoneError, Send
+from services.api.asking.callers import Callers
+from services.api.asking.positions import number_in, of_this_epoch
+from services.api.asking.reading import read_query
+from services.api.asking.traces import client_ip
+from services.api.operations import NO_QUERY, POSITION_HEADER, Api, NoQuery, Operation, Reply
+from services.ledger.errors import NotOwnerHereError
+
+_WAIT_SECONDS: Final = 2.0
+_LET_GO_SECONDS: Final = 1.0
+
+Lost = Callable[[Call[Any, Any], NotOwnerHereError, Send], Awaitable[None]]
+
+
+class Door:
+    """Every request comes in and goes out here."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.counts = Counts()
+        self.lines = AccessLog(api.redactor, granted=api.log_granted)
+        self.lost: Lost = self._tell_of_the_loss
+        """What is done when this process turns out not to own the partition; nothing was written then."""
+        self._callers: Callers = api.callers
+        self._ledger = api.ledger
+        self._holds_secret = api.redactor.holds_secret
+        self._trusted = api.trusted_proxies
+        self._placed = "", -1, (b"", b"")
+
+    # -- in
+
+    def begin(self, call: Call[Any, Any], operation: Operation) -> Told:
+        """Let the call in and have it handled. Raises what is to be told as a problem."""
+        call.operation = operation
+        if not operation.proxied:
+            self._admit(call, operation)
+        if operation.quick:
+            told: Told = operation.handler(call)
+            return told
+        return self._handled(call, operation)
+
+    def _admit(self, call: Call[Any, Any], operation: Operation) -> None:
+        if self._trusted:
+            call.peer = client_ip(call.scope, self._trusted)
+        if operation.permissions:
+            call.caller = self._callers.admit(call.authorization, operation.permissions, call.peer)
+        if call.says_more:
+            _refuse_unsupported(call, operation)
+        query = call.scope["query_string"]
+        if query or operation.query is not NoQuery:
+            asked = read_query(query, operation.query, others=operation.others(self._ledger.state))
+            call.query = of_this_epoch(self._ledger, asked)
+        else:
+            call.query = NO_QUERY
+        if operation.has_body:
+            call.body = operation.read(call.data, self._holds_secret)
+
+    async def _handled(self, call: Call[Any, Any], operation: Operation) -> Answer | Stream:
+        call.epoch, call.prefix = max(self._ledger.epoch, 1), self._ledger.position_prefix
+        if call.seen_position is not None and operation.method == "GET" and operation.permissions:
+            await self._wait_until_visible(operation, call.seen_position)
+        try:
+            told = await operation.handler(call)
+        except LedgerError as refusal:
+            if operation.fenced and call.query.fence:
+                await outlast_fences(self._ledger, refusal)
+            raise
+        return _answer_of(call, operation, told) if isinstance(told, Reply) else told
+
+    async def _wait_until_visible(self, operation: Operation, given: bytes) -> None:
+        """Have what is read reached the position that the caller saw elsewhere?"""
+        text = given.decode("latin-1").strip()
+        number = number_in(self._ledger, text)
+        if number is None:
+            raise invalid(POSITION_HEADER, "not a position of this ledger")
+        reached = number <= self._ledger.state.head
+        if not reached or operation.projected:
+            reached = await self._ledger.wait_for_projections(number, _WAIT_SECONDS)
+        if not reached:
+            raise ProblemError(
+                "position_not_reached",
+                f"Position {text} was not reached within {_WAIT_SECONDS:.0f} s.",
+                headers={"Retry-After": "1"},
+            )
+
+    # -- out
+
+    def refuse(self, call: Call[Any, Any], error: Exception) -> Answer:
+        """What an error tells the caller."""
+        return self.api.refusals.answer(error, call.request_id)
+
+    def end(self, call: Call[Any, Any], answer: Answer | Stream) -> None:
+        """The answer goes out: it gets the headers that all have, is counted, and leaves a line."""
+        operation = call.operation
+        seconds = perf_counter() - call.started
+        route = "other" if operation is None else operation.path
+        self.counts.count(route, call.scope["method"], answer.status, answer.code, seconds)
+        if answer.position is not None:
+            answer.headers.append(self._place(call.prefix or self._ledger.position_prefix, answer.position))
+        if self.lines.wanted(operation, answer.status):
+            self.lines.write(call, answer.status, answer.code, seconds)
+        answer.headers.append((b"x-request-id", call.shown_id))
+
+    def _place(self, prefix: str, position: int) -> tuple[bytes, bytes]:
+        """Where an answer stands in the log; the same for many, until something is written."""
+        placed = self._placed
+        if placed[1] != position or placed[0] != prefix:
+            header = b"x-keyledger-position", format_position(prefix, position).encode()
+            placed = self._placed = prefix, position, header
+        return placed[2]
+
+    # -- over ASGI
+
+    async def serve(self, call: Call[Any, Any], operation: Operation, send: Send) -> None:
+        """Read the call's body, answer it, and send that; or have it answered elsewhere."""
+        call.operation = operation
+        if operation.max_body_bytes is not None:
+            call.limit = operation.max_body_bytes
+        try:
+            if operation.has_body:
+                await call.read()
+            answer = await self._waited_for(call, operation)
+        except ClientGoneError:
+            await let_it_go(call)
+            return
+        except NotOwnerHereError as error:
+            await self.lost(call, error, send)
+            return
+        except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
+            answer = self.refuse(call, error)
+        await self.send(call, answer, send)
+
+    async def _tell_of_the_loss(self, call: Call[Any, Any], error: NotOwnerHereError, send: Send) -> None:
+        await self.send(call, self.refuse(call, error), send)
+
+    async def _waited_for(self, call: Call[Any, Any], operation: Operation) -> Answer | Stream:
+        """What is told to a call whose body was read. Raises ClientGoneError when nobody waits any more."""
+        call.must_be_waited_for()
+        told = self.begin(call, operation)
+        if isinstance(told, Answer):
+            return told
+        later = told if isinstance(told, Later) else Later(asyncio.ensure_future(told), as_it_is)
+        # What was not begun when the client hangs up need not be: the bus passes it over.
+        if not await unless(call.gone(), later.future):
+            raise ClientGoneError
+        return later.answer(later.future.result())
+
+    async def send(self, call: Call[Any, Any], answer: Answer | Stream, send: Send) -> None:
+        """Send an answer, whole or as it goes on."""
+        self.end(call, answer)
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        if isinstance(answer, Answer):
+            await send({"type": "http.response.body", "body": answer.body})
+            return
+        try:
+            await unless(call.gone(), asyncio.ensure_future(_pump(answer, send)))
+        finally:
+            answer.ended()
+
+
+async def _pump(answer: Stream, send: Send) -> None:
+    async for chunk in answer.chunks:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def unless(gone: Coroutine[Any, Any, None], what: asyncio.Future[Any]) -> bool:
+    """Wait for it. False: the client hung up first, and it was cancelled."""
+    leaving = asyncio.create_task(gone)
+    try:
+        await asyncio.wait({what, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not what.done():
+            return False
+        await what
+        return True
+    finally:
+        leaving.cancel()
+        if not what.done():
+            what.cancel()
+            await asyncio.wait({what})
+
+
+async def let_it_go(call: Call[Any, Any]) -> None:
+    """Nobody is answered. The server hears in a moment that the client is gone, and then asks for none."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LET_GO_SECONDS):
+            await call.gone()
+
+
+def as_it_is(answer: Any) -> Any:
+    """Of an answer that is waited for, and ready then."""
+    return answer
+
+
+def _refuse_unsupported(call: Call[Any, Any], operation: Operation) -> None:
+    if call.idempotency_key is not None and not operation.idempotent:
+        raise _unsupported("Idempotency-Key", operation.instead_of_a_key)
+    if call.if_match is not None and not operation.conditional:
+        raise _unsupported("If-Match", "there is no version to compare")
+
+
+def _unsupported(header: str, why: str) -> ProblemError:
+    return ProblemError(
+        "unsupported_header",
+        f"{header}: this request takes none: {why}.",
+        errors=(FieldError(field=header, message=f"this request takes none: {why}"),),
+    )
+
+
+def _answer_of(call: Call[Any, Any], operation: Operation, reply: Reply) -> Answer:
+    headers = {"Content-Type": operation.media_types[0], **reply.headers}
+    headers.setdefault("Cache-Control", "no-store")
+    if reply.version is not None:
+        headers["ETag"] = f'"{reply.version}"'
+    body = reply.body if isinstance(reply.body, bytes) else encode(reply.body)
+    headers["Content-Length"] = str(len(body))
+    position = reply.position
+    if position is None and operation.permissions:
+        position = call.ledger.state.head
+    return Answer(reply.status, wire(headers), body, position=position)
