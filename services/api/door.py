@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from domain.errors import LedgerError
 from domain.ids import format_position
-from services.api.answering.answers import Answer, Later, Stream, Told, encode, wire
+from services.api.answering.answers import Answer, Later, Stream, Told, encode, head_of, wire
 from services.api.answering.counting import Counts
 from services.api.answering.fencing import outlast_fences
 from services.api.answering.lines import AccessLog
@@ -26,10 +26,11 @@ from services.api.asking.callers import Callers
 from services.api.asking.positions import number_in, of_this_epoch
 from services.api.asking.reading import read_query
 from services.api.asking.traces import client_ip
-from services.api.operations import NO_QUERY, POSITION_HEADER, Api, NoQuery, Operation, Reply
+from services.api.operations import POSITION_HEADER, Api, NoQuery, Operation, Reply
 from services.ledger.errors import NotOwnerHereError
 
 _WAIT_SECONDS: Final = 2.0
+_REFUSED: Final = 400
 _LET_GO_SECONDS: Final = 1.0
 
 Lost = Callable[[Call[Any, Any], NotOwnerHereError, Send], Awaitable[None]]
@@ -41,42 +42,44 @@ class Door:
     def __init__(self, api: Api) -> None:
         self.api = api
         self.counts = Counts()
-        self.lines = AccessLog(api.redactor, granted=api.log_granted)
+        self._count = self.counts.count
+        self.lines = AccessLog(api.redactor)
         self.lost: Lost = self._tell_of_the_loss
         """What is done when this process turns out not to own the partition; nothing was written then."""
         self._callers: Callers = api.callers
         self._ledger = api.ledger
         self._holds_secret = api.redactor.holds_secret
         self._trusted = api.trusted_proxies
-        self._placed = "", -1, (b"", b"")
+        self._log_granted = api.log_granted
+        self._placed = "", -1, b""
 
     # -- in
 
     def begin(self, call: Call[Any, Any], operation: Operation) -> Told:
         """Let the call in and have it handled. Raises what is to be told as a problem."""
         call.operation = operation
+        # What a proxy shows is its client's: its query, body and headers are not looked at here.
         if not operation.proxied:
-            self._admit(call, operation)
+            if self._trusted:
+                call.peer = client_ip(call.scope, self._trusted)
+            if operation.permissions:
+                call.caller = self._callers.admit(call.authorization, operation.permissions, call.peer)
+            if call.says_more:
+                _refuse_unsupported(call, operation)
+            if call.scope["query_string"] or operation.query is not NoQuery:
+                call.query = self._query(call, operation)
+            if operation.has_body:
+                call.body = operation.read(call.data, self._holds_secret)
         if operation.quick:
             told: Told = operation.handler(call)
             return told
         return self._handled(call, operation)
 
-    def _admit(self, call: Call[Any, Any], operation: Operation) -> None:
-        if self._trusted:
-            call.peer = client_ip(call.scope, self._trusted)
-        if operation.permissions:
-            call.caller = self._callers.admit(call.authorization, operation.permissions, call.peer)
-        if call.says_more:
-            _refuse_unsupported(call, operation)
-        query = call.scope["query_string"]
-        if query or operation.query is not NoQuery:
-            asked = read_query(query, operation.query, others=operation.others(self._ledger.state))
-            call.query = of_this_epoch(self._ledger, asked)
-        else:
-            call.query = NO_QUERY
-        if operation.has_body:
-            call.body = operation.read(call.data, self._holds_secret)
+    def _query(self, call: Call[Any, Any], operation: Operation) -> Any:
+        others = operation.others(self._ledger.state)
+        return of_this_epoch(
+            self._ledger, read_query(call.scope["query_string"], operation.query, others=others)
+        )
 
     async def _handled(self, call: Call[Any, Any], operation: Operation) -> Answer | Stream:
         call.epoch, call.prefix = max(self._ledger.epoch, 1), self._ledger.position_prefix
@@ -114,23 +117,19 @@ class Door:
 
     def end(self, call: Call[Any, Any], answer: Answer | Stream) -> None:
         """The answer goes out: it gets the headers that all have, is counted, and leaves a line."""
-        operation = call.operation
+        operation, status, position = call.operation, answer.status, answer.position
         seconds = perf_counter() - call.started
         route = "other" if operation is None else operation.path
-        self.counts.count(route, call.scope["method"], answer.status, answer.code, seconds)
-        if answer.position is not None:
-            answer.headers.append(self._place(call.prefix or self._ledger.position_prefix, answer.position))
-        if self.lines.wanted(operation, answer.status):
-            self.lines.write(call, answer.status, answer.code, seconds)
-        answer.headers.append((b"x-request-id", call.shown_id))
-
-    def _place(self, prefix: str, position: int) -> tuple[bytes, bytes]:
-        """Where an answer stands in the log; the same for many, until something is written."""
-        placed = self._placed
-        if placed[1] != position or placed[0] != prefix:
-            header = b"x-keyledger-position", format_position(prefix, position).encode()
-            placed = self._placed = prefix, position, header
-        return placed[2]
+        self._count(route, call.scope["method"], status, answer.code, seconds)
+        if position is not None:
+            prefix, placed = call.prefix or self._ledger.position_prefix, self._placed
+            if placed[1] != position or placed[0] != prefix:
+                # The same for many answers, until something is written.
+                placed = self._placed = prefix, position, format_position(prefix, position).encode()
+            answer.place = placed[2]
+        if status >= _REFUSED or operation is None or not operation.quick or self._log_granted:
+            self.lines.write(call, status, answer.code, seconds)
+        answer.request_id = call.shown_id
 
     # -- over ASGI
 
@@ -240,4 +239,4 @@ def _answer_of(call: Call[Any, Any], operation: Operation, reply: Reply) -> Answ
     position = reply.position
     if position is None and operation.permissions:
         position = call.ledger.state.head
-    return Answer(reply.status, wire(headers), body, position=position)
+    return Answer(reply.status, head_of(*wire(headers)), body, position=position)

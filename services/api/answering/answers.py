@@ -15,36 +15,89 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[bytes, bytes]]
 
-JSON: Final = (b"content-type", b"application/json")
+_JSON: Final = (b"content-type", b"application/json")
 NO_STORE: Final = (b"cache-control", b"no-store")
 _PROBLEM: Final = (b"content-type", b"application/problem+json")
-_LENGTHS: Final = [(b"content-length", b"%d" % length) for length in range(2_048)]
 
 encode = msgspec.json.Encoder().encode
 
 
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """Headers that many answers share: as ASGI has them, and as they are written."""
+
+    pairs: tuple[tuple[bytes, bytes], ...]
+    lines: bytes
+
+
+def head_of(*pairs: tuple[bytes, bytes]) -> Head:
+    """Headers for answers. Raises ValueError where one would begin another line."""
+    return Head(pairs, lines_of(pairs))
+
+
+def lines_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Headers as they are written. Raises ValueError where one would begin another line."""
+    lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+        raise ValueError("An answer's header holds a line break.")
+    return lines
+
+
 class Answer(msgspec.Struct, gc=False):
-    """A whole HTTP answer."""
+    """A whole HTTP answer. Its head names the body's length."""
 
     status: int
-    headers: Headers
+    head: Head
     body: bytes
     code: str = "ok"
     """What metrics count it as."""
     position: int | None = None
     """On which state it rests, for `X-Keyledger-Position`; None: on none."""
+    place: bytes = b""
+    """The same as it is shown; the door says it, and the trace id."""
+    request_id: bytes = b""
+
+    @property
+    def headers(self) -> Headers:
+        """All its headers, as ASGI has them."""
+        return _headers(self)
+
+    @property
+    def lines(self) -> bytes:
+        """All its headers, as they are written: the short way is spared the list."""
+        if self.place:
+            return b"%bx-keyledger-position: %b\r\nx-request-id: %b\r\n" % (
+                self.head.lines,
+                self.place,
+                self.request_id,
+            )
+        return b"%bx-request-id: %b\r\n" % (self.head.lines, self.request_id)
 
 
 class Stream(msgspec.Struct):
     """An answer whose body goes on."""
 
-    headers: Headers
+    head: Head
     chunks: AsyncIterator[bytes]
     ended: Callable[[], None]
     """Called once it is over, however it ends."""
     status: int = 200
     code: str = "ok"
     position: int | None = None
+    place: bytes = b""
+    request_id: bytes = b""
+
+    @property
+    def headers(self) -> Headers:
+        """All its headers, as ASGI has them."""
+        return _headers(self)
+
+
+def _headers(answer: Answer | Stream) -> Headers:
+    told = [*answer.head.pairs]
+    if answer.place:
+        told.append((b"x-keyledger-position", answer.place))
+    told.append((b"x-request-id", answer.request_id))
+    return told
 
 
 class Later(msgspec.Struct):
@@ -64,15 +117,25 @@ async def awaited(told: Answer | Later) -> Answer:
     return told if isinstance(told, Answer) else told.answer(await told.future)
 
 
-def length_of(body: bytes) -> tuple[bytes, bytes]:
-    """The header that says how long a body is."""
-    length = len(body)
-    return _LENGTHS[length] if length < len(_LENGTHS) else (b"content-length", b"%d" % length)
+def _length_of(body: bytes) -> tuple[bytes, bytes]:
+    return b"content-length", b"%d" % len(body)
+
+
+_JSON_HEADS: Final[dict[int, Head]] = {}
+_MOST_KEPT: Final = 4_096
+"""Longer bodies are rare, and not so often of one length."""
 
 
 def json_answer(status: int, body: bytes, position: int | None, code: str = "ok") -> Answer:
     """JSON, encoded already."""
-    return Answer(status, [JSON, length_of(body), NO_STORE], body, code, position)
+    return Answer(status, _JSON_HEADS.get(len(body)) or _json_head(body), body, code, position)
+
+
+def _json_head(body: bytes) -> Head:
+    head = head_of(_JSON, _length_of(body), NO_STORE)
+    if len(body) < _MOST_KEPT:
+        _JSON_HEADS[len(body)] = head
+    return head
 
 
 def results_answer(call: Call[Any, Any], results: Sequence[bytes]) -> Answer:
@@ -87,7 +150,7 @@ def results_answer(call: Call[Any, Any], results: Sequence[bytes]) -> Answer:
 
 def problem_answer(body: bytes, status: int, code: str, headers: dict[str, str] | None = None) -> Answer:
     """Problem details, encoded already."""
-    return Answer(status, [_PROBLEM, length_of(body), NO_STORE, *wire(headers or {})], body, code)
+    return Answer(status, head_of(_PROBLEM, _length_of(body), NO_STORE, *wire(headers or {})), body, code)
 
 
 def wire(headers: dict[str, str]) -> Headers:

@@ -11,7 +11,6 @@ import structlog
 from services.api.asking.call import Call
 from services.api.asking.secrets import Redactor
 from services.api.asking.traces import shown_path
-from services.api.operations import Operation
 
 log: Final = structlog.get_logger()
 
@@ -24,20 +23,15 @@ MOST_A_SECOND: Final = 200
 class AccessLog:
     """Writes the lines."""
 
-    def __init__(self, redactor: Redactor, *, granted: bool) -> None:
+    def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._granted = granted
         self._second = 0.0
         self._written = self._left_out = 0
 
-    def wanted(self, operation: Operation | None, status: int) -> bool:
-        """Is there to be a line?"""
-        if status < _REFUSED:
-            return self._granted or operation is None or not operation.quick
-        return status >= _FAILED or self._has_room()
-
     def write(self, call: Call[Any, Any], status: int, code: str, seconds: float) -> None:
-        """One line for one answer."""
+        """One line for one answer, while there is room."""
+        if _REFUSED <= status < _FAILED and not self._has_room():
+            return
         log.log(
             logging.WARNING if status >= _FAILED else logging.INFO,
             "request",

@@ -19,6 +19,7 @@ from domain.state import Draft
 from services.api.answering.problems import ProblemError
 from services.api.asking.positions import number_of, with_epoch
 from services.api.asking.traces import header, user_agent_of
+from services.api.operations import NO_QUERY
 
 if TYPE_CHECKING:
     from services.api.asking.callers import Caller
@@ -80,7 +81,7 @@ class Call(Generic[Q, B]):
     """
 
     # Defaults stand here and not in `__init__`: most requests leave nearly all of them as they are.
-    query: Q
+    query: Q = NO_QUERY  # type: ignore[assignment]  # of a route that takes none
     body: B
     caller: Caller
     """The root key that asks, on a route that needs one."""
@@ -120,15 +121,21 @@ class Call(Generic[Q, B]):
         self.limit = api.max_body_bytes
         for name, value in scope["headers"]:
             if name in _KEPT_AS:
-                kept_as = _KEPT_AS[name]
-                self.says_more = self.says_more or name in _FEW_HAVE
-                before = getattr(self, kept_as)
-                setattr(self, kept_as, value if before is None or before == value else CONFLICTING)
-        if self.given_id:
-            self._request_id = self.own_id
+                if name == b"authorization" and self.authorization is None:
+                    self.authorization = value
+                else:
+                    self._keep(name, value)
         client = scope["client"]
         self.peer: str | None = client[0] or None if client else None
         """Where it came from; the client's address where a trusted proxy forwards."""
+
+    def _keep(self, name: bytes, value: bytes) -> None:
+        kept_as = _KEPT_AS[name]
+        self.says_more = self.says_more or name in _FEW_HAVE
+        before = getattr(self, kept_as)
+        setattr(self, kept_as, value if before is None or before == value else CONFLICTING)
+        if name == b"x-request-id":
+            self._request_id = self.own_id
 
     # -- what it is known by
 

@@ -77,8 +77,10 @@ class Callers:
         Raises ProblemError: 401 for who it is, 403 for what it may, 400 where two callers are named.
         """
         known = self._welcome.get(sha256(authorization or b"").digest())
-        if known is not None and self._kept(known.digest) is known.facts:
-            caller = known.caller
+        if known is not None:
+            digest, facts, caller, _ = known
+            if self._kept(digest) is not facts:
+                caller = self._shown(authorization, peer)
         else:
             caller = self._shown(authorization, peer)
         if caller.permissions.isdisjoint(permissions):

@@ -34,6 +34,7 @@ _MAY_SPELL_ONE: Final = re.compile(
     rb"|\\[bf]|\\u(?:00[01789]|20[26]|[dD][89a-fA-F])"
 )
 """In a body that the decoder takes, no character of `_NOT_IN_TEXT` is spelled otherwise."""
+_BACKSLASH, _DELETE = 0x5C, 0x7F
 _HALF_A_PAIR: Final = re.compile(
     rb"(?<!\\)((?:\\\\)*+)"
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2}))"
@@ -66,27 +67,35 @@ class BodyReader(Generic[T]):
 
     def __call__(self, data: bytes, holds_secret: HoldsSecret) -> T:
         """The body."""
-        body, data = self._decoded(data or b"{}")
-        self.look_at(body, holds_secret, spelled=may_spell_one(data))
+        try:
+            body = self._decode(data or b"{}")
+            if self._passes_over:
+                msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            body, data = self._decoded(data)
+        values = self._values(body)
+        if values != self._nothing:
+            self._look_at(values, holds_secret)
+        if may_spell_one(data):
+            _refuse_control_characters(body)
         return body
 
     def look_at(self, body: T, holds_secret: HoldsSecret, *, spelled: bool) -> None:
         """Refuse what the kind says nothing of; `spelled`: may there be control characters in it?"""
         values = self._values(body)
         if values != self._nothing:
-            for value, (name, look) in zip(values, self._looks, strict=True):
-                if value and value is not msgspec.UNSET:
-                    look(value, name, holds_secret)
+            self._look_at(values, holds_secret)
         if spelled:
             _refuse_control_characters(body)
 
+    def _look_at(self, values: tuple[Any, ...], holds_secret: HoldsSecret) -> None:
+        for value, (name, look) in zip(values, self._looks, strict=True):
+            if value and value is not msgspec.UNSET:
+                look(value, name, holds_secret)
+
     def _decoded(self, data: bytes) -> tuple[T, bytes]:
-        try:
-            if self._passes_over:
-                msgspec.json.decode(data)
-            return self._decode(data), data
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            marked = _marked(data)
+        """Of a body that the decoder does not take as it is."""
+        marked = _marked(data)
         try:
             with suppress(msgspec.ValidationError):
                 msgspec.json.decode(marked)  # what is cut off is no JSON, whatever its first half says
@@ -211,7 +220,8 @@ def complaint(message: str) -> ProblemError:
 
 def may_spell_one(data: bytes) -> bool:
     """May a text in this body hold a character that no text may hold? Nearly all are cleared by this look."""
-    if data.isascii() and b"\\" not in data and b"\x7f" not in data:
+    # A number is looked for eight times as fast as a byte string of one.
+    if data.isascii() and _BACKSLASH not in data and _DELETE not in data:
         return False
     return _MAY_SPELL_ONE.search(data) is not None
 

@@ -133,7 +133,7 @@ class RevokeSelfBody(Body, kw_only=True):
     reason: Annotated[str, msgspec.Meta(max_length=1_000)] | None = None
 
 
-def use_of(body: UseBody, *, permissions: tuple[str, ...] | None = None, ip: str | None = None) -> Use:
+def use_of(body: UseBody, permissions: tuple[str, ...] | None, ip: str | None) -> Use:
     """What a body asks to do."""
     tenant = body.tenant
     if (

@@ -105,9 +105,8 @@ class Checker:
         secret: str | None,
         keyspace: Keyspace,
         use: Use,
-        *,
         organization_id: str | None,
-        request_id: str | None = None,
+        request_id: str | None,
     ) -> Verdict:
         """The verdict on a use without a cost. `organization_id` is what the caller is bound to."""
         try:

@@ -11,7 +11,7 @@ import msgspec
 from domain.cloud_events import CloudEvent
 from domain.events import Event
 from domain.state import State
-from services.api.answering.answers import NO_STORE, Stream
+from services.api.answering.answers import NO_STORE, Stream, head_of
 from services.api.answering.problems import ProblemError, invalid
 from services.api.answering.views import Position, View
 from services.api.asking.call import Call
@@ -20,10 +20,8 @@ from services.api.operations import Query, Reply, operation
 from services.ledger.feed import UnknownTypeError, tags_of
 from services.ledger.tail import Wanted
 
-_STREAM_HEADERS: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    NO_STORE,
-    (b"x-accel-buffering", b"no"),
+_STREAM: Final = head_of(
+    (b"content-type", b"text/event-stream; charset=utf-8"), NO_STORE, (b"x-accel-buffering", b"no")
 )
 
 
@@ -73,7 +71,7 @@ async def get_events(call: Call[FeedQuery, Any]) -> Reply | Stream:
         after = _position(call, "Last-Event-ID", call.header("Last-Event-ID") or call.query.after)
         place = call.api.streams.take(call.caller.key_id)
         chunks = feed.stream(after=after, wanted=wanted, goes_on=_still_allowed(call))
-        return Stream(list(_STREAM_HEADERS), chunks, ended=place.release)
+        return Stream(_STREAM, chunks, ended=place.release)
     after = _position(call, "after", call.query.after)
     items, seen = await feed.page(after=after, wanted=wanted, limit=call.query.limit)
     position = call.place(call.ledger.state.head)

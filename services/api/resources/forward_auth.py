@@ -25,7 +25,7 @@ from keyledger_edge import (
     refuse_fragment,
 )
 from keyledger_edge import ForwardedUse as Forwarded
-from services.api.answering.answers import Answer, wire
+from services.api.answering.answers import Answer, head_of, wire
 from services.api.answering.problems import headers_of, problem_of
 from services.api.asking.call import CONFLICTING, Call
 from services.api.asking.callers import Caller, Callers
@@ -142,7 +142,7 @@ class ForwardAuth:
             answer = _sent(answer_verdict(verdict, None, proxy=proxy), VALID)
             known = self._welcomes[id(facts)] = (facts, proxy, answer)
         answer = known[2]
-        return Answer(answer.status, answer.headers.copy(), answer.body, answer.code, self._ledger.state.head)
+        return Answer(answer.status, answer.head, answer.body, answer.code, self._ledger.state.head)
 
     def _ask(self, query: bytes) -> _Ask:
         """Our own parameters: the first of each name, so that none behind it can replace it."""
@@ -255,7 +255,7 @@ def _sent(answer: HttpAnswer, code: str = "proxy_unauthenticated", position: int
     if not any(name == b"x-keyledger-code" for name, _ in headers):
         # nginx drops the body of a denial, so the code stands in a header too.
         headers.append((b"x-keyledger-code", code.encode()))
-    return Answer(answer.status, headers, answer.body, code, position)
+    return Answer(answer.status, head_of(*headers), answer.body, code, position)
 
 
 _ABOUT: Final[dict[str, Any]] = {

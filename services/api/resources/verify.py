@@ -55,17 +55,11 @@ class Verify:
     def one(self, call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
         """One question; only a use with a cost has to wait."""
         caller, body = call.caller, call.body
-        use = use_of(body, permissions=body.permissions, ip=body.ip)
+        use = use_of(body, body.permissions, body.ip)
         keyspace = self._metering.keyspace_of(caller, body.keyspace_id)
         if body.cost_micros is not None or body.reserve_micros is not None:
             return self._one_with_cost(body, use, keyspace, caller)
-        verdict = self._checker.check(
-            body.secret,
-            keyspace,
-            use,
-            organization_id=caller.organization_id,
-            request_id=body.request_id,
-        )
+        verdict = self._checker.check(body.secret, keyspace, use, caller.organization_id, body.request_id)
         return json_answer(200, self._said(verdict, use), self._state.head, verdict.code)
 
     async def _one_with_cost(self, body: VerifyBody, use: Use, keyspace: Keyspace, caller: Caller) -> Answer:
@@ -86,13 +80,8 @@ class Verify:
             use = use_of(body, permissions=body.permissions, ip=body.ip)
             keyspace = self._metering.keyspace_of(caller, body.keyspace_id)
             if body.cost_micros is None and body.reserve_micros is None:
-                verdict = self._checker.check(
-                    body.secret,
-                    keyspace,
-                    use,
-                    organization_id=caller.organization_id,
-                    request_id=body.request_id,
-                )
+                organization_id = caller.organization_id
+                verdict = self._checker.check(body.secret, keyspace, use, organization_id, body.request_id)
                 return self._said(verdict, use)
             outcome, position = await self._with_cost(body, use, keyspace, caller)
             return encode(verdict_of(outcome, position, self._ledger.position_prefix))
@@ -111,7 +100,10 @@ class Verify:
         known = self._described.get(id(facts))
         described = known[1] if known is not None and known[0] is facts else self._describe(facts)
         said = _VALID if code == VALID else b'%b"%b",' % (_NO, code.encode())
-        return b"".join((said, described, self._figures(facts, verdict, use), self._position()))
+        head, position = self._written
+        if head != self._state.head:
+            position = self._position()
+        return b"".join((said, described, self._figures(facts, verdict, use), position))
 
     def _position(self) -> bytes:
         """Where the answer stands in the log, as its last member; the same until something is written."""

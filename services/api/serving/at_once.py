@@ -17,6 +17,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from services.api.answering.answers import Answer, lines_of
 from services.api.asking.call import HUNG_UP
 from services.api.serving.bounded import BODY, HEADERS, SLICE, WHOLE, BoundedProtocol
 
@@ -28,6 +29,8 @@ _MOST_BODY: Final = 65_536
 _MOST_PIECES: Final = 64
 """So is one that comes in many pieces: to put it together costs the square of their number."""
 
+_FRAGMENT_MARK: Final = 0x23  # a number is looked for faster than a byte string of one
+_CLOSE_LINE: Final = b"connection: close\r\n"
 _MANNERS: Final = frozenset({b"connection", b"proxy-connection", b"expect"})
 """Who says how to go on may want something unusual."""
 
@@ -148,7 +151,7 @@ class AtOnceProtocol(BoundedProtocol):
         self._held = (
             heard
             and (cycle is None or cycle.response_complete)
-            and not (query and b"#" in query)
+            and not (query and _FRAGMENT_MARK in query)
             and not self.flow.write_paused
             and parser.should_keep_alive()
             and (not self._mannered or self._is_plain(parser))
@@ -275,19 +278,22 @@ class AtOnceProtocol(BoundedProtocol):
         if defaults is not self._defaults:
             self._defaults = defaults
             self._default_lines = b"".join(b"%b: %b\r\n" % pair for pair in defaults)
-        lines = [STATUS_LINE[reply.status], self._default_lines]
-        for name, value in reply.headers:
-            lines += (name, b": ", value, b"\r\n")
-        if closing:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(defaults) + len(reply.headers) + closing + 2:
-            # What was put into a header would begin another one, or another answer.
-            self.logger.error("An answer's header holds a line break.")
+        try:
+            lines = reply.lines if isinstance(reply, Answer) else lines_of(reply.headers)
+        except ValueError:
+            self.logger.exception("An answer cannot be written.")
             self.transport.close()
             return
-        self.transport.write(head + reply.body)
+        self.transport.write(
+            b"%b%b%b%b\r\n%b"
+            % (
+                STATUS_LINE[reply.status],
+                self._default_lines,
+                lines,
+                _CLOSE_LINE if closing else b"",
+                reply.body,
+            )
+        )
 
     # -- between two requests
 

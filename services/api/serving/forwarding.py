@@ -21,7 +21,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from services.api.answering.answers import Answer
+from services.api.answering.answers import Answer, head_of
 from services.api.answering.problems import REFUSED_LATELY, ProblemError
 from services.api.asking.call import Call, ClientGoneError, Send
 from services.ledger.errors import (
@@ -390,9 +390,10 @@ def _unreachable() -> UnavailableError:
 
 def not_owner_answer(answer: Answer, error: CannotAnswerError) -> Answer:
     """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
-    answer.headers.append((_NOT_OWNER, b"1"))
+    marks = [(_NOT_OWNER, b"1")]
     if isinstance(error, _OldMarkError):
-        answer.headers.append((_CLOCK, b"%d" % error.clock))
+        marks.append((_CLOCK, b"%d" % error.clock))
+    answer.head = head_of(*answer.head.pairs, *marks)
     return answer
 
 

@@ -138,7 +138,8 @@ class Front:
 
     def at_once(self, scope: Scope, body: bytes) -> Answer | ReplyLater | None:
         """The answer of a quick route to a request that came whole; None: it is `__call__`'s."""
-        operation = self._quick_one(scope["method"], scope["path"])
+        method, path = scope["method"], scope["path"]
+        operation = self._quick.get((method, path)) or self._quick_one(method, path)
         call: Call[Any, Any] = Call(self.api, scope, hung_up)
         if (
             operation is None
@@ -148,8 +149,8 @@ class Front:
         ):
             return None
         call.data = body
-        if call.has_long_id:
-            call.settle_id(self.api.redactor.may_be_shown)
+        if call.given_id is not None:
+            self._settle(call)
         try:
             told = self.door.begin(call, operation)
         except NotOwnerHereError:

@@ -24,8 +24,9 @@ class NotYet:
             return
         request_id = new_request_id()
         answer = self._answer(scope["path"], request_id)
+        answer.request_id = request_id.encode()
         # Whoever asks again finds the ledger itself, once it is there.
-        headers = [*answer.headers, _CLOSE, (b"x-request-id", request_id.encode())]
+        headers = [*answer.headers, _CLOSE]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         body = b"" if scope["method"] == "HEAD" else answer.body
         await send({"type": "http.response.body", "body": body})
