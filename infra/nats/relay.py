@@ -374,7 +374,7 @@ class _Visit:
 
 
 class _Ahead:
-    """Reads the next batch while the one before is being published, if more is sure to be there.
+    """Reads the next batch while the one before is being published, if more is likely to be there.
 
     Each reading begins with the last event that was read, and compares its mark.
     """

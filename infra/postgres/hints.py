@@ -45,8 +45,8 @@ class HintSender:
         self._closed = False
 
     def send(self, position: int) -> None:
-        """Tell of a position, soon; never waits."""
-        self._position = max(self._position, position)
+        """Tell of a position, soon; never waits. A lower one than before is of a log that lost events."""
+        self._position = position
         if self._connection is not None:
             self._send_newest(self._connection.pgconn)
         elif self._connecting is None and not self._closed:
@@ -87,7 +87,7 @@ class HintSender:
         return connection
 
     def _send_newest(self, pgconn: PGconn) -> None:
-        if self._under_way or self._position <= self._sent:
+        if self._under_way or self._position == self._sent:
             return
         try:
             pgconn.send_query_prepared(b"tell", [b"%d" % self._position])

@@ -210,6 +210,23 @@ async def test_of_many_positions_that_come_at_once_few_are_sent_and_the_newest_i
     await asyncio.wait({hearing})
 
 
+async def test_after_a_fail_over_that_lost_events_the_lower_head_is_told(
+    ledger_database: str, teller: AsyncConnection, heard: list[int]
+) -> None:
+    sender = HintSender(ledger_database, 0)
+    await listen(teller, channel(0), heard.append)
+    hearing = asyncio.create_task(hear_for(teller, heard.append, 30))
+
+    for position in (100, 50, 51):
+        sender.send(position)
+        await until(lambda position=position: bool(heard) and heard[-1] == position)  # type: ignore[misc]
+
+    assert heard == [100, 50, 51]
+    await sender.close()
+    hearing.cancel()
+    await asyncio.wait({hearing})
+
+
 async def test_a_sender_whose_session_ended_opens_another(
     ledger_database: str, teller: AsyncConnection, listener: AsyncConnection
 ) -> None:
