@@ -1,6 +1,6 @@
 """Two checkouts as a user has them, in turns: what did a change cost, or gain?
 
-    python -m tests.bench.compare --old ../keyledger-before --new .
+    python -m tests.bench.compare --old ../keyledger-before --new . [--cell charge]
 
 Each checkout has its own `.venv` (`make check` makes it) and runs `keyledger up`: embedded PostgreSQL and
 NATS, worker and disk included. Bursts go to the one and to the other in turns, a few milliseconds each:
@@ -28,6 +28,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
 from statistics import median
@@ -162,11 +163,22 @@ def cells(side: Side) -> list[Cell]:
                 {"key_id": one["key"]["id"], "request_id": f"{count}", "amount_micros": 1, "model": "gpt-5"},
             )  # fmt: skip
 
+    proxied = forwarded(side, made[0]["secret"], keyspace)
     return [
         Cell("verify, one key", 16, lambda: itertools.repeat(verify[0])),
         Cell(f"verify, {KEYS} keys", 16, lambda: itertools.cycle(verify)),
+        Cell("forward-auth, one key", 16, lambda: itertools.repeat(proxied)),
         Cell("charge", 1, charges),
     ]
+
+
+def forwarded(side: Side, secret: str, keyspace: str) -> bytes:
+    """A client's request as a proxy shows it."""
+    return (
+        f"GET /v1/forward-auth?keyspace_id={keyspace} HTTP/1.1\r\nHost: 127.0.0.1:{side.port}\r\n"
+        f"X-Keyledger-Proxy-Key: {side.root_key}\r\nAuthorization: Bearer {secret}\r\n"
+        "X-Original-URI: /v1/chat\r\n\r\n"
+    ).encode()
 
 
 def request(side: Side, path: str, body: dict[str, Any]) -> bytes:
@@ -185,7 +197,11 @@ class Load:
         self.side = side
         self.bursts_in_a_turn = cell.bursts_in_a_turn
         self._requests = cell.requests()
-        self._streams = [self._connect(side.port) for _ in range(CONNECTIONS)]
+
+    @cached_property
+    def _streams(self) -> list[tuple[socket.socket, BufferedReader]]:
+        """Opened for the first burst: the ledger closes connections that say nothing."""
+        return [self._connect(self.side.port) for _ in range(CONNECTIONS)]
 
     @staticmethod
     def _connect(port: int) -> tuple[socket.socket, BufferedReader]:
@@ -289,12 +305,15 @@ def main() -> int:
     parser.add_argument("--new", type=Path, default=Path())
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--turns", type=int, default=800, help="for each side in a pair")
+    parser.add_argument("--cell", action="append", help="only these (such as `charge`)")
     arguments = parser.parse_args()
     with running({"old": arguments.old, "new": arguments.new}) as (old, new):
         todo = list(zip(cells(old), cells(new), strict=True))
         print("| | old burst us | new | of old (quartiles) | old CPU us | new | of old (quartiles) |")
         print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         for cell, other in todo:
+            if arguments.cell and cell.name not in arguments.cell:
+                continue
             loads = [Load(old, cell), Load(new, other)]
             measure(loads, arguments.turns // 8)
             tell(cell.name, [measure(loads, arguments.turns) for _ in range(arguments.pairs)])
