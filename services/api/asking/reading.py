@@ -90,7 +90,7 @@ class BodyReader(Generic[T]):
 
     def _look_at(self, values: tuple[Any, ...], holds_secret: HoldsSecret) -> None:
         for value, (name, look) in zip(values, self._looks, strict=True):
-            if value and value is not msgspec.UNSET:
+            if value:  # UNSET is false, too
                 look(value, name, holds_secret)
 
     def _decoded(self, data: bytes) -> tuple[T, bytes]:
@@ -240,7 +240,8 @@ def _looked_at(kind: type[msgspec.Struct]) -> list[tuple[str, _Look]]:
         elif not (
             marks.get(CREDENTIAL) or marks.get(NOT_KEPT) or kinds <= _CANNOT_HOLD or _is_bounded(about)
         ):
-            found.append((field.name, _look_into))
+            of_text = kinds <= {msgspec.inspect.StrType, msgspec.inspect.NoneType}
+            found.append((field.name, _look_at_text if of_text else _look_into))
     return found
 
 
@@ -289,6 +290,11 @@ def _look_at_metadata(value: dict[str, Any], path: str, holds_secret: HoldsSecre
     _look_into(value, path, holds_secret)
     if len(msgspec.json.encode(value)) > MAX_METADATA_BYTES:
         raise invalid(path, f"at most {MAX_METADATA_BYTES} bytes as JSON")
+
+
+def _look_at_text(value: str, path: str, holds_secret: HoldsSecret) -> None:
+    if holds_secret(value):
+        raise _shows_secret(path)
 
 
 def _look_into(value: Any, path: str, holds_secret: HoldsSecret) -> None:
