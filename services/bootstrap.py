@@ -262,6 +262,8 @@ async def run_server(
             nats_reachable=lambda: parts.edge_bus.connected and parts.published.reachable,
             trusted_proxies=settings.trusted_proxies,
             max_body_bytes=settings.max_body_bytes,
+            log_granted=settings.log_granted,
+            metrics_need_a_key=settings.metrics_need_a_key,
             streams=Streams(settings.max_streams, settings.max_streams_per_key),
             more_routes=edge_routes(access),
         )

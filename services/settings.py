@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -79,6 +79,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where other ledger processes reach this one; unset: http://host:port."""
     trusted_proxies: tuple[str, ...] = ()
     """Networks (CIDR), or `unix`, whose X-Forwarded-For is believed."""
+    metrics: Literal["auto", "open", "key"] = "auto"
+    """Who may read `/metrics`: everybody, or root keys; `auto`: everybody where it listens on loopback."""
 
     wait_seconds: int | None = None
     """How long a start waits for PostgreSQL; unset: until it is there, 0: not at all."""
@@ -136,6 +138,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What is logged at least."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """`auto`: text on a terminal, else one JSON object per line."""
+    log_granted: bool = False
+    """A line for each verify, forward-auth and charge that was granted, too; refused ones always have one."""
 
     @property
     def address(self) -> str:
@@ -147,6 +151,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def advertised(self) -> str:
         """Where other ledger processes reach this one."""
         return (self.advertise_url or self.address).rstrip("/")
+
+    @property
+    def metrics_need_a_key(self) -> bool:
+        """Are metrics for root keys with `metrics:read` only? They tell how much is going on."""
+        return self.metrics == "key" or (self.metrics == "auto" and not _is_loopback(self.host))
 
     def __repr__(self) -> str:
         """All settings, secrets only as set or not."""
@@ -165,6 +174,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return "(set)" if value is not None else "(unset)"
         if isinstance(value, tuple):
             return ",".join(value) or "(none)"
+        if isinstance(value, bool):
+            return str(value).lower()
         return "(unset)" if value is None else str(value)
 
     def environment(self) -> dict[str, str]:
@@ -174,6 +185,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             for name in self.__struct_fields__
             if (value := getattr(self, name)) is not None and value != ()
         }
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def load_settings(
@@ -244,6 +264,16 @@ def _check_together(settings: Settings) -> None:
         )
 
 
+_SWITCHES: Final = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 _Reader = Callable[[Any, str], Any]
 
 
@@ -289,6 +319,15 @@ def _one_of(*choices: str) -> _Reader:
         return text
 
     return read
+
+
+def _yes_or_no(value: Any, source: str) -> bool:
+    if isinstance(value, bool):  # of a file
+        return value
+    found = _SWITCHES.get(value.lower()) if isinstance(value, str) else None
+    if found is None:
+        raise SettingsError(source, "must be true or false")
+    return found
 
 
 def _web_address(value: Any, source: str) -> str:
@@ -380,6 +419,8 @@ def _from_base64(text: str) -> bytes | None:
 def _written(value: Any) -> str:
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
@@ -398,6 +439,7 @@ _READ: Final[dict[str, _Reader]] = {
     "port": _integer(0, 65_535),
     "advertise_url": _web_address,
     "trusted_proxies": _networks,
+    "metrics": _one_of("auto", "open", "key"),
     "wait_seconds": _integer(0, 86_400),
     "root_key": _root_key,
     "master_key": _master_key,
@@ -423,4 +465,5 @@ _READ: Final[dict[str, _Reader]] = {
     "idempotency_hours": _integer(1, 8_760),
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("auto", "text", "json"),
+    "log_granted": _yes_or_no,
 }

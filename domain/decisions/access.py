@@ -35,6 +35,7 @@ PLATFORM_PERMISSIONS = (
     "organizations:write",
     "wallets:write",
     "plans:write",
+    "metrics:read",
     "root:write",
 )
 """What only a root key of the whole platform may be given."""

@@ -43,7 +43,8 @@ async def test_a_new_key_is_as_it_was_asked_for(api: Management) -> None:
     }  # fmt: skip
     assert made["quotas"] == [
         {
-            "unit": "micros", "window": "month", "limit": 5_000_000, "alert_percents": [80],
+            "level": "key", "subject_id": made["id"], "unit": "micros", "window": "month",
+            "limit": 5_000_000, "alert_percents": [80],
             "spent": 0, "remaining": 5_000_000, "resets_at": "2024-11-01T00:00:00.000000Z",
         }
     ]  # fmt: skip

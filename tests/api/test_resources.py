@@ -191,6 +191,29 @@ async def test_one_key_is_adopted_by_its_digest(api: Management) -> None:
     assert (again.status, again.code) == (409, "already_exists")
 
 
+async def test_a_secret_that_is_another_organizations_is_refused_as_ones_own_is(api: Management) -> None:
+    """That the hash is taken is told, since a secret is one key's; whose it is, is not."""
+    keyspace = await api.make_keyspace()
+    mine, other = await api.make_organization(), await api.make_organization()
+    body = {"keyspace_id": keyspace.id, "organization_id": mine.id, "name": "x"}
+    first = await api.post("/v1/keys/import", body | {"sha256": "11" * 32})
+    theirs = {"organization_id": other.id, "sha256": "22" * 32, "name": "theirs"}
+    await api.post("/v1/keys/import", body | theirs)
+    caller = await api.make_root("keys:write", organization_id=mine.id)
+
+    refused = [
+        (await api.post("/v1/keys/import", body | {"sha256": taken * 32}, as_=caller)).json
+        for taken in ("11", "22")
+    ]
+
+    assert first.status == 201
+    for answer in refused:
+        del answer["request_id"]
+    assert refused[0] == refused[1]
+    assert refused[0]["code"] == "already_exists"
+    assert refused[0]["errors"] == [{"field": "sha256", "message": "A key with this secret exists already."}]
+
+
 @pytest.mark.parametrize("encode", ["hex", "HEX", "base64", "unpadded", "urlsafe"])
 async def test_a_digest_comes_as_hex_or_base64(api: Management, encode: str) -> None:
     keyspace, organization = await api.make_keyspace(), await api.make_organization()

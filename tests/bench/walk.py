@@ -10,11 +10,12 @@ fourth of its kind, when what is kept is there.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from tests.api.quick.world import running_world
 
@@ -34,7 +35,7 @@ class Walk:
         self.climbs: list[str] = []
         self._resumable: list[FrameType] = []
 
-    def __enter__(self) -> Walk:
+    def __enter__(self) -> Self:
         sys.setprofile(self._called)
         return self
 
@@ -57,7 +58,7 @@ class Walk:
 
     def tell(self, name: str) -> None:
         files = [file for file, _ in self.places]
-        moves = sum(one != other for one, other in zip(files, files[1:], strict=False))
+        moves = sum(one != other for one, other in itertools.pairwise(files))
         print(
             f"{name}: {len(files)} calls, {len(set(files))} files, {moves} moves, {len(self.climbs)} climbs"
         )

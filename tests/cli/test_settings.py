@@ -151,3 +151,25 @@ def test_another_process_gets_the_same_settings_by_its_environment() -> None:
     })  # fmt: skip
 
     assert settings == load_settings(settings.environment())
+
+
+@pytest.mark.parametrize(
+    "text,switched",
+    [("true", True), ("TRUE", True), ("1", True), ("on", True), ("false", False), ("no", False)],
+)
+def test_a_switch_is_read_as_people_write_it_and_handed_on(text: str, switched: bool) -> None:  # noqa: FBT001
+    settings = load_settings({"KEYLEDGER_LOG_GRANTED": text})
+
+    assert settings.log_granted is switched
+    assert load_settings(settings.environment()).log_granted is switched
+
+
+def test_a_switch_that_says_neither_is_refused() -> None:
+    with pytest.raises(SettingsError, match="KEYLEDGER_LOG_GRANTED must be true or false"):
+        load_settings({"KEYLEDGER_LOG_GRANTED": "maybe"})
+
+
+def test_a_switch_in_the_file_is_one_of_toml(tmp_path: Path) -> None:
+    (tmp_path / "keyledger.toml").write_text("log_granted = true\n")
+
+    assert load_settings({}, config=tmp_path / "keyledger.toml").log_granted

@@ -8,7 +8,7 @@ from domain.decisions.access import PLATFORM_PERMISSIONS, ROOT_PERMISSIONS
 from domain.errors import CallerRefusedError, PermissionDeniedError
 from domain.events import Quota
 from domain.instants import SECOND
-from tests.domain.given import Shop, World, fingerprint_of, refusal_of
+from tests.domain.given import Shop, World, charge_id_of, fingerprint_of, refusal_of
 
 
 def making(
@@ -223,6 +223,55 @@ def test_a_caller_that_does_not_work_any_more_does_nothing_more(ended: str) -> N
     for command in (c.RevokeKey(key_id=shop.shopper.id), shop.charging(1)):
         with pytest.raises(CallerRefusedError):
             shop.ask(command, by=caller)
+
+
+def moving_money(shop: Shop) -> dict[str, Command]:
+    """Everything that moves money, and the same a second time: of a shop where it would be carried out."""
+    charged, given_back = shop.charge(10, "charge-1"), shop.charge(10)
+    shop.refund(charge_id_of(given_back), request_id="refund-1")
+    held = shop.hold(10)
+    taken = shop.hold(10)
+    shop.capture(taken, 5, request_id="capture-1", final=False)
+    released = shop.hold(10)
+    shop.release(released)
+    return {
+        "charge": shop.charging(1),
+        "reserve": c.ReserveCredits(
+            request_id="reserve-1", base_micros=1, key_id=shop.shopper.id, expires_in_seconds=60
+        ),
+        "refund": c.RefundCharge(charge_id=charge_id_of(charged), request_id="refund-2"),
+        "capture": c.CaptureReservation(reservation_id=held, request_id="capture-2", base_micros=1),
+        "release": c.ReleaseReservation(reservation_id=held),
+        "charge again": shop.charging(10, "charge-1"),
+        "refund again": c.RefundCharge(charge_id=charge_id_of(given_back), request_id="refund-1"),
+        "capture again": c.CaptureReservation(
+            reservation_id=taken, request_id="capture-1", base_micros=5, final=False
+        ),
+        "release again": c.ReleaseReservation(reservation_id=released),
+    }
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "charge", "reserve", "refund", "capture", "release",
+        "charge again", "refund again", "capture again", "release again",
+    ],
+)  # fmt: skip
+def test_a_caller_that_died_since_it_was_let_in_moves_no_money(what: str) -> None:
+    """Between the door and the decision its root key may be revoked, by the request just before."""
+    shop = Shop()
+    command = moving_money(shop)[what]
+    caller = shop.root_key("charges:write")
+    before = shop.purse.copy(), len(shop.events)
+    _, refused = shop.together(c.RevokeKey(key_id=caller.actor), (command, caller))
+
+    assert isinstance(refused, CallerRefusedError)
+    assert (shop.purse, len(shop.events)) == (before[0], before[1] + 1)
+
+    allowed = shop.ask(command, by=shop.root_key("charges:write"))
+
+    assert getattr(allowed, "code", "valid") == "valid"
 
 
 def test_a_permission_that_was_taken_away_is_gone_in_the_same_group() -> None:

@@ -18,7 +18,14 @@ ORDINARY = [
     "webhooks:write",
     "edges:connect",
 ]
-PLATFORMS = ["keyspaces:write", "organizations:write", "wallets:write", "plans:write", "root:write"]
+PLATFORMS = [
+    "keyspaces:write",
+    "organizations:write",
+    "wallets:write",
+    "plans:write",
+    "metrics:read",
+    "root:write",
+]
 NOWHERE = "0" * 25 + "1"
 
 

@@ -31,38 +31,38 @@ CONFIG = """
 {user}
 daemon off;
 worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
+pid "{folder}/nginx.pid";
+error_log "{folder}/error.log";
 events {{ }}
 http {{
     access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
+    client_body_temp_path "{folder}/body";
+    proxy_temp_path "{folder}/proxy";
+    fastcgi_temp_path "{folder}/fastcgi";
+    uwsgi_temp_path "{folder}/uwsgi";
+    scgi_temp_path "{folder}/scgi";
     upstream keyledger {{ server 127.0.0.1:{ledger}; keepalive 8; }}
     upstream gateway {{ server 127.0.0.1:{gateway}; keepalive 8; }}
-    include {snippets}/keyledger-http.conf;
+    include "{snippets}/keyledger-http.conf";
     server {{
         listen 127.0.0.1:{port};
         set $keyledger_proxy_key "{root}";
         set $keyledger_keyspace "{keyspace}";
-        include {snippets}/keyledger-server.conf;
+        include "{snippets}/keyledger-server.conf";
         location /open {{ proxy_pass http://gateway; }}
         location / {{
-            include {snippets}/keyledger-protect.conf;
+            include "{snippets}/keyledger-protect.conf";
             proxy_pass http://gateway;
         }}
         location /paid {{
             set $keyledger_cost 600;
             set $keyledger_use_id $http_x_call;
-            include {snippets}/keyledger-protect.conf;
+            include "{snippets}/keyledger-protect.conf";
             proxy_pass http://gateway;
         }}
         location /chat {{
             set $keyledger_permission chat;
-            include {snippets}/keyledger-protect.conf;
+            include "{snippets}/keyledger-protect.conf";
             proxy_pass http://gateway;
         }}
     }}
@@ -117,21 +117,23 @@ async def front(tmp_path: Path) -> AsyncIterator[Front]:
             asyncio.create_task(serve(world.app, [listeners[0]], stop_ledger)),
             asyncio.create_task(serve(gateway, [listeners[1]], stop)),
         ]
-        config = tmp_path / "nginx.conf"
+        folder = tmp_path / "with a space"
+        shutil.copytree(SNIPPETS, folder / "snippets")
+        config = folder / "nginx.conf"
         config.write_text(
             CONFIG.format(
                 user="user root;" if os.geteuid() == 0 else "",
-                folder=tmp_path,
+                folder=folder,
                 ledger=listeners[0].getsockname()[1],
                 gateway=listeners[1].getsockname()[1],
                 port=port,
                 root=await world.make_root("verify", bound_keyspace_id=keyspace.id),
                 keyspace=keyspace.id,
-                snippets=SNIPPETS,
+                snippets=folder / "snippets",
             )
         )
         nginx = await asyncio.create_subprocess_exec(
-            NGINX, "-c", str(config), "-p", str(tmp_path), stderr=subprocess.PIPE
+            NGINX, "-c", str(config), "-p", str(folder), stderr=subprocess.PIPE
         )
         session = await stack.enter_async_context(aiohttp.ClientSession())
         try:
@@ -169,7 +171,8 @@ async def test_a_good_key_reaches_the_upstream_with_its_identity(front: Front) -
     acme = await front.world.make_organization(credit=1_000)
     owned = await front.world.make_key(front.keyspace, acme)
 
-    status, _, body = await front.get("/v1/models", owned, X_Keyledger_Key_Id="key_forged")
+    forged = {"X_Keyledger_Key_Id": "key_forged", "X_Keyledger_Plan_Id": "plan_forged"}
+    status, _, body = await front.get("/v1/models", owned, **forged)
 
     assert status == 200
     assert body.splitlines() == [

@@ -211,6 +211,22 @@ def test_a_valid_verdict_hands_on_whose_key_it_is() -> None:
     }
 
 
+def test_what_a_good_key_has_not_is_told_empty_so_that_no_proxy_keeps_what_the_client_said() -> None:
+    bare = msgspec.structs.replace(FACTS, organization_id=None, plan_id=None)
+
+    told = dict(answer_verdict(Verdict("valid", bare), KEYSPACE).headers)
+
+    assert (told[b"x-keyledger-organization-id"], told[b"x-keyledger-plan-id"]) == (b"", b"")
+
+
+def test_a_denial_names_whom_it_knows_and_nobody_else() -> None:
+    known = dict(answer_verdict(Verdict("revoked", FACTS), KEYSPACE).headers)
+    unknown = dict(answer_verdict(Verdict("not_found"), KEYSPACE).headers)
+
+    assert known[b"x-keyledger-plan-id"] == b"plan_1"
+    assert {name for name in unknown if name.startswith(b"x-keyledger")} == {b"x-keyledger-code"}
+
+
 def test_a_denial_is_a_problem_with_its_code() -> None:
     answer = answer_verdict(Verdict("revoked", FACTS), KEYSPACE)
     problem = msgspec.json.decode(answer.body)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from domain.ids import format_position
+from services.api.answering.problems import PROBLEM_JSON
 
 if TYPE_CHECKING:
     from services.api.asking.call import Call
@@ -17,7 +18,7 @@ Headers = list[tuple[bytes, bytes]]
 
 _JSON: Final = (b"content-type", b"application/json")
 NO_STORE: Final = (b"cache-control", b"no-store")
-_PROBLEM: Final = (b"content-type", b"application/problem+json")
+_PROBLEM: Final = (b"content-type", PROBLEM_JSON.encode())
 
 encode = msgspec.json.Encoder().encode
 

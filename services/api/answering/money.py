@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -12,22 +11,22 @@ from msgspec import UNSET, UnsetType
 from domain.accounts import Reservation, Wallet
 from domain.events import CreditsReserved, ReservationCaptured, UsageCharged, UsageRefunded
 from domain.ids import format_position
-from domain.instants import SECOND, Instant
-from domain.instants import to_text as _to_text
-from domain.quotas import QuotaState, Refusal
+from domain.quotas import Refusal
 from keyledger_edge import RateLimitAnswer, RateState
-from services.api.answering.views import Micros, Position, RefusalView, Time, View
-
-
-@lru_cache(maxsize=64)
-def _second(second: int) -> str:
-    return _to_text(second * SECOND)[:20]
-
-
-def to_text(at: Instant) -> str:
-    """RFC 3339 as elsewhere; most times of one answer share their second, so that is written once."""
-    second, micros = divmod(at, SECOND)
-    return f"{_second(second)}{micros:06d}Z"
+from services.api.answering.times import time_of, to_text
+from services.api.answering.views import (
+    Micros,
+    Position,
+    QuotaView,
+    RefusalView,
+    Time,
+    View,
+    WalletView,
+    wallet_view,
+)
+from services.api.answering.views import (
+    quota_figures as quota_figures,
+)
 
 
 class TenantView(View, frozen=True, gc=False):
@@ -100,39 +99,13 @@ class ReservationView(View, frozen=True, gc=False):
     metadata: dict[str, Any] | UnsetType = UNSET
 
 
-class WalletFigures(View, frozen=True, gc=False):
-    """An organization's wallet, right after what was done with it."""
-
-    organization_id: str
-    currency: str
-    balance_micros: Micros
-    reserved_micros: Micros
-    available_micros: Micros
-    credit_limit_micros: Micros | None
-    alert_below_micros: Micros | None
-
-
-class QuotaFigures(View, frozen=True, gc=False):
-    """A quota that a use was checked against, right after it."""
-
-    level: Literal["key", "project", "organization"]
-    subject_id: str
-    unit: Literal["micros", "requests"]
-    window: Literal["day", "week", "month", "total"]
-    limit: int
-    alert_percents: tuple[int, ...]
-    spent: int
-    remaining: int
-    resets_at: Time | None
-
-
 class Metered(View, frozen=True, kw_only=True):
     """What every answer about money has."""
 
     replayed: bool
     """Was this request id carried out before? It counted then."""
-    quotas: list[QuotaFigures]
-    wallet: WalletFigures | None
+    quotas: list[QuotaView]
+    wallet: WalletView | None
     position: Position
 
 
@@ -283,37 +256,9 @@ def reservation_view(reservation: Reservation, prefix: str) -> ReservationView:
     )
 
 
-def wallet_figures(wallet: Wallet | None) -> WalletFigures | None:
-    """An organization's wallet, beside what was done with it."""
-    if wallet is None:
-        return None
-    return WalletFigures(
-        wallet.organization_id,
-        wallet.currency,
-        wallet.balance,
-        wallet.reserved,
-        wallet.balance - wallet.reserved,
-        wallet.credit_limit,
-        wallet.alert_below,
-    )
-
-
-def quota_figures(states: Sequence[QuotaState]) -> list[QuotaFigures]:
-    """Every quota that a use was checked against, and what is left of it."""
-    return [
-        QuotaFigures(
-            one.level,
-            one.subject_id,
-            one.unit,
-            one.window,
-            one.limit,
-            one.alert_percents,
-            one.spent,
-            one.remaining,
-            None if one.resets_at is None else to_text(one.resets_at),
-        )
-        for one in states
-    ]
+def wallet_figures(wallet: Wallet | None) -> WalletView | None:
+    """An organization's wallet, right after what was done with it."""
+    return None if wallet is None else wallet_view(wallet)
 
 
 def refusal_view(refusal: Refusal) -> RefusalView:
@@ -324,7 +269,7 @@ def refusal_view(refusal: Refusal) -> RefusalView:
         refusal.window,
         refusal.limit,
         refusal.remaining,
-        None if refusal.resets_at is None else to_text(refusal.resets_at),
+        time_of(refusal.resets_at),
     )
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from domain.accounts import Wallet
 from domain.events import Quota
 from domain.ids import format_position
-from domain.instants import Instant, to_text
+from domain.instants import Instant
 from domain.keys import Key, Secret
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
 from domain.organizations import Organization, Plan, Project
 from domain.quotas import Level, QuotaState, states_of
 from domain.state import Books
 from keyledger_edge import AcceptedFormat, Allowed, RateLimit, Scopes, SecretFormat
+from services.api.answering.times import time_of, to_text
 
 Time = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 """RFC 3339 in UTC."""
@@ -47,9 +50,12 @@ class ResultsView(View, frozen=True, kw_only=True):
     position: Position
 
 
-class QuotaView(View, frozen=True, kw_only=True):
+class QuotaView(View, frozen=True, gc=False):
     """A quota and where it stands."""
 
+    level: Literal["key", "project", "organization"]
+    subject_id: str
+    """The key, project or organization that has it."""
     unit: Literal["micros", "requests"]
     window: Literal["day", "week", "month", "total"]
     limit: int
@@ -165,7 +171,7 @@ class ShownKeyspace(View, frozen=True, kw_only=True):
     position: Position
 
 
-class WalletView(View, frozen=True, kw_only=True):
+class WalletView(View, frozen=True, gc=False):
     """An organization's prepaid balance, shared by all its keys."""
 
     organization_id: str
@@ -176,12 +182,8 @@ class WalletView(View, frozen=True, kw_only=True):
     credit_limit_micros: Micros | None
     """How far below zero it may go; 0: prepaid; null: postpaid without end."""
     alert_below_micros: Micros | None
-    position: Position
-
-
-def time_of(at: Instant | None) -> Time | None:
-    """An instant as text."""
-    return None if at is None else to_text(at)
+    position: Position | UnsetType = UNSET
+    """As of which it was read; where something was done with it, that answer's own."""
 
 
 def key_view(key: Key, books: Books, now: Instant, last_used: Instant | None, prefix: str) -> KeyView:
@@ -199,7 +201,7 @@ def key_view(key: Key, books: Books, now: Instant, last_used: Instant | None, pr
         plan_id=key.plan_id,
         status=key.status(now),
         scopes=key.scopes,
-        quotas=quota_views(books, "key", key.id, key.quotas, now),
+        quotas=_quotas_of(books, "key", key.id, key.quotas, now),
         rate_limits=key.rate_limits,
         allowed_ips=key.allowed_ips,
         expires_at=time_of(key.expires_at),
@@ -223,23 +225,29 @@ def _secret_view(secret: Secret) -> SecretView:
     return SecretView(generation=secret.generation, hint=secret.hint, ends_at=time_of(secret.ends_at))
 
 
-def quota_views(
+def quota_figures(states: Sequence[QuotaState]) -> list[QuotaView]:
+    """Every quota that a use was checked against, or that a subject has, and what is left of it."""
+    return [
+        QuotaView(
+            one.level,
+            one.subject_id,
+            one.unit,
+            one.window,
+            one.limit,
+            one.alert_percents,
+            one.spent,
+            one.remaining,
+            time_of(one.resets_at),
+        )
+        for one in states
+    ]
+
+
+def _quotas_of(
     books: Books, level: Level, subject: str, quotas: tuple[Quota, ...], now: Instant
 ) -> list[QuotaView]:
     """The quotas of one subject and where they stand."""
-    return [_quota_view(state) for state in states_of(books, ((level, subject, quotas),), now)]
-
-
-def _quota_view(state: QuotaState) -> QuotaView:
-    return QuotaView(
-        unit=state.unit,
-        window=state.window,
-        limit=state.limit,
-        alert_percents=state.alert_percents,
-        spent=state.spent,
-        remaining=state.remaining,
-        resets_at=time_of(state.resets_at),
-    )
+    return quota_figures(states_of(books, ((level, subject, quotas),), now))
 
 
 def organization_view(
@@ -251,7 +259,7 @@ def organization_view(
         name=organization.name,
         external_id=organization.external_id,
         status="suspended" if organization.suspended else "active",
-        quotas=quota_views(books, "organization", organization.id, organization.quotas, now),
+        quotas=_quotas_of(books, "organization", organization.id, organization.quotas, now),
         metadata=organization.metadata,
         created_at=to_text(organization.created_at),
         version=organization.version,
@@ -266,7 +274,7 @@ def project_view(project: Project, books: Books, now: Instant, prefix: str) -> P
         organization_id=project.organization_id,
         name=project.name,
         status="archived" if project.archived else "active",
-        quotas=quota_views(books, "project", project.id, project.quotas, now),
+        quotas=_quotas_of(books, "project", project.id, project.quotas, now),
         created_at=to_text(project.created_at),
         version=project.version,
         position=format_position(prefix, project.position),
@@ -308,15 +316,15 @@ def keyspace_view(keyspace: Keyspace, prefix: str) -> ShownKeyspace:
     )
 
 
-def wallet_view(wallet: Wallet, prefix: str, head: int) -> WalletView:
+def wallet_view(wallet: Wallet, position: Position | UnsetType = UNSET) -> WalletView:
     """A wallet, as of the position that it was read at."""
     return WalletView(
-        organization_id=wallet.organization_id,
-        currency=wallet.currency,
-        balance_micros=wallet.balance,
-        reserved_micros=wallet.reserved,
-        available_micros=wallet.available,
-        credit_limit_micros=wallet.credit_limit,
-        alert_below_micros=wallet.alert_below,
-        position=format_position(prefix, head),
+        wallet.organization_id,
+        wallet.currency,
+        wallet.balance,
+        wallet.reserved,
+        wallet.balance - wallet.reserved,
+        wallet.credit_limit,
+        wallet.alert_below,
+        position,
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from domain.commands import Asking
 from domain.decisions.access import permissions_of
@@ -61,8 +64,8 @@ class CallersLedger(Protocol):
     clock: Clock
 
 
-class Callers:
-    """Recognises root keys; what was gathered of one is kept until it changes."""
+class Callers(Collector):
+    """Recognises root keys; what was gathered of one is kept until it changes. Counts those it refuses."""
 
     def __init__(self, ledger: CallersLedger) -> None:
         self._ledger = ledger
@@ -70,6 +73,8 @@ class Callers:
         self._known: dict[bytes, _Known] = {}
         self._welcome: dict[bytes, _Known] = {}
         """By the digest of the whole header; only those that are good always."""
+        self._refused: dict[str, int] = {}
+        """How many were refused, by what was wrong with them."""
 
     def admit(self, authorization: bytes | None, permissions: tuple[str, ...], peer: str | None) -> Caller:
         """The caller, who must hold one of these permissions.
@@ -92,10 +97,12 @@ class Callers:
 
     def _shown(self, authorization: bytes | None, peer: str | None) -> Caller:
         if authorization is CONFLICTING:
+            self._count("ambiguous")
             raise ProblemError(
                 "ambiguous_credentials", "The request has two Authorization headers; send one."
             )
         if authorization is None or authorization[:7].lower() != b"bearer " or not authorization[7:].strip():
+            self._count("missing")
             raise ProblemError("unauthenticated", _SHOW, headers=challenge())
         secret = authorization[7:].strip()
         caller = self.find(secret, peer)
@@ -117,16 +124,29 @@ class Callers:
             return known.caller
         facts = ledger.facts.find(digest)
         if facts is None or facts.keyspace_id != ROOT_KEYSPACE_ID:
-            return "not_found"
+            return self._count("not_found")
         # A root key's own permissions are looked at by whoever asked for it: here only whether it works.
         code = state_of(facts, max(ledger.clock.now(), ledger.state.at))
         if code is not None:
-            return code
+            return self._count(code)
         if facts.allowed_ips and not ip_allowed(facts.allowed_ips, peer):
-            return IP_DENIED
+            return self._count(IP_DENIED)
         if known is not None and known.facts is facts:
             return known.caller
         return self._gather(digest, facts)
+
+    def _count(self, reason: str) -> str:
+        self._refused[reason] = self._refused.get(reason, 0) + 1
+        return reason
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus: a root key that somebody guesses, or goes on using after its end, is seen here."""
+        refused = CounterMetricFamily(
+            "keyledger_root_keys_refused", "Requests refused for their root key.", labels=["reason"]
+        )
+        for reason, times in self._refused.items():
+            refused.add_metric([reason], times)
+        yield refused
 
     def _gather(self, digest: bytes, facts: KeyFacts) -> Caller:
         key = self._ledger.state.keys[facts.key_id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -10,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from services.api.asking.call import Call
-from services.api.operations import Reader, Reply, operation
+from services.api.operations import Operation, Reader, Reply, operation
 from services.ledger.ledger import Ledger
 
 
@@ -77,12 +78,22 @@ class EdgeOverflows(Collector):
     "/metrics",
     tag="Operating",
     summary="Figures for Prometheus",
+    description=(
+        "Open where only this machine listens; elsewhere it needs a root key with `metrics:read` "
+        "(`KEYLEDGER_METRICS`)."
+    ),
     media_types=("text/plain",),
     answer=str,
+    codes=("unauthenticated", "permission_denied"),
 )
 async def get_metrics(call: Call[Any, Any]) -> Reply:
     """Everything that is counted, as Prometheus text."""
     return Reply(generate_latest(call.api.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def with_a_key(route: Operation) -> Operation:
+    """The route for root keys of the platform that may read metrics, where it is not open."""
+    return replace(route, permissions=("metrics:read",)) if route is get_metrics else route
 
 
 ROUTES = [get_metrics]

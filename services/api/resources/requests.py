@@ -10,7 +10,8 @@ from domain.errors import NotFoundError
 from domain.instants import to_text
 from projections.requests import Kind, RequestEntry, find_request, list_requests
 from services.api.answering.money import TenantView
-from services.api.answering.views import Micros, Position, Time, View, time_of
+from services.api.answering.times import time_of
+from services.api.answering.views import Micros, Position, Time, View
 from services.api.asking.call import Call
 from services.api.asking.reading import beginning
 from services.api.lists import Filter, Paging, read_page

@@ -28,9 +28,9 @@ from keyledger_edge import (
     state_of,
 )
 from services.api.answering.fencing import fence_at
-from services.api.answering.money import QuotaFigures, quota_figures, rate_views
+from services.api.answering.money import quota_figures, rate_views
 from services.api.answering.problems import TABLE, ProblemError, challenge
-from services.api.answering.views import Micros, Position, View, key_view
+from services.api.answering.views import Micros, Position, QuotaView, View, key_view
 from services.api.asking.call import Call
 from services.api.asking.traces import user_agent_of
 from services.api.asking.uses import MAX_SECRET_LENGTH, RevokeSelfBody
@@ -78,7 +78,7 @@ class SelfView(View, frozen=True, kw_only=True):
     organization_id: str | None
     code: str
     """The verdict on it right now."""
-    quotas: list[QuotaFigures]
+    quotas: list[QuotaView]
     wallet: WalletLeft | None
     wallet_available_micros: Micros | None
     rate_limits: list[RateLimitAnswer]

@@ -33,6 +33,7 @@ _FORGET_AT = 50_000
 _VALID, _NO = b'{"valid":true,"code":"valid",', b'{"valid":false,"code":'
 _NOBODY = {code: b'%b"%b"' % (_NO, code.encode()) for code in STATUS_OF_CODE}
 _MAY_SPEND = frozenset({"verify", "charges:write"})
+_COST = "A use with a cost needs `verify` or `charges:write`."
 
 
 class Verify:
@@ -255,7 +256,7 @@ def _add_figures(
     "/v1/verify",
     tag="Verify",
     summary="Is this secret good for this use?",
-    description="200 whenever the question was well formed: `valid` and `code` are the answer.",
+    description="200 whenever the question was well formed: `valid` and `code` are the answer. " + _COST,
     permissions=("verify", "edges:connect"),
     quick=True,
     body=VerifyBody,
@@ -274,6 +275,7 @@ def verify(call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
     "/v1/verify/batch",
     tag="Verify",
     summary="Check many secrets",
+    description="Each item on its own, in order. " + _COST,
     permissions=("verify", "edges:connect"),
     quick=True,
     body=VerifyBatchBody,

@@ -117,7 +117,7 @@ async def get_wallet(call: Call[Any, Any]) -> Reply:
     """A wallet, from the ledger's committed state."""
     organization = find_organization(call.desk, call.path["organization_id"])
     state = call.ledger.state
-    return Reply(wallet_view(state.wallets[organization.id], call.prefix, state.head))
+    return Reply(wallet_view(state.wallets[organization.id], call.place(state.head)))
 
 
 @operation(
@@ -137,7 +137,7 @@ async def patch_wallet(call: Call[Fencing, WalletTerms]) -> Reply:
     """Set credit limit and alert line."""
 
     def show(wallet: Wallet, _: Books, position: int) -> View:
-        return wallet_view(wallet, call.prefix, position)
+        return wallet_view(wallet, call.place(position))
 
     command = SetWalletTerms(
         organization_id=call.path["organization_id"],
@@ -175,7 +175,7 @@ async def add_credits(call: Call[Any, NewCredit]) -> Reply:
         )
         return CreditedView(
             credit=credit,
-            wallet=wallet_view(outcome.wallet, call.prefix, position),
+            wallet=wallet_view(outcome.wallet, call.place(position)),
             replayed=outcome.replayed,
             position=call.place(outcome.position),
         )

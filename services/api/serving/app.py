@@ -100,6 +100,7 @@ def build_app(
     trusted_proxies: tuple[str, ...] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     log_granted: bool = False,
+    metrics_need_a_key: bool = False,
     streams: Streams | None = None,
     more_routes: tuple[Operation, ...] = (),
 ) -> Front:
@@ -109,10 +110,13 @@ def build_app(
     CloudEvents source); `wakeups` tell streams of events that there are more, and `streams` bounds these;
     `published` is how far NATS is, as far as is known, `nats_reachable` whether it answers; `trusted_proxies`
     are networks (or `unix`) whose X-Forwarded-For is believed; `log_granted`: a line in the log for each
-    quick request that was granted, too; `more_routes` are those of other parts, and `api.registry` is where
+    quick request that was granted, too; `metrics_need_a_key`: `/metrics` is not open; `more_routes` are
+    those of other parts, and `api.registry` is where
     these may register what they count.
     """
     routes = (*ROUTES, *more_routes)
+    if metrics_need_a_key:
+        routes = tuple(map(metrics.with_a_key, routes))
     redactor = Redactor(ledger.state, lambda: ledger.confirmed)
     callers, checker, metering = Callers(ledger), Checker(ledger, redactor), Metering(ledger)
     verifying = verify.Verify(ledger, checker, metering)
@@ -120,6 +124,7 @@ def build_app(
     registry = CollectorRegistry()
     registry.register(metrics.LedgerFigures(ledger, reader, published, nats_reachable))
     registry.register(streams)
+    registry.register(callers)
     api = Api(
         ledger=ledger,
         reader=reader,

@@ -458,14 +458,17 @@ def _quoted(name: str) -> str:
 
 
 def _identity_headers(verdict: Verdict) -> AnswerHeaders:
-    headers = [(b"x-keyledger-code", verdict.code.encode())]
-    if verdict.key_id:
-        headers.append((b"x-keyledger-key-id", verdict.key_id.encode()))
-    if verdict.organization_id:
-        headers.append((b"x-keyledger-organization-id", verdict.organization_id.encode()))
-    if verdict.plan_id:
-        headers.append((b"x-keyledger-plan-id", verdict.plan_id.encode()))
-    return headers
+    """Whose key it is.
+
+    Of a good one all of them, also those that are empty: Envoy would leave a client's own in their place.
+    """
+    headers = [
+        (b"x-keyledger-code", verdict.code.encode()),
+        (b"x-keyledger-key-id", (verdict.key_id or "").encode()),
+        (b"x-keyledger-organization-id", (verdict.organization_id or "").encode()),
+        (b"x-keyledger-plan-id", (verdict.plan_id or "").encode()),
+    ]
+    return headers if verdict.valid else [pair for pair in headers if pair[1]]
 
 
 def _challenge(code: str) -> bytes:

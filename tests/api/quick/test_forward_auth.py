@@ -51,6 +51,15 @@ async def test_a_good_key_is_let_through_and_named_upstream(
     assert reply.headers["x-request-id"].startswith("req_")
 
 
+async def test_a_key_without_a_plan_is_let_through_with_an_empty_one(
+    world: World, keyspace: Keyspace, owned: Owned
+) -> None:
+    """Else a proxy would leave what the client itself sent under that name."""
+    reply = await ask(world, keyspace, bearer(owned), ("X-Keyledger-Plan-Id", "plan_forged"))
+
+    assert (reply.status, reply.headers["x-keyledger-plan-id"]) == (200, "")
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 async def test_every_method_asks_the_same(
     world: World, keyspace: Keyspace, owned: Owned, method: str
