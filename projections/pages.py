@@ -85,6 +85,19 @@ def decode_number(text: str) -> int:
     return number
 
 
+def encode_place(position: int, passed: int) -> str:
+    """A cursor that is a line of those at one position."""
+    return _encode([position, passed])
+
+
+def decode_place(text: str) -> tuple[int, int]:
+    """(position, how many lines of it to pass over); ValueError for what is no cursor of this list."""
+    position, passed = _decode(text, tuple[int, int])
+    if not (0 <= position < 2**63 and 0 <= passed < 2**31):
+        raise ValueError("the cursor belongs to another list")
+    return position, passed
+
+
 class Filters:
     """What rows must fulfil: conditions and their values."""
 

@@ -28,7 +28,6 @@ from domain.projecting import (
     integers,
 )
 from projections.directory import organization_ids
-from projections.pages import decode_number, encode_number
 
 REFUSALS_KEPT_DAYS: Final = 30
 """How long a refused request can be found; rows are dropped as many days behind the last refusal."""
@@ -42,13 +41,14 @@ _DEFINITION: Final = """
 -- The log itself is the request log: a charge's or reservation's id holds its position, and a request id's
 -- claim points to it. These tables only answer what those can't.
 
--- In which blocks of 64 positions a key was used: 64 such blocks to a row, ascending, each in 4 bytes. A
--- row per block took most of PostgreSQL's time, and 60 bytes.
+-- In which blocks of 64 positions a list has lines: a key's, an organization's, the whole log's, and each
+-- of these by the code of refusals. 64 such blocks to a row, ascending, each in 4 bytes. A row per block
+-- took most of PostgreSQL's time, and 60 bytes.
 CREATE TABLE {schema}.request_blocks (
-    key_digest integer NOT NULL,
+    list_digest integer NOT NULL,
     first integer NOT NULL, -- of its blocks
     blocks bytea NOT NULL,
-    PRIMARY KEY (key_digest, first)
+    PRIMARY KEY (list_digest, first)
 ) WITH (fillfactor = 60); -- a row grows in place
 
 -- What refers back to the charge or reservation at the position `subject`.
@@ -68,12 +68,12 @@ CREATE TABLE {schema}.refusals (
 CREATE INDEX ON {schema}.refusals (day);
 """
 _NEWEST_BLOCKS: Final = """
-SELECT key_digest, first, blocks FROM unnest(%s) AS k (digest) CROSS JOIN LATERAL (
-    SELECT * FROM {schema}.request_blocks WHERE key_digest = k.digest ORDER BY first DESC LIMIT 1) AS newest
+SELECT list_digest, first, blocks FROM unnest(%s) AS l (digest) CROSS JOIN LATERAL (
+    SELECT * FROM {schema}.request_blocks WHERE list_digest = l.digest ORDER BY first DESC LIMIT 1) AS newest
 """
 _SAVE_BLOCKS: Final = """
 INSERT INTO {schema}.request_blocks AS b SELECT * FROM unnest(%s, %s, %s) ORDER BY 1, 2
-ON CONFLICT (key_digest, first) DO UPDATE SET blocks = b.blocks || excluded.blocks
+ON CONFLICT (list_digest, first) DO UPDATE SET blocks = b.blocks || excluded.blocks
 """
 _SAVE_SETTLEMENTS: Final = "INSERT INTO {schema}.settlements SELECT * FROM unnest(%s, %s)"
 _SAVE_REFUSALS: Final = """
@@ -85,10 +85,12 @@ _PRUNE_REFUSALS: Final = "DELETE FROM {schema}.refusals WHERE day <= ANY(%s)"
 class _OfKey(Protocol):
     @property
     def key_id(self) -> str: ...
+    @property
+    def organization_id(self) -> str | None: ...
 
 
 class _Newest(NamedTuple):
-    """The newest row of blocks of a key, as it is written."""
+    """The newest row of blocks of a list, as it is written."""
 
     first: int
     size: int
@@ -99,22 +101,22 @@ _NONE_YET: Final = _Newest(-1, _BLOCKS_IN_ROW, -1)
 
 
 class Requests:
-    """Where in the log a key's requests are, and what settles them."""
+    """Where in the log requests are, of whom, and what settles them."""
 
     name = "requests"
-    version = 2
+    version = 3
     definition = _DEFINITION
     tables: tuple[Table, ...] = (
-        Table("request_blocks", ("key_digest", "first")),
+        Table("request_blocks", ("list_digest", "first")),
         Table("settlements", ("subject", "position")),
         Table("refusals", ("request_digest", "position")),
     )
 
     def __init__(self) -> None:
         self._blocks: defaultdict[str, list[int]] = defaultdict(list)
-        """By key, ascending; a block that was cut in two is there twice."""
+        """By list, ascending; a block that was cut in two is there twice."""
         self._newest: dict[int, _Newest] = {}
-        """By a key's digest, as far as they are known."""
+        """By a list's digest, as far as they are known."""
         self._settlements: list[tuple[int, int]] = []
         self._refusals: dict[tuple[int, int], int] = {}
         self._day = 0
@@ -133,7 +135,7 @@ class Requests:
         }
 
     def held(self) -> int:
-        """Keys that were used, settlements and refusals."""
+        """Lists that grew, settlements and refusals."""
         return len(self._blocks) + len(self._settlements) + len(self._refusals)
 
     def forget(self) -> None:
@@ -170,8 +172,13 @@ class Requests:
         while start < len(events):
             block = (first + start) // BLOCK
             end = (block + 1) * BLOCK - first
-            for key_id in {event.key_id for event in events[start:end]}:
+            run = events[start:end]
+            for key_id in {event.key_id for event in run}:
                 self._blocks[key_id].append(block)
+            for organization_id in {event.organization_id for event in run}:
+                if organization_id is not None:
+                    self._blocks[organization_id].append(block)
+            self._blocks[EVERYBODY].append(block)
             start = end
 
     def _refunded(self, events: Sequence[e.UsageRefunded], first: int) -> None:
@@ -189,16 +196,20 @@ class Requests:
             if not event.requests:
                 continue
             self._used((event,), position)
+            for code in {denial.code for denial in event.requests}:
+                for whose in (event.key_id, event.organization_id, EVERYBODY):
+                    if whose is not None:
+                        self._blocks[list_name(whose, code)].append(position // BLOCK)
             self._day = event.at // DAY
             for denial in event.requests:
                 self._refusals[request_digest(denial.request_id), position] = self._day
 
 
 def _add_blocks(session: Session, found: dict[str, list[int]], newest: dict[int, _Newest]) -> None:
-    """Fill each key's newest row, then begin others; `newest` is told of what is written."""
+    """Fill each list's newest row, then begin others; `newest` is told of what is written."""
     blocks: dict[int, list[int]] = {}
-    for key_id, more in found.items():
-        digest = key_digest(key_id)
+    for name, more in found.items():
+        digest = list_digest(name)
         blocks[digest] = sorted({*blocks.get(digest, ()), *more})
     _learn_newest(session, blocks, newest)
     rows: list[tuple[int, int, bytes]] = []
@@ -223,17 +234,27 @@ def _learn_newest(session: Session, digests: Iterable[int], newest: dict[int, _N
         newest.clear()
     unknown = [digest for digest in digests if digest not in newest]
     for digest, first, packed in session.rows(_NEWEST_BLOCKS, integers(unknown)) if unknown else ():
-        blocks = _unpacked(packed)
+        blocks = unpacked(packed)
         newest[digest] = _Newest(first, len(blocks), blocks[-1])
 
 
-def _unpacked(blocks: bytes) -> tuple[int, ...]:
+def unpacked(blocks: bytes) -> tuple[int, ...]:
+    """The blocks in a row, ascending."""
     return unpack(f">{len(blocks) // _BLOCK_BYTES}i", blocks)
 
 
-def key_digest(key_id: str) -> int:
-    """A key in 32 bits: what is found is compared with the key itself."""
-    return crc32(key_id.encode()) - 2**31
+EVERYBODY: Final = ""
+"""Whose lines the whole request log's are."""
+
+
+def list_name(whose: str, code: str | None = None) -> str:
+    """A list of requests: all of a key's, of an organization's or of everybody's, or those refused so."""
+    return whose if code is None else f"{whose} {code}"
+
+
+def list_digest(name: str) -> int:
+    """A list in 32 bits: what is found is compared with what was asked for."""
+    return crc32(name.encode(errors="surrogatepass")) - 2**31
 
 
 def request_digest(request_id: str) -> int:
@@ -245,7 +266,7 @@ def request_digest(request_id: str) -> int:
 # -- questions ------------------------------------------------------------------------------------
 
 Kind = Literal["charge", "reservation", "refund", "capture", "release", "expiry", "refusal"]
-_KINDS: Final[dict[type[e.Event], Kind]] = {
+KINDS: Final[dict[type[e.Event], Kind]] = {
     e.UsageCharged: "charge",
     e.CreditsReserved: "reservation",
     e.UsageRefunded: "refund",
@@ -253,8 +274,6 @@ _KINDS: Final[dict[type[e.Event], Kind]] = {
     e.ReservationReleased: "release",
     e.ReservationExpired: "expiry",
 }
-_SHOWN: Final[tuple[type[e.Event], ...]] = (*_KINDS, e.UsageDenied)
-_TYPES: Final = tuple(str(event_type.__struct_config__.tag) for event_type in _SHOWN)
 
 
 class RequestEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -289,13 +308,6 @@ class RequestEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     uncovered_micros: int | None = None
 
 
-class RequestPage(NamedTuple):
-    """Lines, newest first, and where the next page begins."""
-
-    entries: list[RequestEntry]
-    next_cursor: str | None
-
-
 async def find_request(
     queries: Queries,
     events: EventReader,
@@ -318,12 +330,45 @@ async def find_request(
     granted = [
         one
         for one in placed
-        if type(one.event) in _KINDS and getattr(one.event, "request_id", None) == request_id
+        if type(one.event) in KINDS and getattr(one.event, "request_id", None) == request_id
     ]
-    entries = await _with_settlements(queries, events, granted)
+    entries = await with_settlements(queries, events, granted)
     refused = await _refusals(queries, events, request_id, now)
     found = [entry for entry in refused if organization_id in {None, entry.organization_id}]
     return sorted((*entries, *found), key=lambda entry: entry.position)
+
+
+_SETTLEMENTS: Final = (
+    "SELECT subject, position FROM {schema}.settlements WHERE subject = ANY(%s) ORDER BY position"
+)
+
+
+class ChargeAndRefunds(NamedTuple):
+    """A charge as it was recorded, and what was given back of it since, oldest first."""
+
+    charge: Placed
+    refunds: list[Placed]
+
+
+async def charge_and_refunds(
+    queries: Queries, events: EventReader, charge_id: str
+) -> ChargeAndRefunds | None:
+    """A charge (of a captured reservation, too) by its id: found at once, its refunds once projected."""
+    if not is_id("chg", charge_id):
+        return None
+    placed = [
+        one
+        for one in await events.at([place_of(charge_id)[1]])
+        if isinstance(one.event, e.UsageCharged | e.ReservationCaptured) and one.event.charge_id == charge_id
+    ]
+    if not placed:
+        return None
+    rows = await queries.rows(_SETTLEMENTS, ([placed[0].position],))
+    later = await events.at([position for _, position in rows])
+    refunds = [
+        one for one in later if isinstance(one.event, e.UsageRefunded) and one.event.charge_id == charge_id
+    ]
+    return ChargeAndRefunds(placed[0], refunds)
 
 
 async def find_charge(queries: Queries, events: EventReader, charge_id: str) -> RequestEntry | None:
@@ -334,55 +379,6 @@ async def find_charge(queries: Queries, events: EventReader, charge_id: str) -> 
 async def find_reservation(queries: Queries, events: EventReader, reservation_id: str) -> RequestEntry | None:
     """A reservation by its id, as it stands."""
     return await _find_placed(queries, events, "rsv", reservation_id)
-
-
-async def list_requests(
-    queries: Queries,
-    events: EventReader,
-    key_id: str,
-    *,
-    limit: int = 50,
-    cursor: str | None = None,
-    now: Instant,
-) -> RequestPage:
-    """One key's lines, newest first, also of a deleted key. A refused batch of requests stays together."""
-    before = 2**62 if cursor is None else decode_number(cursor)
-    found: list[Placed] = []
-    blocks = "SELECT first, blocks FROM {schema}.request_blocks WHERE key_digest = %s AND first <= %s"
-    next_block = min(before // BLOCK, 2**31 - 1)
-    while len(found) <= limit:
-        rows = await queries.rows(
-            f"{blocks} ORDER BY first DESC LIMIT %s", (key_digest(key_id), next_block, _ROWS_AT_ONCE)
-        )
-        newest_first = [block for _, packed in rows for block in reversed(_unpacked(packed))]
-        for first, last in _runs([block for block in newest_first if block <= next_block]):
-            placed = await events.between(first * BLOCK, last * BLOCK + BLOCK - 1, _TYPES)
-            of_key = [one for one in placed if getattr(one.event, "key_id", None) == key_id]
-            found += [one for one in reversed(of_key) if one.position < before]
-            if len(found) > limit:
-                break
-        if len(rows) < _ROWS_AT_ONCE:
-            break
-        next_block = rows[-1][0] - 1
-    entries = await _entries(queries, events, found[:limit], now)
-    next_cursor = encode_number(found[limit - 1].position) if len(found) > limit else None
-    return RequestPage(entries, next_cursor)
-
-
-_ROWS_AT_ONCE: Final = 2
-_LONGEST_RUN: Final = 4
-
-
-def _runs(blocks: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """Neighbouring blocks (given newest first) as ranges: a hot key's are read a few at a time."""
-    run: list[int] = []
-    for block in blocks:
-        if run and (block != run[-1] - 1 or len(run) == _LONGEST_RUN):
-            yield run[-1], run[0]
-            run = []
-        run.append(block)
-    if run:
-        yield run[-1], run[0]
 
 
 async def _organizations(queries: Queries, organization_id: str | None) -> AsyncIterator[list[str]]:
@@ -402,22 +398,10 @@ async def _find_placed(queries: Queries, events: EventReader, kind: str, wanted:
     placed = [
         one
         for one in await events.at([place_of(wanted)[1]])
-        if type(one.event) in _KINDS and getattr(one.event, field, None) == wanted
+        if type(one.event) in KINDS and getattr(one.event, field, None) == wanted
     ]
-    entries = await _with_settlements(queries, events, placed)
+    entries = await with_settlements(queries, events, placed)
     return entries[0] if entries else None
-
-
-async def _entries(
-    queries: Queries, events: EventReader, placed: Sequence[Placed], now: Instant
-) -> list[RequestEntry]:
-    """Lines in the order of what was found, refusals unpacked."""
-    granted = await _with_settlements(queries, events, [one for one in placed if type(one.event) in _KINDS])
-    by_position = {entry.position: [entry] for entry in granted}
-    for position, _, event in placed:
-        if isinstance(event, e.UsageDenied):
-            by_position[position] = _refused(position, event, now)
-    return [entry for one in placed for entry in by_position[one.position]]
 
 
 async def _refusals(
@@ -431,12 +415,13 @@ async def _refusals(
         entry
         for position, _, event in await events.at([position for (position,) in rows])
         if isinstance(event, e.UsageDenied)
-        for entry in _refused(position, event, now)
+        for entry in refused_in(position, event, now)
         if entry.request_id == request_id
     ]
 
 
-def _refused(position: int, event: e.UsageDenied, now: Instant) -> list[RequestEntry]:
+def refused_in(position: int, event: e.UsageDenied, now: Instant) -> list[RequestEntry]:
+    """The lines of refusals that were written down together, oldest first; none when they are too old."""
     if event.at // DAY <= now // DAY - REFUSALS_KEPT_DAYS:
         return []
     return [
@@ -454,12 +439,11 @@ def _refused(position: int, event: e.UsageDenied, now: Instant) -> list[RequestE
     ]
 
 
-async def _with_settlements(
+async def with_settlements(
     queries: Queries, events: EventReader, placed: Sequence[Placed]
 ) -> list[RequestEntry]:
     """What happened to each charge and reservation since: read from the log where anything did."""
-    statement = "SELECT subject, position FROM {schema}.settlements WHERE subject = ANY(%s) ORDER BY position"
-    rows = await queries.rows(statement, ([one.position for one in placed],)) if placed else []
+    rows = await queries.rows(_SETTLEMENTS, ([one.position for one in placed],)) if placed else []
     later = {one.position: one.event for one in await events.at([position for _, position in rows])}
     settled: dict[int, list[e.Event]] = {}
     for subject, position in rows:
@@ -468,9 +452,9 @@ async def _with_settlements(
 
 
 def _entry(placed: Placed, settlements: Sequence[e.Event]) -> RequestEntry:
-    event: Any = placed.event  # one of _KINDS
+    event: Any = placed.event  # one of KINDS
     entry = RequestEntry(
-        kind=_KINDS[type(event)],
+        kind=KINDS[type(event)],
         position=placed.position,
         at=event.at,
         organization_id=event.organization_id,

@@ -32,6 +32,7 @@ from services.ledger.errors import NotOwnerHereError
 _WAIT_SECONDS: Final = 2.0
 _REFUSED: Final = 400
 _LET_GO_SECONDS: Final = 1.0
+_OK: Final = 200
 
 Lost = Callable[[Call[Any, Any], NotOwnerHereError, Send], Awaitable[None]]
 
@@ -232,6 +233,8 @@ def _unsupported(header: str, why: str) -> ProblemError:
 def _answer_of(call: Call[Any, Any], operation: Operation, reply: Reply) -> Answer:
     headers = {"Content-Type": operation.media_types[0], **reply.headers}
     headers.setdefault("Cache-Control", "no-store")
+    if operation.shown_at and reply.status != _OK:
+        headers["Location"] = operation.location(call.path, reply.body)
     if reply.version is not None:
         headers["ETag"] = f'"{reply.version}"'
     body = reply.body if isinstance(reply.body, bytes) else encode(reply.body)

@@ -1,23 +1,37 @@
-"""Lists: paged by opaque cursors; ids come from projections, what is shown from committed state."""
+"""Lists: one way to page, sort and filter; ids come from projections, what is shown from committed state."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Collection
+from hashlib import blake2b
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from domain.instants import Instant
 from projections.pages import Page
 from services.api.answering.problems import invalid
 from services.api.asking.call import Call
+from services.api.asking.fields import When, instant_of
 from services.api.operations import Query, Reply
 
 T = TypeVar("T")
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=500, description="At most this many; 50 if not given.")]
-Cursor = Annotated[str, msgspec.Meta(max_length=2_000, description="`next_cursor` of the page before.")]
+Cursor = Annotated[
+    str,
+    msgspec.Meta(max_length=2_000, description="`next_cursor` of the page before, of the very same list."),
+]
 Search = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Filter = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+_OF_A_PAGE: Final = frozenset({"limit", "cursor"})
+"""What may differ from page to page; all else is which list it is."""
+_MARK_BYTES: Final = 6
+_MARK_LENGTH: Final = 8
+_FOREIGN: Final = "the cursor belongs to another list, or to other filters or another sort of this one"
+_encode: Final = msgspec.json.Encoder(order="sorted").encode
 
 
 class Paging(Query, frozen=True, kw_only=True):
@@ -25,6 +39,77 @@ class Paging(Query, frozen=True, kw_only=True):
 
     limit: Limit = 50
     cursor: Cursor | None = None
+
+
+class Span(Query, frozen=True, kw_only=True):
+    """From when to when."""
+
+    from_: When | None = msgspec.field(name="from", default=None)
+    """Included."""
+    to: When | None = None
+    """Not included."""
+
+
+class PagedSpan(Paging, frozen=True, kw_only=True):
+    """From when to when, and which page of it."""
+
+    from_: When | None = msgspec.field(name="from", default=None)
+    """Included."""
+    to: When | None = None
+    """Not included."""
+
+
+def span_of(query: Span | PagedSpan) -> tuple[Instant | None, Instant | None]:
+    """From when (included) to when (not included); a span without an instant in it is refused."""
+    from_at, to_at = instant_of(query.from_, "from"), instant_of(query.to, "to")
+    if from_at is not None and to_at is not None and from_at >= to_at:
+        raise invalid("from", "must be before to")
+    return from_at, to_at
+
+
+def known(field: str, value: str | None, names: Collection[str]) -> str | None:
+    """A filter that has one of these values; any other is refused, for it would find nothing, ever."""
+    if value is not None and value not in names:
+        raise invalid(field, f"one of {', '.join(names)}")
+    return value
+
+
+def cursor_of(call: Call[Any, Any]) -> str | None:
+    """Where the page begins, as this list's projection has told it.
+
+    Refused where it was told by another list, or under other filters or another sort: it would leave
+    things out, and nobody would see that.
+    """
+    given: str | None = call.query.cursor
+    if given is None:
+        return None
+    if given[:_MARK_LENGTH] != _mark_of(call):
+        raise invalid("cursor", _FOREIGN)
+    return given[_MARK_LENGTH:]
+
+
+def next_cursor_of(call: Call[Any, Any], cursor: str | None) -> str | None:
+    """Where the next page begins, as the outside sees it: with its epoch, and which list it belongs to."""
+    return None if cursor is None else call.next_cursor(_mark_of(call) + cursor)
+
+
+def asked_of(call: Call[Any, Any]) -> dict[str, Any]:
+    """Filters, sort, limit and cursor, as a list's projection takes them."""
+    return msgspec.structs.asdict(call.query) | {"cursor": cursor_of(call)}
+
+
+def _mark_of(call: Call[Any, Any]) -> str:
+    """Which list this is: its route, what it is of, whose eyes see it, and how it is filtered and sorted.
+
+    No secret is in it, since nothing is gained by making one up: what a caller may see is looked at anew
+    for each page.
+    """
+    query = msgspec.structs.asdict(call.query)
+    asked = {name: value for name, value in query.items() if name not in _OF_A_PAGE}
+    caller, operation = call.caller, call.operation
+    path = "" if operation is None else operation.path
+    told = _encode([path, call.path, caller.organization_id, caller.keyspace_id, asked])
+    return urlsafe_b64encode(blake2b(told, digest_size=_MARK_BYTES).digest()).decode()
 
 
 async def read_page(page: Awaitable[T]) -> T:
@@ -41,7 +126,7 @@ async def listed(call: Call[Any, Any], page: Awaitable[Page], show: Callable[[st
     found = await read_page(page)
     body = {
         "items": [shown for one in found.ids if (shown := show(one)) is not None],
-        "next_cursor": call.next_cursor(found.next_cursor),
+        "next_cursor": next_cursor_of(call, found.next_cursor),
         "position": call.place(position),
     }
     return Reply(body, position=position)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -168,6 +168,8 @@ class Operation:
     """Why it takes none."""
     projected: bool = False
     """Is it read from projections?"""
+    shown_at: str = ""
+    """The path of the route that shows what this one makes, for `Location`; none: nothing shows it alone."""
     max_body_bytes: int | None = None
     """Of this route alone."""
     example: Any = None
@@ -189,9 +191,21 @@ class Operation:
         return re.sub(r"\{(\w+)\}", r"{\1:path}" if self.whole else r"{\1:str}", self.path)
 
     @property
+    def versioned(self) -> bool:
+        """Is one thing answered that has a version, and so an ETag?"""
+        fields = getattr(self.answer, "__struct_fields__", ())
+        return "version" in fields or "key" in fields
+
+    @property
     def fenced(self) -> bool:
         """May it take something away, and so answer once the fence holds?"""
         return self.method != "GET" and "fence" in self.query.__struct_fields__
+
+    def location(self, given: Mapping[str, str], body: Any) -> str:
+        """Where it is shown what was made: the path with the ids that were given, and those in the answer."""
+        return re.sub(
+            r"\{(\w+)_id\}", lambda found: given.get(found[0][1:-1]) or _id_in(body, found[1]), self.shown_at
+        )
 
     @property
     def name(self) -> str:
@@ -202,6 +216,14 @@ class Operation:
     def others(self, state: State) -> Callable[[str], bool] | None:
         """Says which names in a query are somebody else's."""
         return None if self.other_parameters is None else self.other_parameters(state)
+
+
+def _id_in(body: Any, thing: str) -> str:
+    """The id of a thing that an answer shows: the answer itself, or one of its fields."""
+    fields = body if isinstance(body, dict) else msgspec.structs.asdict(body)
+    shown = fields.get(thing, fields)
+    found: str = shown["id"] if isinstance(shown, dict) else shown.id
+    return found
 
 
 def operation(method: str, path: str, **about: Any) -> Callable[[Handler], Operation]:

@@ -180,7 +180,7 @@ async def test_history_tells_actor_position_before_and_after(api: Management) ->
     await api.ask(
         "PATCH", f"/v1/keys/{key['id']}", {"name": "Billing"}, user_agent="curl/8", x_request_id="t-1"
     )
-    newest = (await api.get(f"/v1/keys/{key['id']}/history?order=newest_first&limit=1")).json
+    newest = (await api.get(f"/v1/keys/{key['id']}/history?sort=-at&limit=1")).json
 
     (line,) = newest["items"]
     assert line["action"] == "KeyRenamed"

@@ -197,7 +197,7 @@ async def audited(api: Management, query: str) -> Any:
 
 async def test_the_audit_tells_who_what_when_and_from_where(api: Management) -> None:
     await api.create()
-    page = (await audited(api, "?order=oldest_first&limit=500")).json
+    page = (await audited(api, "?sort=at&limit=500")).json
     line = page["items"][-1]
 
     assert line["action"] == "KeyCreated"

@@ -157,7 +157,7 @@ async def test_credits_add_up_in_the_statement(api: Management) -> None:
     down = await api.post(f"{path}/credits", {"amount_micros": -300, "reference": "fix-1", "reason": "typo"})
     newest = (await api.get(f"{path}/statement?limit=1")).json
     older = (await api.get(f"{path}/statement?limit=1&cursor={newest['next_cursor']}")).json
-    oldest = (await api.get(f"{path}/statement?order=oldest_first")).json
+    oldest = (await api.get(f"{path}/statement?sort=at")).json
 
     assert (up.json["wallet"]["balance_micros"], down.json["wallet"]["balance_micros"]) == (1_000, 700)
     assert up.json["credit"]["position"] == up.json["position"] == up.headers["x-keyledger-position"]

@@ -13,13 +13,14 @@ import pytest
 from domain import events as e
 from domain.instants import DAY, SECOND, Instant, to_datetime
 from infra.embedded import EmbeddedPostgres
+from projections.request_lists import Wanted, list_requests
 from projections.requests import (
     REFUSALS_KEPT_DAYS,
     RequestEntry,
+    charge_and_refunds,
     find_charge,
     find_request,
     find_reservation,
-    list_requests,
 )
 from projections.statements import StatementLine, list_statement
 from projections.usage import Bucket, By, list_denials, list_usage, list_verifications
@@ -228,6 +229,20 @@ async def test_a_charge_knows_how_much_was_given_back(history: History, asked: R
         assert charge.amount_micros == found.amount_micros
 
 
+async def test_a_charge_is_found_with_all_its_refunds(history: History, asked: Reading) -> None:
+    refunds: dict[str, list[int]] = {}
+    for position, event in enumerate(history.events, start=1):
+        if isinstance(event, e.UsageRefunded):
+            refunds.setdefault(event.charge_id, []).append(position)
+    for charge in history.charges:
+        found = await charge_and_refunds(asked.queries, asked.events, charge.charge_id)
+
+        assert found is not None
+        assert found.charge.event == charge
+        assert refunds.get(charge.charge_id, []) == [one.position for one in found.refunds]
+    assert len(refunds) > 10
+
+
 async def test_a_reservation_is_shown_as_it_stands(history: History, asked: Reading) -> None:
     assert len({one.status for one in history.state.reservations.values()}) == 4
     for one in history.state.reservations.values():
@@ -277,7 +292,7 @@ async def test_a_keys_requests_are_paged_newest_first(history: History, asked: R
         cursor = None
         while True:
             page = await list_requests(
-                asked.queries, asked.events, key_id, limit=7, cursor=cursor, now=history.at
+                asked.queries, asked.events, Wanted(key_id=key_id), limit=7, cursor=cursor, now=history.at
             )
             found += [one.position for one in page.entries if one.kind != "refusal"]
             cursor = page.next_cursor

@@ -12,7 +12,8 @@ from domain import events as e
 from domain.ids import placed_id
 from infra.postgres.rebuilding import check
 from projections.every import every_projection
-from projections.requests import BLOCK, key_digest, list_requests
+from projections.request_lists import Wanted, list_requests
+from projections.requests import BLOCK, list_digest
 from tests.contract.projected_worlds import Reading, mapper, projecting, reached, reading, written_log
 from tests.histories import NOON
 
@@ -50,9 +51,9 @@ def once_per_block(position: int) -> str:
 
 def rows_of(database: str, key_id: str) -> list[int]:
     """How many blocks each of its rows has, oldest first."""
-    select = "SELECT length(blocks) / 4 FROM projections.request_blocks WHERE key_digest = %s ORDER BY first"
+    select = "SELECT length(blocks) / 4 FROM projections.request_blocks WHERE list_digest = %s ORDER BY first"
     with psycopg.connect(database) as connection:
-        return [size for (size,) in connection.execute(select, (key_digest(key_id),))]
+        return [size for (size,) in connection.execute(select, (list_digest(key_id),))]
 
 
 async def positions_listed(asked: Reading, key_id: str, limit: int = 50) -> list[int]:
@@ -60,7 +61,9 @@ async def positions_listed(asked: Reading, key_id: str, limit: int = 50) -> list
     found: list[int] = []
     cursor = None
     while True:
-        page = await list_requests(asked.queries, asked.events, key_id, limit=limit, cursor=cursor, now=NOON)
+        page = await list_requests(
+            asked.queries, asked.events, Wanted(key_id=key_id), limit=limit, cursor=cursor, now=NOON
+        )
         found += [entry.position for entry in page.entries]
         cursor = page.next_cursor
         if cursor is None:
@@ -113,7 +116,7 @@ def keys_of_the_same_digest() -> tuple[str, str]:
     seen: dict[int, str] = {}
     for number in itertools.count():
         key = f"key_{number * 2_654_435_761 % 2**64:026d}"
-        other = seen.setdefault(key_digest(key), key)
+        other = seen.setdefault(list_digest(key), key)
         if other != key:
             return other, key
     raise AssertionError

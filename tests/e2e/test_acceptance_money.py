@@ -99,15 +99,15 @@ def test_a_credit_limit_lets_a_wallet_go_below_zero(running: Running) -> None:
 def test_a_statement_has_every_line_with_its_position(running: Running, customer: Made) -> None:
     charged(running, customer, 100)
     path = f"/v1/organizations/{customer.key['organization_id']}/wallet/statement"
-    page = running.root.get(path, order="oldest_first")
+    page = running.root.get(path, sort="at")
 
     assert [one["amount_micros"] for one in page["items"]] == [UNIT, -100]
     assert [one["balance_micros"] for one in page["items"]] == [UNIT, UNIT - 100]
     positions = [one["position"] for one in page["items"]]
     assert len(set(positions)) == 2
-    first = running.root.get(path, order="oldest_first", limit=1)
+    first = running.root.get(path, sort="at", limit=1)
     assert first["next_cursor"] is not None
-    rest = running.root.get(path, order="oldest_first", limit=1, cursor=first["next_cursor"])
+    rest = running.root.get(path, sort="at", limit=1, cursor=first["next_cursor"])
     assert [one["position"] for one in first["items"] + rest["items"]] == positions
 
 

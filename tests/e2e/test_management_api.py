@@ -182,7 +182,7 @@ def test_money_is_in_statement_usage_and_request_log(client: Client, keyspace: s
     position = {"x_keyledger_position": wallet.headers["x-keyledger-position"]}
 
     assert wallet.json()["balance_micros"] == 8_500
-    lines = client.get(f"/v1/organizations/{acme}/wallet/statement?order=oldest_first")["items"]
+    lines = client.get(f"/v1/organizations/{acme}/wallet/statement?sort=at")["items"]
     assert [line["amount_micros"] for line in lines] == [10_000, -1_000, -500]
     assert [line["balance_micros"] for line in lines] == [10_000, 9_000, 8_500]
     usage = client.get(f"/v1/organizations/{acme}/usage?by=model&bucket=hour", **position)
@@ -201,7 +201,7 @@ def test_the_audit_is_searched_and_exported(client: Client, keyspace: str, acme:
     changed = client.ask("PATCH", f"/v1/keys/{key['id']}", {"name": "renamed"})
     position = {"x_keyledger_position": changed.headers["x-keyledger-position"]}
 
-    lines = client.get(f"/v1/audit?key_id={key['id']}&order=oldest_first", **position)["items"]
+    lines = client.get(f"/v1/audit?key_id={key['id']}&sort=at", **position)["items"]
     assert [line["action"] for line in lines] == ["KeyCreated", "KeyRenamed"]
     assert (lines[1]["before"], lines[1]["after"]["name"]) == ({"name": "audited"}, "renamed")
     (made,) = client.get("/v1/audit?request_id=trace-audit")["items"]

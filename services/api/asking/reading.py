@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 from operator import attrgetter
 from string import ascii_letters, digits
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -173,7 +173,20 @@ def read_query(query: bytes, kind: type[T], *, others: Callable[[str], bool] | N
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise complaint(str(error)) from None
+        raise _with_choices(complaint(str(error)), kind) from None
+
+
+def _with_choices(problem: ProblemError, kind: type[Any]) -> ProblemError:
+    """The same; of a parameter that is one of a few names, it says which there are."""
+    for field in msgspec.structs.fields(kind):
+        names = [name for each in (field.type, *get_args(field.type)) for name in _names_in(each)]
+        if names and problem.errors[0].field == field.encode_name:
+            return invalid(field.encode_name, f"one of {', '.join(names)}")
+    return problem
+
+
+def _names_in(annotation: Any) -> tuple[str, ...]:
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def read_pairs(query: bytes) -> list[tuple[str, str]]:

@@ -215,7 +215,12 @@ def _answer(one: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
     }
     if one.permissions:
         described["headers"]["X-Keyledger-Position"] = {"schema": {"type": "string"}}
-    if one.conditional:
+    if one.shown_at and one.status in {_CREATED, 202}:
+        described["headers"]["Location"] = {
+            "schema": {"type": "string"},
+            "description": f"Where what was made is shown: `{one.shown_at}`.",
+        }
+    if one.versioned:
         described["headers"]["ETag"] = {"schema": {"type": "string"}}
     if one.answer is not None:
         described["content"] = {

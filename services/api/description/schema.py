@@ -16,6 +16,12 @@ from services.api.description.pages import page_of
 from services.api.operations import Operation, Reply, operation
 
 _FOR_A_MINUTE: Final = {"Cache-Control": "public, max-age=60"}
+_PAGE: Final = {
+    **_FOR_A_MINUTE,
+    "Content-Type": "text/html; charset=utf-8",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class Description:
@@ -72,15 +78,32 @@ async def get_schema(call: Call[Any, Any]) -> Reply:
 )
 async def get_docs(call: Call[Any, Any]) -> Reply:
     """One page, with nothing loaded from elsewhere."""
-    headers = {
-        **_FOR_A_MINUTE,
-        "Content-Type": "text/html; charset=utf-8",
-        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-        "X-Content-Type-Options": "nosniff",
-    }
     description = call.api.description
     page = await asyncio.to_thread(lambda: description.page)  # for the same reason
-    return Reply(page, headers=headers)
+    return Reply(page, headers=_PAGE)
 
 
-ROUTES = [get_schema, get_docs]
+_START_PAGE: Final = b"""<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>Keyledger</title></head><body>
+<h1>Keyledger</h1><p>A ledger for API keys. This is its HTTP API.</p><ul>
+<li><a href="/docs">/docs</a>: what one may ask, for people</li>
+<li><a href="/schema/openapi.json">/schema/openapi.json</a>: the same as OpenAPI 3.1</li>
+<li><a href="/readyz">/readyz</a>: can it serve, and if not, what does it wait for?</li>
+</ul></body></html>
+"""
+
+
+@operation(
+    "GET",
+    "/",
+    tag="Operating",
+    summary="Where to go from here",
+    media_types=("text/html",),
+    answer=str,
+)
+async def get_start(_: Call[Any, Any]) -> Reply:
+    """A few links, for people who open the address in a browser."""
+    return Reply(_START_PAGE, headers=_PAGE)
+
+
+ROUTES = [get_start, get_schema, get_docs]

@@ -4,44 +4,58 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
-from typing import Any, Final, Literal
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from domain.instants import to_text
-from projections.audit import AuditEntry, AuditPage, list_audit
+from projections.audit import AUDITED, AuditEntry, AuditPage, list_audit
 from services.api.answering.views import Position, Time, View
 from services.api.asking.call import Call
-from services.api.asking.fields import When, instant_of
-from services.api.lists import Filter, Paging, read_page
+from services.api.lists import (
+    Filter,
+    PagedSpan,
+    Paging,
+    cursor_of,
+    known,
+    next_cursor_of,
+    read_page,
+    span_of,
+)
 from services.api.operations import Reply, operation
 
 _encode = msgspec.json.Encoder().encode
 
 
-class AuditQuery(Paging, frozen=True, kw_only=True):
+ACTIONS: Final = tuple(sorted(kind.__name__ for kind in AUDITED))
+Action = Annotated[
+    str,
+    msgspec.Meta(
+        description="An event's name.", examples=["KeyRevoked"], extra_json_schema={"enum": list(ACTIONS)}
+    ),
+]
+
+
+class AuditQuery(PagedSpan, frozen=True, kw_only=True):
     """Which lines; all that is given must fit."""
 
     organization_id: Filter | None = None
     key_id: Filter | None = None
     actor: Filter | None = None
     """The id of a root key, an ordinary key's id (for `self`), or `system`."""
-    action: Filter | None = None
-    """An event's name, such as `KeyRevoked`."""
-    from_: When | None = msgspec.field(name="from", default=None)
-    to: When | None = None
-    """Not included."""
+    action: Action | None = None
     request_id: Filter | None = None
     """The trace id of the HTTP request that asked."""
-    order: Literal["newest_first", "oldest_first"] = "newest_first"
+    sort: Literal["at", "-at"] = "-at"
     format: Literal["json", "ndjson", "csv"] = "json"
 
 
 class HistoryQuery(Paging, frozen=True, kw_only=True):
     """Which page, in which order."""
 
-    order: Literal["oldest_first", "newest_first"] = "oldest_first"
+    sort: Literal["at", "-at"] = "at"
 
 
 class AuditEntryView(View, frozen=True, kw_only=True):
@@ -94,7 +108,7 @@ def audit_page(call: Call[Any, Any], page: AuditPage, position: int) -> AuditPag
     """A page of lines as JSON."""
     return AuditPageView(
         items=[entry_view(call, entry) for entry in page.entries],
-        next_cursor=call.next_cursor(page.next_cursor),
+        next_cursor=next_cursor_of(call, page.next_cursor),
         position=call.place(position),
     )
 
@@ -105,8 +119,9 @@ def audit_page(call: Call[Any, Any], page: AuditPage, position: int) -> AuditPag
     tag="Audit",
     summary="Who did what",
     description=(
-        "Every event but metered use itself. `format=ndjson` has a line of JSON for each entry, `csv` a row; "
-        "`X-Next-Cursor` then has what `next_cursor` has in JSON."
+        "Every event but metered use itself. `format=ndjson` has a line of JSON for each entry, `csv` a row, "
+        "on the first page under a header: pages put together are one file. `X-Next-Cursor` then has what "
+        "`next_cursor` has in JSON."
     ),
     permissions=("audit:read",),
     query=AuditQuery,
@@ -117,33 +132,35 @@ def audit_page(call: Call[Any, Any], page: AuditPage, position: int) -> AuditPag
 async def get_audit(call: Call[AuditQuery, Any]) -> Reply:
     """One page of the audit log."""
     query, bound, position = call.query, call.asking.organization_id, call.reader.position
-    if bound is not None and query.organization_id not in {None, bound}:
-        page = AuditPage([], None)
-    else:
-        page = await _read(call, bound or query.organization_id)
+    read = _reading(call, bound or query.organization_id)
+    foreign = bound is not None and query.organization_id not in {None, bound}
+    page = AuditPage([], None) if foreign else await read_page(read())
     view = audit_page(call, page, position)
     if query.format == "json":
         return Reply(view, position=position)
     return _as_lines(call, view, position)
 
 
-async def _read(call: Call[AuditQuery, Any], organization_id: str | None) -> AuditPage:
+def _reading(
+    call: Call[AuditQuery, Any], organization_id: str | None
+) -> Callable[[], Coroutine[Any, Any, AuditPage]]:
+    """What is asked of the audit log; a query that makes no sense is refused, whatever it would find."""
     query = call.query
-    return await read_page(
-        list_audit(
-            call.reader.queries,
-            call.reader.events,
-            organization_id=organization_id,
-            key_id=query.key_id,
-            actor=query.actor,
-            action=query.action,
-            from_at=instant_of(query.from_, "from"),
-            to_at=instant_of(query.to, "to"),
-            request_id=query.request_id,
-            newest_first=query.order == "newest_first",
-            limit=query.limit,
-            cursor=query.cursor,
-        )
+    from_at, to_at = span_of(query)
+    return partial(
+        list_audit,
+        call.reader.queries,
+        call.reader.events,
+        organization_id=organization_id,
+        key_id=query.key_id,
+        actor=query.actor,
+        action=known("action", query.action, ACTIONS),
+        from_at=from_at,
+        to_at=to_at,
+        request_id=query.request_id,
+        newest_first=query.sort == "-at",
+        limit=query.limit,
+        cursor=cursor_of(call),
     )
 
 
@@ -152,18 +169,20 @@ def _as_lines(call: Call[AuditQuery, Any], view: AuditPageView, position: int) -
     if call.query.format == "ndjson":
         content, kind = b"".join(_encode(item) + b"\n" for item in view.items), "application/x-ndjson"
     else:
-        content, kind = as_csv(view.items), "text/csv; charset=utf-8"
+        first = call.query.cursor is None
+        content, kind = as_csv(view.items, header=first), "text/csv; charset=utf-8"
     return Reply(content, position=position, headers={"Content-Type": kind, **headers})
 
 
 _COLUMNS: Final = AuditEntryView.__struct_fields__
 
 
-def as_csv(items: Iterable[AuditEntryView]) -> bytes:
-    """Rows under a header; before and after as JSON in their cells."""
+def as_csv(items: Iterable[AuditEntryView], *, header: bool = True) -> bytes:
+    """Rows, under a header where they begin; before and after as JSON in their cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(_COLUMNS)
+    if header:
+        writer.writerow(_COLUMNS)
     for item in items:
         writer.writerow([_cell(getattr(item, name)) for name in _COLUMNS])
     return text.getvalue().encode()

@@ -53,6 +53,7 @@ _CREATED: Final = 201
     quick=True,
     body=ChargeBody,
     status=_CREATED,
+    shown_at="/v1/charges/{charge_id}",
     answer=ChargedView,
     codes=(*VERDICTS, *MONEY),
     instead_of_a_key=OWN_KEY,
@@ -126,7 +127,9 @@ def _charged(metering: Metering, command: ChargeUsage, keyspace: Keyspace | None
         quotas=quota_figures(outcome.quotas) if outcome.quotas else [],
         wallet=wallet_figures(outcome.wallet),
     )
-    return json_answer(_CREATED, encode(told), position)
+    answer = json_answer(_CREATED, encode(told), position)
+    answer.headers.append((b"location", b"/v1/charges/" + event.charge_id.encode()))
+    return answer
 
 
 @operation(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from domain.errors import PlatformOnlyError
 from domain.instants import to_text
+from projections.pages import Sort, decode_cursor, encode_cursor
+from services.api.answering.problems import invalid
 from services.api.answering.views import Position, Time, View
 from services.api.asking.call import Call
+from services.api.lists import Paging, cursor_of, next_cursor_of
 from services.api.operations import Reply, operation
+from services.ledger.fence import EdgeView
+
+_BY_ID: Final = Sort("id", "id", str, descending=False)
 
 
 class ConnectedEdge(View, frozen=True, kw_only=True):
@@ -42,14 +48,16 @@ class EdgesView(View, frozen=True, kw_only=True):
     summary="Who is connected",
     description="Edges that were heard of in the last ten minutes; one without a lease answers nothing.",
     permissions=("edges:connect", "audit:read"),
+    query=Paging,
     answer=EdgesView,
     codes=("platform_only",),
 )
-async def get_edges(call: Call[Any, Any]) -> Reply:
-    """All edges and their leases."""
+async def get_edges(call: Call[Paging, Any]) -> Reply:
+    """One page of edges and their leases."""
     if call.asking.organization_id is not None:
         raise PlatformOnlyError("Edges are the platform's: ask with a root key that is bound to nothing.")
-    now = call.ledger.clock.now()
+    now, limit, behind = call.ledger.clock.now(), call.query.limit, _behind(call)
+    edges = sorted((one for one in call.ledger.fences.edges() if _place_of(one) > behind), key=_place_of)
     items = [
         ConnectedEdge(
             id=edge.edge_id,
@@ -61,10 +69,27 @@ async def get_edges(call: Call[Any, Any]) -> Reply:
             last_heard_ms=edge.last_heard_ms,
             last_heard_at=to_text(now - edge.last_heard_ms * 1_000),
         )
-        for edge in call.ledger.fences.edges()
+        for edge in edges[:limit]
     ]
-    view = EdgesView(items=items, next_cursor=None, position=call.place(call.ledger.state.head))
-    return Reply(view)
+    last = encode_cursor(_BY_ID, *_place_of(edges[limit - 1])) if len(edges) > limit else None
+    position = call.place(call.ledger.state.head)
+    return Reply(EdgesView(items=items, next_cursor=next_cursor_of(call, last), position=position))
+
+
+def _place_of(edge: EdgeView) -> tuple[str, str]:
+    return edge.edge_id, f"{edge.root_key_id} {edge.incarnation}"
+
+
+def _behind(call: Call[Paging, Any]) -> tuple[str, str]:
+    """The last edge of the page before."""
+    cursor = cursor_of(call)
+    if cursor is None:
+        return "", ""
+    try:
+        edge_id, rest = decode_cursor(_BY_ID, cursor)
+    except ValueError as error:
+        raise invalid("cursor", str(error)) from None
+    return str(edge_id), rest
 
 
 ROUTES = [get_edges]

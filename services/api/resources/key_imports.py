@@ -97,6 +97,7 @@ class ImportView(View, frozen=True, kw_only=True):
     body=OneOrMany,
     bodies=(ImportedKey, ManyImportedKeys),
     status=201,
+    shown_at="/v1/keys/{key_id}",
     answer=ImportedView,
     other_answers=((200, ImportView),),
     codes=("not_found", "already_exists", "idempotency_conflict"),

@@ -51,7 +51,7 @@ from services.api.asking.fields import (
     rate_limits_of,
     scopes_of,
 )
-from services.api.lists import Filter, Paging, Search, listed, read_page
+from services.api.lists import Filter, Paging, Search, asked_of, cursor_of, listed, read_page
 from services.api.operations import Query, Reply, operation
 from services.api.resources.audit import AuditPageView, HistoryQuery, audit_page
 from services.api.writing import Because, Fencing, carry_out, expected_version
@@ -154,13 +154,10 @@ class ListKeys(Paging, frozen=True, kw_only=True):
     """Looked for in name, id, hint and owner."""
     include_revoked: bool = False
     include_deleted: bool = False
-    sort: (
-        Literal[
-            "created_at", "-created_at", "name", "-name", "last_used_at", "-last_used_at",
-            "expires_at", "-expires_at",
-        ]
-        | None
-    ) = None  # fmt: skip
+    sort: Literal[
+        "created_at", "-created_at", "name", "-name", "last_used_at", "-last_used_at",
+        "expires_at", "-expires_at",
+    ] = "-created_at"  # fmt: skip
 
 
 class ShowKey(Query, frozen=True, kw_only=True):
@@ -223,6 +220,7 @@ def show_key(call: Call[Any, Any], key: Key, books: Books) -> KeyView:
     permissions=("keys:write",),
     body=NewKey,
     status=201,
+    shown_at="/v1/keys/{key_id}",
     answer=CreatedKeyView,
     codes=("not_found", "empty_scope", "platform_only", "idempotency_conflict"),
     idempotent=True,
@@ -294,10 +292,9 @@ def creation(body: NewKey, digest: bytes, shown: str, *, imported: bool = False)
 )
 async def get_keys(call: Call[ListKeys, Any]) -> Reply:
     """One page of keys."""
-    query, asking = call.query, call.asking
+    query, asking, filters = call.query, call.asking, asked_of(call)
     if not _reachable(call, query.organization_id, query.keyspace_id):
         return await listed(call, _nothing(), lambda _: None)
-    filters = msgspec.structs.asdict(query)
     filters["organization_id"] = asking.organization_id or query.organization_id
     filters["keyspace_id"] = asking.keyspace_id or query.keyspace_id
     page = list_keys(call.reader.queries, now=call.now, **filters)
@@ -361,9 +358,9 @@ async def get_history(call: Call[HistoryQuery, Any]) -> Reply:
         key_history(
             call.reader.events,
             key.id,
-            newest_first=call.query.order == "newest_first",
+            newest_first=call.query.sort == "-at",
             limit=call.query.limit,
-            cursor=call.query.cursor,
+            cursor=cursor_of(call),
         )
     )
     return Reply(audit_page(call, page, head), position=head)
@@ -449,6 +446,7 @@ async def patch_scopes(call: Call[Fencing, ScopesBody]) -> Reply:
     query=Fencing,
     body=Rotation,
     status=201,
+    shown_at="/v1/keys/{key_id}",
     answer=CreatedKeyView,
     codes=(*_KEY_CODES, "key_expired"),
     conditional=True,

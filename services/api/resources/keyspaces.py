@@ -15,7 +15,7 @@ from projections.directory import list_keyspaces
 from services.api.answering.views import Position, ShownKeyspace, View, keyspace_view
 from services.api.asking.call import Call
 from services.api.asking.fields import Body, Name
-from services.api.lists import Paging, Search, listed
+from services.api.lists import Paging, Search, asked_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
@@ -66,7 +66,7 @@ class ListKeyspaces(Paging, frozen=True, kw_only=True):
     """Which keyspaces, in which order."""
 
     q: Search | None = None
-    sort: Literal["created_at", "-created_at", "name", "-name"] | None = None
+    sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
 
 
 class ChangedKeyspaceView(ShownKeyspace, frozen=True, kw_only=True):
@@ -99,6 +99,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     permissions=_WRITE,
     body=NewKeyspace,
     status=201,
+    shown_at="/v1/keyspaces/{keyspace_id}",
     answer=ShownKeyspace,
     codes=("platform_only", "prefix_overlap", "idempotency_conflict"),
     idempotent=True,
@@ -135,7 +136,7 @@ async def define_keyspace(call: Call[Any, NewKeyspace]) -> Reply:
 )
 async def get_keyspaces(call: Call[ListKeyspaces, Any]) -> Reply:
     """One page of keyspaces; a bound root key sees its own and the built-in one."""
-    filters = msgspec.structs.asdict(call.query)
+    filters = asked_of(call)
     page = list_keyspaces(call.reader.queries, **filters)
     bound = call.asking.keyspace_id
 

@@ -22,7 +22,7 @@ from projections.directory import list_organizations
 from services.api.answering.views import OrganizationView, Position, View, organization_view
 from services.api.asking.call import Call
 from services.api.asking.fields import Body, ForeignId, Metadata, Name, Quotas, quotas_of
-from services.api.lists import Filter, Paging, Search, listed
+from services.api.lists import Filter, Paging, Search, asked_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Because, Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
@@ -57,7 +57,7 @@ class ListOrganizations(Paging, frozen=True, kw_only=True):
 
     external_id: Filter | None = None
     q: Search | None = None
-    sort: Literal["created_at", "-created_at", "name", "-name"] | None = None
+    sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
 
 
 class ChangedOrganizationView(OrganizationView, frozen=True, kw_only=True):
@@ -94,6 +94,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     permissions=_WRITE,
     body=NewOrganization,
     status=201,
+    shown_at="/v1/organizations/{organization_id}",
     answer=OrganizationView,
     codes=("platform_only", "idempotency_conflict"),
     idempotent=True,
@@ -124,7 +125,7 @@ async def open_organization(call: Call[Any, NewOrganization]) -> Reply:
 )
 async def get_organizations(call: Call[ListOrganizations, Any]) -> Reply:
     """One page of organizations; a bound root key sees its own."""
-    filters = msgspec.structs.asdict(call.query)
+    filters = asked_of(call)
     page = list_organizations(call.reader.queries, organization_id=call.asking.organization_id, **filters)
     state = call.ledger.state
 

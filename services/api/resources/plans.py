@@ -14,7 +14,7 @@ from projections.directory import list_plans
 from services.api.answering.views import PlanView, Position, View, plan_view
 from services.api.asking.call import Call
 from services.api.asking.fields import Body, ModelName, Name
-from services.api.lists import Paging, Search, listed
+from services.api.lists import Paging, Search, asked_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
@@ -50,7 +50,7 @@ class ListPlans(Paging, frozen=True, kw_only=True):
     """Which plans, in which order."""
 
     q: Search | None = None
-    sort: Literal["created_at", "-created_at", "name", "-name"] | None = None
+    sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
 
 
 class ChangedPlanView(PlanView, frozen=True, kw_only=True):
@@ -83,6 +83,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     permissions=_WRITE,
     body=NewPlan,
     status=201,
+    shown_at="/v1/plans/{plan_id}",
     answer=PlanView,
     codes=("platform_only", "idempotency_conflict"),
     idempotent=True,
@@ -107,7 +108,7 @@ async def define_plan(call: Call[Any, NewPlan]) -> Reply:
 )
 async def get_plans(call: Call[ListPlans, Any]) -> Reply:
     """One page of plans."""
-    filters = msgspec.structs.asdict(call.query)
+    filters = asked_of(call)
     page = list_plans(call.reader.queries, **filters)
 
     def show(plan_id: str) -> PlanView | None:

@@ -12,7 +12,7 @@ from projections.directory import list_projects
 from services.api.answering.views import Position, ProjectView, View, project_view
 from services.api.asking.call import Call
 from services.api.asking.fields import Body, Name, Quotas, quotas_of
-from services.api.lists import Paging, Search, listed
+from services.api.lists import Paging, Search, cursor_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Because, Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
@@ -42,7 +42,7 @@ class ListProjects(Paging, frozen=True, kw_only=True):
 
     include_archived: bool = False
     q: Search | None = None
-    sort: Literal["created_at", "-created_at", "name", "-name"] | None = None
+    sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
 
 
 class ChangedProjectView(ProjectView, frozen=True, kw_only=True):
@@ -79,6 +79,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     permissions=_WRITE,
     body=NewProject,
     status=201,
+    shown_at=f"{_PATH}/{{project_id}}",
     answer=ProjectView,
     codes=("not_found", "idempotency_conflict"),
     idempotent=True,
@@ -116,7 +117,7 @@ async def get_projects(call: Call[ListProjects, Any]) -> Reply:
         q=query.q,
         sort=query.sort,
         limit=query.limit,
-        cursor=query.cursor,
+        cursor=cursor_of(call),
     )
 
     def show(project_id: str) -> ProjectView | None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from functools import partial
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote
+
+import msgspec
 
 from domain.decisions.access import find_key
 from domain.errors import NotFoundError
-from domain.instants import to_text
-from projections.requests import Kind, RequestEntry, find_request, list_requests
+from domain.instants import Instant, to_text
+from keyledger_edge import STATUS_OF_CODE
+from projections.request_lists import GRANTED, RequestPage, Wanted, first_since, list_requests
+from projections.requests import Kind, RequestEntry, find_request
 from services.api.answering.money import TenantView
 from services.api.answering.times import time_of
 from services.api.answering.views import Micros, Position, Time, View
 from services.api.asking.call import Call
 from services.api.asking.reading import beginning
-from services.api.lists import Filter, Paging, read_page
+from services.api.lists import Filter, PagedSpan, Paging, cursor_of, known, next_cursor_of, read_page, span_of
 from services.api.operations import Query, Reply, operation
 
 _TAG: Final = "Requests"
@@ -25,6 +30,25 @@ class RequestQuery(Query, frozen=True, kw_only=True):
 
     organization_id: Filter | None = None
     """A request id is unique within an organization; without one, the platform sees all matches."""
+
+
+CODES: Final = (GRANTED, *(code for code in STATUS_OF_CODE if code != GRANTED))
+Code = Annotated[
+    str,
+    msgspec.Meta(
+        description="`valid`: what was granted; another: what was refused so.",
+        examples=["billing_shortfall"],
+        extra_json_schema={"enum": list(CODES)},
+    ),
+]
+
+
+class ListRequests(PagedSpan, frozen=True, kw_only=True):
+    """Which lines; all that is given must fit."""
+
+    organization_id: Filter | None = None
+    key_id: Filter | None = None
+    code: Code | None = None
 
 
 class RequestView(View, frozen=True, kw_only=True):
@@ -66,7 +90,7 @@ class RequestsView(View, frozen=True, kw_only=True):
 
 
 class RequestPageView(View, frozen=True, kw_only=True):
-    """A page of a key's requests, newest first."""
+    """A page of requests, newest first."""
 
     items: list[RequestView]
     next_cursor: str | None
@@ -103,7 +127,7 @@ async def get_request(call: Call[RequestQuery, Any]) -> Reply:
             organization_id=bound or wanted,
             now=call.now,
         )
-    visible = [entry for entry in entries if _is_visible(call, entry)]
+    visible = [entry for entry in entries if _is_visible(call, entry.key_id)]
     if not visible:
         raise NotFoundError("request", beginning(request_id, most=200))
     view = RequestsView(
@@ -120,13 +144,43 @@ def _request_id(call: Call[Any, Any]) -> str:
     return unquote(raw.decode("latin-1")) if found else call.path["request_id"].removeprefix("/")
 
 
-def _is_visible(call: Call[Any, Any], entry: RequestEntry) -> bool:
-    """Is it of the keyspace that the caller is bound to, if any?"""
+def _is_visible(call: Call[Any, Any], key_id: str) -> bool:
+    """Is the key of the keyspace that the caller is bound to, if any?"""
     bound = call.asking.keyspace_id
     if bound is None:
         return True
-    key = call.ledger.state.keys.find(entry.key_id)
+    key = call.ledger.state.keys.find(key_id)
     return key is not None and key.keyspace_id == bound
+
+
+@operation(
+    "GET",
+    "/v1/requests",
+    tag=_TAG,
+    summary="List requests",
+    description=(
+        "Charges, reservations, what became of them, and refusals, newest first, also of deleted keys. "
+        "`from` and `to` are of when a line was written: a refusal is, some seconds later, and is kept for "
+        "a stated time, up to a cap. A page may be shorter than `limit` and have a `next_cursor`: go on."
+    ),
+    permissions=("usage:read",),
+    query=ListRequests,
+    answer=RequestPageView,
+    projected=True,
+)
+async def get_all_requests(call: Call[ListRequests, Any]) -> Reply:
+    """One page of the request log; a bound root key sees its own."""
+    query, bound = call.query, call.asking.organization_id
+    wanted = Wanted(
+        key_id=query.key_id,
+        organization_id=bound or query.organization_id,
+        code=known("code", query.code, CODES),
+        sees=None if call.asking.keyspace_id is None else partial(_is_visible, call),
+    )
+    from_at, to_at = span_of(query)
+    # Foreign things are not there: a filter that names them finds nothing.
+    foreign = bound is not None and query.organization_id not in {None, bound}
+    return await _page(call, None if foreign else wanted, from_at, to_at)
 
 
 @operation(
@@ -144,20 +198,37 @@ def _is_visible(call: Call[Any, Any], entry: RequestEntry) -> bool:
 async def get_requests(call: Call[Paging, Any]) -> Reply:
     """One page of a key's request log."""
     key = find_key(call.desk, call.path["key_id"], deleted=True)
-    position = call.reader.position
-    page = await read_page(
-        list_requests(
-            call.reader.queries,
-            call.reader.events,
-            key.id,
-            limit=call.query.limit,
-            cursor=call.query.cursor,
-            now=call.now,
+    return await _page(call, Wanted(key_id=key.id))
+
+
+async def _page(
+    call: Call[Any, Any],
+    wanted: Wanted | None,
+    from_at: Instant | None = None,
+    to_at: Instant | None = None,
+) -> Reply:
+    """One page of the lines that are wanted; None: of none."""
+    reader, head, cursor = call.reader, call.ledger.state.head, cursor_of(call)
+    position = reader.position
+    first = 0 if from_at is None else await first_since(reader.events, from_at, head)
+    last = head if to_at is None else await first_since(reader.events, to_at, head) - 1
+    page = RequestPage([], None)
+    if wanted is not None:
+        page = await read_page(
+            list_requests(
+                reader.queries,
+                reader.events,
+                wanted,
+                first=first,
+                last=last,
+                limit=call.query.limit,
+                cursor=cursor,
+                now=call.now,
+            )
         )
-    )
     view = RequestPageView(
         items=[request_view(call, entry) for entry in page.entries],
-        next_cursor=call.next_cursor(page.next_cursor),
+        next_cursor=next_cursor_of(call, page.next_cursor),
         position=call.place(position),
     )
     return Reply(view, position=position)
@@ -195,4 +266,4 @@ def request_view(call: Call[Any, Any], entry: RequestEntry) -> RequestView:
     )
 
 
-ROUTES = [get_request, get_requests]
+ROUTES = [get_all_requests, get_request, get_requests]

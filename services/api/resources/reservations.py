@@ -45,6 +45,7 @@ _CREATED: Final = 201
     permissions=(PERMISSION,),
     body=ReserveBody,
     status=_CREATED,
+    shown_at="/v1/reservations/{reservation_id}",
     answer=ReservedView,
     codes=(*VERDICTS, *MONEY),
     instead_of_a_key=OWN_KEY,
@@ -103,7 +104,7 @@ async def show_reservation(call: Call[Any, Any]) -> Reply:
     if not ledger.confirmed:
         ledger.must_own()
     found = await ledger.find_reservation(reservation_id) if is_id("rsv", reservation_id) else None
-    if found is None or not _may_see(call, call.caller, found.organization_id, found.key_id):
+    if found is None or not may_see(call, call.caller, found.organization_id, found.key_id):
         raise NotFoundError("reservation", reservation_id)
     head = ledger.state.head
     return Reply(
@@ -111,7 +112,8 @@ async def show_reservation(call: Call[Any, Any]) -> Reply:
     )
 
 
-def _may_see(call: Call[Any, Any], caller: Caller, organization_id: str, key_id: str) -> bool:
+def may_see(call: Call[Any, Any], caller: Caller, organization_id: str | None, key_id: str) -> bool:
+    """Is it the caller's, or is the caller bound to nothing?"""
     if caller.organization_id not in (None, organization_id):
         return False
     key = call.ledger.state.keys.get(key_id)
@@ -126,6 +128,7 @@ def _may_see(call: Call[Any, Any], caller: Caller, organization_id: str, key_id:
     permissions=(PERMISSION,),
     body=CaptureBody,
     status=_CREATED,
+    shown_at="/v1/charges/{charge_id}",
     answer=CapturedView,
     codes=("not_found", "reservation_closed", *MONEY),
     instead_of_a_key=OWN_KEY,

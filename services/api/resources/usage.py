@@ -22,8 +22,9 @@ from projections.usage import (
 from services.api.answering.problems import invalid
 from services.api.answering.views import Micros, Position, Time, View
 from services.api.asking.call import Call
-from services.api.asking.fields import When, instant_at
-from services.api.operations import Query, Reply, operation
+from services.api.asking.fields import instant_at
+from services.api.lists import Span
+from services.api.operations import Reply, operation
 
 _TAG: Final = "Usage"
 _HOUR: Final = DAY // 24
@@ -34,12 +35,9 @@ _MOST_BUCKETS: Final = 1_500
 _EARLIEST: Final = instant_at(datetime.min.replace(tzinfo=UTC), "from")
 
 
-class UsageQuery(Query, frozen=True, kw_only=True):
+class UsageQuery(Span, frozen=True, kw_only=True):
     """Of when, and how to sum up. Hours are whole, buckets are of the UTC calendar."""
 
-    from_: When | None = msgspec.field(name="from", default=None)
-    to: When | None = None
-    """Not included."""
     bucket: Bucket = "day"
     by: By | None = None
 

@@ -16,7 +16,7 @@ from projections.statements import StatementLine, list_statement
 from services.api.answering.views import Micros, Position, Time, View, WalletView, wallet_view
 from services.api.asking.call import Call
 from services.api.asking.fields import Amount, Body, Reason, SignedAmount
-from services.api.lists import Paging, read_page
+from services.api.lists import Paging, cursor_of, next_cursor_of, read_page
 from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out
 from services.ledger.fence import FenceResult
@@ -54,7 +54,7 @@ class NewCredit(Body, frozen=True, kw_only=True):
 class ListLines(Paging, frozen=True, kw_only=True):
     """Which page, in which order."""
 
-    order: Literal["newest_first", "oldest_first"] = "newest_first"
+    sort: Literal["at", "-at"] = "-at"
 
 
 class CreditView(View, frozen=True, kw_only=True):
@@ -208,14 +208,14 @@ async def get_statement(call: Call[ListLines, Any]) -> Reply:
         list_statement(
             call.reader.events,
             organization.id,
-            newest_first=call.query.order == "newest_first",
+            newest_first=call.query.sort == "-at",
             limit=call.query.limit,
-            cursor=call.query.cursor,
+            cursor=cursor_of(call),
         )
     )
     view = StatementView(
         items=[_line_view(call, line) for line in page.lines],
-        next_cursor=call.next_cursor(page.next_cursor),
+        next_cursor=next_cursor_of(call, page.next_cursor),
         position=call.place(head),
     )
     return Reply(view, position=head)

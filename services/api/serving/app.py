@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, cast
 
 from litestar import Litestar, Request, Response
-from litestar.exceptions import HTTPException, InternalServerException
+from litestar.enums import HttpMethod
+from litestar.exceptions import HTTPException, InternalServerException, MethodNotAllowedException
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 from prometheus_client import CollectorRegistry
@@ -42,6 +43,7 @@ from services.api.resources import (
     requests,
     reservations,
     self_service,
+    show_charge,
     usage,
     verify,
     wallets,
@@ -75,6 +77,7 @@ _RESOURCES: Final = (
     verify,
     forward_auth,
     charges,
+    show_charge,
     reservations,
     self_service,
     explain,
@@ -177,7 +180,7 @@ def _router(door: Door, routes: Iterable[Operation]) -> Any:
         return Response(answer.body, status_code=answer.status, headers=headers, media_type=media_type)
 
     return Litestar(
-        [_route(door, one) for one in routes],
+        [*_options(routes), *(_route(door, one) for one in routes)],
         exception_handlers={Exception: refuse, HTTPException: refuse},
         openapi_config=None,  # services/api/description writes it
         logging_config=None,
@@ -204,6 +207,29 @@ def _route(door: Door, operation: Operation) -> HTTPRouteHandler:
     )(handle)
 
 
+def _options(routes: Iterable[Operation]) -> Iterator[HTTPRouteHandler]:
+    """OPTIONS is refused as every method that a path does not take; the router would answer it by itself."""
+    methods: dict[str, list[str]] = {}
+    for one in routes:
+        methods.setdefault(one.route_path, []).append(one.method)
+    for path, taken in methods.items():
+        refuse = _refusing(", ".join(taken))
+        yield HTTPRouteHandler(path, http_method=HttpMethod.OPTIONS, status_code=204)(refuse)
+
+
+def _refusing(allow: str) -> Callable[[], Awaitable[None]]:
+    async def refuse() -> None:
+        raise MethodNotAllowedException(headers={"Allow": allow})
+
+    return refuse
+
+
+def _allow(methods: str) -> str:
+    """What a path takes: HEAD wherever there is GET."""
+    taken = set(methods.split(", ")) - {"OPTIONS"}
+    return ", ".join(sorted(taken | ({"HEAD"} if "GET" in taken else set())))
+
+
 def _call_in(scope: Scope) -> Call[Any, Any]:
     """The call that the front has made of a request."""
     return cast(Call[Any, Any], cast(dict[str, Any], scope)[CALL])
@@ -217,5 +243,6 @@ def _told_of(error: Exception) -> Exception:
     if isinstance(error, HTTPException) and error.status_code in _PROBLEM_OF_STATUS:
         code, detail = _PROBLEM_OF_STATUS[error.status_code]
         given = {name.lower(): value for name, value in (error.headers or {}).items()}
-        return ProblemError(code, detail, headers={"Allow": given["allow"]} if "allow" in given else {})
+        allow = {"Allow": _allow(given["allow"])} if "allow" in given else {}
+        return ProblemError(code, detail, headers=allow)
     return error

@@ -77,7 +77,7 @@ class Front:
         call: Call[Any, Any] = Call(self.api, scope, receive)
         call.limit = self._limits.get(path, call.limit)
         scope[CALL] = call
-        if operation is None and path.startswith(_HERE):
+        if operation is None and (path == "/" or path.startswith(_HERE)):
             self._settle(call)
             await self.router(scope, receive, send)
             return

@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from struct import pack
 from typing import Any, NamedTuple, Protocol, get_args
 from urllib.parse import urlsplit
 
 from domain import commands as c
 from domain.desk import SYSTEM_ASKING
-from domain.events import Event, LedgerEvent, Quota
+from domain.events import Event, LedgerEvent, Quota, UsageRefunded
+from domain.ids import place_of
 from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, Keyspace
 from domain.organizations import Organization, Plan, Project
@@ -24,6 +26,7 @@ from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.data_keys import DataKeys
 from infra.postgres.mapper import EventMapper
 from keyledger_edge import SecretFormat, SecretShape, boottime_ns, fingerprint, hint
+from projections.requests import BLOCK
 from services.api.resources.edge_membership import EdgeAccess, edge_routes
 from services.api.serving.app import build_app
 from services.api.serving.at_once import AnswersAtOnce, ReplyLater
@@ -169,8 +172,9 @@ class MemoryQueries:
     What filters and orders find is proven against PostgreSQL, in tests/contract and tests/e2e.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, events: MemoryEvents) -> None:
         self.ledger = ledger
+        self._events = events
         self.asked: list[tuple[str, Sequence[Any]]] = []
 
     async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
@@ -183,7 +187,22 @@ class MemoryQueries:
                 found = getattr(self.ledger.state, table).values()
                 limit = int(statement.rpartition("LIMIT ")[2].rstrip(") "))
                 return [(one.id, one.created_at) for one in found][:limit]
+        if "{schema}.audit WHERE" in statement:
+            return [(position,) for position in range(1, self.ledger.state.head + 1)][: parameters[-1]]
+        if "{schema}.settlements WHERE" in statement:
+            return self._refunds(*parameters)
+        if "{schema}.request_blocks WHERE" in statement:
+            blocks = range(self.ledger.state.head // BLOCK + 1)
+            return [(0, pack(f">{len(blocks)}i", *blocks))]
         return []
+
+    def _refunds(self, subjects: Sequence[int]) -> list[Row]:
+        found = [(one.position, one.event) for one in self._events._placed()]
+        return [
+            (place_of(event.charge_id)[1], position)
+            for position, event in found
+            if isinstance(event, UsageRefunded) and place_of(event.charge_id)[1] in subjects
+        ]
 
 
 class MemoryEvents:
@@ -234,8 +253,8 @@ class MemoryReader:
 
     def __init__(self, storage: MemoryStorage, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.queries = MemoryQueries(ledger)
         self.events = MemoryEvents(storage, ledger)
+        self.queries = MemoryQueries(ledger, self.events)
 
     @property
     def position(self) -> int:
