@@ -8,6 +8,7 @@ from keyledger_edge import Change, Scopes
 
 _GRANTING = (
     e.KeyspaceDefined,
+    e.KeyspaceArchived,
     e.KeyEnabled,
     e.OrganizationResumed,
     e.ProjectOpened,
@@ -48,7 +49,7 @@ def change_of(event: e.Event, books: Books, position: int) -> Change | None:
         return Change(position, "organization", event.organization_id or "", (), narrows(event))
     if isinstance(event, e.PlanChanged):
         return Change(position, "plan", event.plan_id, (), narrows(event))
-    if isinstance(event, e.KeyspaceDefined | e.KeyspaceChanged):
+    if isinstance(event, e.KeyspaceDefined | e.KeyspaceChanged | e.KeyspaceArchived):
         # A new one, too: edges are told what there is, and may have been here before it.
         return Change(position, "keyspace", event.keyspace_id, (), narrows(event))
     return None

@@ -59,6 +59,14 @@ class ChangeKeyspace(Command, frozen=True, kw_only=True):
     required_dimensions: tuple[str, ...] | UnsetType = UNSET
 
 
+class ArchiveKeyspace(Command, frozen=True, kw_only=True):
+    """Give up a keyspace that never had a key: its prefix is free again."""
+
+    keyspace_id: str
+    reason: str | None = None
+    expected_version: int | None = None
+
+
 class DefinePlan(Command, frozen=True, kw_only=True):
     """Make a plan."""
 
@@ -103,6 +111,7 @@ class SuspendOrganization(Command, frozen=True, kw_only=True):
 
     organization_id: str
     reason: str | None = None
+    expected_version: int | None = None
 
 
 class ResumeOrganization(Command, frozen=True, kw_only=True):
@@ -110,6 +119,7 @@ class ResumeOrganization(Command, frozen=True, kw_only=True):
 
     organization_id: str
     reason: str | None = None
+    expected_version: int | None = None
 
 
 class OpenProject(Command, frozen=True, kw_only=True):
@@ -136,6 +146,7 @@ class ArchiveProject(Command, frozen=True, kw_only=True):
     organization_id: str
     project_id: str
     reason: str | None = None
+    expected_version: int | None = None
 
 
 class NewScopes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -125,6 +125,24 @@ class AmountOutOfRangeError(InvalidError):
     code = "amount_out_of_range"
 
 
+class KeyspaceInUseError(LedgerError):
+    """A keyspace that has had a key is for ever: secrets of its shape are about."""
+
+    code = "keyspace_in_use"
+
+    def __init__(self, keyspace_id: str) -> None:
+        super().__init__(f"Keyspace {keyspace_id} has had keys, so its prefix stays its own.")
+
+
+class KeyspaceArchivedError(LedgerError):
+    """The keyspace was given up: it takes no keys and no changes."""
+
+    code = "keyspace_archived"
+
+    def __init__(self, keyspace_id: str, *, field: str | None = None) -> None:
+        super().__init__(f"Keyspace {keyspace_id} is archived.", field=field)
+
+
 class BuiltinError(LedgerError):
     """The built-in keyspace of root keys stays as it is."""
 

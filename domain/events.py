@@ -88,6 +88,12 @@ class KeyspaceChanged(Event, frozen=True, kw_only=True, tag="keyspace.changed"):
     before: dict[str, Any]
 
 
+class KeyspaceArchived(Event, frozen=True, kw_only=True, tag="keyspace.archived"):
+    """A keyspace that never had a key was given up: its prefix is free again. Private: reason."""
+
+    keyspace_id: str
+
+
 class PlanDefined(Event, frozen=True, kw_only=True, tag="plan.defined"):
     """A plan came to be: models and a price multiplier."""
 
@@ -465,6 +471,7 @@ class RevocationFenced(Event, frozen=True, kw_only=True, tag="revocation.fenced"
 LedgerEvent = (
     KeyspaceDefined
     | KeyspaceChanged
+    | KeyspaceArchived
     | PlanDefined
     | PlanChanged
     | OrganizationOpened
@@ -520,7 +527,7 @@ def stream_of(event: Event) -> str:
         return event.organization_id or "platform"
     if isinstance(event, KeyEvent) and not isinstance(event, UsageDenied):
         return event.key_id
-    if isinstance(event, KeyspaceDefined | KeyspaceChanged):
+    if isinstance(event, KeyspaceDefined | KeyspaceChanged | KeyspaceArchived):
         return event.keyspace_id
     if isinstance(event, PlanDefined | PlanChanged):
         return event.plan_id

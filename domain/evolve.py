@@ -61,6 +61,14 @@ def _keyspace_changed(books: Books, event: e.KeyspaceChanged, position: int) -> 
     books.keyspaces[keyspace.id] = _with(keyspace, event.changes, position)
 
 
+def _keyspace_archived(books: Books, event: e.KeyspaceArchived, position: int) -> None:
+    books.settings_changed = True
+    keyspace = _known(books.keyspaces.find(event.keyspace_id))
+    books.keyspaces[keyspace.id] = replace(
+        keyspace, archived=True, version=keyspace.version + 1, position=position
+    )
+
+
 def _plan_defined(books: Books, event: e.PlanDefined, position: int) -> None:
     books.settings_changed = True
     books.plans[event.plan_id] = Plan(
@@ -199,6 +207,10 @@ def _key_created(books: Books, event: e.KeyCreated, position: int) -> None:
     )
     if event.expires_at is not None:
         books.due(event.expires_at, "key_expires", event.key_id)
+    keyspace = books.keyspaces.find(event.keyspace_id)
+    # Projections fold keys without their keyspaces.
+    if keyspace is not None and not keyspace.used:
+        books.keyspaces[keyspace.id] = replace(keyspace, used=True)
 
 
 def _key(books: Books, key_id: str, position: int, **changes: Any) -> None:
@@ -491,6 +503,7 @@ def _known(value: Any) -> Any:  # the type of what is known is the caller's
 _EVOLVE: dict[type[e.Event], Callable[[Books, Any, int], None]] = {
     e.KeyspaceDefined: _keyspace_defined,
     e.KeyspaceChanged: _keyspace_changed,
+    e.KeyspaceArchived: _keyspace_archived,
     e.PlanDefined: _plan_defined,
     e.PlanChanged: _plan_changed,
     e.OrganizationOpened: _organization_opened,

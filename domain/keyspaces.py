@@ -34,6 +34,9 @@ class Keyspace(msgspec.Struct, frozen=True, kw_only=True):
     require_balance: bool = False
     required_dimensions: tuple[str, ...] = ()
     builtin: bool = False
+    used: bool = False
+    """Was there ever a key in it? Then secrets with its prefix are about, for good."""
+    archived: bool = False
     created_at: Instant = 0
     version: int = 1
     position: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from heapq import heappush
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -31,6 +31,10 @@ class Table(dict[K, V], Generic[K, V]):
         """The row, or None."""
         return self.get(key)
 
+    def rows(self) -> Mapping[K, V]:
+        """All rows by id, to be looked at."""
+        return self
+
 
 class Layer(Table[K, V]):
     """Rows that a draft has changed, above the committed ones (or above those of another draft)."""
@@ -41,12 +45,17 @@ class Layer(Table[K, V]):
 
     def rest_on(self, base: Table[K, V]) -> None:
         """What is not changed here is found in `base`."""
+        self._base = base
         self.below: Callable[[K], V | None] = base.find if isinstance(base, Layer) else base.get
 
     def find(self, key: K) -> V | None:
         """The draft's row, else the one below, or None."""
         row = self.get(key)
         return row if row is not None else self.below(key)
+
+    def rows(self) -> Mapping[K, V]:
+        """All rows by id: the draft's, else those below."""
+        return {**self._base.rows(), **self}
 
 
 class SettingsLayer(Layer[K, V]):

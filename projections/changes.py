@@ -19,6 +19,7 @@ _PRIVATE: Final = ("name", "owner_id", "metadata", "tags", "allowed_ips", "exter
 _FLAGS: Final[dict[type[e.Event], tuple[Facts, Facts]]] = {
     e.OrganizationSuspended: ({"suspended": False}, {"suspended": True}),
     e.OrganizationResumed: ({"suspended": True}, {"suspended": False}),
+    e.KeyspaceArchived: ({"archived": False}, {"archived": True}),
     e.ProjectArchived: ({"archived": False}, {"archived": True}),
     e.KeyDisabled: ({"disabled": False}, {"disabled": True}),
     e.KeyEnabled: ({"disabled": True}, {"disabled": False}),

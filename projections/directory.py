@@ -97,7 +97,12 @@ _KINDS: Final = (
         lambda event: event.project_id,
     ),
     _Kind("plans", Plan, (e.PlanDefined, e.PlanChanged), lambda event: event.plan_id),
-    _Kind("keyspaces", Keyspace, (e.KeyspaceDefined, e.KeyspaceChanged), lambda event: event.keyspace_id),
+    _Kind(
+        "keyspaces",
+        Keyspace,
+        (e.KeyspaceDefined, e.KeyspaceChanged, e.KeyspaceArchived),
+        lambda event: event.keyspace_id,
+    ),
 )
 
 
@@ -227,6 +232,7 @@ async def list_keyspaces(
     queries: Queries,
     *,
     keyspace_id: str | None = None,
+    include_archived: bool = True,
     q: str | None = None,
     sort: str | None = None,
     limit: int = 50,
@@ -235,7 +241,8 @@ async def list_keyspaces(
     """The ids of keyspaces, the built-in one included."""
     filters = _filters(q)
     filters.equal(id=keyspace_id)
-    return await _list(queries, "keyspaces", filters, sort=sort, limit=limit, cursor=cursor)
+    hidden = (False, True) if include_archived else (False,)
+    return await _list(queries, "keyspaces", filters, sort=sort, limit=limit, cursor=cursor, hidden=hidden)
 
 
 async def organization_ids(queries: Queries, *, after: str = "", limit: int = 5_000) -> list[str]:

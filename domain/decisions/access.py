@@ -5,6 +5,7 @@ from __future__ import annotations
 from domain.desk import Desk
 from domain.errors import (
     CallerRefusedError,
+    KeyspaceArchivedError,
     NotFoundError,
     PermissionDeniedError,
     PlatformOnlyError,
@@ -90,6 +91,14 @@ def find_keyspace(desk: Desk, keyspace_id: str, *, field: str | None = None) -> 
     bound = desk.asking.keyspace_id
     if keyspace is None or (bound is not None and bound != keyspace_id and not keyspace.builtin):
         raise NotFoundError("keyspace", keyspace_id, field=field)
+    return keyspace
+
+
+def find_open_keyspace(desk: Desk, keyspace_id: str, *, field: str | None = None) -> Keyspace:
+    """The same, where it is to be used: one that is archived is refused."""
+    keyspace = find_keyspace(desk, keyspace_id, field=field)
+    if keyspace.archived:
+        raise KeyspaceArchivedError(keyspace_id, field=field)
     return keyspace
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from domain import events as e
 from domain.claims import fingerprint_claim
@@ -27,7 +27,7 @@ from domain.decisions.access import (
     ROOT_PERMISSIONS,
     expect_version,
     find_key,
-    find_keyspace,
+    find_open_keyspace,
     find_organization,
     find_plan,
     is_root,
@@ -51,6 +51,7 @@ from domain.errors import (
     KeyExpiredError,
     KeyRevokedError,
     NotFoundError,
+    PermissionDeniedError,
 )
 from domain.instants import SECOND
 from domain.keys import Key
@@ -64,7 +65,7 @@ _FINGERPRINT_BYTES = 32
 def create_key(desk: Desk, command: CreateKey) -> Key:
     """Make a key, or adopt one that exists elsewhere."""
     require(desk, "keys:write")
-    keyspace = find_keyspace(desk, command.keyspace_id, field="keyspace_id")
+    keyspace = find_open_keyspace(desk, command.keyspace_id, field="keyspace_id")
     scopes = scopes_at_creation(command.scopes)
     if keyspace.builtin:
         scopes = _root_scopes(desk, command, scopes)
@@ -132,7 +133,7 @@ def _root_scopes(desk: Desk, command: CreateKey, scopes: Scopes) -> Scopes:
     if command.organization_id is not None:
         find_organization(desk, command.organization_id, field="organization_id")
     if command.bound_keyspace_id is not None:
-        bound = find_keyspace(desk, command.bound_keyspace_id, field="bound_keyspace_id")
+        bound = find_open_keyspace(desk, command.bound_keyspace_id, field="bound_keyspace_id")
         if bound.builtin:
             raise InvalidError("bound_keyspace_id", "a keyspace of ordinary keys")
     _check_root_permissions(scopes, command.organization_id)
@@ -348,12 +349,39 @@ def _revoke(desk: Desk, key: Key, reason: str | None) -> None:
         desk.record(e.KeyRevoked(**_header(desk, key), private=private))
 
 
-def revoke_keys(desk: Desk, command: RevokeKeys) -> list[Key]:
-    """Stop many keys for good, all or none."""
-    keys = [_changeable(desk, key_id) for key_id in dict.fromkeys(command.key_ids)]
-    for key in keys:
-        _revoke(desk, key, command.reason)
-    return [desk.draft.keys.find(key.id) or key for key in keys]
+class Revocation(NamedTuple):
+    """What became of one of many keys that were to be revoked."""
+
+    key_id: str
+    revoked: bool
+    """Is the key dead now, whoever killed it?"""
+    code: str | None = None
+    """Why this command did not kill it; None: it did."""
+
+
+def revoke_keys(desk: Desk, command: RevokeKeys) -> list[Revocation]:
+    """Stop many keys for good, each on its own: one that cannot be revoked saves no other."""
+    require(desk, "keys:write")
+    # All are looked at before one is revoked: the caller's own key may be among them.
+    found = {key_id: _found_to_revoke(desk, key_id) for key_id in dict.fromkeys(command.key_ids)}
+    for one in found.values():
+        if isinstance(one, Key):
+            _revoke(desk, one, command.reason)
+    return [_revocation(key_id, found[key_id]) for key_id in command.key_ids]
+
+
+def _found_to_revoke(desk: Desk, key_id: str) -> Key | NotFoundError | PermissionDeniedError:
+    try:
+        return _changeable(desk, key_id)
+    except (NotFoundError, PermissionDeniedError) as refusal:
+        return refusal
+
+
+def _revocation(key_id: str, found: Key | NotFoundError | PermissionDeniedError) -> Revocation:
+    if not isinstance(found, Key):
+        return Revocation(key_id, revoked=False, code=found.code)
+    before = found.revoked_at is not None
+    return Revocation(key_id, revoked=True, code=KeyRevokedError.code if before else None)
 
 
 def delete_key(desk: Desk, command: DeleteKey) -> Key:

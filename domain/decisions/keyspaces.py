@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from domain import events as e
-from domain.commands import UNSET, ChangeKeyspace, ChangePlan, DefineKeyspace, DefinePlan
+from domain.commands import UNSET, ArchiveKeyspace, ChangeKeyspace, ChangePlan, DefineKeyspace, DefinePlan
 from domain.decisions.access import (
     expect_version,
     find_keyspace,
@@ -17,7 +17,13 @@ from domain.decisions.access import (
     require,
 )
 from domain.desk import Desk
-from domain.errors import BuiltinError, InvalidError, PrefixOverlapError
+from domain.errors import (
+    BuiltinError,
+    InvalidError,
+    KeyspaceArchivedError,
+    KeyspaceInUseError,
+    PrefixOverlapError,
+)
 from domain.keyspaces import DIMENSIONS, MINIMUM_BITS, PRESETS, Keyspace, prefixes_overlap
 from domain.money import parse_multiplier
 from domain.organizations import Plan
@@ -79,11 +85,9 @@ def change_keyspace(desk: Desk, command: ChangeKeyspace) -> Keyspace:
     """Set fields of a keyspace; its prefix and format are for ever."""
     require(desk, "keyspaces:write")
     platform_only(desk, "Changing a keyspace")
-    keyspace = find_keyspace(desk, command.keyspace_id)
-    if keyspace.builtin:
-        msg = "The built-in keyspace of root keys cannot be changed."
-        raise BuiltinError(msg)
-    expect_version(f"Keyspace {keyspace.id}", keyspace.version, command.expected_version)
+    keyspace = _changeable(desk, command.keyspace_id, command.expected_version)
+    if keyspace.archived:
+        raise KeyspaceArchivedError(keyspace.id)
     changes = _changes(command, keyspace, skip=("keyspace_id", "expected_version"))
     if not changes:
         return keyspace
@@ -99,6 +103,35 @@ def change_keyspace(desk: Desk, command: ChangeKeyspace) -> Keyspace:
         )
     )
     return desk.draft.keyspaces[keyspace.id]
+
+
+def archive_keyspace(desk: Desk, command: ArchiveKeyspace) -> Keyspace:
+    """Give up a keyspace that never had a key; doing it twice is harmless."""
+    require(desk, "keyspaces:write")
+    platform_only(desk, "Archiving a keyspace")
+    keyspace = _changeable(desk, command.keyspace_id, command.expected_version)
+    if keyspace.archived:
+        return keyspace
+    if keyspace.used:
+        raise KeyspaceInUseError(keyspace.id)
+    desk.record(
+        e.KeyspaceArchived(
+            at=desk.now,
+            actor=desk.asking.actor,
+            private=desk.private(reason=command.reason),
+            keyspace_id=keyspace.id,
+        )
+    )
+    return desk.draft.keyspaces[keyspace.id]
+
+
+def _changeable(desk: Desk, keyspace_id: str, expected_version: int | None) -> Keyspace:
+    keyspace = find_keyspace(desk, keyspace_id)
+    if keyspace.builtin:
+        msg = "The built-in keyspace of root keys cannot be changed."
+        raise BuiltinError(msg)
+    expect_version(f"Keyspace {keyspace.id}", keyspace.version, expected_version)
+    return keyspace
 
 
 def _changes(command: Any, subject: Any, skip: tuple[str, ...]) -> dict[str, Any]:
@@ -183,9 +216,8 @@ def _check_denials(denials: dict[str, int]) -> None:
 
 
 def _check_overlap(desk: Desk, prefix: str) -> None:
-    draft = desk.draft
-    for keyspace in (*draft.keyspaces.values(), *desk.draft.state.keyspaces.values()):
-        if prefixes_overlap(keyspace.prefix, prefix):
+    for keyspace in desk.draft.keyspaces.rows().values():
+        if not keyspace.archived and prefixes_overlap(keyspace.prefix, prefix):
             msg = f"prefix {prefix} overlaps with {keyspace.prefix} of keyspace {keyspace.id}."
             raise PrefixOverlapError(msg, field="prefix")
 

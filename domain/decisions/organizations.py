@@ -99,6 +99,7 @@ def suspend_organization(desk: Desk, command: SuspendOrganization) -> Organizati
     require(desk, "organizations:write")
     platform_only(desk, "Suspending an organization")
     organization = find_organization(desk, command.organization_id)
+    expect_version(f"Organization {organization.id}", organization.version, command.expected_version)
     if organization.suspended:
         return organization
     desk.record(
@@ -117,6 +118,7 @@ def resume_organization(desk: Desk, command: ResumeOrganization) -> Organization
     require(desk, "organizations:write")
     platform_only(desk, "Resuming an organization")
     organization = find_organization(desk, command.organization_id)
+    expect_version(f"Organization {organization.id}", organization.version, command.expected_version)
     if not organization.suspended:
         return organization
     desk.record(
@@ -185,6 +187,7 @@ def archive_project(desk: Desk, command: ArchiveProject) -> Project:
     """Refuse all uses that name it; doing it twice is harmless."""
     require(desk, "organizations:write")
     project = find_project(desk, command.organization_id, command.project_id)
+    expect_version(f"Project {project.id}", project.version, command.expected_version)
     if project.archived:
         return project
     desk.record(

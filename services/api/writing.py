@@ -12,7 +12,7 @@ import msgspec
 from domain.claims import idempotency_claim
 from domain.commands import Command
 from domain.state import Books
-from services.api.answering.fencing import fence_at
+from services.api.answering.fencing import fence_of
 from services.api.answering.problems import invalid
 from services.api.answering.views import View
 from services.api.asking.call import Call
@@ -86,7 +86,7 @@ async def carry_out(
     status: int = 200,
     first: dict[str, Any] | None = None,
 ) -> Reply:
-    """Carry out a command and answer when it is durable, and visible or fenced.
+    """Carry out a command and answer when it is durable, fenced where it takes away, and visible.
 
     `first` are fields of the first answer that a replay does not get: the secret.
     """
@@ -119,15 +119,12 @@ async def _replayed(call: Call[Any, Any], done: Done) -> Reply:
 
 
 async def _settled(call: Call[Any, Any], reply: Reply, done: Done) -> Reply:
-    """Wait for the fence, or (where nothing was taken away) for the projections."""
-    position = done.fence_position
-    if position is None:
+    """Wait for the fence of what may have been taken away, and for the projections."""
+    if done.fence_position is None:
         await call.ledger.wait_for_projections(done.position)
         return reply
     wait: bool = getattr(call.query, "fence", True)
-    fence = await fence_at(call.ledger, position, wait=wait)
-    if done.wrote and not done.narrowed:
-        await call.ledger.wait_for_projections(done.position)
+    fence = await fence_of(call.ledger, done, wait=wait)
     return Reply(
         reply.body | {"fence": msgspec.to_builtins(fence)},
         reply.status if fence.held and wait else 202,

@@ -26,6 +26,12 @@ DIMENSIONS: Final = ("permissions", "projects", "models", "tenants")
 _IMPORTED_AT_ONCE: Final = 1_000
 _QUOTA: Final = read_with(quota_of)
 _RATE_LIMIT: Final = read_with(rate_limit_of)
+_ENDED: Final = {
+    None: "revoked",
+    "key_revoked": "was revoked already",
+    "not_found": "there is no such key",
+    "permission_denied": "not revoked: your root key may not act on it",
+}
 
 
 def scope_of(text: str) -> tuple[str, str | list[str]]:
@@ -289,10 +295,13 @@ def revoke(session: Session, keys: tuple[str, ...], reason: str | None, yes: boo
     done = session.ledger.post("/v1/keys/revoke", given(key_ids=[*keys], reason=reason))
 
     def people() -> None:
-        session.say(f"{done['revoked']} keys are revoked.")
+        for one in done["results"]:
+            session.say(f"{one['key_id']}: {_ENDED.get(one.get('code'), one.get('code'))}")
         session.facts(fence_facts(done))
 
     session.show(done, people)
+    if not all(one["revoked"] for one in done["results"]):
+        raise click.exceptions.Exit(REFUSED)
 
 
 @keys.command("delete", **examples("keyledger keys delete KEY"))

@@ -11,7 +11,6 @@ from domain.claims import command_claim
 from domain.decisions import charging, keys, keyspaces, organizations, reservations, wallets
 from domain.desk import Desk
 from domain.errors import InvalidError
-from domain.keys import Key
 
 _MOST_KEYS_AT_ONCE = 4_000
 """One command is one commit, and a commit has a bound."""
@@ -55,7 +54,7 @@ def record_fence(desk: Desk, command: c.RecordFence) -> None:
     desk.claim(digest)
 
 
-def revoke_keys(desk: Desk, command: c.RevokeKeys) -> list[Key]:
+def revoke_keys(desk: Desk, command: c.RevokeKeys) -> list[keys.Revocation]:
     """Stop many keys for good, as far as one commit can hold."""
     if len(command.key_ids) > _MOST_KEYS_AT_ONCE:
         raise InvalidError("key_ids", f"at most {_MOST_KEYS_AT_ONCE} keys at once")
@@ -69,6 +68,7 @@ def _nothing(_: Desk, __: c.Tick) -> None:
 DECIDE: dict[type[c.Command], Decide] = {
     c.DefineKeyspace: keyspaces.define_keyspace,
     c.ChangeKeyspace: keyspaces.change_keyspace,
+    c.ArchiveKeyspace: keyspaces.archive_keyspace,
     c.DefinePlan: keyspaces.define_plan,
     c.ChangePlan: keyspaces.change_plan,
     c.OpenOrganization: organizations.open_organization,

@@ -21,6 +21,7 @@ CONTRACT = """
     GET /v1/keyspaces
     GET /v1/keyspaces/{}
     PATCH /v1/keyspaces/{}
+    POST /v1/keyspaces/{}/archive
     POST /v1/organizations
     GET /v1/organizations
     GET /v1/organizations/{}

@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import pytest
@@ -192,18 +193,66 @@ async def test_history_tells_actor_position_before_and_after(api: Management) ->
     assert newest["next_cursor"] is not None
 
 
-async def test_many_are_revoked_by_a_list_all_or_none(api: Management) -> None:
+async def test_many_are_revoked_by_a_list_each_on_its_own(api: Management) -> None:
     keyspace, organization = await api.make_keyspace(), await api.make_organization()
-    one, two = await api.make_key(keyspace, organization), await api.make_key(keyspace, organization)
-    missing = await api.post("/v1/keys/revoke", {"key_ids": [one.id, "key_01JD0000000000000000000000"]})
-    untouched = (await api.get(f"/v1/keys/{one.id}")).json["status"]
-    revoked = await api.post("/v1/keys/revoke", {"key_ids": [one.id, two.id], "reason": "offboarded"})
+    live, dead, foreign = [await api.make_key(keyspace, organization) for _ in range(2)] + [
+        await api.make_key(keyspace, await api.make_organization())
+    ]
+    await api.post(f"/v1/keys/{dead.id}/revoke", b"")
+    unknown = "key_01JD0000000000000000000000"
+    root = next(key.id for key in api.ledger.state.keys.values() if key.keyspace_id == ROOT_KEYSPACE_ID)
+    caller = await api.make_root("keys:write", organization_id=organization.id)
+    asked = [unknown, live.id, dead.id, foreign.id, root, live.id]
+    revoked = await api.post("/v1/keys/revoke", {"key_ids": asked, "reason": "offboarded"}, as_=caller)
+    verdicts = [
+        (await api.post("/v1/verify", {"secret": one.secret, "keyspace_id": keyspace.id})).code
+        for one in (live, foreign)
+    ]
 
-    assert (missing.status, missing.code) == (404, "not_found")
-    assert untouched == "active"
-    assert revoked.json["revoked"] == 2
-    assert [key["status"] for key in revoked.json["keys"]] == ["revoked", "revoked"]
+    assert revoked.status == 200
+    assert revoked.json["results"] == [
+        {"key_id": unknown, "revoked": False, "code": "not_found"},
+        {"key_id": live.id, "revoked": True},
+        {"key_id": dead.id, "revoked": True, "code": "key_revoked"},
+        {"key_id": foreign.id, "revoked": False, "code": "not_found"},
+        {"key_id": root, "revoked": False, "code": "not_found"},
+        {"key_id": live.id, "revoked": True},
+    ]
+    assert (revoked.json["revoked"], revoked.json["more"]) == (1, False)
     assert revoked.json["fence"]["held"] is True
+    assert verdicts == ["revoked", "valid"]
+
+
+async def test_a_root_key_beyond_the_callers_powers_saves_no_other(api: Management) -> None:
+    live = (await api.create())["key"]["id"]
+    root = next(key.id for key in api.ledger.state.keys.values() if key.keyspace_id == ROOT_KEYSPACE_ID)
+    caller = await api.make_root("keys:write")
+    answer = await api.post("/v1/keys/revoke", {"key_ids": [root, live]}, as_=caller)
+
+    assert answer.json["results"] == [
+        {"key_id": root, "revoked": False, "code": "permission_denied"},
+        {"key_id": live, "revoked": True},
+    ]
+    assert api.ledger.state.keys[root].revoked_at is None
+
+
+async def test_many_of_which_none_can_be_revoked_are_answered_when_open_fences_hold(api: Management) -> None:
+    key_id = (await api.create())["key"]["id"]
+    fences = api.ledger.fences
+    fences._quiet_until = fences._clock.boottime_ns() + 3_600_000_000_000
+    await api.delete(f"/v1/keys/{key_id}?fence=false")
+    asked = asyncio.create_task(api.post("/v1/keys/revoke", {"key_ids": [key_id]}))
+    await asyncio.sleep(0.05)
+    waiting = not asked.done()
+    unfenced = await api.post("/v1/keys/revoke?fence=false", {"key_ids": [key_id]})
+    fences._quiet_until = 0
+    fences.advance()
+    answer = await asked
+
+    assert waiting, "a deleted key may be accepted until its fence holds"
+    assert (unfenced.status, unfenced.json["fence"]["held"]) == (202, False)
+    assert (answer.status, answer.json["fence"]["held"]) == (200, True)
+    assert answer.json["results"] == [{"key_id": key_id, "revoked": False, "code": "not_found"}]
 
 
 async def test_many_are_revoked_by_a_filter_that_spares_root_keys(api: Management) -> None:
@@ -211,7 +260,7 @@ async def test_many_are_revoked_by_a_filter_that_spares_root_keys(api: Managemen
     owned = await api.make_key(keyspace, organization)
     revoked = await api.post("/v1/keys/revoke", {"filter": {"organization_id": organization.id}})
 
-    assert [key["id"] for key in revoked.json["keys"]] == [owned.id]
+    assert revoked.json["results"] == [{"key_id": owned.id, "revoked": True}]
     assert revoked.json["more"] is False
     assert (await api.get("/v1/keys")).status == 200
 

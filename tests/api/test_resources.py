@@ -67,6 +67,71 @@ async def test_the_built_in_keyspace_is_shown_and_stays(api: Management) -> None
     assert (changed.status, changed.code) == (409, "builtin_keyspace")
 
 
+async def test_an_unused_keyspace_is_archived_and_its_prefix_is_free_again(api: Management) -> None:
+    old = (await api.post("/v1/keyspaces", {"name": "typo", "preset": "default"})).json
+    taken = await api.post("/v1/keyspaces", {"name": "default", "preset": "default"})
+    archived = await api.post(f"/v1/keyspaces/{old['id']}/archive", {"reason": "a typo"})
+    new = await api.post("/v1/keyspaces", {"name": "default", "preset": "default"})
+    listed = {one["id"] for one in (await api.get("/v1/keyspaces")).json["items"]}
+    whole = (await api.get("/v1/keyspaces?include_archived=true")).json["items"]
+    made = await api.create(keyspace_id=new.json["id"])
+    into_old = {"keyspace_id": old["id"], "organization_id": made["key"]["organization_id"], "name": "x"}
+    refused = await api.post("/v1/keys", into_old)
+    imported = await api.post("/v1/keys/import", {**into_old, "sha256": "0f" * 32})
+    verdicts = [
+        await api.post("/v1/verify", {"secret": made["secret"], "keyspace_id": keyspace_id})
+        for keyspace_id in (new.json["id"], old["id"])
+    ]
+
+    assert (old["status"], taken.status, taken.code) == ("active", 409, "prefix_overlap")
+    assert (archived.status, archived.json["status"], archived.headers["etag"]) == (200, "archived", '"2"')
+    assert "fence" not in archived.json
+    assert new.status == 201
+    assert new.json["id"] in listed
+    assert old["id"] not in listed
+    assert {one["id"]: one["status"] for one in whole}[old["id"]] == "archived"
+    assert (await api.get(f"/v1/keyspaces/{old['id']}")).json["status"] == "archived"
+    for answer in (refused, imported):
+        assert (answer.status, answer.code) == (409, "keyspace_archived")
+        assert [each["field"] for each in answer.json["errors"]] == ["keyspace_id"]
+    assert verdicts[0].json["valid"] is True
+    assert (verdicts[1].status, verdicts[1].code) == (404, "not_found")
+
+
+async def test_a_keyspace_that_has_had_a_key_stays(api: Management) -> None:
+    key = (await api.create())["key"]
+    await api.delete(f"/v1/keys/{key['id']}")
+    answer = await api.post(f"/v1/keyspaces/{key['keyspace_id']}/archive", b"")
+    builtin = await api.post(f"/v1/keyspaces/{ROOT_KEYSPACE_ID}/archive", b"")
+
+    assert (answer.status, answer.code) == (409, "keyspace_in_use")
+    assert (builtin.status, builtin.code) == (409, "builtin_keyspace")
+    assert (await api.get(f"/v1/keyspaces/{key['keyspace_id']}")).json["status"] == "active"
+
+
+async def test_an_archived_keyspace_makes_no_text_a_secret(api: Management) -> None:
+    made = await api.make_keyspace(prefix="acme_")
+    text = made.shape.generate()
+    before = await api.post("/v1/plans", {"name": text, "models": "*"})
+    await api.post(f"/v1/keyspaces/{made.id}/archive", b"")
+    after = await api.post("/v1/plans", {"name": text, "models": "*"})
+
+    assert (before.status, after.status) == (400, 201)
+
+
+async def test_edges_are_told_of_no_archived_keyspace(api: Management) -> None:
+    gone, stays = await api.make_keyspace(prefix="gone_"), await api.make_keyspace(prefix="stays_")
+    both = {"keyspace_ids": [gone.id, stays.id]}
+    before = await api.post("/v1/edges/keyspaces", both)
+    await api.post(f"/v1/keyspaces/{gone.id}/archive", b"")
+    told = [await api.post("/v1/edges/keyspaces", body) for body in (both, {})]
+    told.append(await api.post("/v1/edges/connect", {"incarnation": "0f" * 16, **both}))
+
+    assert [one["keyspace_id"] for one in before.json["keyspaces"]] == [gone.id, stays.id]
+    for answer in told:
+        assert [one["keyspace_id"] for one in answer.json["keyspaces"]] == [stays.id]
+
+
 # -- organizations and projects
 
 

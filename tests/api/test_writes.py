@@ -226,13 +226,56 @@ async def test_a_write_tells_its_position_and_waits_for_the_projections(api: Man
 
     api.ledger.wait_for_projections = wait  # type: ignore[method-assign]  # to see what is waited for
     made = await api.post("/v1/plans", {"name": "pro", "models": "*"})
-    key = (await api.create())["key"]
-    waited_for_writes = list(waited)
-    await api.post(f"/v1/keys/{key['id']}/revoke", b"")
 
     assert made.headers["x-keyledger-position"] == made.json["position"]
-    assert f"0-{waited_for_writes[0]}" == made.json["position"]
-    assert waited == waited_for_writes, "what takes away never waits for projections"
+    assert [f"0-{position}" for position in waited] == [made.json["position"]]
+
+
+@pytest.mark.parametrize("by_holder", [False, True])
+async def test_a_take_away_waits_for_its_fence_and_then_for_the_projections(
+    api: Management,
+    by_holder: bool,  # noqa: FBT001  # a table's column
+) -> None:
+    made = await api.create()
+    path = "/v1/self/revoke" if by_holder else f"/v1/keys/{made['key']['id']}/revoke"
+    secret = made["secret"] if by_holder else api.root
+    projected = asyncio.Event()
+    waited: list[int] = []
+
+    async def wait(position: int, timeout: float = 2.0) -> bool:
+        waited.append(position)
+        await projected.wait()
+        return True
+
+    api.ledger.wait_for_projections = wait  # type: ignore[method-assign]  # to see what is waited for
+    fences = api.ledger.fences
+    fences._quiet_until = fences._clock.boottime_ns() + 3_600_000_000_000
+    asked = asyncio.create_task(api.post(path, b"", as_=secret))
+    await asyncio.sleep(0.05)
+    waited_for_while_the_fence_was_open = list(waited)
+    fences._quiet_until = 0
+    fences.advance()
+    await asyncio.sleep(0.05)
+    answered_before_it_was_projected = asked.done()
+    projected.set()
+    answer = await asked
+
+    assert waited_for_while_the_fence_was_open == []
+    assert not answered_before_it_was_projected
+    assert (answer.status, answer.json["fence"]["held"]) == (200, True)
+    assert [f"0-{position}" for position in waited] == [answer.json["position"]]
+
+
+async def test_without_a_fence_a_take_away_waits_for_no_projections(api: Management) -> None:
+    key = (await api.create())["key"]
+
+    async def never(position: int, timeout: float = 2.0) -> bool:
+        raise AssertionError
+
+    api.ledger.wait_for_projections = never  # type: ignore[method-assign]  # it must not be asked
+    answer = await api.post(f"/v1/keys/{key['id']}/revoke?fence=false", b"")
+
+    assert answer.status == 202
 
 
 async def test_a_get_waits_for_the_position_it_names(api: Management) -> None:

@@ -86,13 +86,20 @@ class World:
         self.commit(group)
         return [one.result if isinstance(one, Done) else one for _, one in group.outcomes]
 
-    def decide(self, *asked: tuple[Command, Asking] | Command) -> DecidedGroup:
-        """Decide a group, and leave it there: its draft is nobody's yet."""
-        return self.decide_with(self._pop_due(), *asked)
+    def decide(
+        self, *asked: tuple[Command, Asking] | Command, above: DecidedGroup | None = None
+    ) -> DecidedGroup:
+        """Decide a group, and leave it there: its draft is nobody's yet. `above`: behind that one."""
+        return self.decide_with(self._pop_due(), *asked, above=above)
 
-    def decide_with(self, due: list[Due], *asked: tuple[Command, Asking] | Command) -> DecidedGroup:
+    def decide_with(
+        self,
+        due: list[Due],
+        *asked: tuple[Command, Asking] | Command,
+        above: DecidedGroup | None = None,
+    ) -> DecidedGroup:
         """The same with these entries of the agenda."""
-        group = DecidedGroup(self.state, self._tools, self.now, self.claims.get)
+        group = DecidedGroup(self.state, self._tools, self.now, self.claims.get, above=above)
         group.decide(due, [self._job(*_with_asking(one, self)) for one in asked], frozenset())
         return group
 

@@ -15,6 +15,7 @@ from domain.events import (
     KeyCreated,
     KeyRenamed,
     KeyRevoked,
+    KeyspaceArchived,
     KeyspaceChanged,
     KeysSeen,
     LedgerEvent,
@@ -194,6 +195,7 @@ QUOTA_REACHED = ThresholdReached(
 SUBJECTS = [
     (KeyRevoked(at=AT, key_id="key_1", organization_id=ORGANIZATION), "key_1"),
     (KeyspaceChanged(at=AT, keyspace_id="ks_1", changes={}, before={}), "ks_1"),
+    (KeyspaceArchived(at=AT, keyspace_id="ks_1"), "ks_1"),
     (PlanChanged(at=AT, plan_id="plan_1", changes={}, before={}), "plan_1"),
     (ProjectOpened(at=AT, project_id="prj_1", organization_id=ORGANIZATION), "prj_1"),
     (QUOTA_REACHED, "prj_1"),

@@ -13,6 +13,7 @@ from domain.errors import (
     KeyRevokedError,
     LedgerError,
     NotFoundError,
+    PermissionDeniedError,
     VersionConflictError,
 )
 from domain.events import Quota
@@ -210,17 +211,36 @@ def test_a_revoked_key_is_dead_for_good() -> None:
             shop.ask(command)
 
 
-def test_many_are_revoked_at_once_all_or_none() -> None:
+def test_many_are_revoked_at_once_each_on_its_own() -> None:
     shop = Shop()
     other = shop.key(shop.gateway.id, shop.customer.id)
+    shop.ask(c.RevokeKey(key_id=other.id))
+    happened = len(shop.placed)
 
-    with pytest.raises(NotFoundError):
-        shop.ask(c.RevokeKeys(key_ids=(other.id, "key_none")))
-    assert shop.state.keys[other.id].revoked_at is None
+    ended = shop.ask(c.RevokeKeys(key_ids=("key_none", shop.shopper.id, other.id, shop.shopper.id)))
 
-    keys = shop.ask(c.RevokeKeys(key_ids=(other.id, shop.shopper.id, other.id)))
+    assert ended == [
+        ("key_none", False, "not_found"),
+        (shop.shopper.id, True, None),
+        (other.id, True, "key_revoked"),
+        (shop.shopper.id, True, None),
+    ]
+    assert [type(event) for event in shop.events[happened:]] == [e.KeyRevoked]
 
-    assert [key.status(shop.now) for key in keys] == ["revoked", "revoked"]
+
+def test_a_caller_may_be_among_the_many() -> None:
+    shop = Shop()
+    ended = shop.ask(c.RevokeKeys(key_ids=(shop.root.id, shop.shopper.id)))
+
+    assert [one.code for one in ended] == [None, None]
+    assert len(shop.all(e.KeyRevoked)) == 2
+
+
+def test_a_caller_without_keys_write_revokes_none_of_many() -> None:
+    shop = Shop()
+
+    with pytest.raises(PermissionDeniedError):
+        shop.ask(c.RevokeKeys(key_ids=(shop.shopper.id,)), by=shop.root_key("keys:read"))
 
 
 def test_a_deleted_key_is_revoked_and_not_there_any_more() -> None:

@@ -5,10 +5,17 @@ from typing import Any
 import pytest
 
 from domain import commands as c
-from domain.errors import BuiltinError, InvalidError, PrefixOverlapError, VersionConflictError
-from domain.keyspaces import PRESETS, shape_of
+from domain.errors import (
+    BuiltinError,
+    InvalidError,
+    KeyspaceArchivedError,
+    KeyspaceInUseError,
+    PrefixOverlapError,
+    VersionConflictError,
+)
+from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, shape_of
 from keyledger_edge import AcceptedFormat, SecretFormat
-from tests.domain.given import World
+from tests.domain.given import World, fingerprint_of
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -53,6 +60,117 @@ def test_two_of_one_prefix_in_a_group_make_one_keyspace() -> None:
     _, second = World().together(command, command)
 
     assert isinstance(second, PrefixOverlapError)
+
+
+def test_two_of_one_prefix_in_groups_behind_each_other_make_one_keyspace() -> None:
+    world, command = World(), c.DefineKeyspace(name="a", prefix="acme_")
+    first = world.decide(command)
+    [second] = [outcome for _, outcome in world.decide(command, above=first).outcomes]
+
+    assert isinstance(second, PrefixOverlapError)
+
+
+# what befell it: may it be archived?
+ARCHIVED = """
+    nothing                 yes
+    a key                   keyspace_in_use
+    an imported key         keyspace_in_use
+    a revoked key           keyspace_in_use
+    a deleted key           keyspace_in_use
+    a root key bound to it  yes
+"""
+
+
+@pytest.mark.parametrize("row", ARCHIVED.strip().splitlines())
+def test_a_keyspace_that_never_had_a_key_can_be_archived(row: str) -> None:
+    what, outcome = (part.strip() for part in row.rsplit(maxsplit=1))
+    world = World()
+    keyspace = world.keyspace(prefix="acme_")
+    if what == "a root key bound to it":
+        world.root_key("verify", keyspace_id=keyspace.id)
+    elif what != "nothing":
+        key = world.key(keyspace.id, world.organization().id, imported=what == "an imported key")
+        if what == "a revoked key":
+            world.ask(c.RevokeKey(key_id=key.id))
+        if what == "a deleted key":
+            world.ask(c.DeleteKey(key_id=key.id))
+    archive = c.ArchiveKeyspace(keyspace_id=keyspace.id, reason="a mistake")
+
+    if outcome == "yes":
+        archived = world.ask(archive)
+        assert (archived.archived, archived.version) == (True, 2)
+        return
+    with pytest.raises(KeyspaceInUseError) as refused:
+        world.ask(archive)
+    assert refused.value.code == outcome
+    assert not world.state.keyspaces[keyspace.id].archived
+
+
+def test_a_key_and_an_archive_in_one_group_go_one_after_the_other() -> None:
+    world = World()
+    first, second = world.keyspace(), world.keyspace()
+    organization = world.organization()
+    new = [
+        c.CreateKey(
+            keyspace_id=one.id, organization_id=organization.id, name="x",
+            fingerprint=fingerprint_of(one.id), hint="x",
+        )
+        for one in (first, second)
+    ]  # fmt: skip
+    archives = [c.ArchiveKeyspace(keyspace_id=one.id) for one in (first, second)]
+    _, used, _, gone = world.together(new[0], archives[0], archives[1], new[1])
+
+    assert isinstance(used, KeyspaceInUseError)
+    assert isinstance(gone, KeyspaceArchivedError)
+
+
+def test_archiving_twice_is_harmless() -> None:
+    world = World()
+    archive = c.ArchiveKeyspace(keyspace_id=world.keyspace().id)
+    world.ask(archive)
+    happened = len(world.placed)
+
+    assert world.ask(archive).archived
+    assert len(world.placed) == happened
+
+
+def test_an_archived_keyspace_gives_its_prefix_back() -> None:
+    world = World()
+    old = world.keyspace(prefix="acme_")
+    world.ask(c.ArchiveKeyspace(keyspace_id=old.id))
+    new = world.keyspace(prefix="acme_live_")
+
+    assert new.prefix == "acme_live_"
+    with pytest.raises(PrefixOverlapError):
+        world.keyspace(prefix="acme_")
+
+
+def test_an_archived_keyspace_takes_no_keys_and_no_changes() -> None:
+    world = World()
+    keyspace = world.keyspace()
+    world.ask(c.ArchiveKeyspace(keyspace_id=keyspace.id))
+
+    with pytest.raises(KeyspaceArchivedError):
+        world.ask(c.ChangeKeyspace(keyspace_id=keyspace.id, name="b"))
+    with pytest.raises(KeyspaceArchivedError):
+        world.key(keyspace.id, world.organization().id)
+    with pytest.raises(KeyspaceArchivedError):
+        world.root_key("verify", keyspace_id=keyspace.id)
+
+
+def test_a_keyspace_is_archived_on_the_version_that_was_read() -> None:
+    world = World()
+    keyspace = world.keyspace()
+    world.ask(c.ChangeKeyspace(keyspace_id=keyspace.id, name="b"))
+
+    with pytest.raises(VersionConflictError):
+        world.ask(c.ArchiveKeyspace(keyspace_id=keyspace.id, expected_version=1))
+    assert world.ask(c.ArchiveKeyspace(keyspace_id=keyspace.id, expected_version=2)).archived
+
+
+def test_the_keyspace_of_root_keys_cannot_be_archived() -> None:
+    with pytest.raises(BuiltinError):
+        World().ask(c.ArchiveKeyspace(keyspace_id=ROOT_KEYSPACE_ID))
 
 
 UNFIT: dict[str, dict[str, Any]] = {

@@ -554,8 +554,8 @@ def test_many_are_revoked_by_list_or_by_filter(running: Running) -> None:
 
     assert by_list["fence"]["held"]
     assert by_filter["fence"]["held"]
-    assert {one["id"] for one in by_list["keys"]} == {one.id for one in listed}
-    assert {one["id"] for one in by_filter["keys"]} == {one.id for one in tagged}
+    assert {one["key_id"] for one in by_list["results"]} == {one.id for one in listed}
+    assert {one["key_id"] for one in by_filter["results"]} == {one.id for one in tagged}
     assert {running.verify(one.secret)["code"] for one in listed + tagged} == {"revoked"}
     assert running.verify(kept.secret)["valid"]
 

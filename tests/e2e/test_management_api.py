@@ -79,6 +79,22 @@ def test_what_is_written_is_listed_at_once(client: Client, keyspace: str, acme: 
         assert client.ids(f"/v1/keys?organization_id={acme}&limit=1") == [key_id]
 
 
+def test_what_is_taken_away_is_in_the_audit_and_the_lists_at_once(
+    client: Client, keyspace: str, acme: str
+) -> None:
+    of_key = {"keyspace_id": keyspace, "organization_id": acme, "name": "x"}
+    key_ids = [client.post("/v1/keys", of_key)["key"]["id"] for _ in range(40)]
+    stale = []
+    for key_id in key_ids:
+        client.post(f"/v1/keys/{key_id}/revoke", {"reason": "left"})
+        newest = client.get(f"/v1/audit?key_id={key_id}&limit=1")["items"][0]
+        if newest["action"] != "KeyRevoked":
+            stale.append(newest)
+
+    assert stale == []
+    assert client.ids(f"/v1/keys?organization_id={acme}") == []
+
+
 def test_keys_are_found_by_every_filter(client: Client, keyspace: str, acme: str) -> None:
     project = client.post(f"/v1/organizations/{acme}/projects", {"name": "Chat"})["id"]
     base = {"keyspace_id": keyspace, "organization_id": acme}
@@ -170,6 +186,18 @@ def test_things_beside_keys_are_listed_and_searched(client: Client, acme: str) -
     assert set(client.ids(f"/v1/organizations/{acme}/projects?include_archived=true")) == {project, gone}
     assert client.ids("/v1/plans?q=SEARCHABLE") == [plan]
     assert "ks_00000000000000000000000000" in client.ids("/v1/keyspaces")
+
+
+def test_an_archived_keyspace_is_listed_where_it_is_asked_for_and_its_prefix_is_free(client: Client) -> None:
+    old = client.post("/v1/keyspaces", {"name": "old typo", "prefix": "typo_"})["id"]
+    client.post(f"/v1/keyspaces/{old}/archive")
+    new = client.post("/v1/keyspaces", {"name": "new typo", "prefix": "typo_"})["id"]
+    told = client.get("/v1/audit?action=KeyspaceArchived")["items"]
+
+    assert client.ids("/v1/keyspaces?q=typo") == [new]
+    assert client.ids("/v1/keyspaces?q=typo&include_archived=true&sort=name") == [new, old]
+    assert [one["subject"] for one in told] == [old]
+    assert (told[0]["before"], told[0]["after"]) == ({"archived": False}, {"archived": True})
 
 
 def test_money_is_in_statement_usage_and_request_log(client: Client, keyspace: str, acme: str) -> None:

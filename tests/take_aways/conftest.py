@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-import services.api.resources.keys
+import services.api.resources.key_revocations
 from projections.pages import Page
 
 
@@ -19,7 +19,7 @@ def filters_find_keys_of_their_organization(monkeypatch: pytest.MonkeyPatch) -> 
         keys = queries.ledger.state.keys.values()
         return Page([key.id for key in keys if key.organization_id == organization_id], None)
 
-    monkeypatch.setattr(services.api.resources.keys, "list_keys", found)
+    monkeypatch.setattr(services.api.resources.key_revocations, "list_keys", found)
 
 
 @pytest.fixture(autouse=True)

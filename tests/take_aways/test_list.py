@@ -16,6 +16,7 @@ from tests.take_aways.table import TAKE_AWAYS
 
 GRANTING_COMMANDS: Final[dict[type[c.Command], str]] = {
     c.DefineKeyspace: "makes something new",
+    c.ArchiveKeyspace: "it has never had a key, so nothing of it was ever accepted",
     c.DefinePlan: "makes something new",
     c.OpenOrganization: "makes something new",
     c.OpenProject: "makes something new",

@@ -8,6 +8,7 @@ from typing import Final
 from domain.errors import KeyExpiredError, KeyRevokedError, LedgerError, NotFoundError, VersionConflictError
 from services.ledger.errors import UnavailableError
 from services.ledger.fence import FenceResult
+from services.ledger.jobs import Done
 from services.ledger.ledger import Ledger
 
 _MOST_FENCE_SECONDS: Final = 60.0
@@ -25,6 +26,15 @@ async def fence_at(ledger: Ledger, position: int, *, wait: bool) -> FenceResult:
         except TimeoutError:
             pass
     return fences.fence_of(position)
+
+
+async def fence_of(ledger: Ledger, done: Done, *, wait: bool) -> FenceResult:
+    """The fence of what a command took away: once it holds and the projections show it, or as it stands."""
+    assert done.fence_position is not None, "asked only of what may take away"
+    fence = await fence_at(ledger, done.fence_position, wait=wait)
+    if wait or not done.narrowed:
+        await ledger.wait_for_projections(done.position)
+    return fence
 
 
 async def outlast_fences(ledger: Ledger, refusal: LedgerError) -> None:

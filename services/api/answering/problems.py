@@ -45,6 +45,8 @@ _REQUESTS: Final = {
     "edge_taken": Meaning(409, "This incarnation of an edge takes part already"),
     "builtin_keyspace": Meaning(409, "The built-in keyspace stays as it is"),
     "idempotency_conflict": Meaning(409, "The same id was used for something else"),
+    "keyspace_archived": Meaning(409, "The keyspace is archived"),
+    "keyspace_in_use": Meaning(409, "The keyspace has had keys"),
     "key_expired": Meaning(409, "The key is expired"),
     "key_revoked": Meaning(409, "The key is revoked, for good"),
     "position_unknown": Meaning(410, "The log has no such position"),

@@ -166,6 +166,7 @@ class ShownKeyspace(View, frozen=True, kw_only=True):
     require_balance: bool
     required_dimensions: tuple[str, ...]
     builtin: bool
+    status: Literal["active", "archived"]
     created_at: Time
     version: int
     position: Position
@@ -310,6 +311,7 @@ def keyspace_view(keyspace: Keyspace, prefix: str) -> ShownKeyspace:
         require_balance=keyspace.require_balance,
         required_dimensions=keyspace.required_dimensions,
         builtin=keyspace.id == ROOT_KEYSPACE_ID,
+        status="archived" if keyspace.archived else "active",
         created_at=to_text(keyspace.created_at),
         version=keyspace.version,
         position=format_position(prefix, keyspace.position),

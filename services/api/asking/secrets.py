@@ -29,7 +29,10 @@ class Redactor:
         mark = sum(keyspace.version for keyspace in keyspaces)
         known = self._known
         if known[0] != mark:
-            known = self._known = (mark, tuple(known_shapes(one.shape for one in keyspaces)))
+            known = self._known = (
+                mark,
+                tuple(known_shapes(one.shape for one in keyspaces if not one.archived)),
+            )
         return known[1]
 
     def redact(self, text: str) -> str:

@@ -239,14 +239,18 @@ def _edge_id(call: Call[Any, Any], given: str | None) -> str:
 
 
 def _keyspaces(call: Call[Any, Any], wanted: tuple[str, ...]) -> list[Keyspace]:
-    """Those asked for, or all that the caller's root key may see; never the root keys' own."""
+    """Those asked for, or all that the caller's root key may see; never the root keys' own.
+
+    One that is archived is left out and not refused: an edge that names others too goes on with those.
+    """
     if wanted:
-        return [find_keyspace(call.desk, one, field="keyspace_ids") for one in wanted]
+        found = (find_keyspace(call.desk, one, field="keyspace_ids") for one in wanted)
+        return [keyspace for keyspace in found if not keyspace.archived]
     bound = call.asking.keyspace_id
     return [
         keyspace
         for keyspace in call.ledger.state.keyspaces.values()
-        if not keyspace.builtin and bound in (None, keyspace.id)
+        if not (keyspace.builtin or keyspace.archived) and bound in (None, keyspace.id)
     ]
 
 

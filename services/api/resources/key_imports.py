@@ -100,7 +100,7 @@ class ImportView(View, frozen=True, kw_only=True):
     shown_at="/v1/keys/{key_id}",
     answer=ImportedView,
     other_answers=((200, ImportView),),
-    codes=("not_found", "already_exists", "idempotency_conflict"),
+    codes=("not_found", "keyspace_archived", "already_exists", "idempotency_conflict"),
     idempotent=True,
     max_body_bytes=_IMPORT_BYTES,
     example={

@@ -1,8 +1,8 @@
-"""Keys: create, import, list, show, change, rotate, stop."""
+"""Keys: create, list, show, change; what ends or renews them is in key_life."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -11,16 +11,10 @@ from domain.commands import (
     ChangeKey,
     Command,
     CreateKey,
-    DeleteKey,
-    DisableKey,
     EditScopes,
-    EnableKey,
-    RevokeKey,
-    RevokeKeys,
-    RotateKey,
     UnsetType,
 )
-from domain.decisions.access import find_key, find_keyspace, is_root
+from domain.decisions.access import find_key, find_open_keyspace
 from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.state import Books
@@ -28,12 +22,10 @@ from keyledger_edge import fingerprint, hint
 from projections.audit import key_history
 from projections.lookup import list_keys
 from projections.pages import Page
-from services.api.answering.problems import ProblemError, invalid
 from services.api.answering.views import KeyView, Position, View, key_view
 from services.api.asking.call import Call
 from services.api.asking.fields import (
     Addresses,
-    Amount,
     Body,
     Environment,
     ForeignId,
@@ -42,7 +34,6 @@ from services.api.asking.fields import (
     Name,
     Quotas,
     RateLimits,
-    Reason,
     ScopesBody,
     Tags,
     When,
@@ -54,13 +45,13 @@ from services.api.asking.fields import (
 from services.api.lists import Filter, Paging, Search, asked_of, cursor_of, listed, read_page
 from services.api.operations import Query, Reply, operation
 from services.api.resources.audit import AuditPageView, HistoryQuery, audit_page
-from services.api.writing import Because, Fencing, carry_out, expected_version
+from services.api.writing import Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
 
-_TAG: Final = "Keys"
+TAG: Final = "Keys"
 MOST_AT_ONCE: Final = 1_000
 _SHOWN_ONCE: Final = "The secret was shown in the first answer; it is not kept and cannot be shown again."
-_KEY_CODES: Final = ("not_found", "key_revoked", "version_conflict", "idempotency_conflict")
+KEY_CODES: Final = ("not_found", "key_revoked", "version_conflict", "idempotency_conflict")
 KEY_EXAMPLE: Final = {
     "keyspace_id": "ks_01JD0000000000000000000000",
     "organization_id": "org_01JD0000000000000000000000",
@@ -109,35 +100,6 @@ class KeyChanges(Body, frozen=True, kw_only=True):
     rate_limits: RateLimits | UnsetType = UNSET
     allowed_ips: Addresses | UnsetType = UNSET
     expires_at: When | UnsetType | None = UNSET
-
-
-class Rotation(Body, frozen=True, kw_only=True):
-    """How a key gets its next secret."""
-
-    overlap_seconds: Amount = 0
-    """How long the present secret lives on; 0 ends all older ones at once."""
-    reason: Reason | None = None
-
-
-class KeyFilter(Body, frozen=True, kw_only=True):
-    """Which keys; all that is given must fit."""
-
-    organization_id: Id | None = None
-    keyspace_id: Id | None = None
-    project_id: Id | None = None
-    owner_id: ForeignId | None = None
-    environment: Environment | None = None
-    tag: Filter | None = None
-    status: Literal["active", "disabled", "expired"] | None = None
-    q: Search | None = None
-
-
-class ManyRevocations(Body, frozen=True, kw_only=True):
-    """Keys to be revoked together: a list of ids, or a filter."""
-
-    key_ids: Annotated[tuple[Id, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)] | None = None
-    filter: KeyFilter | None = None
-    reason: Reason | None = None
 
 
 class ListKeys(Paging, frozen=True, kw_only=True):
@@ -192,17 +154,6 @@ class KeyPageView(View, frozen=True, kw_only=True):
     position: Position
 
 
-class RevokedView(View, frozen=True, kw_only=True):
-    """Keys that are dead now."""
-
-    keys: list[KeyView]
-    revoked: int
-    more: bool
-    """Did the filter find still more keys? Send it again."""
-    position: Position
-    fence: FenceResult | UnsetType = UNSET
-
-
 def show_key(call: Call[Any, Any], key: Key, books: Books) -> KeyView:
     """A key as of these books."""
     return key_view(key, books, call.now, call.ledger.last_used_at(key.id), call.prefix)
@@ -214,7 +165,7 @@ def show_key(call: Call[Any, Any], key: Key, books: Books) -> KeyView:
 @operation(
     "POST",
     "/v1/keys",
-    tag=_TAG,
+    tag=TAG,
     summary="Create a key",
     description="The secret is in this answer and nowhere else, ever.",
     permissions=("keys:write",),
@@ -222,7 +173,7 @@ def show_key(call: Call[Any, Any], key: Key, books: Books) -> KeyView:
     status=201,
     shown_at="/v1/keys/{key_id}",
     answer=CreatedKeyView,
-    codes=("not_found", "empty_scope", "platform_only", "idempotency_conflict"),
+    codes=("not_found", "keyspace_archived", "empty_scope", "platform_only", "idempotency_conflict"),
     idempotent=True,
     example=KEY_EXAMPLE,
 )
@@ -231,10 +182,12 @@ async def create_key(call: Call[Any, NewKey]) -> Reply:
     keyspace = keyspace_of(call, call.body.keyspace_id)
     secret = keyspace.shape.generate()
     command = creation(call.body, fingerprint(secret), hint(secret, keyspace.prefix))
-    return await _with_secret(call, command, secret)
+    return await with_secret(call, command, secret)
 
 
-async def _with_secret(call: Call[Any, Any], command: Command, secret: str) -> Reply:
+async def with_secret(call: Call[Any, Any], command: Command, secret: str) -> Reply:
+    """Carry out what gives a key this secret, and show it this once."""
+
     def show(key: Key, books: Books, position: int) -> View:
         return CreatedKeyView(
             key=show_key(call, key, books), detail=_SHOWN_ONCE, position=call.place(position)
@@ -249,7 +202,7 @@ async def _with_secret(call: Call[Any, Any], command: Command, secret: str) -> R
 
 def keyspace_of(call: Call[Any, Any], keyspace_id: str) -> Keyspace:
     """The keyspace that a new key is to be in."""
-    return find_keyspace(call.desk, keyspace_id, field="keyspace_id")
+    return find_open_keyspace(call.desk, keyspace_id, field="keyspace_id")
 
 
 def creation(body: NewKey, digest: bytes, shown: str, *, imported: bool = False) -> CreateKey:
@@ -282,7 +235,7 @@ def creation(body: NewKey, digest: bytes, shown: str, *, imported: bool = False)
 @operation(
     "GET",
     "/v1/keys",
-    tag=_TAG,
+    tag=TAG,
     summary="List keys",
     description="Newest first if no sort is given; revoked and deleted ones only where they are asked for.",
     permissions=("keys:read",),
@@ -293,7 +246,7 @@ def creation(body: NewKey, digest: bytes, shown: str, *, imported: bool = False)
 async def get_keys(call: Call[ListKeys, Any]) -> Reply:
     """One page of keys."""
     query, asking, filters = call.query, call.asking, asked_of(call)
-    if not _reachable(call, query.organization_id, query.keyspace_id):
+    if not reachable(call, query.organization_id, query.keyspace_id):
         return await listed(call, _nothing(), lambda _: None)
     filters["organization_id"] = asking.organization_id or query.organization_id
     filters["keyspace_id"] = asking.keyspace_id or query.keyspace_id
@@ -315,7 +268,7 @@ async def _nothing() -> Page:
     return Page([], None)
 
 
-def _reachable(call: Call[Any, Any], organization_id: str | None, keyspace_id: str | None) -> bool:
+def reachable(call: Call[Any, Any], organization_id: str | None, keyspace_id: str | None) -> bool:
     """Foreign things are not there: a filter that names them finds nothing."""
     asking = call.asking
     return asking.organization_id in {None, organization_id or asking.organization_id} and (
@@ -326,7 +279,7 @@ def _reachable(call: Call[Any, Any], organization_id: str | None, keyspace_id: s
 @operation(
     "GET",
     "/v1/keys/{key_id}",
-    tag=_TAG,
+    tag=TAG,
     summary="Show a key",
     permissions=("keys:read",),
     query=ShowKey,
@@ -342,7 +295,7 @@ async def get_key(call: Call[ShowKey, Any]) -> Reply:
 @operation(
     "GET",
     "/v1/keys/{key_id}/history",
-    tag=_TAG,
+    tag=TAG,
     summary="What happened to a key",
     description="Oldest first; also of a deleted key.",
     permissions=("keys:read",),
@@ -369,7 +322,9 @@ async def get_history(call: Call[HistoryQuery, Any]) -> Reply:
 # -- changing -------------------------------------------------------------------------------------
 
 
-async def _changed(call: Call[Any, Any], command: Command) -> Reply:
+async def changed(call: Call[Any, Any], command: Command) -> Reply:
+    """Carry out a change and show the key as it is then."""
+
     def show(key: Key, books: Books, _: int) -> View:
         return show_key(call, key, books)
 
@@ -379,14 +334,14 @@ async def _changed(call: Call[Any, Any], command: Command) -> Reply:
 @operation(
     "PATCH",
     "/v1/keys/{key_id}",
-    tag=_TAG,
+    tag=TAG,
     summary="Change a key",
     description="Fields left out stay; where something is taken away, the answer has its fence.",
     permissions=("keys:write",),
     query=Fencing,
     body=KeyChanges,
     answer=ChangedKeyView,
-    codes=(*_KEY_CODES, "platform_only"),
+    codes=(*KEY_CODES, "platform_only"),
     conditional=True,
     idempotent=True,
     example={"name": "Checkout v2", "tags": ["team:payments"], "expires_at": None},
@@ -408,20 +363,20 @@ async def patch_key(call: Call[Fencing, KeyChanges]) -> Reply:
         allowed_ips=body.allowed_ips,
         expires_at=UNSET if body.expires_at is UNSET else instant_of(body.expires_at),
     )
-    return await _changed(call, command)
+    return await changed(call, command)
 
 
 @operation(
     "PATCH",
     "/v1/keys/{key_id}/scopes",
-    tag=_TAG,
+    tag=TAG,
     summary="Edit a key's scopes",
     description='The secret stays; a dimension left out stays; an empty list is refused: send `"*"`.',
     permissions=("keys:write",),
     query=Fencing,
     body=ScopesBody,
     answer=ChangedKeyView,
-    codes=(*_KEY_CODES, "empty_scope"),
+    codes=(*KEY_CODES, "empty_scope"),
     conditional=True,
     idempotent=True,
     example={"models": ["gpt-5", "gpt-5-mini"], "permissions": "*"},
@@ -433,195 +388,7 @@ async def patch_scopes(call: Call[Fencing, ScopesBody]) -> Reply:
         scopes=scopes_of(call.body),
         expected_version=expected_version(call),
     )
-    return await _changed(call, command)
-
-
-@operation(
-    "POST",
-    "/v1/keys/{key_id}/rotate",
-    tag=_TAG,
-    summary="Give a key its next secret",
-    description="The old secret dies at once, or after the overlap; at most two live.",
-    permissions=("keys:write",),
-    query=Fencing,
-    body=Rotation,
-    status=201,
-    shown_at="/v1/keys/{key_id}",
-    answer=CreatedKeyView,
-    codes=(*_KEY_CODES, "key_expired"),
-    conditional=True,
-    idempotent=True,
-    example={"overlap_seconds": 3600, "reason": "quarterly"},
-)
-async def rotate_key(call: Call[Fencing, Rotation]) -> Reply:
-    """Make the next generation and show its secret."""
-    key = find_key(call.desk, call.path["key_id"])
-    keyspace = call.ledger.state.keyspaces[key.keyspace_id]
-    secret = keyspace.shape.generate()
-    command = RotateKey(
-        key_id=key.id,
-        fingerprint=fingerprint(secret),
-        hint=hint(secret, keyspace.prefix),
-        overlap_seconds=call.body.overlap_seconds,
-        reason=call.body.reason,
-        expected_version=expected_version(call),
-    )
-    return await _with_secret(call, command, secret)
-
-
-@operation(
-    "POST",
-    "/v1/keys/{key_id}/disable",
-    tag=_TAG,
-    summary="Let a key rest",
-    permissions=("keys:write",),
-    query=Fencing,
-    body=Because,
-    answer=ChangedKeyView,
-    codes=_KEY_CODES,
-    conditional=True,
-    idempotent=True,
-    example={"reason": "holidays"},
-)
-async def disable_key(call: Call[Fencing, Because]) -> Reply:
-    """Stop a key; it can be enabled again."""
-    command = DisableKey(
-        key_id=call.path["key_id"], reason=call.body.reason, expected_version=expected_version(call)
-    )
-    return await _changed(call, command)
-
-
-@operation(
-    "POST",
-    "/v1/keys/{key_id}/enable",
-    tag=_TAG,
-    summary="Let a key work again",
-    permissions=("keys:write",),
-    body=Because,
-    answer=KeyView,
-    codes=_KEY_CODES,
-    conditional=True,
-    idempotent=True,
-)
-async def enable_key(call: Call[Any, Because]) -> Reply:
-    """Undo a disable."""
-    command = EnableKey(
-        key_id=call.path["key_id"], reason=call.body.reason, expected_version=expected_version(call)
-    )
-    return await _changed(call, command)
-
-
-@operation(
-    "POST",
-    "/v1/keys/{key_id}/revoke",
-    tag=_TAG,
-    summary="Stop a key for good",
-    permissions=("keys:write",),
-    query=Fencing,
-    body=Because,
-    answer=ChangedKeyView,
-    codes=("not_found", "version_conflict", "idempotency_conflict"),
-    conditional=True,
-    idempotent=True,
-    example={"reason": "leaked in a build log"},
-)
-async def revoke_key(call: Call[Fencing, Because]) -> Reply:
-    """Stop a key for good."""
-    command = RevokeKey(
-        key_id=call.path["key_id"], reason=call.body.reason, expected_version=expected_version(call)
-    )
-    return await _changed(call, command)
-
-
-@operation(
-    "DELETE",
-    "/v1/keys/{key_id}",
-    tag=_TAG,
-    summary="Revoke a key and hide it",
-    description="History, usage, charges and request log stay; `include_deleted=true` shows it.",
-    permissions=("keys:write",),
-    query=Fencing,
-    body=Because,
-    answer=ChangedKeyView,
-    codes=("not_found", "version_conflict", "idempotency_conflict"),
-    conditional=True,
-    idempotent=True,
-)
-async def delete_key(call: Call[Fencing, Because]) -> Reply:
-    """Revoke a key and hide it."""
-    command = DeleteKey(
-        key_id=call.path["key_id"], reason=call.body.reason, expected_version=expected_version(call)
-    )
-    return await _changed(call, command)
-
-
-@operation(
-    "POST",
-    "/v1/keys/revoke",
-    tag=_TAG,
-    summary="Stop many keys for good",
-    description=(
-        "By a list of ids (all or none) or by a filter, up to 1,000 at once; a filter leaves root keys "
-        "alone, and `more` says that it found still more."
-    ),
-    permissions=("keys:write",),
-    query=Fencing,
-    body=ManyRevocations,
-    answer=RevokedView,
-    codes=("not_found", "idempotency_conflict"),
-    idempotent=True,
-    example={"filter": {"organization_id": "org_01JD0000000000000000000000"}, "reason": "offboarded"},
-)
-async def revoke_keys(call: Call[Fencing, ManyRevocations]) -> Reply:
-    """Stop many keys in one commit."""
-    body = call.body
-    if (body.key_ids is None) == (body.filter is None):
-        raise invalid("key_ids", "either key_ids or filter")
-    key_ids, more = body.key_ids or (), False
-    if body.filter is not None:
-        key_ids, more = await _found_by(call, body.filter)
-
-    def show(keys: list[Key], books: Books, position: int) -> View:
-        return RevokedView(
-            keys=[show_key(call, key, books) for key in keys],
-            revoked=len(keys),
-            more=more,
-            position=call.place(position),
-        )
-
-    return await carry_out(call, RevokeKeys(key_ids=key_ids, reason=body.reason), show)
-
-
-async def _found_by(call: Call[Any, Any], wanted: KeyFilter) -> tuple[tuple[str, ...], bool]:
-    """Keys that a filter finds now: projections are waited for, lest a fresh key be missed."""
-    filters = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
-    if not filters:
-        raise invalid("filter", "names at least one field")
-    asking = call.asking
-    if not _reachable(call, wanted.organization_id, wanted.keyspace_id):
-        return (), False
-    if not await call.ledger.wait_for_projections(call.ledger.state.head):
-        raise ProblemError("position_not_reached", "The projections are behind; try again, or list the ids.")
-    if asking.organization_id is not None:
-        filters["organization_id"] = asking.organization_id
-    if asking.keyspace_id is not None:
-        filters["keyspace_id"] = asking.keyspace_id
-    found: list[str] = []
-    cursor: str | None = None
-    while len(found) <= MOST_AT_ONCE:
-        page = await list_keys(
-            call.reader.queries, now=call.now, sort="created_at", limit=500, cursor=cursor, **filters
-        )
-        found += [one for one in page.ids if _is_ordinary(call, one)]
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return tuple(found[:MOST_AT_ONCE]), len(found) > MOST_AT_ONCE
-
-
-def _is_ordinary(call: Call[Any, Any], key_id: str) -> bool:
-    key = call.ledger.state.keys.find(key_id)
-    return key is not None and not is_root(key) and key.revoked_at is None
+    return await changed(call, command)
 
 
 ROUTES = [
@@ -631,10 +398,4 @@ ROUTES = [
     get_history,
     patch_key,
     patch_scopes,
-    rotate_key,
-    disable_key,
-    enable_key,
-    revoke_key,
-    revoke_keys,
-    delete_key,
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from domain.commands import UNSET, ChangeKeyspace, Command, DefineKeyspace, UnsetType
+from domain.commands import UNSET, ArchiveKeyspace, ChangeKeyspace, Command, DefineKeyspace, UnsetType
 from domain.decisions.access import find_keyspace
 from domain.keyspaces import Keyspace
 from domain.state import Books
@@ -17,12 +17,13 @@ from services.api.asking.call import Call
 from services.api.asking.fields import Body, Name
 from services.api.lists import Paging, Search, asked_of, listed
 from services.api.operations import Reply, operation
-from services.api.writing import Fencing, carry_out, expected_version
+from services.api.writing import Because, Fencing, carry_out, expected_version
 from services.ledger.fence import FenceResult
 
 _TAG: Final = "Keyspaces"
 _READ: Final = ("keys:read", "keyspaces:write")
 _WRITE: Final = ("keyspaces:write",)
+_STAYS: Final = ("builtin_keyspace", "keyspace_archived")
 
 Location = Annotated[str, msgspec.Meta(max_length=100, examples=["header:X-API-Key"])]
 Locations = Annotated[tuple[Location, ...], msgspec.Meta(max_length=20)]
@@ -65,6 +66,7 @@ class KeyspaceChanges(Body, frozen=True, kw_only=True):
 class ListKeyspaces(Paging, frozen=True, kw_only=True):
     """Which keyspaces, in which order."""
 
+    include_archived: bool = False
     q: Search | None = None
     sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
 
@@ -128,7 +130,7 @@ async def define_keyspace(call: Call[Any, NewKeyspace]) -> Reply:
     "/v1/keyspaces",
     tag=_TAG,
     summary="List keyspaces",
-    description="The built-in one of root keys included.",
+    description="The built-in one of root keys included; archived ones only where they are asked for.",
     permissions=_READ,
     query=ListKeyspaces,
     answer=KeyspacePageView,
@@ -142,7 +144,9 @@ async def get_keyspaces(call: Call[ListKeyspaces, Any]) -> Reply:
 
     def show(keyspace_id: str) -> ShownKeyspace | None:
         keyspace = call.ledger.state.keyspaces.find(keyspace_id)
-        if keyspace is None or (bound is not None and bound != keyspace.id and not keyspace.builtin):
+        if keyspace is None or (keyspace.archived and not call.query.include_archived):
+            return None
+        if bound is not None and bound != keyspace.id and not keyspace.builtin:
             return None
         return keyspace_view(keyspace, call.prefix)
 
@@ -173,7 +177,7 @@ async def get_keyspace(call: Call[Any, Any]) -> Reply:
     query=Fencing,
     body=KeyspaceChanges,
     answer=ChangedKeyspaceView,
-    codes=("not_found", "platform_only", "builtin_keyspace", "version_conflict", "idempotency_conflict"),
+    codes=("not_found", "platform_only", *_STAYS, "version_conflict", "idempotency_conflict"),
     conditional=True,
     idempotent=True,
     example={"denial_status": {"billing_shortfall": 403}},
@@ -195,4 +199,34 @@ async def patch_keyspace(call: Call[Fencing, KeyspaceChanges]) -> Reply:
     return await _changed(call, command)
 
 
-ROUTES = [define_keyspace, get_keyspaces, get_keyspace, patch_keyspace]
+@operation(
+    "POST",
+    "/v1/keyspaces/{keyspace_id}/archive",
+    tag=_TAG,
+    summary="Give up a keyspace that no key was ever in",
+    description=(
+        "Its prefix is free again, for another keyspace. It takes no keys and no changes any more; one that "
+        "has had a key stays for ever, as secrets with its prefix are about."
+    ),
+    permissions=_WRITE,
+    body=Because,
+    answer=ShownKeyspace,
+    codes=(
+        "not_found", "platform_only", "builtin_keyspace", "keyspace_in_use", "version_conflict",
+        "idempotency_conflict",
+    ),
+    conditional=True,
+    idempotent=True,
+    example={"reason": "the prefix was a typing mistake"},
+)  # fmt: skip
+async def archive_keyspace(call: Call[Any, Because]) -> Reply:
+    """Give up a keyspace that never had a key."""
+    command = ArchiveKeyspace(
+        keyspace_id=call.path["keyspace_id"],
+        reason=call.body.reason,
+        expected_version=expected_version(call),
+    )
+    return await _changed(call, command)
+
+
+ROUTES = [define_keyspace, get_keyspaces, get_keyspace, patch_keyspace, archive_keyspace]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -77,7 +78,9 @@ async def report_leak(call: Call[Fencing, Leak]) -> Reply:
         return LeakView(found=True, key=show_key(call, key, books), position=call.place(position))
 
     source = call.api.redactor.redact(body.source)
-    return await carry_out(call, ReportLeak(fingerprint=digest, source=source, where=where), show)
+    reply = await carry_out(call, ReportLeak(fingerprint=digest, source=source, where=where), show)
+    # Whoever found a secret has seen no version of its key, so none is told for an If-Match.
+    return replace(reply, version=None)
 
 
 def _digest_of(body: Leak) -> bytes:

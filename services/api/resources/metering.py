@@ -35,7 +35,7 @@ class Metering:
                 raise InvalidError("keyspace_id", "is required: the root key is bound to no keyspace")
             keyspace_id = bound
         keyspace = self.ledger.state.keyspaces.get(keyspace_id)
-        if keyspace is None or (bound is not None and bound != keyspace_id):
+        if keyspace is None or keyspace.archived or (bound is not None and bound != keyspace_id):
             raise NotFoundError("keyspace", keyspace_id, field="keyspace_id")
         return keyspace
 

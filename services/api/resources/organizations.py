@@ -188,13 +188,18 @@ async def patch_organization(call: Call[Fencing, OrganizationChanges]) -> Reply:
     query=Fencing,
     body=Because,
     answer=ChangedOrganizationView,
-    codes=("not_found", "platform_only", "idempotency_conflict"),
+    codes=("not_found", "platform_only", "version_conflict", "idempotency_conflict"),
+    conditional=True,
     idempotent=True,
     example={"reason": "invoice overdue"},
 )
 async def suspend_organization(call: Call[Fencing, Because]) -> Reply:
     """Stop all its keys."""
-    command = SuspendOrganization(organization_id=call.path["organization_id"], reason=call.body.reason)
+    command = SuspendOrganization(
+        organization_id=call.path["organization_id"],
+        reason=call.body.reason,
+        expected_version=expected_version(call),
+    )
     return await _changed(call, command)
 
 
@@ -206,12 +211,17 @@ async def suspend_organization(call: Call[Fencing, Because]) -> Reply:
     permissions=_WRITE,
     body=Because,
     answer=OrganizationView,
-    codes=("not_found", "platform_only", "idempotency_conflict"),
+    codes=("not_found", "platform_only", "version_conflict", "idempotency_conflict"),
+    conditional=True,
     idempotent=True,
 )
 async def resume_organization(call: Call[Any, Because]) -> Reply:
     """Let its keys work again."""
-    command = ResumeOrganization(organization_id=call.path["organization_id"], reason=call.body.reason)
+    command = ResumeOrganization(
+        organization_id=call.path["organization_id"],
+        reason=call.body.reason,
+        expected_version=expected_version(call),
+    )
     return await _changed(call, command)
 
 

@@ -180,7 +180,8 @@ async def patch_project(call: Call[Fencing, ProjectChanges]) -> Reply:
     query=Fencing,
     body=Because,
     answer=ChangedProjectView,
-    codes=("not_found", "idempotency_conflict"),
+    codes=("not_found", "version_conflict", "idempotency_conflict"),
+    conditional=True,
     idempotent=True,
 )
 async def archive_project(call: Call[Fencing, Because]) -> Reply:
@@ -189,6 +190,7 @@ async def archive_project(call: Call[Fencing, Because]) -> Reply:
         organization_id=call.path["organization_id"],
         project_id=call.path["project_id"],
         reason=call.body.reason,
+        expected_version=expected_version(call),
     )
     return await _changed(call, command)
 

@@ -27,7 +27,7 @@ from keyledger_edge import (
     read_headers,
     state_of,
 )
-from services.api.answering.fencing import fence_at
+from services.api.answering.fencing import fence_of
 from services.api.answering.money import quota_figures, rate_views
 from services.api.answering.problems import TABLE, ProblemError, challenge
 from services.api.answering.views import Micros, Position, QuotaView, View, key_view
@@ -105,6 +105,7 @@ def _where_secrets_stand(state: State) -> Callable[[str], bool]:
     taken = {
         location.removeprefix("query:")
         for keyspace in state.keyspaces.values()
+        if not keyspace.archived
         for location in keyspace.credential_locations
         if location.startswith("query:")
     }
@@ -177,8 +178,7 @@ async def revoke_self(call: Call[RevokeSelfQuery, RevokeSelfBody]) -> Reply:
     command = RevokeSelf(fingerprint=fingerprint(shown.secret), reason=call.body.reason)
     done = await ledger.execute(command, asking)
     key = _own_view(call, ledger.state.keys[key_id], call.now)
-    assert done.fence_position is not None, "whoever revokes, is told of a fence"
-    fence = await fence_at(ledger, done.fence_position, wait=wait)
+    fence = await fence_of(ledger, done, wait=wait)
     view = RevokedSelfView(key=key, position=call.place(done.position), fence=fence)
     return Reply(view, 200 if fence.held and wait else 202, position=done.position)
 
@@ -202,7 +202,7 @@ def _shown(call: Call[Any, Any]) -> _Shown:
     something = False
     only = parameters.get("keyspace_id")
     for keyspace in call.ledger.state.keyspaces.values():
-        if keyspace.builtin or (only is not None and keyspace.id not in only):
+        if keyspace.builtin or keyspace.archived or (only is not None and keyspace.id not in only):
             continue
         try:
             secret = find_secret(headers, parameters, view_of_keyspace(keyspace))

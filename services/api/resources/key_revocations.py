@@ -1,0 +1,140 @@
+"""Many keys are stopped for good at once, by a list of ids or by a filter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from domain.commands import UNSET, RevokeKeys, UnsetType
+from domain.decisions.access import is_root
+from domain.decisions.keys import Revocation
+from domain.state import Books
+from projections.lookup import list_keys
+from services.api.answering.problems import ProblemError, invalid
+from services.api.answering.views import Position, View
+from services.api.asking.call import Call
+from services.api.asking.fields import Body, Environment, ForeignId, Id, Reason
+from services.api.lists import Filter, Search
+from services.api.operations import Reply, operation
+from services.api.resources.keys import MOST_AT_ONCE, TAG, reachable
+from services.api.writing import Fencing, carry_out
+from services.ledger.fence import FenceResult
+
+
+class KeyFilter(Body, frozen=True, kw_only=True):
+    """Which keys; all that is given must fit."""
+
+    organization_id: Id | None = None
+    keyspace_id: Id | None = None
+    project_id: Id | None = None
+    owner_id: ForeignId | None = None
+    environment: Environment | None = None
+    tag: Filter | None = None
+    status: Literal["active", "disabled", "expired"] | None = None
+    q: Search | None = None
+
+
+class ManyRevocations(Body, frozen=True, kw_only=True):
+    """Keys to be revoked together: a list of ids, or a filter."""
+
+    key_ids: Annotated[tuple[Id, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)] | None = None
+    filter: KeyFilter | None = None
+    reason: Reason | None = None
+
+
+class RevocationView(View, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one key."""
+
+    key_id: str
+    revoked: bool
+    """Is it dead now, whoever killed it?"""
+    code: Literal["not_found", "permission_denied", "key_revoked"] | None = None
+    """Why this request did not kill it: there is none for this caller, the caller may not, it was dead."""
+
+
+class RevokedView(View, frozen=True, kw_only=True):
+    """What became of many keys."""
+
+    results: list[RevocationView]
+    """One for each id, in the order of the ids."""
+    revoked: int
+    """How many this request killed."""
+    more: bool
+    """Did the filter find still more keys? Send it again."""
+    position: Position
+    fence: FenceResult | UnsetType = UNSET
+
+
+@operation(
+    "POST",
+    "/v1/keys/revoke",
+    tag=TAG,
+    summary="Stop many keys for good",
+    description=(
+        "By a list of ids or by a filter, up to 1,000 at once, in one commit. Each id has a result of its "
+        "own, and one that is refused saves no other. A filter leaves root keys alone, and `more` says that "
+        "it found still more."
+    ),
+    permissions=("keys:write",),
+    query=Fencing,
+    body=ManyRevocations,
+    answer=RevokedView,
+    codes=("idempotency_conflict",),
+    idempotent=True,
+    example={"filter": {"organization_id": "org_01JD0000000000000000000000"}, "reason": "offboarded"},
+)
+async def revoke_keys(call: Call[Fencing, ManyRevocations]) -> Reply:
+    """Stop many keys in one commit."""
+    body = call.body
+    if (body.key_ids is None) == (body.filter is None):
+        raise invalid("key_ids", "either key_ids or filter")
+    key_ids, more = body.key_ids or (), False
+    if body.filter is not None:
+        key_ids, more = await _found_by(call, body.filter)
+
+    def show(ended: list[Revocation], _: Books, position: int) -> View:
+        return RevokedView(
+            results=[RevocationView(**one._asdict()) for one in ended],
+            revoked=len({one.key_id for one in ended if one.revoked and one.code is None}),
+            more=more,
+            position=call.place(position),
+        )
+
+    return await carry_out(call, RevokeKeys(key_ids=key_ids, reason=body.reason), show)
+
+
+async def _found_by(call: Call[Any, Any], wanted: KeyFilter) -> tuple[tuple[str, ...], bool]:
+    """Keys that a filter finds now: projections are waited for, lest a fresh key be missed."""
+    filters = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+    if not filters:
+        raise invalid("filter", "names at least one field")
+    asking = call.asking
+    if not reachable(call, wanted.organization_id, wanted.keyspace_id):
+        return (), False
+    if not await call.ledger.wait_for_projections(call.ledger.state.head):
+        raise ProblemError("position_not_reached", "The projections are behind; try again, or list the ids.")
+    if asking.organization_id is not None:
+        filters["organization_id"] = asking.organization_id
+    if asking.keyspace_id is not None:
+        filters["keyspace_id"] = asking.keyspace_id
+    found: list[str] = []
+    cursor: str | None = None
+    while len(found) <= MOST_AT_ONCE:
+        page = await list_keys(
+            call.reader.queries, now=call.now, sort="created_at", limit=500, cursor=cursor, **filters
+        )
+        found += [one for one in page.ids if _is_ordinary(call, one)]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    return tuple(found[:MOST_AT_ONCE]), len(found) > MOST_AT_ONCE
+
+
+def _is_ordinary(call: Call[Any, Any], key_id: str) -> bool:
+    key = call.ledger.state.keys.find(key_id)
+    return key is not None and not is_root(key) and key.revoked_at is None
+
+
+ROUTES = [revoke_keys]
+"""The routes by which many keys end at once."""
