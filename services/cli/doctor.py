@@ -36,9 +36,10 @@ from keyledger_edge import position_prefix
 from services.api.resources.edge_membership import edge_address
 from services.cli.databases import running_servers
 from services.cli.faults import REFUSED
-from services.cli.main import examples, program_version
+from services.cli.main import examples
 from services.cli.root_key import FILE_NAME
 from services.cli.session import Session, local
+from services.cli.version import program_version
 from services.settings import Settings, unknown_variables
 
 State = Literal["ok", "attention", "broken"]

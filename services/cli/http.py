@@ -7,13 +7,14 @@ import ssl
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
 from services.cli.faults import UNREACHABLE, CommandError, ProblemError
+from services.cli.version import program_version
 
 TIMEOUT_SECONDS: Final = 30.0
 _TRIES: Final = 3
@@ -41,8 +42,7 @@ class LedgerClient:
 
     def get(self, path: str, **query: Any) -> Document:
         """Read something; parameters that are None are left out."""
-        given = {name: _written(value) for name, value in query.items() if value is not None}
-        return self.ask("GET", f"{path}?{urlencode(given)}" if given else path)
+        return self.ask("GET", _with_query(path, query))
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, *, named: bool = True) -> Document:
         """Ask for something to be done, once even when the way to the ledger breaks.
@@ -79,10 +79,36 @@ class LedgerClient:
         headers: Mapping[str, str] | None = None,
     ) -> Document:
         """One exchange; a ledger that is busy or changing hands is asked again, politely."""
+        return _document(self._answered(method, path, body, headers or {})[1])
+
+    def text(self, path: str, **query: Any) -> tuple[str, str | None]:
+        """A page that is no JSON document, as it came, and the cursor of the next."""
+        said, answer = self._answered("GET", _with_query(path, query), None, {"Accept": "*/*"})
+        return answer.decode(), said.get("X-Next-Cursor")
+
+    def lines(self, path: str, headers: Mapping[str, str], *, silence_seconds: float) -> Iterator[bytes]:
+        """The lines of an answer that goes on, until the ledger ends it.
+
+        It is cut, and `CommandError` says so, when nothing comes for `silence_seconds`.
+        """
+        connection = self._new_connection(silence_seconds)
+        with closing(connection):
+            try:
+                connection.request("GET", self._base + path, headers=self._headers(headers))
+                answer = connection.getresponse()
+                if answer.status >= _REFUSALS:
+                    raise ProblemError(answer.status, _problem(answer.status, answer.read()))
+                yield from answer
+            except (OSError, http.client.HTTPException) as error:
+                raise self._unreachable(error) from None
+
+    def _answered(
+        self, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPMessage, bytes]:
         for attempt in range(1, _TRIES + 1):
-            status, said, answer = self._exchange(method, path, body, headers or {})
+            status, said, answer = self._exchange(method, path, body, headers)
             if status < _REFUSALS:
-                return _document(answer)
+                return said, answer
             wait = said.get("Retry-After", "")
             if status != _UNAVAILABLE or attempt == _TRIES or not wait.isdecimal():
                 raise ProblemError(status, _problem(status, answer))
@@ -92,36 +118,55 @@ class LedgerClient:
     def _exchange(
         self, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        sent = dict(headers) | {"Accept": "application/json"}
-        if self._root_key is not None:
-            sent["Authorization"] = f"Bearer {self._root_key}"
+        sent = self._headers(headers)
         data = None
         if body is not None:
             data = msgspec.json.encode(body)
             sent["Content-Type"] = "application/json"
+        kept = self._connection is not None
         try:
-            connection = self._connect()
-            connection.request(method, self._base + path, body=data, headers=sent)
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
+            return self._exchange_once(method, path, data, sent)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise CommandError(
-                f"No ledger answers at {self.url}: {_reason(error)}. Is it running (`keyledger up`), "
-                "and is KEYLEDGER_URL right?",
-                code="ledger_unreachable",
-                exit_code=UNREACHABLE,
-            ) from None
+            if not kept or isinstance(error, TimeoutError):
+                raise self._unreachable(error) from None
+        # The ledger hung up on a connection that lay idle, as while a person was asked. Whatever it heard
+        # of this counts once: every write has an Idempotency-Key or a request id.
+        try:
+            return self._exchange_once(method, path, data, sent)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise self._unreachable(error) from None
 
-    def _connect(self) -> http.client.HTTPConnection:
+    def _exchange_once(
+        self, method: str, path: str, data: bytes | None, sent: Mapping[str, str]
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
         if self._connection is None:
-            if self._secure:
-                self._connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=TIMEOUT_SECONDS, context=ssl.create_default_context()
-                )
-            else:
-                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_SECONDS)
-        return self._connection
+            self._connection = self._new_connection(TIMEOUT_SECONDS)
+        self._connection.request(method, self._base + path, body=data, headers=sent)
+        answer = self._connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+    def _headers(self, more: Mapping[str, str]) -> dict[str, str]:
+        sent = {"Accept": "application/json", "User-Agent": f"keyledger-cli/{program_version()}", **more}
+        if self._root_key is not None:
+            sent["Authorization"] = f"Bearer {self._root_key}"
+        return sent
+
+    def _new_connection(self, timeout: float) -> http.client.HTTPConnection:
+        if self._secure:
+            return http.client.HTTPSConnection(
+                self._host, self._port, timeout=timeout, context=ssl.create_default_context()
+            )
+        return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+
+    def _unreachable(self, error: Exception) -> CommandError:
+        return CommandError(
+            f"No ledger answers at {self.url}: {_reason(error)}. Is it running (`keyledger up`), "
+            "and is KEYLEDGER_URL right?",
+            code="ledger_unreachable",
+            exit_code=UNREACHABLE,
+        )
 
     def close(self) -> None:
         """Hang up."""
@@ -129,6 +174,16 @@ class LedgerClient:
             with suppress(OSError):
                 self._connection.close()
             self._connection = None
+
+
+def path_part(text: str) -> str:
+    """What a caller named, as a part of a path."""
+    return quote(text, safe="")
+
+
+def _with_query(path: str, query: Mapping[str, Any]) -> str:
+    given = {name: _written(value) for name, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
 
 
 def _written(value: Any) -> str:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import click
-import msgspec
 
 from services.cli.amounts import clock_time, quota_of, rate_limit_of, seconds_of, time_of
-from services.cli.faults import REFUSED, WRONG_USAGE, CommandError
-from services.cli.http import Document
+from services.cli.changes import tell_changes
+from services.cli.faults import WRONG_USAGE, CommandError
+from services.cli.http import Document, path_part
+from services.cli.key_imports import import_keys
 from services.cli.main import examples
 from services.cli.metadata import metadata_of, metadata_option
-from services.cli.orgs import quota_text
-from services.cli.session import Session, given, read_with, reason_option, talking, yes_option
+from services.cli.session import (
+    Session,
+    each_once,
+    given,
+    not_together,
+    read_with,
+    reason_option,
+    talking,
+    yes_option,
+)
 from services.cli.usage import read_usage, usage_options, usage_table
+from services.cli.words import DIMENSIONS, quota_text, rate_limit_text, scopes_text, words
 
 ROOT_KEYSPACE: Final = "ks_00000000000000000000000000"
-DIMENSIONS: Final = ("permissions", "projects", "models", "tenants")
-_IMPORTED_AT_ONCE: Final = 1_000
 _QUOTA: Final = read_with(quota_of)
 _RATE_LIMIT: Final = read_with(rate_limit_of)
 _ENDED: Final = {
@@ -100,9 +104,9 @@ def create(
     **fields: Any,
 ) -> None:
     """Make a key and show its secret, this once."""
-    if root and not permissions:
-        raise CommandError("A root key needs --permission.", code="usage", exit_code=WRONG_USAGE)
-    allowed: dict[str, Any] = dict(scopes)
+    _check_options(root=root, permissions=permissions, keyspace=keyspace, bound_to=bound_to)
+    allowed = each_once(scopes, "--scope")
+    not_together({"--permission": permissions, "--scope permissions=": "permissions" in allowed})
     if permissions:
         allowed["permissions"] = [*permissions]
     body = given(
@@ -161,7 +165,7 @@ def list_keys(
             **filters,
         )
     )
-    columns = ("id", "name", "secret", "status", "organization", "last used (UTC)")
+    columns = ("id", "name", "secret", "status", "?organization", "?last used (UTC)")
     session.show({"items": items}, lambda: session.table(columns, map(_row, items), empty="No keys."))
 
 
@@ -171,7 +175,7 @@ def list_keys(
 @talking
 def show(session: Session, key: str, include_deleted: bool) -> None:
     """Show one key."""
-    found = session.ledger.get(f"/v1/keys/{key}", include_deleted=include_deleted or None)
+    found = session.ledger.get(f"/v1/keys/{path_part(key)}", include_deleted=include_deleted or None)
     session.show(found, lambda: session.facts(facts_of(found)))
 
 
@@ -208,6 +212,11 @@ def update(
     **fields: Any,
 ) -> None:
     """Change a key; what is not given stays, lists are given anew."""
+    not_together({"--quota": fields["quotas"], "--no-quotas": no_quotas})
+    not_together({"--rate-limit": fields["rate_limits"], "--no-rate-limits": no_rate_limits})
+    not_together({"--allow-ip": fields["allowed_ips"], "--any-ip": any_ip})
+    not_together({"--plan": plan, "--no-plan": no_plan})
+    not_together({"--expires": expires, "--never-expires": never_expires})
     body = given(
         name=name,
         plan_id=session.plan(plan) if plan else None,
@@ -218,7 +227,7 @@ def update(
     lifted = {"quotas": no_quotas, "rate_limits": no_rate_limits, "allowed_ips": any_ip}
     body |= {name: [] for name, lift in lifted.items() if lift}
     body |= {name: None for name, lift in {"plan_id": no_plan, "expires_at": never_expires}.items() if lift}
-    changed = session.ledger.patch(f"/v1/keys/{key}", body)
+    changed = session.ledger.patch(f"/v1/keys/{path_part(key)}", body)
     session.show(changed, lambda: session.facts([*facts_of(changed), *fence_facts(changed)]))
 
 
@@ -234,7 +243,8 @@ def update(
 @talking
 def scopes(session: Session, key: str, scopes: tuple[tuple[str, Any], ...]) -> None:
     """Change what a key may be used for; its secret stays. Dimensions left out stay as they were."""
-    changed = session.ledger.patch(f"/v1/keys/{key}/scopes", dict(scopes))
+    edited = each_once(scopes, "The command")
+    changed = session.ledger.patch(f"/v1/keys/{path_part(key)}/scopes", edited)
     session.show(changed, lambda: session.facts([*facts_of(changed), *fence_facts(changed)]))
 
 
@@ -251,7 +261,9 @@ def rotate(session: Session, key: str, overlap: int, reason: str | None, yes: bo
     """Give a key its next secret. Without --overlap the old ones die at once."""
     if overlap == 0:
         session.confirm(f"Rotate {key}? Its present secret stops working at once.", yes=yes)
-    made = session.ledger.post(f"/v1/keys/{key}/rotate", given(overlap_seconds=overlap, reason=reason))
+    made = session.ledger.post(
+        f"/v1/keys/{path_part(key)}/rotate", given(overlap_seconds=overlap, reason=reason)
+    )
 
     def people() -> None:
         session.show_secret(made["key"], made["secret"], replaces=True)
@@ -260,12 +272,17 @@ def rotate(session: Session, key: str, overlap: int, reason: str | None, yes: bo
     session.show(made, people)
 
 
-@keys.command("disable", **examples("keyledger keys disable KEY --reason 'looks odd'"))
+@keys.command(
+    "disable",
+    **examples("keyledger keys disable KEY --reason 'looks odd'", "keyledger keys disable KEY --yes"),
+)
 @click.argument("key")
 @reason_option
+@yes_option
 @talking
-def disable(session: Session, key: str, reason: str | None) -> None:
+def disable(session: Session, key: str, reason: str | None, yes: bool) -> None:
     """Let a key rest; `enable` wakes it."""
+    session.confirm(f"Disable {key}? It stops working at once, until it is enabled.", yes=yes)
     _act(session, key, "disable", reason)
 
 
@@ -311,7 +328,7 @@ def revoke(session: Session, keys: tuple[str, ...], reason: str | None, yes: boo
 def delete(session: Session, key: str, yes: bool) -> None:
     """Revoke a key and hide it; its history, usage and charges stay."""
     session.confirm(f"Delete {key}? It is revoked for good, and hidden.", yes=yes)
-    done = session.ledger.delete(f"/v1/keys/{key}")
+    done = session.ledger.delete(f"/v1/keys/{path_part(key)}")
 
     def people() -> None:
         session.say(f"{key} is revoked and hidden.")
@@ -329,7 +346,7 @@ def delete(session: Session, key: str, yes: bool) -> None:
 @talking
 def usage(session: Session, /, key: str, **query: str | None) -> None:
     """What a key used, by time and by what you like."""
-    found = read_usage(session, f"/v1/keys/{key}/usage", query)
+    found = read_usage(session, f"/v1/keys/{path_part(key)}/usage", query)
     session.show(found, lambda: usage_table(session, found))
 
 
@@ -339,67 +356,13 @@ def usage(session: Session, /, key: str, **query: str | None) -> None:
 @talking
 def history(session: Session, key: str, limit: int) -> None:
     """What happened to a key: who did what, when, and what it was before."""
-    items = list(session.ledger.pages(f"/v1/keys/{key}/history", limit=limit))
-    columns = ("position", "at (UTC)", "what", "by", "before", "after", "reason")
+    items = list(session.ledger.pages(f"/v1/keys/{path_part(key)}/history", limit=limit))
     session.show(
-        {"items": items}, lambda: session.table(columns, map(_event, items), empty="Nothing happened yet.")
+        {"items": items}, lambda: tell_changes(session, items, of=False, empty="Nothing happened yet.")
     )
 
 
-@keys.command(
-    "import",
-    **examples(
-        "keyledger keys import keys.csv --org Acme          # columns: name, sha256, tags...",
-        'printf %s "$OLD_SECRET" | keyledger keys import --name Legacy --org Acme --secret-stdin',
-    ),
-)
-@click.argument("file", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--org", "organization", help="Whose they are.")
-@click.option("--keyspace", help="Which keys they join.")
-@click.option("--name", help="Of the one key.")
-@click.option("--sha256", help="Of the one key's secret: hex or base64.")
-@click.option(
-    "--secret-stdin", is_flag=True, help="The secret is on standard input; only its SHA-256 leaves."
-)
-@talking
-def import_keys(
-    session: Session,
-    file: Path | None,
-    organization: str | None,
-    keyspace: str | None,
-    name: str | None,
-    sha256: str | None,
-    secret_stdin: bool,
-) -> None:
-    """Adopt keys that exist elsewhere, by SHA-256: one, or many from CSV or JSON lines."""
-    common = given(
-        organization_id=session.organization(organization) if organization else None,
-        keyspace_id=session.keyspace(keyspace),
-    )
-    if file is not None:
-        entries = _read_entries(file)
-    elif name is not None:
-        entries = [_one_entry(name, sha256, secret_stdin=secret_stdin)]
-    else:
-        raise CommandError("Give a file, or --name.", code="usage", exit_code=WRONG_USAGE)
-    results: list[Document] = []
-    for start in range(0, len(entries), _IMPORTED_AT_ONCE):
-        part = [common | entry for entry in entries[start : start + _IMPORTED_AT_ONCE]]
-        results += session.ledger.post("/v1/keys/import", {"items": part})["results"]
-    failed = sum(1 for one in results if one.get("key") is None)
-    document = {"results": results, "imported": len(results) - failed, "failed": failed}
-
-    def people() -> None:
-        rows = [
-            (str(entry.get("name")), one["code"], (one["key"] or {}).get("id", "-"), one["detail"] or "")
-            for entry, one in zip(entries, results, strict=True)
-        ]  # fmt: skip
-        session.table(("name", "outcome", "key", "why"), rows, empty="Nothing to import.")
-        session.say(f"{document['imported']} imported, {failed} not.")
-
-    session.show(document, people)
-    if failed:
-        raise SystemExit(REFUSED)
+keys.add_command(import_keys)
 
 
 def facts_of(key: Document) -> list[tuple[str, str]]:
@@ -414,12 +377,12 @@ def facts_of(key: Document) -> list[tuple[str, str]]:
         ("owner", str(key.get("owner_id") or "-")),
         ("environment", str(key.get("environment") or "-")),
         ("plan", str(key.get("plan_id") or "-")),
-        ("scopes", _scopes(key)),
+        ("scopes", scopes_text(key.get("scopes", {}))),
         ("quotas", "; ".join(quota_text(one) for one in key.get("quotas", []))),
-        ("rate limits", "; ".join(_rate(one) for one in key.get("rate_limits", []))),
+        ("rate limits", "; ".join(rate_limit_text(one) for one in key.get("rate_limits", []))),
         ("allowed from", ", ".join(key.get("allowed_ips", []))),
         ("tags", ", ".join(key.get("tags", []))),
-        ("metadata", ", ".join(f"{name}={value}" for name, value in key.get("metadata", {}).items())),
+        ("metadata", words(key.get("metadata") or "-")),
         ("expires", clock_time(key.get("expires_at"))),
         ("created", f"{clock_time(key['created_at'])} by {key['created_by']}"),
         ("rotated", clock_time(key.get("rotated_at"))),
@@ -441,8 +404,23 @@ def fence_facts(answer: Document) -> list[tuple[str, str]]:
     return [("fence", f"held after {fence['waited_ms']:.0f} ms: {edges} ({heard})")]
 
 
+def _check_options(
+    *, root: bool, permissions: tuple[str, ...], keyspace: str | None, bound_to: str | None
+) -> None:
+    """What only a root key has, or never has, is refused rather than ignored."""
+    if root and keyspace is not None:
+        sentence = "A root key is in the keyspace of root keys: --bound-to names the one that it acts on."
+    elif root and not permissions:
+        sentence = "A root key needs --permission."
+    elif bound_to is not None and not root:
+        sentence = "Only a root key is bound: give --root, or --keyspace for the keyspace that a key joins."
+    else:
+        return
+    raise CommandError(sentence, code="usage", exit_code=WRONG_USAGE)
+
+
 def _act(session: Session, key: str, action: str, reason: str | None) -> None:
-    done = session.ledger.post(f"/v1/keys/{key}/{action}", given(reason=reason))
+    done = session.ledger.post(f"/v1/keys/{path_part(key)}/{action}", given(reason=reason))
 
     def people() -> None:
         shown = done.get("key", done)
@@ -465,79 +443,3 @@ def _row(key: Document) -> tuple[str, ...]:
         str(key.get("organization_id") or "(platform)"),
         clock_time(key.get("last_used_at")),
     )
-
-
-def _scopes(key: Document) -> str:
-    scopes = key.get("scopes", {})
-    limited = [f"{name}: {', '.join(scopes[name])}" for name in DIMENSIONS if scopes.get(name, "*") != "*"]
-    return "; ".join(limited) or "everything"
-
-
-def _rate(one: Document) -> str:
-    provider = f" to {one['provider']}" if one.get("provider") else ""
-    return f"{one['limit']} per {one['window_seconds']} s{provider} ({one['name']})"
-
-
-def _event(one: Document) -> tuple[str, ...]:
-    return (
-        str(one["position"]),
-        clock_time(one["at"]),
-        str(one["action"]),
-        str(one.get("actor") or "-"),
-        _short(one.get("before")),
-        _short(one.get("after")),
-        str(one.get("reason") or "-"),
-    )
-
-
-def _short(facts: Any) -> str:
-    if not facts:
-        return "-"
-    if not isinstance(facts, dict):
-        return str(facts)
-    return ", ".join(f"{name}={_plain(value)}" for name, value in facts.items())
-
-
-def _plain(value: Any) -> str:
-    return msgspec.json.encode(value).decode() if isinstance(value, dict | list) else str(value)
-
-
-def _one_entry(name: str, sha256: str | None, *, secret_stdin: bool) -> Document:
-    if secret_stdin:
-        secret = sys.stdin.read().strip()
-        if not secret:
-            raise CommandError("No secret on standard input.", code="usage", exit_code=WRONG_USAGE)
-        digest = hashlib.sha256(secret.encode()).hexdigest()
-        return {"name": name, "sha256": digest, "hint": f"...{secret[-4:]}"}
-    if sha256 is None:
-        raise CommandError(
-            "Give --sha256, or --secret-stdin and the secret.", code="usage", exit_code=WRONG_USAGE
-        )
-    return {"name": name, "sha256": sha256}
-
-
-def _read_entries(file: Path) -> list[Document]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        if text.lstrip().startswith("["):
-            return msgspec.json.decode(text, type=list[dict[str, Any]])
-        if text.lstrip().startswith("{"):
-            return [
-                msgspec.json.decode(line, type=dict[str, Any]) for line in text.splitlines() if line.strip()
-            ]
-        return [_row_entry(row) for row in csv.DictReader(text.splitlines())]
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError, csv.Error) as error:
-        raise CommandError(
-            f"{file} is neither CSV with a heading nor JSON: {error}.", code="usage", exit_code=WRONG_USAGE
-        ) from None
-
-
-def _row_entry(row: dict[str, str]) -> Document:
-    entry: Document = {}
-    for name, value in row.items():
-        if not value:
-            continue
-        entry[name.strip()] = (
-            [one.strip() for one in value.split(";")] if name.strip() == "tags" else value.strip()
-        )
-    return entry

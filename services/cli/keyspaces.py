@@ -7,7 +7,7 @@ import msgspec
 
 from services.cli.http import Document
 from services.cli.main import examples
-from services.cli.session import Session, given, talking
+from services.cli.session import Session, each_once, given, reason_option, talking, yes_option
 
 _PRESETS = ("default", "leanmcp", "mindproxy", "leapter", "leadmagic", "allmcp")
 
@@ -49,7 +49,7 @@ def create(
         preset=preset,
         prefix=prefix,
         credential_locations=[*locations],
-        denial_status=dict(_denial(one) for one in denials),
+        denial_status=each_once((_denial(one) for one in denials), "--denial"),
         require_balance=require_balance,
         required_dimensions=[*dimensions],
     )
@@ -58,17 +58,20 @@ def create(
 
 
 @keyspaces.command("list", **examples("keyledger keyspaces list"))
+@click.option("--include-archived", is_flag=True, help="Archived ones too.")
 @talking
-def list_keyspaces(session: Session) -> None:
+def list_keyspaces(session: Session, include_archived: bool) -> None:
     """List the keyspaces."""
-    items = list(session.ledger.pages("/v1/keyspaces", limit=1_000))
+    items = list(
+        session.ledger.pages("/v1/keyspaces", limit=1_000, include_archived=include_archived or None)
+    )
     rows = [
         (one["id"], one["name"], one["prefix"], str(one.get("preset") or "-"), _places(one)) for one in items
     ]
     session.show(
         {"items": items},
         lambda: session.table(
-            ("id", "name", "prefix", "preset", "where the secret stands"), rows, empty="No keyspaces."
+            ("id", "name", "prefix", "?preset", "?where the secret stands"), rows, empty="No keyspaces."
         ),
     )
 
@@ -80,6 +83,21 @@ def show(session: Session, keyspace: str) -> None:
     """Show one keyspace, by name or id."""
     found = session.ledger.get(f"/v1/keyspaces/{session.keyspace(keyspace)}")
     session.show(found, lambda: _facts(session, found))
+
+
+@keyspaces.command(
+    "archive", **examples("keyledger keyspaces archive shop", "keyledger keyspaces archive shop --yes")
+)
+@click.argument("keyspace")
+@reason_option
+@yes_option
+@talking
+def archive(session: Session, keyspace: str, reason: str | None, yes: bool) -> None:
+    """Give up a keyspace that never had a key: its prefix is free again."""
+    identity = session.keyspace(keyspace)
+    session.confirm(f"Archive the keyspace {keyspace}? That cannot be undone.", yes=yes)
+    archived = session.ledger.post(f"/v1/keyspaces/{identity}/archive", given(reason=reason))
+    session.show(archived, lambda: session.say(f"{keyspace} is archived, and its prefix is free again."))
 
 
 def _facts(session: Session, one: Document) -> None:

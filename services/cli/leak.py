@@ -11,11 +11,11 @@ import click
 import msgspec
 
 from services.cli.amounts import clock_time, money, time_of
-from services.cli.faults import WRONG_USAGE, CommandError, ProblemError
+from services.cli.faults import ProblemError
 from services.cli.http import Document
 from services.cli.keys import fence_facts
 from services.cli.main import examples
-from services.cli.session import Session, given, read_with, talking, yes_option
+from services.cli.session import Session, given, not_together, read_with, talking, yes_option
 
 _MOST_LINES = 1_000_000
 
@@ -29,7 +29,7 @@ _MOST_LINES = 1_000_000
 )
 @click.argument("secret", required=False)
 @click.option("--sha256", help="The secret's SHA-256, hex or base64, where the secret is not at hand.")
-@click.option("--keyspace", help="Whose secret it is; not needed where there is one keyspace.")
+@click.option("--keyspace", help="Only if it is of this keyspace; else of any.")
 @click.option("--source", default="operator", show_default=True, help="Who found it.")
 @click.option("--where", help="Where it was found.")
 @click.option("--since", type=read_with(time_of), help="List its uses since then: a time, or -7d.")
@@ -55,10 +55,10 @@ def leak(
 
     The secret itself is kept nowhere. SECRET: - for standard input.
     """
-    if sha256 is not None and secret is not None:
-        raise CommandError("Give a secret or --sha256, not both.", code="usage", exit_code=WRONG_USAGE)
+    not_together({"a secret": secret, "--sha256": sha256})
     found = {"sha256": sha256} if sha256 is not None else {"secret": session.read_secret(secret)}
-    body = given(**found, keyspace_id=session.keyspace(keyspace) if keyspace or sha256 is None else None)
+    # The ledger finds the secret wherever it is: a keyspace only narrows that down.
+    body = given(**found, keyspace_id=session.keyspace(keyspace) if keyspace else None)
     session.confirm("Revoke the key of this secret, with all its generations, for good?", yes=yes)
     reported = session.ledger.post("/v1/leaks", body | given(source=source, where=where))
     key: Document | None = reported["key"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
 import msgspec
 
+from services.cli.colours import colour_of
 from services.cli.faults import INTERRUPTED, MEANINGS, WRONG_USAGE, CommandError, ProblemError
 from services.settings import SettingsError
 
@@ -40,10 +40,14 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "plans": Entry("plans", "Plans: models and a price multiplier."),
         "keys": Entry("keys", "Keys: make, change, rotate, revoke, look at."),
         "wallet": Entry("wallet", "An organization's prepaid balance."),
+        "charges": Entry("charges", "Charge uses, show a charge, give it back."),
         "verify": Entry("verify", "Is a secret good for a use?"),
-        "explain": Entry("verify", "Why would a use be allowed or refused?"),
+        "explain": Entry("explain", "Why would a use be allowed or refused?"),
         "leak": Entry("leak", "A secret is out: stop its key, see what it did, pay back."),
         "fence": Entry("leak", "Has a change become true everywhere?"),
+        "audit": Entry("audit", "Who did what, when, from where."),
+        "requests": Entry("requests", "What became of each charge, reservation and refused use."),
+        "events": Entry("events", "The change feed: list it, or follow it live."),
     },
     "Look after a ledger": {
         "doctor": Entry("doctor", "What is configured, reachable, migrated, lagging; what to do."),
@@ -51,6 +55,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "rebuild": Entry("upkeep", "Make the projections anew from the log, or check them."),
         "reconcile": Entry("upkeep", "Does every balance and counter equal its events?"),
         "edges": Entry("upkeep", "The edges that are connected."),
+        "completion": Entry("completion", "Let your shell complete commands and options."),
     },
 }
 """Every command, in the order of the overview."""
@@ -86,6 +91,16 @@ class Commands(click.Group):
             formatter.write_dl([(str(code), meaning) for code, meaning in MEANINGS.items()])
 
 
+class ListsByDefault(click.Group):
+    """A group that lists when none of its commands is named: `keyledger events --follow`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say `list` where nothing is said."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--config",
@@ -102,14 +117,6 @@ def cli(context: click.Context, config: Path | None, as_json: bool) -> None:
     (http://127.0.0.1:8700) and show the root key of KEYLEDGER_API_KEY or of .keyledger/root-key.
     """
     context.obj = {"config": config, "as_json": as_json}
-
-
-def program_version() -> str:
-    """The installed version."""
-    try:
-        return version("keyledger")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -151,7 +158,7 @@ def _tell(error: CommandError, *, as_json: bool) -> int:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(error.problem), indent=2).decode(), err=True)
         return error.exit_code
-    click.secho(f"keyledger: {error}", err=True, fg="red")
+    click.secho(f"keyledger: {error}", err=True, fg="red", color=colour_of(sys.stderr))
     if isinstance(error, ProblemError):
         for field, message in error.fields:
             if message not in str(error):

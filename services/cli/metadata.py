@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from services.cli.session import read_with
+from services.cli.session import each_once, read_with
 
 
 def metadata_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,5 +34,5 @@ def pair_of(text: str) -> tuple[str, Any]:
 
 
 def metadata_of(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """All pairs together."""
-    return dict(pairs)
+    """All pairs together; a name that is given twice is refused."""
+    return each_once(pairs, "--metadata")

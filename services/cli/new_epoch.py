@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NATS_SECONDS: Final = 30.0
 _MOST_SHOWN: Final = 20
+_MOST_EDGES: Final = 100_000
 
 
 @click.command("new-epoch", **examples("keyledger new-epoch", "keyledger new-epoch --yes --json"))
@@ -81,7 +82,7 @@ def _edges_beyond(session: Session, history: History) -> tuple[list[dict[str, An
     history that is void, and one that stood by never knew the edges.
     """
     try:
-        found = session.ledger.get("/v1/edges")["items"]
+        found = list(session.ledger.pages("/v1/edges", limit=_MOST_EDGES))
     except CommandError as error:
         return None, f"Edges are not known: {str(error) or 'no ledger process tells of them.'}"
     return [one for one in found if _number(one.get("position")) > history.end.position], None

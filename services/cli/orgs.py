@@ -6,12 +6,21 @@ from typing import Any
 
 import click
 
-from services.cli.amounts import clock_time, money, quota_of
+from services.cli.amounts import clock_time, quota_of
 from services.cli.http import Document
 from services.cli.main import examples
 from services.cli.metadata import metadata_of, metadata_option
-from services.cli.session import Session, given, read_with, reason_option, talking, yes_option
+from services.cli.session import (
+    Session,
+    given,
+    not_together,
+    read_with,
+    reason_option,
+    talking,
+    yes_option,
+)
 from services.cli.usage import read_usage, usage_options, usage_table
+from services.cli.words import quota_text, words
 
 
 @click.group
@@ -93,6 +102,7 @@ def update(
     metadata: tuple[tuple[str, Any], ...],
 ) -> None:
     """Change an organization; what is not given stays."""
+    not_together({"--quota": quotas, "--no-quotas": no_quotas})
     body = given(name=name, external_id=external_id, quotas=[*quotas], metadata=metadata_of(metadata))
     body |= {"quotas": []} if no_quotas else {}
     changed = session.ledger.patch(f"/v1/organizations/{session.organization(organization)}", body)
@@ -182,6 +192,7 @@ def update_project(
     no_quotas: bool,
 ) -> None:
     """Change a project; what is not given stays."""
+    not_together({"--quota": quotas, "--no-quotas": no_quotas})
     owner = session.organization(organization)
     body = given(name=name, quotas=[*quotas]) | ({"quotas": []} if no_quotas else {})
     changed = session.ledger.patch(
@@ -212,19 +223,6 @@ def quotas_line(one: Document) -> str:
     return "; ".join(quota_text(quota) for quota in one.get("quotas", [])) or "-"
 
 
-def quota_text(quota: Document) -> str:
-    """`12.50 of 25.00 a month`."""
-    written = money if quota["unit"] == "micros" else _count
-    spent = written(quota["spent"]) if "spent" in quota else None
-    window = "in total" if quota["window"] == "total" else f"a {quota['window']}"
-    unit = "" if quota["unit"] == "micros" else " requests"
-    return f"{f'{spent} of ' if spent else ''}{written(quota['limit'])}{unit} {window}"
-
-
-def _count(number: int | None) -> str:
-    return f"{number:,}"
-
-
 def _facts(session: Session, one: Document) -> None:
     session.facts(
         [
@@ -232,7 +230,7 @@ def _facts(session: Session, one: Document) -> None:
             ("status", one["status"]),
             ("external id", str(one.get("external_id") or "-")),
             ("quotas", quotas_line(one)),
-            ("metadata", ", ".join(f"{name}={value}" for name, value in one.get("metadata", {}).items())),
+            ("metadata", words(one.get("metadata") or "-")),
             ("opened", clock_time(one.get("created_at"))),
         ]
     )

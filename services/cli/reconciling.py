@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from domain.events import Event
@@ -22,14 +22,20 @@ from services.settings import Settings
 _TRIES: Final = 5
 
 
-async def reconcile(settings: Settings, database_url: str) -> sums.Reconciliation:
-    """Sum up the whole log, and hold every balance and counter against the sums."""
+async def reconcile(
+    settings: Settings, database_url: str, tell: Callable[[int], None]
+) -> sums.Reconciliation:
+    """Sum up the whole log, and hold every balance and counter against the sums.
+
+    `tell` is told up to which position the log was added up.
+    """
     log = PostgresLog(database_url, hints=False)
     rows = PostgresStateRows(database_url)
     sessions = Sessions(database_url, "keyledger reconcile", most=1)
     mapper = event_mapper(settings)
 
     async def read(after: int, limit: int) -> Sequence[tuple[int, Event]]:
+        tell(after)
         return [(one.position, mapper.decode(one)) for one in await log.read(after, limit)]
 
     try:

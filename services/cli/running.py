@@ -23,8 +23,9 @@ import msgspec
 import structlog
 
 from services.cli.faults import REFUSED, UNREACHABLE, WRONG_USAGE, CommandError
-from services.cli.main import examples, program_version
+from services.cli.main import examples
 from services.cli.session import Session, local
+from services.cli.version import program_version
 from services.settings import Settings
 
 if TYPE_CHECKING:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 import msgspec
 
-from services.cli.faults import NOT_FOUND, WRONG_USAGE, CommandError
+from services.cli.colours import colour_of
+from services.cli.faults import NOT_FOUND, WRONG_USAGE, CommandError, ProblemError
 from services.cli.http import Document, LedgerClient
 from services.settings import Settings, load_settings
 
@@ -19,6 +21,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MOST_LOOKED_AT = 10_000
+_BAD_REQUEST = 400
+_NARROW = 80
+_WIDE = 100
+_MOST_NAMED = 10
 
 
 class Session:
@@ -77,15 +83,39 @@ class Session:
         if not self.as_json:
             click.echo(sentence)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
-        """Rows under their headings."""
+    def note(self, sentence: str) -> None:
+        """Tell people how it goes, on standard error: the answer stays clean."""
+        click.echo(sentence, err=True)
+
+    def headline(self, word: str, *, good: bool) -> None:
+        """The answer in a word."""
+        click.secho(word, fg="green" if good else "red", bold=True, color=colour_of(sys.stdout))
+
+    @property
+    def width(self) -> int:
+        """How wide prose and paragraphs may be: the terminal, or 80 where there is none."""
+        return max(40, min(shutil.get_terminal_size((_NARROW, 24)).columns, _WIDE))
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        empty: str,
+        width: int | None = None,
+    ) -> None:
+        """Rows under their headings: as wide as the terminal, or as `width`.
+
+        A column that begins with `+` holds numbers; one that begins with `?` is left out where there is
+        no room for it.
+        """
         shown = list(rows)
         if not shown:
             click.echo(empty)
             return
         from services.cli.tables import print_table  # noqa: PLC0415 - a quick start
 
-        print_table(columns, shown)
+        print_table(columns, shown, width)
 
     def facts(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Names and values below each other."""
@@ -161,10 +191,27 @@ class Session:
         raise CommandError(
             "There is no keyspace yet: `keyledger keyspaces create`."
             if not own
-            else "There are several keyspaces: say which with --keyspace.",
+            else f"There are several keyspaces: say which with --keyspace ({_names(own)}).",
             code="keyspace_needed",
             exit_code=WRONG_USAGE,
         )
+
+    def in_keyspace(self, named: str | None, ask: Callable[[Document], Document]) -> Document:
+        """Ask about a secret, naming a keyspace only when told to, or when the ledger wants to know."""
+        if named is not None:
+            return ask({"keyspace_id": self.keyspace(named)})
+        try:
+            return ask({})
+        except ProblemError as error:
+            if error.status != _BAD_REQUEST or "keyspace_id" not in dict(error.fields):
+                raise
+            wanted = error
+        try:
+            found = self.keyspace(None)
+        except ProblemError:
+            # Who may ask about a secret need not be able to list keyspaces.
+            raise wanted from None
+        return ask({"keyspace_id": found})
 
     def plan(self, wanted: str) -> str:
         """A plan's id by id or name."""
@@ -245,9 +292,39 @@ def read_with(read: Callable[[str], Any]) -> click.ParamType[Any]:
     return Read()
 
 
+def not_together(options: Mapping[str, Any], because: str | None = None) -> None:
+    """Refuse options of which only one can be meant: none is ignored silently."""
+    found = [name for name, value in options.items() if value not in (None, False, ())]
+    if len(found) > 1:
+        reason = f": {because}" if because else ""
+        raise CommandError(
+            f"Give {' or '.join(found)}, not {'both' if len(found) == 2 else 'all'}{reason}.",  # noqa: PLR2004
+            code="usage",
+            exit_code=WRONG_USAGE,
+        )
+
+
+def each_once(pairs: Iterable[tuple[str, Any]], option: str) -> dict[str, Any]:
+    """Pairs as a mapping; a name that is given twice is refused, as one of the two would be ignored."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise CommandError(
+                f"{option} gives {name} twice: say it once.", code="usage", exit_code=WRONG_USAGE
+            )
+        found[name] = value
+    return found
+
+
 def given(**fields: Any) -> Document:
     """Only what was given: a body without the fields that are None or empty."""
     return {name: value for name, value in fields.items() if value is not None and value not in ((), [], {})}
+
+
+def _names(keyspaces: Sequence[Document]) -> str:
+    names = sorted(str(one["name"]) for one in keyspaces)
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _root(context: click.Context, name: str) -> Any:

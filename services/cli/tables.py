@@ -1,17 +1,23 @@
-"""Tables for people."""
+"""Tables for people, as wide as there is room."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_WIDTH_WITHOUT_TERMINAL = 240  # whoever pipes a table wants whole rows
+from services.cli.colours import colour_of
 
-_STYLES = {
+_WIDTH_WITHOUT_TERMINAL: Final = 240  # whoever pipes a table wants whole rows
+_GAP: Final = 2
+
+_STYLES: Final = {
     "active": "green",
     "valid": "green",
     "ok": "green",
@@ -22,17 +28,98 @@ _STYLES = {
     "attention": "yellow",
     "revoked": "red",
     "broken": "red",
+    "REFUSES": "red",
 }
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows under their headings, as wide as they need to be."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        # An id is copied: it folds on a narrow terminal, and is never cut off.
-        table.add_column(column, overflow="fold", justify="right" if column.startswith("+") else "left")
-        table.columns[-1].header = column.removeprefix("+")
-    for row in rows:
+class _Column(NamedTuple):
+    """A heading, what stands under it, and the least width at which that can still be read and copied."""
+
+    heading: str
+    right: bool
+    optional: bool
+    cells: list[str]
+
+    @property
+    def most(self) -> int:
+        """So wide that nothing is wrapped."""
+        return max(len(one) for one in (self.heading, *self.cells))
+
+    @property
+    def least(self) -> int:
+        """No word is cut: an id is copied, a number is read."""
+        longest = max((len(word) for cell in self.cells for word in cell.split()), default=0)
+        return max(longest, max(map(len, self.heading.split()), default=0))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> None:
+    """Rows under their headings; where there is no room for that, each row as a paragraph."""
+    room = width or _room()
+    shown = _that_fit(_columns(columns, rows), room)
+    console = Console(
+        width=room,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        color_system="auto" if colour_of(sys.stdout) else None,
+    )
+    console.print(_table(shown, room) if _least(shown) <= room else _paragraphs(shown), soft_wrap=False)
+
+
+def _room() -> int:
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return shutil.get_terminal_size().columns
+    return _WIDTH_WITHOUT_TERMINAL
+
+
+def _columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[_Column]:
+    cells = [[row[index] for row in rows] for index in range(len(columns))]
+    return [
+        _Column(name.lstrip("+?"), name.startswith("+"), name.startswith("?"), below)
+        for name, below in zip(columns, cells, strict=True)
+    ]
+
+
+def _least(columns: Sequence[_Column]) -> int:
+    return sum(one.least + _GAP for one in columns)
+
+
+def _that_fit(columns: list[_Column], room: int) -> list[_Column]:
+    """Without what may be left out, the last first, for as long as it is too wide."""
+    shown = list(columns)
+    for one in reversed(columns):
+        if one.optional and _least(shown) > room:
+            shown.remove(one)
+    return shown
+
+
+def _widths(columns: Sequence[_Column], room: int) -> list[int]:
+    """Whole lines where there is room; else what is left goes to the columns that would be wrapped most."""
+    widths = [one.least for one in columns]
+    for _ in range(room - _least(columns)):
+        wanting = [one.most - width for one, width in zip(columns, widths, strict=True)]
+        if max(wanting) == 0:
+            break
+        widths[wanting.index(max(wanting))] += 1
+    return widths
+
+
+def _table(columns: Sequence[_Column], room: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for one, width in zip(columns, _widths(columns, room), strict=True):
+        table.add_column(one.heading, overflow="fold", width=width, justify="right" if one.right else "left")
+    for row in zip(*(one.cells for one in columns), strict=True):
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
-    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+    return table
+
+
+def _paragraphs(columns: Sequence[_Column]) -> Text:
+    margin = max(len(one.heading) for one in columns)
+    rows = zip(*(one.cells for one in columns), strict=True)
+    return Text("\n\n").join(
+        Text("\n").join(
+            Text.assemble((f"{one.heading:<{margin}}", "bold"), "  ", (cell, _STYLES.get(cell, "")))
+            for one, cell in zip(columns, row, strict=True)
+        )
+        for row in rows
+    )

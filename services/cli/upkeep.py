@@ -10,12 +10,14 @@ import click
 from services.cli.amounts import clock_time
 from services.cli.faults import CONFLICT, REFUSED, CommandError
 from services.cli.main import examples
+from services.cli.progress import progress
 from services.cli.session import Session, local, talking
 
 if TYPE_CHECKING:
     from infra.postgres.rebuilding import Check
 
 _MOST_SHOWN = 100
+_MOST_EDGES = 100_000
 
 
 @click.command("rebuild", **examples("keyledger rebuild --check", "keyledger rebuild"))
@@ -37,16 +39,24 @@ def rebuild(session: Session, check: bool) -> int:
     with sentences(), reachable_database(session.settings) as url:
         check_migrated(url)
         mapper = event_mapper(session.settings)
+        what = "Deriving anew" if check else "Rebuilding"
         try:
             if not check:
-                position = rebuilding.rebuild(url, every_projection(), mapper)
+                with progress(what, _head(url), "events") as tell:
+                    position = rebuilding.rebuild(
+                        url, every_projection(), mapper, on_progress=lambda one: tell(one.position)
+                    )
                 place = _place(position, _epoch(url))
                 session.show(
                     {"rebuilt": True, "position": place},
                     lambda: session.say(f"The projections are rebuilt, as of position {place}."),
                 )
                 return 0
-            found, epoch = rebuilding.check(url, every_projection(), mapper), _epoch(url)
+            with progress(what, _head(url), "events") as tell:
+                found = rebuilding.check(
+                    url, every_projection(), mapper, on_progress=lambda one: tell(one.position)
+                )
+            epoch = _epoch(url)
         except rebuilding.RebuildRunningError as error:
             raise CommandError(str(error), code="rebuild_running", exit_code=CONFLICT) from None
     session.show(_check_document(found, epoch), lambda: _check_people(session, found, epoch))
@@ -68,7 +78,9 @@ def reconcile(session: Session) -> int:
 
     session.log_to_stderr()
     with sentences(), reachable_database(session.settings) as url:
-        found, epoch = asyncio.run(reconcile_all(session.settings, url)), _epoch(url)
+        with progress("Adding up", _head(url), "events") as tell:
+            found = asyncio.run(reconcile_all(session.settings, url, tell))
+        epoch = _epoch(url)
     document = {
         "clean": found.clean,
         "position": _place(found.position, epoch),
@@ -99,6 +111,12 @@ def reconcile(session: Session) -> int:
     return 0 if found.clean else REFUSED
 
 
+def _head(url: str) -> int:
+    from infra.postgres.epochs import read_history  # noqa: PLC0415 - a quick start
+
+    return read_history(url).end.position
+
+
 def _epoch(url: str) -> int:
     from infra.postgres.epochs import read_history  # noqa: PLC0415 - a quick start
 
@@ -116,7 +134,7 @@ def _place(position: int | None, epoch: int) -> str | None:
 @talking
 def edges(session: Session) -> None:
     """The edges that are connected: version, position, lease."""
-    found = session.ledger.get("/v1/edges")
+    found = {"items": list(session.ledger.pages("/v1/edges", limit=_MOST_EDGES))}
     columns = ("id", "version", "position", "lease left", "last heard (UTC)")
     rows = [
         (str(one.get("id", "-")), str(one.get("version") or "-"), str(one.get("position") or "-"),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import click
 
 from services.cli.amounts import clock_time, micros_of, money
-from services.cli.faults import WRONG_USAGE, CommandError
 from services.cli.http import Document
 from services.cli.main import examples
-from services.cli.session import Session, given, read_with, talking, yes_option
+from services.cli.session import Session, given, not_together, read_with, talking, yes_option
 
 
 @click.group
@@ -77,10 +76,8 @@ def terms(
     no_alert: bool,
 ) -> None:
     """Set how far a wallet may go below zero, and when to tell."""
-    if sum([credit_limit is not None, postpaid, prepaid]) > 1:
-        raise CommandError(
-            "Choose one of --credit-limit, --postpaid and --prepaid.", code="usage", exit_code=WRONG_USAGE
-        )
+    not_together({"--credit-limit": credit_limit, "--postpaid": postpaid, "--prepaid": prepaid})
+    not_together({"--alert-below": alert_below, "--no-alert": no_alert})
     body = given(credit_limit_micros=0 if prepaid else credit_limit, alert_below_micros=alert_below)
     body |= {"credit_limit_micros": None} if postpaid else {}
     body |= {"alert_below_micros": None} if no_alert else {}

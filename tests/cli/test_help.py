@@ -55,7 +55,18 @@ def test_every_command_answers_as_json_too(name: str) -> None:
     assert "--json" in {option for one in COMMANDS[name].params for option in one.opts}
 
 
-DESTROY = ["keys revoke", "keys delete", "keys rotate", "orgs suspend", "projects archive", "leak"]
+DESTROY = [
+    "keys revoke",
+    "keys delete",
+    "keys disable",
+    "keys rotate",
+    "keyspaces archive",
+    "orgs suspend",
+    "projects archive",
+    "wallet credit",
+    "leak",
+    "new-epoch",
+]
 
 
 @pytest.mark.parametrize("name", DESTROY)

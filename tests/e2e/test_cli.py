@@ -71,7 +71,7 @@ def test_a_keys_life(ledger: Place, acme: str) -> None:
     assert verdict(ledger, secret)["code"] == "rotated"
     assert verdict(ledger, rotated)["code"] == "valid"
 
-    ledger.ask("keys", "disable", key)
+    ledger.ask("keys", "disable", key, "--yes")
     assert verdict(ledger, rotated)["code"] == "disabled"
     ledger.ask("keys", "enable", key)
     assert verdict(ledger, rotated)["code"] == "valid"

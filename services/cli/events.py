@@ -1,0 +1,165 @@
+"""`keyledger events`: the change feed, in pages or as it grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import click
+import msgspec
+
+from services.cli.amounts import clock_time
+from services.cli.faults import UNREACHABLE, CommandError, ProblemError
+from services.cli.http import Document, LedgerClient
+from services.cli.main import ListsByDefault, examples
+from services.cli.session import Session, given, talking
+
+_AT_ONCE: Final = 500
+_LISTED: Final = 50
+# The ledger sends a sign of life every 15 s: three of them missed are a connection that is gone.
+_SILENCE_SECONDS: Final = 45.0
+_FIRST_PAUSE_SECONDS: Final = 1.0
+_LONGEST_PAUSE_SECONDS: Final = 10.0
+_LATER: Final = frozenset({429, 502, 503, 504})
+
+
+@click.group(cls=ListsByDefault)
+def events() -> None:
+    """The change feed: everything that happens, in the order of the log. Lists when nothing else is said."""
+
+
+@events.command(
+    "list",
+    **examples(
+        "keyledger events list --types KeyRevoked,KeyRotated --after 0-1042",
+        "keyledger events list --follow                  # from now on, until Ctrl-C",
+        "keyledger events list --follow --after 0-0 --json   # from the beginning, a line of JSON for each",
+    ),
+)
+@click.option("--types", metavar="A,B", help="Only these, such as KeyRevoked,KeyRotated.")
+@click.option("--org", "organization", help="Only of this organization: id, name or external id.")
+@click.option("--after", metavar="POSITION", help="Those behind this position; 0-0: from the beginning.")
+@click.option("--follow", is_flag=True, help="Go on with what comes, from now on if there is no --after.")
+@click.option("--limit", type=click.IntRange(1), help="How many at most: 50, or with --follow no bound.")
+@talking
+def list_events(
+    session: Session,
+    types: str | None,
+    organization: str | None,
+    after: str | None,
+    follow: bool,
+    limit: int | None,
+) -> None:
+    """List events, oldest first, or follow them: after a cut it goes on where it was, and misses nothing."""
+    query = given(types=types, organization_id=session.organization(organization) if organization else None)
+    if follow:
+        _follow(session, query, after, limit)
+        return
+    items, next_after = _pages(session.ledger, query, after, limit or _LISTED)
+    rows = [(clock_time(one["time"]), _kind(one), _subject(one), one["position"]) for one in items]
+    session.show(
+        {"items": items, "next_after": next_after},
+        lambda: session.table(("at (UTC)", "event", "of", "position"), rows, empty="No such events."),
+    )
+
+
+def _pages(
+    ledger: LedgerClient, query: Document, after: str | None, limit: int
+) -> tuple[list[Document], str | None]:
+    """Events, and the position to go on from. A page may be short, or empty, long before the end."""
+    found: list[Document] = []
+    while len(found) < limit:
+        page = ledger.get("/v1/events", **query, after=after, limit=min(_AT_ONCE, limit - len(found)))
+        found += page["items"]
+        ended = page["next_after"] in {page["position"], after}
+        after = page["next_after"]
+        if ended:
+            break
+    return found, after
+
+
+def _follow(session: Session, query: Document, after: str | None, limit: int | None) -> None:
+    start = after or session.ledger.get("/v1/events", limit=1)["position"]
+    for number, event in enumerate(follow(session.ledger, query, start, note=session.note), 1):
+        click.echo(msgspec.json.encode(event).decode() if session.as_json else _line(event))
+        if number == limit:
+            return
+
+
+def follow(
+    ledger: LedgerClient,
+    query: Document,
+    after: str,
+    *,
+    note: Callable[[str], None],
+    pause_seconds: float = _FIRST_PAUSE_SECONDS,
+) -> Iterator[Document]:
+    """Every event behind a position, for as long as somebody reads.
+
+    A stream that is cut is taken up again with `Last-Event-ID`. What cannot be mended by coming back is
+    raised, and so is a ledger that cannot be reached to begin with.
+    """
+    began, failures = False, 0
+    while True:
+        try:
+            for one in _messages(ledger, query, after):
+                began, failures = True, 0
+                after = one.id or after
+                if one.data:
+                    yield msgspec.json.decode(one.data)
+            cut = "The ledger ended the stream."
+        except ProblemError as error:
+            if not began or error.status not in _LATER:
+                raise
+            cut = str(error)
+        except CommandError as error:
+            if not began or error.exit_code != UNREACHABLE:
+                raise
+            cut = str(error)
+        if failures == 0:
+            note(f"{cut} Going on behind {after} as soon as it can be had.")
+        time.sleep(min(pause_seconds * 2**failures, _LONGEST_PAUSE_SECONDS))
+        failures += 1
+
+
+class Message(msgspec.Struct):
+    """One message of Server-Sent Events; an id alone says how far the ledger has looked."""
+
+    id: str = ""
+    data: str = ""
+
+
+def _messages(ledger: LedgerClient, query: Document, after: str) -> Iterator[Message]:
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": after}
+    path = f"/v1/events?{urlencode(query)}" if query else "/v1/events"
+    return messages(ledger.lines(path, headers, silence_seconds=_SILENCE_SECONDS))
+
+
+def messages(lines: Iterator[bytes]) -> Iterator[Message]:
+    """Messages out of lines; one that is cut off before its empty line is none."""
+    message = Message()
+    for line in lines:
+        field, _, value = line.decode().rstrip("\r\n").partition(":")
+        value = value.removeprefix(" ")
+        if line.strip() == b"":
+            yield message
+            message = Message()
+        elif field == "id":
+            message.id = value
+        elif field == "data":
+            message.data = f"{message.data}\n{value}" if message.data else value
+
+
+def _kind(event: Document) -> str:
+    return str(event["type"]).removeprefix("keyledger.")
+
+
+def _subject(event: Document) -> str:
+    return str(event.get("subject") or "-")
+
+
+def _line(event: Document) -> str:
+    told: tuple[Any, ...] = (clock_time(event["time"]), _kind(event), _subject(event), event["position"])
+    return "  ".join(map(str, told))

@@ -1,0 +1,13 @@
+"""Which keyledger this is."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def program_version() -> str:
+    """The installed version."""
+    try:
+        return version("keyledger")
+    except PackageNotFoundError:
+        return "0+unknown"
