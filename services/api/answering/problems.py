@@ -9,7 +9,7 @@ import msgspec
 
 from domain.errors import CallerRefusedError, EmptyScopeError, InvalidError, LedgerError
 from domain.ports import LogUnavailableError
-from keyledger_edge import STATUS_OF_CODE
+from keyledger_edge import STATUS_OF_CODE, TITLE_OF_CODE
 from services.api.answering.views import RefusalView
 from services.ledger.errors import CannotAnswerError, RefusedLatelyError, UnavailableError
 
@@ -27,18 +27,18 @@ class Meaning(NamedTuple):
 
 
 _REQUESTS: Final = {
-    "invalid_request": Meaning(400, "The request cannot be taken as it is"),
-    "malformed_body": Meaning(400, "The body is not JSON"),
+    "invalid_request": Meaning(400, TITLE_OF_CODE["invalid_request"]),
+    "malformed_body": Meaning(400, TITLE_OF_CODE["malformed_body"]),
     "malformed_request": Meaning(400, "This is no HTTP request"),
     "unsupported_header": Meaning(400, "A header means nothing for this request"),
-    "ambiguous_credentials": Meaning(400, "Two different secrets in one request"),
+    "ambiguous_credentials": Meaning(400, TITLE_OF_CODE["ambiguous_credentials"]),
     "amount_out_of_range": Meaning(400, "An amount would leave the range of 64 bits"),
     "unauthenticated": Meaning(401, "A root key that works is needed"),
-    "proxy_unauthenticated": Meaning(401, "The proxy's own root key is missing or does not work"),
-    "permission_denied": Meaning(403, "This is not permitted"),
+    "proxy_unauthenticated": Meaning(401, TITLE_OF_CODE["proxy_unauthenticated"]),
+    "permission_denied": Meaning(403, TITLE_OF_CODE["permission_denied"]),
     "platform_only": Meaning(403, "Only a root key of the whole platform may do this"),
-    "not_found": Meaning(404, "There is no such thing"),
-    "method_not_allowed": Meaning(405, "This path does not take this method"),
+    "not_found": Meaning(404, TITLE_OF_CODE["not_found"]),
+    "method_not_allowed": Meaning(405, TITLE_OF_CODE["method_not_allowed"]),
     "not_acceptable": Meaning(406, "None of the accepted formats can be given"),
     "request_timeout": Meaning(408, "The request did not come in time"),
     "already_exists": Meaning(409, "It exists already"),
@@ -54,7 +54,7 @@ _REQUESTS: Final = {
     "refund_exceeds_charge": Meaning(409, "More would be given back than was taken"),
     "reservation_closed": Meaning(409, "The reservation is settled"),
     "version_conflict": Meaning(412, "It has changed since it was read"),
-    "body_too_large": Meaning(413, "The body is too large"),
+    "body_too_large": Meaning(413, TITLE_OF_CODE["body_too_large"]),
     "url_too_long": Meaning(414, "The URL is too long"),
     "empty_scope": Meaning(422, "An empty list allows nothing"),
     "too_many_edges": Meaning(429, "As many edges as may take part do so"),
@@ -72,29 +72,13 @@ _REQUESTS: Final = {
 """Refusals of a request. Domain errors carry these codes; HTTP is known only here."""
 
 _VERDICTS: Final = {
-    "ledger_unreachable": "The ledger cannot be reached",
-    "missing": "No secret was given",
-    "malformed": "This is no secret of the keyspace",
-    "revoked": "The key is revoked",
-    "expired": "The key is expired",
-    "rotated": "The secret was replaced by a newer one",
-    "disabled": "The key is disabled",
-    "organization_suspended": "The organization is suspended",
-    "ip_denied": "The key is not allowed from this address",
-    "project_denied": "The key is not for this project",
-    "model_denied": "The key is not for this model",
-    "tenant_denied": "The key is not for this tenant",
-    "rate_limited": "Too many requests",
-    "api_key_quota_exceeded": "A quota of the key is used up",
-    "project_quota_exceeded": "A quota of the project is used up",
-    "organization_quota_exceeded": "A quota of the organization is used up",
-    "billing_shortfall": "The wallet does not cover this",
+    code: Meaning(status, TITLE_OF_CODE[code])
+    for code, status in STATUS_OF_CODE.items()
+    if code in TITLE_OF_CODE and code not in _REQUESTS
 }
 """Denials of a use, where they are answered as a problem; statuses are forward-auth's."""
 
-TABLE: Final[dict[str, Meaning]] = _REQUESTS | {
-    code: Meaning(STATUS_OF_CODE[code], title) for code, title in _VERDICTS.items()
-}
+TABLE: Final[dict[str, Meaning]] = _REQUESTS | _VERDICTS
 """Every code that a problem may have."""
 
 

@@ -38,16 +38,20 @@ class Refusals:
 
     def answer(self, error: Exception, request_id: str) -> Answer:
         """The answer to a request that failed so. Anything unforeseen is our fault, told without a detail."""
-        found, headers = problem_of(error, request_id), headers_of(error)
+        found, headers = self.problem(error, request_id), headers_of(error)
         if found is None:
             failure = self._redact("".join(traceback.format_exception(error)))
             log.error("request.failed", request_id=request_id, error=failure)
             found, headers = problem("internal_error", _OURS, request_id), {}
-        answer = problem_answer(encode(self._without_secrets(found)), found.status, found.code, headers)
+        answer = problem_answer(encode(found), found.status, found.code, headers)
         answer.position = getattr(error, "position", None)
         return answer
 
-    def _without_secrets(self, found: Problem) -> Problem:
+    def problem(self, error: Exception, request_id: str) -> Problem | None:
+        """What one of our own errors tells, wherever that is put; None for a stranger."""
+        found = problem_of(error, request_id)
+        if found is None:
+            return None
         redact = self._redact
         errors = tuple(
             FieldError(field=redact(one.field), message=redact(one.message)) for one in found.errors

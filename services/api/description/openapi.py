@@ -18,7 +18,15 @@ _REF: Final = "#/components/schemas/{name}"
 _JSON: Final = "application/json"
 _CREATED: Final = 201
 _EVERYWHERE: Final = ("invalid_request", "internal_error")
-_WITH_CALLER: Final = ("unauthenticated", "permission_denied", "dependency_unavailable", "not_owner")
+_WITH_CALLER: Final = (
+    "ambiguous_credentials",
+    "unauthenticated",
+    "permission_denied",
+    "ip_denied",
+    "organization_suspended",
+    "dependency_unavailable",
+    "not_owner",
+)
 _WITH_BODY: Final = ("malformed_body", "body_too_large", "overloaded", "outcome_unknown")
 _TAGS: Final = {
     "Keyspaces": "The keys of one gateway: shape of the secret, where it may stand, what denials look like.",
@@ -188,17 +196,18 @@ def _responses(one: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
         responses["202"] = {**_answer(one, schema_of), "description": not_yet}
     if one.path == "/readyz":
         responses["503"] = _answer(one, schema_of)
-        return responses
     by_status: dict[int, list[str]] = {}
     for code in _codes(one):
         by_status.setdefault(TABLE[code].status, []).append(code)
     for status, codes in sorted(by_status.items()):
-        responses[str(status)] = _problems(codes, schema_of)
+        responses.setdefault(str(status), _problems(codes, schema_of))
     return responses
 
 
 def _codes(one: Operation) -> tuple[str, ...]:
     codes: tuple[str, ...] = _EVERYWHERE
+    if not (one.proxied or (one.idempotent and one.conditional)):
+        codes += ("unsupported_header",)
     if one.permissions:
         codes += _WITH_CALLER
     if one.method != "GET":

@@ -41,6 +41,11 @@ from services.ledger.ledger import Ledger
 
 PERMISSION: Final = "charges:write"
 _CREATED: Final = 201
+_EXAMPLE: Final = {
+    "key_id": "key_01JD0000000000000000000000",
+    "request_id": "r-1",
+    "amount_micros": 1_500,
+}
 
 
 @operation(
@@ -57,7 +62,7 @@ _CREATED: Final = 201
     answer=ChargedView,
     codes=(*VERDICTS, *MONEY),
     instead_of_a_key=OWN_KEY,
-    example={"key_id": "key_01JD0000000000000000000000", "request_id": "r-1", "amount_micros": 1_500},
+    example=_EXAMPLE,
 )
 def charge(call: Call[Any, ChargeBody]) -> Later:
     """One charge."""
@@ -75,6 +80,7 @@ def charge(call: Call[Any, ChargeBody]) -> Later:
     items=ChargeBody,
     answer=ResultsView,
     instead_of_a_key=OWN_KEY,
+    example={"items": [_EXAMPLE]},
 )
 async def charge_many(call: Call[Any, list[ChargeBody | ProblemError]]) -> Answer:
     """Many charges, in order, each on its own."""

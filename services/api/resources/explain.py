@@ -66,6 +66,7 @@ class ExplanationView(View, frozen=True, kw_only=True):
     body=ExplainBody,
     answer=ExplanationView,
     codes=("not_found",),
+    example={"key_id": "key_01JD0000000000000000000000", "model": "gpt-5", "cost_micros": 1_500},
 )
 async def explain(call: Call[Any, ExplainBody]) -> Reply:
     """Every rule with its figures; the verdict is the first that refuses."""

@@ -26,7 +26,7 @@ from keyledger_edge import (
 )
 from keyledger_edge import ForwardedUse as Forwarded
 from services.api.answering.answers import Answer, head_of, wire
-from services.api.answering.problems import headers_of, problem_of
+from services.api.answering.problems import headers_of
 from services.api.asking.call import CONFLICTING, Call
 from services.api.asking.callers import Caller, Callers
 from services.api.asking.secrets import Redactor
@@ -220,7 +220,7 @@ def _refused(error: Exception, ask: _Ask, request: Call[Any, Any]) -> Answer:
     """An error in the proxy's manner. Raises it again when it is the layer above that answers it."""
     if isinstance(error, BadRequestError):
         return _sent(answer_error(error, proxy=ask.proxy, request_id=request.request_id), error.code)
-    problem = problem_of(error, request.request_id)
+    problem = request.api.refusals.problem(error, request.request_id)
     if problem is None or isinstance(error, NotOwnerHereError):
         raise error
     told = answer_problem(
@@ -230,6 +230,7 @@ def _refused(error: Exception, ask: _Ask, request: Call[Any, Any]) -> Answer:
         proxy=ask.proxy,
         request_id=request.request_id,
         errors=[{"field": one.field, "message": one.message} for one in problem.errors],
+        title=problem.title,
     )
     headers = [*told.headers, *wire(headers_of(error))]
     return _sent(HttpAnswer(told.status, headers, told.body), problem.code)

@@ -13,7 +13,7 @@ from domain.commands import UNSET, CreateKey, UnsetType
 from domain.errors import LedgerError
 from domain.keys import Key
 from domain.state import Books
-from services.api.answering.problems import FieldError, ProblemError, invalid, problem_of
+from services.api.answering.problems import FieldError, ProblemError, invalid
 from services.api.answering.views import KeyView, Position, View
 from services.api.asking.call import Call
 from services.api.asking.fields import Body
@@ -155,7 +155,7 @@ async def _import(call: Call[Any, Any], item: msgspec.Raw, index: int) -> tuple[
             command, call.asking, idempotency=idempotency_of(call, f"/{index}"), render=render
         )
     except (LedgerError, ProblemError, CannotAnswerError) as error:
-        problem = problem_of(error, call.request_id)
+        problem = call.api.refusals.problem(error, call.request_id)
         assert problem is not None, "our own errors are problems"
         refused = ImportResult(
             status=problem.status, code=problem.code, detail=problem.detail, errors=problem.errors

@@ -34,6 +34,7 @@ _VALID, _NO = b'{"valid":true,"code":"valid",', b'{"valid":false,"code":'
 _NOBODY = {code: b'%b"%b"' % (_NO, code.encode()) for code in STATUS_OF_CODE}
 _MAY_SPEND = frozenset({"verify", "charges:write"})
 _COST = "A use with a cost needs `verify` or `charges:write`."
+_EXAMPLE = {"secret": "acme_live_...", "keyspace_id": "ks_01JD0000000000000000000000", "model": "gpt-5"}
 
 
 class Verify:
@@ -263,7 +264,7 @@ def _add_figures(
     answer=VerifyAnswer,
     codes=("not_found",),
     instead_of_a_key=OWN_KEY,
-    example={"secret": "acme_live_...", "model": "gpt-5"},
+    example=_EXAMPLE,
 )
 def verify(call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
     """One verdict."""
@@ -282,6 +283,7 @@ def verify(call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
     items=VerifyBody,
     answer=ResultsView,
     instead_of_a_key=OWN_KEY,
+    example={"items": [_EXAMPLE]},
 )
 def verify_many(call: Call[Any, Any]) -> Awaitable[Answer]:
     """Many verdicts."""

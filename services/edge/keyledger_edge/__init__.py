@@ -22,6 +22,7 @@ from keyledger_edge._codes import (
     ROTATED,
     STATUS_OF_CODE,
     TENANT_DENIED,
+    TITLE_OF_CODE,
     VALID,
 )
 from keyledger_edge._facts import NO_USE, Allowed, KeyFacts, RateLimit, Scopes, Tenant, Use
@@ -155,6 +156,7 @@ __all__ = [
     "RateState",
     "RefusedByLedgerError",
     "STATUS_OF_CODE",
+    "TITLE_OF_CODE",
     "Scopes",
     "SecretFormat",
     "SecretShape",

@@ -48,3 +48,32 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
     VALID: 200,
 }
 """Each code's HTTP status in forward-auth, first match first; a keyspace's `denial_status` overrides it."""
+
+TITLE_OF_CODE: Final[dict[str, str]] = {
+    "invalid_request": "The request cannot be taken as it is",
+    "malformed_body": "The body is not JSON",
+    "ambiguous_credentials": "Two different secrets in one request",
+    "method_not_allowed": "This path does not take this method",
+    "body_too_large": "The body is too large",
+    "proxy_unauthenticated": "The proxy's own root key is missing or does not work",
+    LEDGER_UNREACHABLE: "The ledger cannot be reached",
+    MISSING: "No secret was given",
+    MALFORMED: "This is no secret of the keyspace",
+    NOT_FOUND: "There is no such thing",
+    REVOKED: "The key is revoked",
+    EXPIRED: "The key is expired",
+    ROTATED: "The secret was replaced by a newer one",
+    DISABLED: "The key is disabled",
+    ORGANIZATION_SUSPENDED: "The organization is suspended",
+    IP_DENIED: "The key is not allowed from this address",
+    PERMISSION_DENIED: "This is not permitted",
+    PROJECT_DENIED: "The key is not for this project",
+    MODEL_DENIED: "The key is not for this model",
+    TENANT_DENIED: "The key is not for this tenant",
+    RATE_LIMITED: "Too many requests",
+    API_KEY_QUOTA_EXCEEDED: "A quota of the key is used up",
+    PROJECT_QUOTA_EXCEEDED: "A quota of the project is used up",
+    ORGANIZATION_QUOTA_EXCEEDED: "A quota of the organization is used up",
+    BILLING_SHORTFALL: "The wallet does not cover this",
+}
+"""What each code that an edge answers says to people: the same words as the ledger's."""

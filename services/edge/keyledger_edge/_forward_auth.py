@@ -431,10 +431,12 @@ def answer_problem(
     proxy: str | None = None,
     request_id: str | None = None,
     errors: list[dict[str, str]] | None = None,
+    title: str | None = None,
 ) -> HttpAnswer:
-    """Any other refusal, such as `proxy_unauthenticated`."""
+    """Any other refusal, such as `proxy_unauthenticated`; `title`: of a code that is the ledger's alone."""
     headers = [(b"www-authenticate", b'Bearer realm="keyledger"')] if status == _UNAUTHORIZED else []
-    return _for_proxy(_problem(status, code, detail, headers, request_id=request_id, errors=errors), proxy)
+    told = _problem(status, code, detail, headers, request_id=request_id, errors=errors, title=title)
+    return _for_proxy(told, proxy)
 
 
 def retry_after(states: Sequence[RateState]) -> int:
@@ -494,8 +496,9 @@ def _problem(
     *,
     request_id: str | None,
     errors: list[dict[str, str]] | None = None,
+    title: str | None = None,
 ) -> HttpAnswer:
-    title = code.replace("_", " ").capitalize()
+    title = title or codes.TITLE_OF_CODE.get(code) or code.replace("_", " ").capitalize()
     problem: dict[str, object] = {
         "type": f"urn:keyledger:problem:{code}",
         "title": title,
