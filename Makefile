@@ -17,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help run test check lint types mypy pyright imports lock bench bench-growth demo wheel simulate campaign-crash campaign-edges clean
+.PHONY: help run test check lint types mypy pyright imports lock bench bench-growth demo examples wheel simulate campaign-crash campaign-edges clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ imports: $(STAMP)
 
 bench: $(STAMP) ## our figures beside their floors
 	$(PYTEST) tests/bench -m bench -s
+
+examples: $(STAMP) ## ask everything once, and write the examples of the API description
+	$(BIN)/python -W ignore -m tests.docs.api_examples > /dev/null
 
 demo: $(STAMP) ## a day at five gateways, over real HTTP
 	@$(BIN)/keyledger demo

@@ -30,18 +30,29 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The envelope. Names are lower case without underscores, as CloudEvents asks."""
 
     specversion: str = "1.0"
+    """The version of CloudEvents."""
     id: str
     """An `evt_` id made of the event's time and place: the same whenever it is asked for."""
     source: str
+    """The ledger's log; with `id` unique everywhere."""
     type: str
+    """`keyledger.` and the event's name, such as `keyledger.KeyRevoked`."""
     subject: str
+    """What it is about: a key's id, or that of another thing."""
     time: str
+    """When it happened; RFC 3339 in UTC."""
     datacontenttype: str = "application/json"
+    """What `data` is."""
     dataschema: str
+    """Names the shape of `data`, and its version."""
     position: str
+    """Its place in the log; opaque."""
     sequence: int
+    """Its number in its partition of the log."""
     organizationid: str | None
+    """The customer that it happened to; null: the platform."""
     actor: str
+    """Who did it: the id of a key, or `system`."""
     data: dict[str, Any] | None
     """None only where a message would be too large for the NATS server: read the feed."""
 

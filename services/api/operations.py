@@ -135,6 +135,8 @@ class Operation:
     handler: Handler
     tag: str
     summary: str
+    operation_id: str = ""
+    """What generated clients call it, where that is not its handler's name."""
     description: str = ""
     permissions: tuple[str, ...] = ()
     """Any of them opens it; none: it is open, or recognises its callers itself."""
@@ -156,6 +158,8 @@ class Operation:
     other_answers: tuple[tuple[int, Any], ...] = ()
     """Types of answers with other statuses."""
     media_types: tuple[str, ...] = ("application/json",)
+    headers: tuple[str, ...] = ()
+    """Headers of its answer, beside those that all such answers have."""
     codes: tuple[str, ...] = ()
     """Problems beside those that every route may have."""
     conditional: bool = False
@@ -209,9 +213,9 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """A unique id, such as `post_keys_key_id_rotate`."""
-        words = re.findall(r"[a-z_]+", self.path.removeprefix("/v1"))
-        return "_".join((self.method.lower(), *words)).replace(".", "_")
+        """Its unique id: a verb and what it is done to, such as `rotateKey`."""
+        first, *others = self.handler.__name__.split("_")
+        return self.operation_id or first + "".join(word.capitalize() for word in others)
 
     def others(self, state: State) -> Callable[[str], bool] | None:
         """Says which names in a query are somebody else's."""

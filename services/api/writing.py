@@ -38,6 +38,7 @@ class Because(Body, frozen=True, kw_only=True):
     """Why, for the audit."""
 
     reason: Reason | None = None
+    """Why, for the audit."""
 
 
 class _Kept(msgspec.Struct, frozen=True, kw_only=True):

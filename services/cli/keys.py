@@ -9,7 +9,7 @@ import click
 
 from services.cli.amounts import clock_time, quota_of, rate_limit_of, seconds_of, time_of
 from services.cli.changes import tell_changes
-from services.cli.faults import WRONG_USAGE, CommandError
+from services.cli.faults import REFUSED, WRONG_USAGE, CommandError
 from services.cli.http import Document, path_part
 from services.cli.key_imports import import_keys
 from services.cli.main import examples

@@ -91,13 +91,17 @@ class FenceResult(msgspec.Struct, frozen=True, kw_only=True):
     """Has a change been fenced: can no edge accept what was taken away up to it?"""
 
     position: str
+    """Up to where in the log this is said; opaque."""
     held: bool
     """True only where it is known: nothing that was taken away up to here is without its fence."""
     edges: int
     """Edges that held a lease when the change was committed."""
     acknowledged: int
+    """Of them, those that said that they know of it."""
     expired: int
+    """Of them, those whose lease ended without a word."""
     waited_ms: float
+    """How long it took to hold, or has taken so far, in milliseconds."""
 
 
 class FenceReceipt(msgspec.Struct, frozen=True, kw_only=True):

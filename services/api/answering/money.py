@@ -33,26 +33,42 @@ class TenantView(View, frozen=True, gc=False):
     """Whose work it was, inside the customer's own product."""
 
     org_id: str | None
+    """The customer's own customer; null if it was not told."""
     user_id: str | None
+    """The user; null if it was not told."""
 
 
 class ChargeView(View, frozen=True, gc=False):
     """One metered use that costs money, final."""
 
     id: str
+    """The charge's id."""
     key_id: str
+    """The key that was charged."""
     organization_id: str | None
+    """The customer that pays; null for a key without one."""
     request_id: str
+    """Your own id of the use: it counts once, for ever, within the organization."""
     base_micros: Micros
+    """The price before the plan's multiplier, in micros."""
     price_multiplier: str
+    """The plan's multiplier that was applied, a decimal such as `1.25`."""
     amount_micros: Micros
+    """What it cost, in micros: base times multiplier, rounded half up."""
     model: str | None
+    """The model that was named; null if none was."""
     provider: str | None
+    """The provider that was named; null if none was."""
     project_id: str | None
+    """The project that was named; null if none was."""
     tenant: TenantView | None
+    """Whose work it was, inside the customer's own product; null if it was not told."""
     charged_at: Time
+    """When it was charged."""
     position: Position | UnsetType = UNSET
+    """Its place in the log; absent where it is not known, beside a refund."""
     metadata: dict[str, Any] | UnsetType = UNSET
+    """Yours, as it was given; absent where none was."""
     reservation_id: str | UnsetType = UNSET
     """Of a capture."""
     uncovered_micros: Micros | UnsetType = UNSET
@@ -65,13 +81,19 @@ class RefundView(View, frozen=True, gc=False):
     """A compensating entry for a charge, or part of it."""
 
     charge_id: str
+    """The charge that was given back."""
     key_id: str
+    """The key that had been charged."""
     organization_id: str | None
+    """The customer that gets it back; null for a key without one."""
     request_id: str
+    """Your own id of the refund."""
     amount_micros: Micros
+    """What was given back by this refund, in micros."""
     refunded_micros: Micros
     """All refunds of that charge together, this one included."""
     refunded_at: Time
+    """When it was given back."""
     position: Position
 
 
@@ -79,24 +101,42 @@ class ReservationView(View, frozen=True, gc=False):
     """Money held for a use whose price is not known yet."""
 
     id: str
+    """The reservation's id."""
     key_id: str
+    """The key that money is held for."""
     organization_id: str | None
+    """The customer whose money is held; null for a key without one."""
     request_id: str
+    """Your own id of the use: it counts once, for ever, within the organization."""
     status: Literal["open", "captured", "released", "expired"]
+    """`open`: it still holds money; the others are final."""
     base_micros: Micros
+    """The price before the plan's multiplier, in micros."""
     price_multiplier: str
+    """The plan's multiplier that was applied, a decimal such as `1.25`."""
     amount_micros: Micros
+    """What was held at first, in micros: base times multiplier, rounded half up."""
     held_micros: Micros
+    """What it still holds, in micros."""
     captured_micros: Micros
+    """What captures have taken of it so far, in micros."""
     uncovered_micros: Micros
+    """What was captured beyond it and limits did not allow, in micros; recorded, not charged."""
     model: str | None
+    """The model that was named; null if none was."""
     provider: str | None
+    """The provider that was named; null if none was."""
     project_id: str | None
+    """The project that was named; null if none was."""
     tenant: TenantView | None
+    """Whose work it was, inside the customer's own product; null if it was not told."""
     reserved_at: Time
+    """When it was made."""
     expires_at: Time
+    """When it gives back what it still holds, if nothing happens before."""
     position: Position
     metadata: dict[str, Any] | UnsetType = UNSET
+    """Yours, as it was given; absent where none was, and where it is read later."""
 
 
 class Metered(View, frozen=True, kw_only=True):
@@ -105,7 +145,9 @@ class Metered(View, frozen=True, kw_only=True):
     replayed: bool
     """Was this request id carried out before? It counted then."""
     quotas: list[QuotaView]
+    """Every quota that it was checked against, right after it."""
     wallet: WalletView | None
+    """The organization's wallet right after it; null for a key without an organization."""
     position: Position
 
 
@@ -113,40 +155,50 @@ class ChargedView(Metered, frozen=True, kw_only=True):
     """What became of a charge."""
 
     charge: ChargeView
+    """The charge."""
 
 
 class RefundedView(Metered, frozen=True, kw_only=True):
     """What became of a refund."""
 
     refund: RefundView
+    """The refund."""
     charge: ChargeView
+    """The charge, with all that was given back of it."""
 
 
 class ReservedView(Metered, frozen=True, kw_only=True):
     """What became of a reservation."""
 
     reservation: ReservationView
+    """The reservation, as it stands after this."""
 
 
 class CapturedView(Metered, frozen=True, kw_only=True):
     """What became of a capture."""
 
     charge: ChargeView
+    """The charge that the capture made."""
     reservation: ReservationView
+    """The reservation, as it stands after this."""
     uncovered_micros: Micros
+    """What was captured beyond it and limits did not allow, in micros; recorded, not charged."""
 
 
 class ReleasedView(Metered, frozen=True, kw_only=True):
     """What became of a release."""
 
     reservation: ReservationView
+    """The reservation, as it stands after this."""
     released_micros: Micros
+    """What was given back, in micros."""
 
 
 class HeldView(View, frozen=True, kw_only=True):
     """A reservation as it stands."""
 
     reservation: ReservationView
+    """The reservation as it stands."""
     position: Position
 
 

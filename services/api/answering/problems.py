@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -82,28 +82,42 @@ TABLE: Final[dict[str, Meaning]] = _REQUESTS | _VERDICTS
 """Every code that a problem may have."""
 
 
+ProblemCode = Annotated[str, msgspec.Meta(extra_json_schema={"$ref": "#/components/schemas/ProblemCode"})]
+"""One of the table's codes."""
+
+
 class FieldError(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong with one field: of the body, the query, or a header by its name."""
 
     field: str
+    """Where: a path in the body such as `quotas[0].limit`, a query parameter, or a header."""
     message: str
+    """What is wrong with it."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """RFC 9457 problem details."""
 
     type: str
+    """`urn:keyledger:problem:` and the code."""
     title: str
+    """What the code means, for people; the same each time."""
     status: int
+    """The HTTP status."""
     detail: str
-    code: str
+    """What happened this time, for people."""
+    code: ProblemCode
+    """What happened, for machines: stable. One that you do not know means no."""
     request_id: str
+    """The trace id: also in `X-Request-Id`, in the log and in the audit."""
     errors: tuple[FieldError, ...] = ()
+    """What is wrong with which field; absent where no field is to blame."""
     dependency: str | None = None
     """What is down (`dependency_unavailable`)."""
     permission: str | None = None
     """What the root key lacks (`permission_denied`)."""
     refusal: RefusalView | None = None
+    """Of a refused use: which limit said no, and what is left of it; absent otherwise."""
 
 
 class ProblemError(Exception):

@@ -61,27 +61,39 @@ class QuotaBody(Body, frozen=True, kw_only=True):
     """An amount per window."""
 
     unit: Literal["micros", "requests"]
+    """What is counted: money in micros, or requests."""
     window: Literal["day", "week", "month", "total"]
+    """The UTC calendar window in which it counts; `total` never begins anew."""
     limit: Amount
+    """The most in one window, in its unit."""
     alert_percents: Annotated[tuple[Percent, ...], msgspec.Meta(max_length=20)] = ()
+    """At these percentages of the limit an event tells of it."""
 
 
 class RateLimitBody(Body, frozen=True, kw_only=True):
     """Requests per seconds; with a provider, only uses that name it count."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=100, examples=["burst"])]
+    """Your own name of it, unique on the key."""
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+    """The most requests in a window."""
     window_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
+    """How long a window is."""
     provider: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+    """Only uses that name this provider count; null: all."""
 
 
 class ScopesBody(Body, frozen=True, kw_only=True):
     """What a key may be used for; a dimension left out stays as it was (at creation: `"*"`)."""
 
     permissions: Allowed | UnsetType = UNSET
+    """Permissions that uses may ask for, or `*` for all."""
     projects: Allowed | UnsetType = UNSET
+    """Projects that uses may name, or `*` for all."""
     models: Allowed | UnsetType = UNSET
+    """Models that uses may name, or `*` for all."""
     tenants: Allowed | UnsetType = UNSET
+    """Tenants that uses may name, or `*` for all."""
 
 
 Quotas = Annotated[tuple[QuotaBody, ...], msgspec.Meta(max_length=8)]

@@ -33,16 +33,22 @@ class TenantBody(Body, kw_only=True):
     """Whose work the use is, inside the customer's own product."""
 
     org_id: Text | None = None
+    """The customer's own customer."""
     user_id: Text | None = None
+    """The user."""
 
 
 class UseBody(Body, kw_only=True):
     """What somebody wants to do with a key."""
 
     model: Text | None = None
+    """The model that it calls."""
     provider: Text | None = None
+    """The provider that it goes to."""
     project_id: Text | None = None
+    """The project that it is for."""
     tenant: TenantBody | None = None
+    """Whose work it is, inside the customer's own product."""
     metadata: Metadata | None = None
 
 
@@ -50,44 +56,66 @@ class VerifyBody(UseBody, kw_only=True):
     """Is this secret good for this use?"""
 
     secret: Secret
+    """The secret that was shown."""
     keyspace_id: Looked | None = None
+    """The keyspace that it is of; not needed where the root key is bound to one."""
     permissions: tuple[Text, ...] | None = None
+    """Permissions that the use needs; none: they are not checked, unless the keyspace requires it."""
     ip: str | None = None
+    """The address that the use came from; a key with `allowed_ips` is denied without one."""
     cost_micros: Micros | None = None
+    """Also charge this base price, in micros, in the same decision."""
     reserve_micros: Micros | None = None
+    """Also hold this base price, in micros, in the same decision; not beside a cost."""
     request_id: Text | None = None
+    """Your own id of the use: it counts once. Needed where money moves."""
 
 
 class VerifyBatchBody(Body, kw_only=True):
     """Many questions, answered in order, each on its own."""
 
     items: Annotated[list[VerifyBody], msgspec.Meta(max_length=MAX_BATCH)]
+    """The questions, at most 1,000."""
 
 
 class ExplainBody(UseBody, kw_only=True):
     """Why would this use be allowed or refused?"""
 
     secret: Secret | None = None
+    """The secret; or the key's id."""
     key_id: Looked | None = None
+    """The key by its id; or its secret."""
     keyspace_id: Looked | None = None
+    """The keyspace that the secret is of; not needed where the root key is bound to one."""
     permissions: tuple[Text, ...] | None = None
+    """Permissions that the use needs; none: they are not checked, unless the keyspace requires it."""
     ip: str | None = None
+    """The address that the use came from; a key with `allowed_ips` is denied without one."""
     cost_micros: Micros | None = None
+    """Explain a use that costs this base price, in micros."""
     reserve_micros: Micros | None = None
+    """Explain a use that holds this base price, in micros."""
     as_of: str | int | None = None
+    """Reserved: only a use as of now can be explained yet."""
 
 
 class MeteringBody(UseBody, kw_only=True):
     """A use that costs money, of a key by its secret or its id."""
 
     secret: Secret | None = None
+    """The secret that was shown; or the key's id."""
     key_id: Looked | None = None
+    """The key by its id; or its secret."""
     keyspace_id: Looked | None = None
+    """The keyspace that the secret is of; not needed where the root key is bound to one."""
     permissions: tuple[Text, ...] | None = None
+    """Permissions that the use needs; none: they are not checked, unless the keyspace requires it."""
     ip: str | None = None
     """Where the use came from: a key with `allowed_ips` is charged for no other."""
     request_id: Text
+    """Your own id of the use: it counts once, for ever, within the organization."""
     amount_micros: Micros
+    """The base price, in micros; the plan's multiplier is applied to it."""
 
 
 class ChargeBody(MeteringBody, kw_only=True):
@@ -98,39 +126,48 @@ class ChargeBatchBody(Body, kw_only=True):
     """Many charges, each on its own, answered in order."""
 
     items: Annotated[list[ChargeBody], msgspec.Meta(max_length=MAX_BATCH)]
+    """The charges, at most 1,000."""
 
 
 class ReserveBody(MeteringBody, kw_only=True):
     """Hold money for a use whose price is not known yet."""
 
     expires_in_seconds: Seconds = 600
+    """What is still held after so many seconds is given back."""
 
 
 class RefundBody(Body, kw_only=True):
     """Give back a charge, in part or (without an amount) whole."""
 
     request_id: Text
+    """Your own id of the refund: it counts once."""
     amount_micros: Micros | None = None
+    """How much to give back, in micros; null: all that is left of it."""
 
 
 class CaptureBody(Body, kw_only=True):
     """Turn what is held, or part of it, into a charge."""
 
     request_id: Text
+    """Your own id of the capture: it counts once."""
     amount_micros: Micros
+    """The base price, in micros; the multiplier that the money was held with is applied to it."""
     final: bool = True
+    """Give back what is still held after it; false: more captures follow."""
 
 
 class ReleaseBody(Body, kw_only=True):
     """Give back what is still held."""
 
     request_id: Text | None = None
+    """Your own id of the release."""
 
 
 class RevokeSelfBody(Body, kw_only=True):
     """Whoever holds a secret may kill its key."""
 
     reason: Annotated[str, msgspec.Meta(max_length=1_000)] | None = None
+    """Why, for the audit."""
 
 
 def use_of(body: UseBody, permissions: tuple[str, ...] | None, ip: str | None) -> Use:

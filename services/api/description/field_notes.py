@@ -1,4 +1,4 @@
-"""What the docstrings under fields say, for the API description: one place for people and machines."""
+"""What the docstrings under fields say: a field is described where it is declared, and nowhere else."""
 
 from __future__ import annotations
 
@@ -12,17 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as shapes
 
-
-def annotate(components: dict[str, Any], kinds: Iterable[Any]) -> None:
-    """Put what is written under the fields of these types, and of those within, into their schemas."""
-    for struct in _structs_in(kinds):
-        schema = components.get(struct.__name__)
-        if schema is None or "properties" not in schema:
-            continue
-        for name, note in notes_of(struct).items():
-            field = schema["properties"].get(name)
-            if field is not None and "description" not in field:
-                field["description"] = note
+from services.api.answering.verdicts import ONE_OF
 
 
 @cache
@@ -54,7 +44,8 @@ def _written_in(kind: type) -> Iterator[tuple[str, str]]:
             yield field.target.id, " ".join(note.value.value.split())
 
 
-def _structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:
+def structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:
+    """All structs of these types, and of those within, each once."""
     seen: set[type[msgspec.Struct]] = set()
     waiting: list[Any] = list(shapes.multi_type_info(list(kinds)))
     while waiting:
@@ -68,6 +59,8 @@ def _structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:
 
 
 def _within(shape: Any) -> Iterator[Any]:
+    if isinstance(shape, shapes.Metadata) and shape.extra and ONE_OF in shape.extra:
+        yield from shapes.multi_type_info(shape.extra[ONE_OF])
     for name in ("fields", "item_types", "types"):
         for one in getattr(shape, name, ()):
             yield getattr(one, "type", one)

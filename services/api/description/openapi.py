@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from keyledger_edge import STATUS_OF_CODE
 from services.api.answering.problems import PROBLEM_JSON, TABLE, TYPE_PREFIX, Problem
 from services.api.asking.fields import NoBody
-from services.api.description.field_notes import annotate
+from services.api.description import headers
+from services.api.description.examples import Example, examples
+from services.api.description.schemas import REF, Schemas
 from services.api.operations import Operation
 
-_REF: Final = "#/components/schemas/{name}"
 _JSON: Final = "application/json"
 _CREATED: Final = 201
 _EVERYWHERE: Final = ("invalid_request", "internal_error")
 _WITH_CALLER: Final = (
-    "ambiguous_credentials",
-    "unauthenticated",
-    "permission_denied",
-    "ip_denied",
-    "organization_suspended",
-    "dependency_unavailable",
-    "not_owner",
-)
+    "ambiguous_credentials", "unauthenticated", "permission_denied", "organization_suspended", "ip_denied",
+    "dependency_unavailable", "not_owner",
+)  # fmt: skip
 _WITH_BODY: Final = ("malformed_body", "body_too_large", "overloaded", "outcome_unknown")
 _TAGS: Final = {
     "Keyspaces": "The keys of one gateway: shape of the secret, where it may stand, what denials look like.",
@@ -55,18 +51,55 @@ micros, times are RFC 3339 in UTC. Writes take an `Idempotency-Key` (kept 24 hou
 a thing has a version, `If-Match`. Every answer carries `X-Request-Id`, and `X-Keyledger-Position` where \
 state was read or written; a `GET` with that header waits until the position is visible. Errors are \
 RFC 9457 problem details with a stable `code`.
+
+What no route has read yet is refused alike everywhere: 400 `malformed_request`, 405 `method_not_allowed` \
+(`Allow` lists the methods), 408 `request_timeout`, 414 `url_too_long`, 431 `headers_too_large`, 503 \
+`too_many_connections`.
 """
+_SECURITY: Final = {
+    "rootKey": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "kl_root_...",
+        "description": "A root key with the permissions that the operation names.",
+    },
+    "ownSecret": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An ordinary key's own secret; or where else its keyspace takes secrets.",
+    },
+    "proxyKey": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-Keyledger-Proxy-Key",
+        "description": "The proxy's own root key, with `verify`; beside it stands the client's secret.",
+    },
+}
+_PLACES: Final = {
+    "keyspace_id": "The keyspace's id.",
+    "organization_id": "The organization's id.",
+    "project_id": "The project's id.",
+    "plan_id": "The plan's id.",
+    "key_id": "The key's id.",
+    "charge_id": "The charge's id.",
+    "reservation_id": "The reservation's id.",
+    "request_id": "Your own id of the use; it may hold slashes.",
+    "position": "The position of the change.",
+    "path": "The client's own path, which its proxy appended.",
+}
+"""What stands in a path."""
+_FORBIDDEN: Final = 403
 
 
 def describe(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     """The whole description."""
-    types = list(_types(operations))
-    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
-    annotate(components, types)
-    schema_of = dict(zip(map(_key, types), schemas, strict=True))
+    schemas = Schemas(_asked(operations), _answered(operations))
+    shown = examples()
+    parameters = {one.query: schemas.taken(one.query) for one in operations}
     paths: dict[str, Any] = {}
     for one in operations:
-        paths.setdefault(one.path, {})[one.method.lower()] = _operation(one, schema_of, components)
+        told = _Told(one, schemas, shown.get(one.name))
+        paths.setdefault(one.path, {})[one.method.lower()] = told.operation(parameters[one.query])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -80,128 +113,215 @@ def describe(operations: Sequence[Operation], version: str) -> dict[str, Any]:
         "tags": [{"name": name, "description": about} for name, about in _TAGS.items()],
         "paths": paths,
         "components": {
-            "schemas": components,
-            "securitySchemes": {
-                "rootKey": {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "bearerFormat": "kl_root_...",
-                    "description": "A root key with the permissions that the operation names.",
-                }
-            },
+            "schemas": schemas.components,
+            "headers": headers.headers(),
+            "securitySchemes": _SECURITY,
         },
     }
 
 
-def _key(kind: Any) -> str:
-    return repr(kind)
+def _asked(operations: Iterable[Operation]) -> list[Any]:
+    kinds = (kind for one in operations for kind in (one.query, *_bodies(one)))
+    return list(dict.fromkeys(kinds))
 
 
-def _types(operations: Iterable[Operation]) -> Iterable[Any]:
-    seen: dict[str, Any] = {_key(Problem): Problem}
+def _answered(operations: Iterable[Operation]) -> list[Any]:
+    found: dict[str, Any] = {repr(Problem): Problem}
     for one in operations:
-        for kind in (one.query, *(one.bodies or (one.body,)), one.answer, *dict(one.other_answers).values()):
+        for kind in (one.answer, *dict(one.other_answers).values()):
             if kind is not None:
-                seen.setdefault(_key(kind), kind)
-    return seen.values()
+                found.setdefault(repr(kind), kind)
+    return list(found.values())
 
 
-def _operation(one: Operation, schema_of: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "operationId": one.name,
-        "tags": [one.tag],
-        "summary": one.summary,
-        "description": _about(one),
-        "parameters": [
-            *_path_parameters(one),
-            *_query_parameters(one, schema_of, components),
-            *_headers(one),
-        ],
-        "responses": _responses(one, schema_of),
-        "security": [{"rootKey": []}] if one.permissions else [],
-    }
-    if one.permissions:
-        described["x-permissions"] = list(one.permissions)
-    if one.method != "GET" and one.body is not NoBody:
-        described["requestBody"] = _request_body(one, schema_of)
-    return described
+def _bodies(one: Operation) -> tuple[type[msgspec.Struct], ...]:
+    return () if one.body is NoBody else one.bodies or (one.body,)
+
+
+class _Told:
+    """One operation, as it is told of."""
+
+    def __init__(self, one: Operation, schemas: Schemas, example: Example | None) -> None:
+        self._one = one
+        self._schemas = schemas
+        self._example = example
+
+    def operation(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """All of it."""
+        one = self._one
+        told: dict[str, Any] = {
+            "operationId": one.name,
+            "tags": [one.tag],
+            "summary": one.summary,
+            "description": _about(one),
+            "parameters": [*_path_parameters(one), *_query_parameters(parameters), *headers.asked_of(one)],
+            "responses": self._responses(),
+            "security": _security(one),
+        }
+        if one.permissions:
+            told["x-permissions"] = list(one.permissions)
+        if _bodies(one):
+            told["requestBody"] = self._request_body()
+        return told
+
+    def _request_body(self) -> dict[str, Any]:
+        one = self._one
+        kinds = _bodies(one)
+        found = [self._schemas.asked(kind) for kind in kinds]
+        content: dict[str, Any] = {"schema": found[0] if len(found) == 1 else {"oneOf": found}}
+        if self._example is not None and self._example.body is not None:
+            content["example"] = self._example.body
+        elif one.example is not None:
+            content["example"] = one.example
+        required = len(kinds) > 1 or any(field.required for field in msgspec.structs.fields(kinds[0]))
+        return {"required": required, "content": {_JSON: content}}
+
+    def _responses(self) -> dict[str, Any]:
+        one = self._one
+        responses = {str(one.status): self._answer(one.status, one.answer)}
+        for status, kind in one.other_answers:
+            responses[str(status)] = self._answer(status, kind)
+        if one.fenced:
+            responses["202"] = self._answer(202, one.answer)
+        problems = self._problem_schema()
+        for status, codes in sorted(_by_status(one).items()):
+            responses.setdefault(str(status), self._problems(status, codes, problems))
+        return responses
+
+    def _answer(self, status: int, kind: Any) -> dict[str, Any]:
+        one = self._one
+        told: dict[str, Any] = {
+            "description": _MEANINGS.get(status, "As asked."),
+            "headers": headers.told_by(one, status, kind),
+        }
+        if kind is not None:
+            told["content"] = {
+                media_type: self._content(media_type, status, kind) for media_type in one.media_types
+            }
+        return told
+
+    def _content(self, media_type: str, status: int, kind: Any) -> dict[str, Any]:
+        if media_type != _JSON:
+            return {
+                "schema": {"type": "string", "description": _TEXTS[media_type]},
+                "example": _SAMPLES[media_type],
+            }
+        content = {"schema": self._schemas.answered(kind)}
+        if self._example is not None and self._example.status == status:
+            content["example"] = self._example.answer
+        return content
+
+    def _problem_schema(self) -> dict[str, Any]:
+        """A problem with the codes that this operation may answer."""
+        name = f"{self._one.name[0].upper()}{self._one.name[1:]}Problem"
+        codes = dict.fromkeys(code for codes in _by_status(self._one).values() for code in codes)
+        code = {
+            "type": "string",
+            "enum": list(codes),
+            "description": "Why; `ProblemCode` says what each means.",
+        }
+        self._schemas.components[name] = {
+            "description": f"Why `{self._one.name}` was refused.",
+            "allOf": [
+                {"$ref": REF + "Problem"},
+                {"type": "object", "properties": {"code": code}, "required": ["code"]},
+            ],
+        }
+        return {"$ref": REF + name}
+
+    def _problems(self, status: int, codes: list[str], schema: dict[str, Any]) -> dict[str, Any]:
+        code = codes[0]
+        title = TABLE[code].title
+        example = {
+            "type": TYPE_PREFIX + code,
+            "title": title,
+            "status": status,
+            "detail": f"{title}.",
+            "code": code,
+            "request_id": "req_1f0c2a7b9d3e1",
+        }
+        return {
+            "description": "; ".join(f"`{code}`: {TABLE[code].title}" for code in codes),
+            "headers": headers.told_by(self._one, status, None),
+            "content": {PROBLEM_JSON: {"schema": schema, "example": example}},
+        }
+
+
+_MEANINGS: Final = {
+    201: "Made.",
+    202: "Committed; the fence does not hold yet.",
+    503: "It cannot; what it waits for.",
+}
+_TEXTS: Final = {
+    "application/x-ndjson": "A line of JSON for each entry.",
+    "text/csv": "A row for each entry, under a header.",
+    "text/event-stream": "Server-Sent Events: each has its position as `id`, and its JSON as `data`.",
+    "text/html": "A page for people.",
+    "text/plain": "Figures as Prometheus reads them.",
+}
+"""Answers that are not JSON."""
+_SAMPLES: Final = {
+    "application/x-ndjson": '{"position":"0-12","action":"KeyRevoked"}\n',
+    "text/csv": "position,at,actor,action\r\n0-12,2026-01-15T09:30:00.000000Z,system,KeyRevoked\r\n",
+    "text/event-stream": 'id: 0-12\nevent: keyledger.KeyRevoked\ndata: {"specversion":"1.0"}\n\n',
+    "text/html": "<!doctype html>",
+    "text/plain": "# HELP keyledger_owner Does this process own the partition?\nkeyledger_owner 1.0\n",
+}
 
 
 def _about(one: Operation) -> str:
     needs = f"Needs {' or '.join(f'`{each}`' for each in one.permissions)}." if one.permissions else ""
-    return " ".join(part for part in (one.description, needs) if part)
+    mapped = _MAPPED if _may_refuse_a_use(one) else ""
+    return " ".join(part for part in (one.description or f"{one.summary}.", mapped, needs) if part)
+
+
+_MAPPED: Final = "A keyspace's `denial_status` may give a refused use another status."
+
+
+def _security(one: Operation) -> list[dict[str, list[str]]]:
+    if one.permissions:
+        return [{"rootKey": []}]
+    if one.proxied:
+        return [{"proxyKey": []}]
+    return [{"ownSecret": []}] if one.other_parameters is not None else []
 
 
 def _path_parameters(one: Operation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": _PLACES[name],
+            "schema": {"type": "string"},
+        }
         for name in re.findall(r"\{(\w+)\}", one.path)
     ]
 
 
-def _query_parameters(
-    one: Operation, schema_of: dict[str, Any], components: dict[str, Any]
-) -> list[dict[str, Any]]:
-    reference = schema_of[_key(one.query)]["$ref"].rpartition("/")[2]
-    schema = components[reference]
-    return [
-        {
+def _query_parameters(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, about in schema.get("properties", {}).items():
+        plain = {field: value for field, value in about.items() if field != "description"}
+        yield {
             "name": name,
             "in": "query",
             "required": name in schema.get("required", ()),
-            "description": _note_of(about),
-            "schema": about,
+            "description": about.get("description", ""),
+            "schema": _without_null(plain),
         }
-        for name, about in schema.get("properties", {}).items()
-    ]
 
 
-def _note_of(schema: dict[str, Any]) -> str:
-    """What is written about a field, also where it may be null."""
-    notes = (each.get("description", "") for each in (schema, *schema.get("anyOf", ())))
-    return next(filter(None, notes), "")
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter is there or not: none is null."""
+    kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if len(kinds) == 1:
+        return {**{name: value for name, value in schema.items() if name != "anyOf"}, **kinds[0]}
+    if isinstance(schema.get("enum"), list):
+        return {**schema, "enum": [one for one in schema["enum"] if one is not None]}
+    return schema
 
 
-def _headers(one: Operation) -> list[dict[str, Any]]:
-    text = {"type": "string"}
-    headers = [("X-Request-Id", "A trace id of your own; it comes back, and is in logs and audit.")]
-    if one.method == "GET" and one.permissions:
-        headers.append(("X-Keyledger-Position", "Wait (up to 2 s) until this position is visible."))
-    if one.idempotent:
-        headers.append(("Idempotency-Key", "The same key and body again get the first answer, for 24 hours."))
-    if one.conditional:
-        headers.append(("If-Match", 'The version that you decided on, such as `"3"`.'))
-    return [
-        {"name": name, "in": "header", "required": False, "description": about, "schema": text}
-        for name, about in headers
-    ]
-
-
-def _request_body(one: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
-    kinds = one.bodies or (one.body,)
-    schemas = [schema_of[_key(kind)] for kind in kinds]
-    content: dict[str, Any] = {"schema": schemas[0] if len(schemas) == 1 else {"oneOf": schemas}}
-    if one.example is not None:
-        content["example"] = one.example
-    required = one.bodies != () or any(field.required for field in msgspec.structs.fields(one.body))
-    return {"required": required, "content": {"application/json": content}}
-
-
-def _responses(one: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
-    responses: dict[str, Any] = {str(one.status): _answer(one, schema_of)}
-    for status, kind in one.other_answers:
-        responses[str(status)] = _answer(replace(one, status=status, answer=kind), schema_of)
-    if one.fenced:
-        not_yet = "Committed; the fence does not hold yet."
-        responses["202"] = {**_answer(one, schema_of), "description": not_yet}
-    if one.path == "/readyz":
-        responses["503"] = _answer(one, schema_of)
-    by_status: dict[int, list[str]] = {}
-    for code in _codes(one):
-        by_status.setdefault(TABLE[code].status, []).append(code)
-    for status, codes in sorted(by_status.items()):
-        responses.setdefault(str(status), _problems(codes, schema_of))
-    return responses
+# -- what it may be refused with
 
 
 def _codes(one: Operation) -> tuple[str, ...]:
@@ -210,46 +330,32 @@ def _codes(one: Operation) -> tuple[str, ...]:
         codes += ("unsupported_header",)
     if one.permissions:
         codes += _WITH_CALLER
-    if one.method != "GET":
+    if one.has_body:
         codes += _WITH_BODY
     elif one.permissions:
         codes += ("position_not_reached", "position_unknown")
     return tuple(dict.fromkeys((*codes, *one.codes)))
 
 
-def _answer(one: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "description": "Made." if one.status == _CREATED else "As asked.",
-        "headers": {"X-Request-Id": {"schema": {"type": "string"}}},
-    }
-    if one.permissions:
-        described["headers"]["X-Keyledger-Position"] = {"schema": {"type": "string"}}
-    if one.shown_at and one.status in {_CREATED, 202}:
-        described["headers"]["Location"] = {
-            "schema": {"type": "string"},
-            "description": f"Where what was made is shown: `{one.shown_at}`.",
-        }
-    if one.versioned:
-        described["headers"]["ETag"] = {"schema": {"type": "string"}}
-    if one.answer is not None:
-        described["content"] = {
-            media_type: {"schema": schema_of[_key(one.answer)] if media_type == _JSON else {"type": "string"}}
-            for media_type in one.media_types
-        }
-    return described
+def _by_status(one: Operation) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for code in _codes(one):
+        for status in _statuses(one, code):
+            found.setdefault(status, []).append(code)
+    return found
 
 
-def _problems(codes: list[str], schema_of: dict[str, Any]) -> dict[str, Any]:
-    meaning = TABLE[codes[0]]
-    example = {
-        "type": TYPE_PREFIX + codes[0],
-        "title": meaning.title,
-        "status": meaning.status,
-        "detail": meaning.title + ".",
-        "code": codes[0],
-        "request_id": "req_1f0c2a7b9d3e1",
-    }
-    return {
-        "description": "; ".join(f"`{code}`: {TABLE[code].title}" for code in codes),
-        "content": {PROBLEM_JSON: {"schema": schema_of[_key(Problem)], "example": example}},
-    }
+def _statuses(one: Operation, code: str) -> tuple[int, ...]:
+    """What a code is answered with: of a use that was refused, never the caller's own 401."""
+    as_verdict = STATUS_OF_CODE.get(code)
+    if as_verdict is None:
+        return (TABLE[code].status,)
+    if not one.permissions:
+        return (as_verdict,)
+    if code == "not_found":
+        return (TABLE[code].status, _FORBIDDEN) if _may_refuse_a_use(one) else (TABLE[code].status,)
+    return (_FORBIDDEN if as_verdict == TABLE["unauthenticated"].status else as_verdict,)
+
+
+def _may_refuse_a_use(one: Operation) -> bool:
+    return "billing_shortfall" in one.codes

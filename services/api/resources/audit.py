@@ -42,20 +42,26 @@ class AuditQuery(PagedSpan, frozen=True, kw_only=True):
     """Which lines; all that is given must fit."""
 
     organization_id: Filter | None = None
+    """Only what happened to this customer."""
     key_id: Filter | None = None
+    """Only what happened to this key."""
     actor: Filter | None = None
     """The id of a root key, an ordinary key's id (for `self`), or `system`."""
     action: Action | None = None
+    """An event's name, such as `KeyRevoked`."""
     request_id: Filter | None = None
     """The trace id of the HTTP request that asked."""
     sort: Literal["at", "-at"] = "-at"
+    """Newest first, or `at`: oldest first."""
     format: Literal["json", "ndjson", "csv"] = "json"
+    """JSON, a line of JSON for each entry, or rows of CSV."""
 
 
 class HistoryQuery(Paging, frozen=True, kw_only=True):
     """Which page, in which order."""
 
     sort: Literal["at", "-at"] = "at"
+    """Oldest first, or `-at`: newest first."""
 
 
 class AuditEntryView(View, frozen=True, kw_only=True):
@@ -63,25 +69,38 @@ class AuditEntryView(View, frozen=True, kw_only=True):
 
     position: Position
     at: Time
+    """When it happened."""
     actor: str
+    """Who did it: the id of a root key, of an ordinary key (for `self`), or `system`."""
     action: str
+    """The event's name, such as `KeyRevoked`."""
     organization_id: str | None
+    """The customer that it happened to; null: the platform."""
     key_id: str | None
+    """The key that it happened to; null: none."""
     subject: str | None
     """What it was done to."""
     ip: str | None
+    """The address that the request came from; null if it is not known."""
     user_agent: str | None
+    """What the client called itself; null if it did not."""
     request_id: str | None
+    """The trace id of the HTTP request that asked; null where none did."""
     reason: str | None
+    """Why, as it was given; null if it was not."""
     before: dict[str, Any] | None
+    """The fields that changed, as they were; null where there is nothing to show."""
     after: dict[str, Any] | None
+    """The same fields, as they are since; null where there is nothing to show."""
 
 
 class AuditPageView(View, frozen=True, kw_only=True):
     """A page of what happened."""
 
     items: list[AuditEntryView]
+    """The page, in the order that was asked for."""
     next_cursor: str | None
+    """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
 
 
@@ -116,6 +135,7 @@ def audit_page(call: Call[Any, Any], page: AuditPage, position: int) -> AuditPag
 @operation(
     "GET",
     "/v1/audit",
+    operation_id="listAudit",
     tag="Audit",
     summary="Who did what",
     description=(
@@ -127,6 +147,7 @@ def audit_page(call: Call[Any, Any], page: AuditPage, position: int) -> AuditPag
     query=AuditQuery,
     answer=AuditPageView,
     media_types=("application/json", "application/x-ndjson", "text/csv"),
+    headers=("X-Next-Cursor",),
     projected=True,
 )
 async def get_audit(call: Call[AuditQuery, Any]) -> Reply:

@@ -28,7 +28,7 @@ from services.api.answering.money import (
 )
 from services.api.answering.problems import ProblemError
 from services.api.answering.refusals import use_refused
-from services.api.answering.views import ResultsView
+from services.api.answering.verdicts import ChargesView
 from services.api.asking.call import Call
 from services.api.asking.callers import Caller
 from services.api.asking.uses import ChargeBatchBody, ChargeBody, MeteringBody, RefundBody, use_of
@@ -51,6 +51,7 @@ _EXAMPLE: Final = {
 @operation(
     "POST",
     "/v1/charges",
+    operation_id="createCharge",
     tag="Charges",
     summary="Charge one use",
     description="A `request_id` counts once, for ever: the same again gets the first outcome.",
@@ -72,13 +73,14 @@ def charge(call: Call[Any, ChargeBody]) -> Later:
 @operation(
     "POST",
     "/v1/charges/batch",
+    operation_id="createCharges",
     tag="Charges",
     summary="Charge many uses, each on its own",
     permissions=(PERMISSION,),
     quick=True,
     body=ChargeBatchBody,
     items=ChargeBody,
-    answer=ResultsView,
+    answer=ChargesView,
     instead_of_a_key=OWN_KEY,
     example={"items": [_EXAMPLE]},
 )
@@ -141,6 +143,7 @@ def _charged(metering: Metering, command: ChargeUsage, keyspace: Keyspace | None
 @operation(
     "POST",
     "/v1/charges/{charge_id}/refund",
+    operation_id="refundCharge",
     tag="Charges",
     summary="Give a charge back, in part or whole",
     permissions=(PERMISSION,),

@@ -131,6 +131,7 @@ def _connect_route(access: EdgeAccess) -> Operation:
 @operation(
     "POST",
     "/v1/edges/keyspaces",
+    operation_id="getEdgeKeyspaces",
     tag="Edges",
     summary="What requests look like now",
     description=(

@@ -21,29 +21,37 @@ class ConnectedEdge(View, frozen=True, kw_only=True):
     """One incarnation of an edge."""
 
     id: str
+    """The edge's id."""
     root_key_id: str
     """The root key that it takes part with."""
     incarnation: str
+    """32 hex digits, new for each start of its process."""
     version: str
+    """Its version, as it says."""
     position: Position
     """Up to where it has heard of changes."""
     lease_left_ms: int
     """How much longer it may rely on what it heard."""
     last_heard_ms: int
+    """How long ago it was last heard of."""
     last_heard_at: Time
+    """When it was last heard of."""
 
 
 class EdgesView(View, frozen=True, kw_only=True):
     """Edges that were heard of in the last minutes."""
 
     items: list[ConnectedEdge]
+    """All of them."""
     next_cursor: str | None
+    """Always null: the list is whole."""
     position: Position
 
 
 @operation(
     "GET",
     "/v1/edges",
+    operation_id="listEdges",
     tag="Edges",
     summary="Who is connected",
     description="Edges that were heard of in the last ten minutes; one without a lease answers nothing.",

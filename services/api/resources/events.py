@@ -31,7 +31,9 @@ class FeedQuery(Query, frozen=True, kw_only=True):
     after: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     """The position of the last event seen; from the beginning if not given."""
     types: Annotated[str, msgspec.Meta(max_length=2_000, examples=["KeyRevoked,KeyRotated"])] | None = None
+    """Only these events, separated by commas; all if not given."""
     organization_id: Filter | None = None
+    """Only events of this customer."""
     limit: Limit = 50
 
 
@@ -43,6 +45,7 @@ class FeedView(View, frozen=True, kw_only=True):
     """A page of the feed."""
 
     items: list[CloudEvent]
+    """Events in the order of the log."""
     next_after: Position
     """Go on from here, also where `items` is empty."""
     position: Position
@@ -52,6 +55,7 @@ class FeedView(View, frozen=True, kw_only=True):
 @operation(
     "GET",
     "/v1/events",
+    operation_id="listEvents",
     tag="Events",
     summary="The change feed",
     description=(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -21,44 +21,24 @@ from domain.quotas import (
     wallet_refusal,
 )
 from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Scopes, Use, Verdict, judge
+from services.api.answering.explanations import (
+    AskedQuotaView,
+    AskedView,
+    ExplanationView,
+    FiguresView,
+    Outcome,
+    Rule,
+)
 from services.api.answering.money import rate_views
-from services.api.answering.views import Position, Time, View
 from services.api.asking.call import Call
 from services.api.asking.uses import MAX_SECRET_LENGTH, ExplainBody, use_of
 from services.api.operations import Reply, operation
-
-Outcome = Literal["passes", "refuses", "not_asked", "unknown"]
-"""`not_asked`: the rule has nothing to say about this use; `unknown`: the key is not known."""
-
-
-class Rule(View, frozen=True, kw_only=True):
-    """One rule, in the order in which they are decided."""
-
-    code: str
-    """The verdict that it gives when it refuses."""
-    outcome: Outcome
-    figures: dict[str, Any] = msgspec.field(default_factory=dict)
-    """What it looked at, and what is left."""
-
-
-class ExplanationView(View, frozen=True, kw_only=True):
-    """Why a use would be allowed or refused."""
-
-    valid: bool
-    code: str
-    """That of the first rule that refuses, or `valid`."""
-    status: int
-    """What forward-auth would answer."""
-    key_id: str | None
-    organization_id: str | None
-    rules: list[Rule]
-    at: Time
-    position: Position
 
 
 @operation(
     "POST",
     "/v1/explain",
+    operation_id="explainUse",
     tag="Verify",
     summary="Why would a use be allowed or refused?",
     description="Each rule with its figures. Consumes nothing, counts nothing.",
@@ -104,16 +84,16 @@ def _found(call: Call[Any, ExplainBody]) -> tuple[KeyFacts | None, list[Rule]]:
         return facts, [Rule(code=code, outcome="not_asked") for code in ("malformed", "not_found")]
     keyspace = api.metering.keyspace_of(caller, body.keyspace_id)
     found = api.checker.find(body.secret, keyspace, caller.organization_id)
-    expected = {"shape": keyspace.shape.describe(), "length": len(body.secret)}
+    expected: dict[str, Any] = {"shape": keyspace.shape.describe(), "length": len(body.secret)}
     if not isinstance(found, Verdict):
         return found, [
-            Rule(code="malformed", outcome="passes", figures=expected),
+            Rule(code="malformed", outcome="passes", figures=FiguresView(**expected)),
             Rule(code="not_found", outcome="passes"),
         ]
     malformed = found.code != "not_found"
     figures = expected | _why_malformed(body.secret, keyspace) if malformed else expected
     return None, [
-        Rule(code="malformed", outcome="refuses" if malformed else "passes", figures=figures),
+        Rule(code="malformed", outcome="refuses" if malformed else "passes", figures=FiguresView(**figures)),
         Rule(code="not_found", outcome="unknown" if malformed else "refuses"),
     ]
 
@@ -158,7 +138,7 @@ def _limits(call: Call[Any, Any], facts: KeyFacts, use: Use, cost: int | None) -
             "credit_limit_micros": wallet.credit_limit,
         }
     outcome: Outcome = "refuses" if short else "passes" if asked else "not_asked"
-    yield Rule(code="billing_shortfall", outcome=outcome, figures=figures)
+    yield Rule(code="billing_shortfall", outcome=outcome, figures=FiguresView(**figures))
 
 
 def _check(body: ExplainBody) -> None:
@@ -236,9 +216,8 @@ def _rules_of_facts(facts: KeyFacts, use: Use, now: int) -> Iterator[Rule]:
         alone = msgspec.structs.replace(_open(facts), **fields)
         asked = _USE_OF[code](use) if code in _USE_OF else Use()
         refused = judge(alone, asked, now) == code
-        yield Rule(
-            code=code, outcome="refuses" if refused else "passes", figures=_figures(fields, asked, now)
-        )
+        figures = FiguresView(**_figures(fields, asked, now))
+        yield Rule(code=code, outcome="refuses" if refused else "passes", figures=figures)
 
 
 def _open(facts: KeyFacts) -> KeyFacts:
@@ -268,7 +247,7 @@ def _figures(fields: dict[str, Any], asked: Use, now: int) -> dict[str, Any]:
             told[name] = value
     said = {name: getattr(asked, name) for name in asked.__struct_fields__}
     if any(value not in (None, ()) for value in said.values()):
-        told["asked"] = {name: value for name, value in said.items() if value not in (None, ())}
+        told["asked"] = AskedView(**{name: value for name, value in said.items() if value not in (None, ())})
     return told
 
 
@@ -276,7 +255,7 @@ def _rate_rule(rates: list[RateState]) -> Rule:
     if not rates:
         return Rule(code="rate_limited", outcome="not_asked")
     used_up = any(one.remaining == 0 for one in rates)
-    figures = {"rate_limits": rate_views(rates), "counted_by": "verify and forward-auth, not by charges"}
+    figures = FiguresView(rate_limits=rate_views(rates), counted_by="verify and forward-auth, not by charges")
     return Rule(code="rate_limited", outcome="refuses" if used_up else "passes", figures=figures)
 
 
@@ -284,7 +263,7 @@ def _quota_rule(code: str, quotas: list[QuotaState], amount: int | None, *, requ
     if not quotas:
         return Rule(code=code, outcome="not_asked")
     refused = False
-    told: list[dict[str, Any]] = []
+    told: list[AskedQuotaView] = []
     for one in quotas:
         asked = _asked_of(one, amount)
         broken = one.spent + asked > one.limit
@@ -292,18 +271,18 @@ def _quota_rule(code: str, quotas: list[QuotaState], amount: int | None, *, requ
             broken = broken or one.spent >= one.limit
         refused = refused or broken
         told.append(
-            {
-                "unit": one.unit,
-                "window": one.window,
-                "limit": one.limit,
-                "spent": one.spent,
-                "remaining": one.remaining,
-                "asked": asked,
-                "fits": not broken,
-                "resets_at": None if one.resets_at is None else to_text(one.resets_at),
-            }
+            AskedQuotaView(
+                unit=one.unit,
+                window=one.window,
+                limit=one.limit,
+                spent=one.spent,
+                remaining=one.remaining,
+                asked=asked,
+                fits=not broken,
+                resets_at=None if one.resets_at is None else to_text(one.resets_at),
+            )
         )
-    return Rule(code=code, outcome="refuses" if refused else "passes", figures={"quotas": told})
+    return Rule(code=code, outcome="refuses" if refused else "passes", figures=FiguresView(quotas=told))
 
 
 def _asked_of(quota: QuotaState, amount: int | None) -> int:

@@ -49,7 +49,9 @@ class ForwardAuthQuery(Query, frozen=True, kw_only=True):
     """Whose keys, and for which proxy; a query that a client sent belongs into the forwarded URI."""
 
     keyspace_id: str | None = None
+    """The keyspace whose secrets are looked for; not needed where the proxy's root key is bound to one."""
     proxy: Annotated[str, msgspec.Meta(examples=["nginx"])] | None = None
+    """`nginx`: denials that nginx cannot pass on become 403, the real status in `X-Keyledger-Status`."""
 
 
 class _Ask(msgspec.Struct, frozen=True):
@@ -271,6 +273,7 @@ _ABOUT: Final[dict[str, Any]] = {
 @operation(
     "GET",
     PATH,
+    operation_id="checkForwardedRequest",
     summary="The same for proxies",
     description=(
         "Any method. Traefik ForwardAuth and Envoy ext_authz over HTTP; `proxy=nginx` for nginx "
@@ -286,6 +289,7 @@ def forward_auth(call: Call[Any, Any]) -> Answer | Awaitable[Answer]:
 @operation(
     "GET",
     PATH + "/{path}",
+    operation_id="checkForwardedPath",
     summary="The same for proxies that append the original path",
     whole=True,
     **_ABOUT,

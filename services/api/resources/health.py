@@ -14,19 +14,23 @@ class AliveView(View, frozen=True, kw_only=True):
     """The process runs."""
 
     status: Literal["alive"]
+    """It answers, so it is."""
 
 
 class WaitingView(View, frozen=True, kw_only=True):
     """Something that is not there."""
 
     dependency: str
+    """What is missing: `postgresql`, `nats` or `partition`."""
     detail: str
+    """What that means, for people."""
 
 
 class ReadyView(View, frozen=True, kw_only=True):
     """Can it serve?"""
 
     ready: bool
+    """Can requests be answered here, or passed on?"""
     owner: bool
     """Does this process decide, or does it pass requests on to the one that does?"""
     position: Position
@@ -58,6 +62,7 @@ async def get_health(_: Call[Any, Any]) -> Reply:
     summary="Can it serve?",
     description="503 while it cannot, with what it waits for. Without NATS it can: that is told, too.",
     answer=ReadyView,
+    other_answers=((503, ReadyView),),
 )
 async def get_readiness(call: Call[Any, Any]) -> Reply:
     """Can requests be answered here, or passed on?"""

@@ -43,6 +43,7 @@ class ManyImportedKeys(Body, frozen=True, kw_only=True):
     """Keys to be adopted, each with a result of its own."""
 
     items: Annotated[tuple[ImportedKey, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)]
+    """The keys, each as if it were sent alone."""
 
 
 class _Items(Body, frozen=True, kw_only=True):
@@ -62,16 +63,26 @@ class ImportResult(View, frozen=True, kw_only=True):
 
     status: int
     """As if it had been sent alone: 201, or a problem's."""
-    code: str
+    code: Annotated[
+        str,
+        msgspec.Meta(
+            extra_json_schema={"anyOf": [{"const": "imported"}, {"$ref": "#/components/schemas/ProblemCode"}]}
+        ),
+    ]
+    """`imported`, or the code of a problem."""
     key: KeyView | None = None
+    """The key; null where it was refused."""
     detail: str | None = None
+    """Why it was refused, for people; null where it was not."""
     errors: tuple[FieldError, ...] = ()
+    """What is wrong with which field."""
 
 
 class ImportedView(View, frozen=True, kw_only=True):
     """A key that was adopted."""
 
     key: KeyView
+    """The key."""
     position: Position
 
 
@@ -79,8 +90,11 @@ class ImportView(View, frozen=True, kw_only=True):
     """What became of each key, in the order they were sent."""
 
     results: list[ImportResult]
+    """One for each item, in the order in which they were sent."""
     imported: int
+    """How many were adopted."""
     failed: int
+    """How many were refused."""
     position: Position
 
 

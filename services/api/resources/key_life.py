@@ -28,6 +28,7 @@ class Rotation(Body, frozen=True, kw_only=True):
     overlap_seconds: Amount = 0
     """How long the present secret lives on; 0 ends all older ones at once."""
     reason: Reason | None = None
+    """Why, for the audit."""
 
 
 @operation(

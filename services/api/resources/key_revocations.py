@@ -26,27 +26,39 @@ class KeyFilter(Body, frozen=True, kw_only=True):
     """Which keys; all that is given must fit."""
 
     organization_id: Id | None = None
+    """Keys of this customer."""
     keyspace_id: Id | None = None
+    """Keys of this keyspace."""
     project_id: Id | None = None
+    """Keys whose scopes name this project."""
     owner_id: ForeignId | None = None
+    """Keys of this owner."""
     environment: Environment | None = None
+    """Keys of this environment."""
     tag: Filter | None = None
+    """Keys with this tag."""
     status: Literal["active", "disabled", "expired"] | None = None
+    """Keys in this state."""
     q: Search | None = None
+    """Looked for in name, id, hint and owner."""
 
 
 class ManyRevocations(Body, frozen=True, kw_only=True):
     """Keys to be revoked together: a list of ids, or a filter."""
 
     key_ids: Annotated[tuple[Id, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)] | None = None
+    """The keys, by their ids; or a filter."""
     filter: KeyFilter | None = None
+    """The keys that it finds, at most 1,000; or their ids."""
     reason: Reason | None = None
+    """Why, for the audit."""
 
 
 class RevocationView(View, frozen=True, kw_only=True, omit_defaults=True):
     """What became of one key."""
 
     key_id: str
+    """The id, as it was sent or found."""
     revoked: bool
     """Is it dead now, whoever killed it?"""
     code: Literal["not_found", "permission_denied", "key_revoked"] | None = None

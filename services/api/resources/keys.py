@@ -69,19 +69,31 @@ class NewKey(Body, frozen=True, kw_only=True):
     """A key to be made."""
 
     keyspace_id: Id
+    """The keyspace that gives the secret its shape."""
     organization_id: Id | None = None
     """Needed, but for a root key of the whole platform."""
     name: Name
+    """What people call the key."""
     kind: Literal["solo", "client", "platform"] = "solo"
+    """`solo`: one user; `client` and `platform`: each use names its tenant."""
     owner_id: ForeignId | None = None
+    """Your own id of whoever owns the key."""
     environment: Environment | None = None
+    """Such as `production`."""
     plan_id: Id | None = None
+    """The plan; the platform's to give."""
     scopes: ScopesBody = ScopesBody()
+    """What the key may be used for; a dimension left out is `*`, all that plan and organization allow."""
     quotas: Quotas = ()
+    """Amounts per window, one for each unit and window."""
     rate_limits: RateLimits = ()
+    """Requests per seconds."""
     allowed_ips: Addresses = ()
+    """Networks that the key may be used from; none: all."""
     expires_at: When | None = None
+    """From then on it is expired; null: never."""
     tags: Tags = ()
+    """Your own marks, by which keys are found."""
     metadata: Metadata = msgspec.field(default_factory=dict)
     bound_keyspace_id: Id | None = None
     """Of a root key: the one keyspace that it is to act on."""
@@ -91,41 +103,61 @@ class KeyChanges(Body, frozen=True, kw_only=True):
     """Fields of a key to be set; those left out stay."""
 
     name: Name | UnsetType = UNSET
+    """What people call the key."""
     owner_id: ForeignId | UnsetType | None = UNSET
+    """Your own id of whoever owns the key; null: nobody."""
     metadata: Metadata | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
+    """All tags that it is to have."""
     environment: Environment | UnsetType | None = UNSET
+    """Such as `production`; null: none."""
     plan_id: Id | UnsetType | None = UNSET
+    """The plan, the platform's to give; null: none."""
     quotas: Quotas | UnsetType = UNSET
+    """All quotas that it is to have; what was spent stays spent."""
     rate_limits: RateLimits | UnsetType = UNSET
+    """All rate limits that it is to have."""
     allowed_ips: Addresses | UnsetType = UNSET
+    """All networks that it may be used from; none: all."""
     expires_at: When | UnsetType | None = UNSET
+    """From then on it is expired; null: never."""
 
 
 class ListKeys(Paging, frozen=True, kw_only=True):
     """Which keys, in which order."""
 
     organization_id: Filter | None = None
+    """Only keys of this customer."""
     keyspace_id: Filter | None = None
+    """Only keys of this keyspace."""
     project_id: Filter | None = None
+    """Only keys whose scopes name this project."""
     owner_id: Filter | None = None
+    """Only keys of this owner."""
     environment: Filter | None = None
+    """Only keys of this environment."""
     tag: Filter | None = None
+    """Only keys with this tag."""
     status: Literal["active", "disabled", "revoked", "expired"] | None = None
+    """Only keys in this state."""
     q: Search | None = None
     """Looked for in name, id, hint and owner."""
     include_revoked: bool = False
+    """Revoked ones, too."""
     include_deleted: bool = False
+    """Deleted ones, too."""
     sort: Literal[
         "created_at", "-created_at", "name", "-name", "last_used_at", "-last_used_at",
         "expires_at", "-expires_at",
     ] = "-created_at"  # fmt: skip
+    """The order; a minus turns it round."""
 
 
 class ShowKey(Query, frozen=True, kw_only=True):
     """How to show a key."""
 
     include_deleted: bool = False
+    """Also if it was deleted."""
 
 
 class ChangedKeyView(KeyView, frozen=True, kw_only=True):
@@ -139,18 +171,23 @@ class CreatedKeyView(View, frozen=True, kw_only=True):
     """A key and its secret, shown this once."""
 
     key: KeyView
+    """The key."""
     secret: str | None = None
     """Null in a replay: it was shown already."""
     detail: str | UnsetType = UNSET
+    """Only in a replay: why there is no secret."""
     position: Position
     fence: FenceResult | UnsetType = UNSET
+    """Where something was taken away: can no edge accept it any more?"""
 
 
 class KeyPageView(View, frozen=True, kw_only=True):
     """A page of keys."""
 
     items: list[KeyView]
+    """The page, in the order that was asked for."""
     next_cursor: str | None
+    """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
 
 
@@ -235,6 +272,7 @@ def creation(body: NewKey, digest: bytes, shown: str, *, imported: bool = False)
 @operation(
     "GET",
     "/v1/keys",
+    operation_id="listKeys",
     tag=TAG,
     summary="List keys",
     description="Newest first if no sort is given; revoked and deleted ones only where they are asked for.",
@@ -295,6 +333,7 @@ async def get_key(call: Call[ShowKey, Any]) -> Reply:
 @operation(
     "GET",
     "/v1/keys/{key_id}/history",
+    operation_id="listKeyHistory",
     tag=TAG,
     summary="What happened to a key",
     description="Oldest first; also of a deleted key.",
@@ -346,7 +385,7 @@ async def changed(call: Call[Any, Any], command: Command) -> Reply:
     idempotent=True,
     example={"name": "Checkout v2", "tags": ["team:payments"], "expires_at": None},
 )
-async def patch_key(call: Call[Fencing, KeyChanges]) -> Reply:
+async def update_key(call: Call[Fencing, KeyChanges]) -> Reply:
     """Set fields of a key."""
     body = call.body
     command = ChangeKey(
@@ -381,7 +420,7 @@ async def patch_key(call: Call[Fencing, KeyChanges]) -> Reply:
     idempotent=True,
     example={"models": ["gpt-5", "gpt-5-mini"], "permissions": "*"},
 )
-async def patch_scopes(call: Call[Fencing, ScopesBody]) -> Reply:
+async def update_key_scopes(call: Call[Fencing, ScopesBody]) -> Reply:
     """Change what a key may be used for."""
     command = EditScopes(
         key_id=call.path["key_id"],
@@ -396,6 +435,6 @@ ROUTES = [
     get_keys,
     get_key,
     get_history,
-    patch_key,
-    patch_scopes,
+    update_key,
+    update_key_scopes,
 ]

@@ -39,36 +39,55 @@ class NewKeyspace(Body, frozen=True, kw_only=True):
     """A keyspace to be made, from a preset or from scratch; what is given wins over the preset."""
 
     name: Name
+    """What people call the keyspace."""
     preset: Literal["default", "leanmcp", "mindproxy", "leapter", "leadmagic", "allmcp"] | None = None
+    """A known gateway's manners to begin with."""
     prefix: Annotated[str, msgspec.Meta(max_length=32, examples=["acme_live_"])] | None = None
+    """What its secrets are to begin with; no other keyspace's may begin so. The preset's if not given."""
     secret_format: SecretFormat | None = None
+    """What stands behind the prefix; the preset's if not given."""
     accepted_formats: Formats = ()
     """Shapes that imported keys may have beside the keyspace's own."""
     credential_locations: Locations | None = None
+    """Where a secret may stand in a request; the preset's if not given."""
     tenant_locations: Places | None = None
+    """Where a request names its tenant; the preset's if not given."""
     denial_status: Denials | None = None
+    """HTTP statuses that its clients know, by verdict code; the preset's if not given."""
     require_balance: bool | None = None
+    """Is a use without a cost refused, too, at zero? The preset's if not given."""
     required_dimensions: Dimensions | None = None
+    """What every use must name; the preset's if not given."""
 
 
 class KeyspaceChanges(Body, frozen=True, kw_only=True):
     """Fields to be set; those left out stay. Prefix and format are for ever."""
 
     name: Name | UnsetType = UNSET
+    """What people call the keyspace."""
     accepted_formats: Formats | UnsetType = UNSET
+    """All shapes that imported keys may have beside its own."""
     credential_locations: Locations | UnsetType = UNSET
+    """Where a secret may stand in a request, such as `header:X-API-Key`."""
     tenant_locations: Places | UnsetType = UNSET
+    """Where a request names its tenant, such as `{"user_id": "query:user_id"}`."""
     denial_status: Denials | UnsetType = UNSET
+    """HTTP statuses that the keyspace's clients know, by verdict code."""
     require_balance: bool | UnsetType = UNSET
+    """Is a use without a cost refused, too, where wallet or quota are at zero?"""
     required_dimensions: Dimensions | UnsetType = UNSET
+    """What every use of a key must name."""
 
 
 class ListKeyspaces(Paging, frozen=True, kw_only=True):
     """Which keyspaces, in which order."""
 
     include_archived: bool = False
+    """Archived ones, too."""
     q: Search | None = None
+    """Looked for in names and ids."""
     sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
+    """The order; a minus turns it round."""
 
 
 class ChangedKeyspaceView(ShownKeyspace, frozen=True, kw_only=True):
@@ -82,7 +101,9 @@ class KeyspacePageView(View, frozen=True, kw_only=True):
     """A page of keyspaces."""
 
     items: list[ShownKeyspace]
+    """The page, in the order that was asked for."""
     next_cursor: str | None
+    """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
 
 
@@ -107,7 +128,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     idempotent=True,
     example={"name": "gateway", "preset": "default", "prefix": "acme_live_"},
 )
-async def define_keyspace(call: Call[Any, NewKeyspace]) -> Reply:
+async def create_keyspace(call: Call[Any, NewKeyspace]) -> Reply:
     """Make a keyspace."""
     body = call.body
     command = DefineKeyspace(
@@ -128,6 +149,7 @@ async def define_keyspace(call: Call[Any, NewKeyspace]) -> Reply:
 @operation(
     "GET",
     "/v1/keyspaces",
+    operation_id="listKeyspaces",
     tag=_TAG,
     summary="List keyspaces",
     description="The built-in one of root keys included; archived ones only where they are asked for.",
@@ -182,7 +204,7 @@ async def get_keyspace(call: Call[Any, Any]) -> Reply:
     idempotent=True,
     example={"denial_status": {"billing_shortfall": 403}},
 )
-async def patch_keyspace(call: Call[Fencing, KeyspaceChanges]) -> Reply:
+async def update_keyspace(call: Call[Fencing, KeyspaceChanges]) -> Reply:
     """Set fields of a keyspace."""
     body = call.body
     command = ChangeKeyspace(
@@ -229,4 +251,4 @@ async def archive_keyspace(call: Call[Any, Because]) -> Reply:
     return await _changed(call, command)
 
 
-ROUTES = [define_keyspace, get_keyspaces, get_keyspace, patch_keyspace, archive_keyspace]
+ROUTES = [create_keyspace, get_keyspaces, get_keyspace, update_keyspace, archive_keyspace]

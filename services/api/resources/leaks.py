@@ -30,9 +30,11 @@ class Leak(Body, frozen=True, kw_only=True):
     """A secret that was found where it should not be."""
 
     secret: Annotated[str, msgspec.Meta(min_length=1, max_length=512, extra={CREDENTIAL: True})] | None = None
+    """The secret that was found; or its SHA-256."""
     sha256: Annotated[str, msgspec.Meta(min_length=43, max_length=64)] | None = None
     """Of the secret, as hex or base64, where the secret itself is not at hand."""
     keyspace_id: Id | None = None
+    """Only if it is of this keyspace; null: of any."""
     source: Annotated[
         str, msgspec.Meta(min_length=1, max_length=100, examples=["pastebin"], extra={CREDENTIAL: True})
     ]
@@ -47,8 +49,10 @@ class LeakView(View, frozen=True, kw_only=True):
     found: bool
     """Is it a secret of a key that the caller may know of?"""
     key: KeyView | None
+    """The key that was revoked; null where nothing was found."""
     position: Position
     fence: FenceResult | UnsetType = UNSET
+    """Where something was taken away: can no edge accept it any more?"""
 
 
 @operation(

@@ -36,8 +36,11 @@ class NewOrganization(Body, frozen=True, kw_only=True):
     """A customer to be taken in."""
 
     name: Name
+    """What people call the customer."""
     external_id: ForeignId | None = None
+    """Your own id of the customer."""
     quotas: Quotas = ()
+    """What all its keys together may use; one for each unit and window."""
     metadata: Metadata = msgspec.field(default_factory=dict)
     currency: Annotated[str, msgspec.Meta(min_length=1, max_length=16, pattern="^[A-Za-z0-9_-]+$")] = "USD"
     """Of its wallet: a currency, or the name of a credit unit."""
@@ -47,8 +50,11 @@ class OrganizationChanges(Body, frozen=True, kw_only=True):
     """Fields to be set; those left out stay."""
 
     name: Name | UnsetType = UNSET
+    """What people call the customer."""
     external_id: ForeignId | UnsetType | None = UNSET
+    """Your own id of the customer; null: none."""
     quotas: Quotas | UnsetType = UNSET
+    """All quotas that it is to have; what was spent stays spent."""
     metadata: Metadata | UnsetType = UNSET
 
 
@@ -56,8 +62,11 @@ class ListOrganizations(Paging, frozen=True, kw_only=True):
     """Which organizations, in which order."""
 
     external_id: Filter | None = None
+    """Only the one with this id of yours."""
     q: Search | None = None
+    """Looked for in names and ids."""
     sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
+    """The order; a minus turns it round."""
 
 
 class ChangedOrganizationView(OrganizationView, frozen=True, kw_only=True):
@@ -71,7 +80,9 @@ class OrganizationPageView(View, frozen=True, kw_only=True):
     """A page of organizations."""
 
     items: list[OrganizationView]
+    """The page, in the order that was asked for."""
     next_cursor: str | None
+    """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
 
 
@@ -100,7 +111,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     idempotent=True,
     example={"name": "Acme", "external_id": "crm-4711", "metadata": {"tier": "gold"}},
 )
-async def open_organization(call: Call[Any, NewOrganization]) -> Reply:
+async def create_organization(call: Call[Any, NewOrganization]) -> Reply:
     """Take in a customer, with an empty wallet."""
     body = call.body
     command = OpenOrganization(
@@ -116,6 +127,7 @@ async def open_organization(call: Call[Any, NewOrganization]) -> Reply:
 @operation(
     "GET",
     "/v1/organizations",
+    operation_id="listOrganizations",
     tag=_TAG,
     summary="List organizations",
     permissions=_READ,
@@ -165,7 +177,7 @@ async def get_organization(call: Call[Any, Any]) -> Reply:
     idempotent=True,
     example={"quotas": [{"unit": "micros", "window": "month", "limit": 500_000_000}]},
 )
-async def patch_organization(call: Call[Fencing, OrganizationChanges]) -> Reply:
+async def update_organization(call: Call[Fencing, OrganizationChanges]) -> Reply:
     """Set fields of an organization."""
     body = call.body
     command = ChangeOrganization(
@@ -214,6 +226,7 @@ async def suspend_organization(call: Call[Fencing, Because]) -> Reply:
     codes=("not_found", "platform_only", "version_conflict", "idempotency_conflict"),
     conditional=True,
     idempotent=True,
+    example={"reason": "invoice paid"},
 )
 async def resume_organization(call: Call[Any, Because]) -> Reply:
     """Let its keys work again."""
@@ -226,10 +239,10 @@ async def resume_organization(call: Call[Any, Because]) -> Reply:
 
 
 ROUTES = [
-    open_organization,
+    create_organization,
     get_organizations,
     get_organization,
-    patch_organization,
+    update_organization,
     suspend_organization,
     resume_organization,
 ]

@@ -34,7 +34,9 @@ class NewPlan(Body, frozen=True, kw_only=True):
     """A plan to be made."""
 
     name: Name
+    """What people call the plan."""
     models: Models
+    """The models that may be called, or `*` for all."""
     price_multiplier: Multiplier = "1"
 
 
@@ -42,7 +44,9 @@ class PlanChanges(Body, frozen=True, kw_only=True):
     """Fields to be set; those left out stay."""
 
     name: Name | UnsetType = UNSET
+    """What people call the plan."""
     models: Models | UnsetType = UNSET
+    """The models that may be called, or `*` for all."""
     price_multiplier: Multiplier | UnsetType = UNSET
 
 
@@ -50,7 +54,9 @@ class ListPlans(Paging, frozen=True, kw_only=True):
     """Which plans, in which order."""
 
     q: Search | None = None
+    """Looked for in names and ids."""
     sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
+    """The order; a minus turns it round."""
 
 
 class ChangedPlanView(PlanView, frozen=True, kw_only=True):
@@ -64,7 +70,9 @@ class PlanPageView(View, frozen=True, kw_only=True):
     """A page of plans."""
 
     items: list[PlanView]
+    """The page, in the order that was asked for."""
     next_cursor: str | None
+    """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
 
 
@@ -89,7 +97,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     idempotent=True,
     example={"name": "pro", "models": ["gpt-5", "gpt-5-mini"], "price_multiplier": "1.25"},
 )
-async def define_plan(call: Call[Any, NewPlan]) -> Reply:
+async def create_plan(call: Call[Any, NewPlan]) -> Reply:
     """Make a plan."""
     body = call.body
     command = DefinePlan(name=body.name, models=body.models, price_multiplier=body.price_multiplier)
@@ -99,6 +107,7 @@ async def define_plan(call: Call[Any, NewPlan]) -> Reply:
 @operation(
     "GET",
     "/v1/plans",
+    operation_id="listPlans",
     tag=_TAG,
     summary="List plans",
     permissions=_READ,
@@ -148,7 +157,7 @@ async def get_plan(call: Call[Any, Any]) -> Reply:
     idempotent=True,
     example={"price_multiplier": "1.5"},
 )
-async def patch_plan(call: Call[Fencing, PlanChanges]) -> Reply:
+async def update_plan(call: Call[Fencing, PlanChanges]) -> Reply:
     """Set fields of a plan."""
     body = call.body
     command = ChangePlan(
@@ -161,4 +170,4 @@ async def patch_plan(call: Call[Fencing, PlanChanges]) -> Reply:
     return await _changed(call, command)
 
 
-ROUTES = [define_plan, get_plans, get_plan, patch_plan]
+ROUTES = [create_plan, get_plans, get_plan, update_plan]

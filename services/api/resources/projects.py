@@ -27,22 +27,29 @@ class NewProject(Body, frozen=True, kw_only=True):
     """A project to be made."""
 
     name: Name
+    """What people call the project."""
     quotas: Quotas = ()
+    """What all uses that name it may take; one for each unit and window."""
 
 
 class ProjectChanges(Body, frozen=True, kw_only=True):
     """Fields to be set; those left out stay."""
 
     name: Name | UnsetType = UNSET
+    """What people call the project."""
     quotas: Quotas | UnsetType = UNSET
+    """All quotas that it is to have; what was spent stays spent."""
 
 
 class ListProjects(Paging, frozen=True, kw_only=True):
     """Which projects, in which order."""
 
     include_archived: bool = False
+    """Archived ones, too."""
     q: Search | None = None
+    """Looked for in names and ids."""
     sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
+    """The order; a minus turns it round."""
 
 
 class ChangedProjectView(ProjectView, frozen=True, kw_only=True):
@@ -56,7 +63,9 @@ class ProjectPageView(View, frozen=True, kw_only=True):
     """A page of projects."""
 
     items: list[ProjectView]
+    """The page, in the order that was asked for."""
     next_cursor: str | None
+    """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
 
 
@@ -85,7 +94,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     idempotent=True,
     example={"name": "Chat", "quotas": [{"unit": "requests", "window": "day", "limit": 10_000}]},
 )
-async def open_project(call: Call[Any, NewProject]) -> Reply:
+async def create_project(call: Call[Any, NewProject]) -> Reply:
     """Make a project in an organization."""
     command = OpenProject(
         organization_id=call.path["organization_id"],
@@ -98,6 +107,7 @@ async def open_project(call: Call[Any, NewProject]) -> Reply:
 @operation(
     "GET",
     _PATH,
+    operation_id="listProjects",
     tag=_TAG,
     summary="List projects",
     permissions=_READ,
@@ -158,7 +168,7 @@ async def get_project(call: Call[Any, Any]) -> Reply:
     idempotent=True,
     example={"name": "Chat (EU)"},
 )
-async def patch_project(call: Call[Fencing, ProjectChanges]) -> Reply:
+async def update_project(call: Call[Fencing, ProjectChanges]) -> Reply:
     """Set fields of a project."""
     body = call.body
     command = ChangeProject(
@@ -183,6 +193,7 @@ async def patch_project(call: Call[Fencing, ProjectChanges]) -> Reply:
     codes=("not_found", "version_conflict", "idempotency_conflict"),
     conditional=True,
     idempotent=True,
+    example={"reason": "wound up"},
 )
 async def archive_project(call: Call[Fencing, Because]) -> Reply:
     """Refuse all uses that name it, from here on."""
@@ -195,4 +206,4 @@ async def archive_project(call: Call[Fencing, Because]) -> Reply:
     return await _changed(call, command)
 
 
-ROUTES = [open_project, get_projects, get_project, patch_project, archive_project]
+ROUTES = [create_project, get_projects, get_project, update_project, archive_project]

@@ -16,7 +16,7 @@ from projections.request_lists import GRANTED, RequestPage, Wanted, first_since,
 from projections.requests import Kind, RequestEntry, find_request
 from services.api.answering.money import TenantView
 from services.api.answering.times import time_of
-from services.api.answering.views import Micros, Position, Time, View
+from services.api.answering.views import Micros, Position, Time, VerdictCode, View
 from services.api.asking.call import Call
 from services.api.asking.reading import beginning
 from services.api.lists import Filter, PagedSpan, Paging, cursor_of, known, next_cursor_of, read_page, span_of
@@ -55,37 +55,59 @@ class RequestView(View, frozen=True, kw_only=True):
     """One line of the request log; fields that do not apply are null."""
 
     kind: Kind
+    """What it is: a charge, a refund, a reservation, a capture, or a refusal."""
     request_id: str | None
+    """The caller's own id of the use; null where none was given."""
     organization_id: str | None
+    """The customer; null for a key without one."""
     key_id: str
+    """The key that was used."""
     at: Time
+    """When it happened."""
     position: Position
     charge_id: str | None
+    """The charge that it made, or gave back; null: none."""
     reservation_id: str | None
+    """The reservation that it made, or captured; null: none."""
     base_micros: Micros | None
+    """The price before the plan's multiplier, in micros; null where there is none."""
     price_multiplier: str | None
+    """The plan's multiplier that was applied; null where none was."""
     amount_micros: Micros | None
+    """What it cost, held or gave back, in micros; null where nothing moved."""
     refunded_micros: Micros
+    """What was given back of it so far, in micros."""
     model: str | None
+    """The model that was named; null if none was."""
     provider: str | None
+    """The provider that was named; null if none was."""
     project_id: str | None
+    """The project that was named; null if none was."""
     tenant: TenantView | None
+    """Whose work it was, inside the customer's own product; null if it was not told."""
     metadata: dict[str, Any] | None
-    code: str | None
+    """The caller's own, as it was given; null where none was."""
+    code: VerdictCode | None
     """Why it was refused."""
     status: Literal["open", "captured", "released", "expired"] | None
     """Of a reservation, as it stands."""
     expires_at: Time | None
+    """Of a reservation: when it gives back what it holds; null otherwise."""
     held_micros: Micros | None
+    """Of a reservation: what it still holds, in micros; null otherwise."""
     captured_micros: Micros | None
+    """Of a reservation: what captures have taken of it, in micros; null otherwise."""
     uncovered_micros: Micros | None
+    """What was captured beyond the reservation and not charged, in micros; null otherwise."""
 
 
 class RequestsView(View, frozen=True, kw_only=True):
     """Everything under one request id, oldest first."""
 
     request_id: str
+    """The id that was asked for."""
     items: list[RequestView]
+    """Oldest first."""
     position: Position
 
 
@@ -93,7 +115,9 @@ class RequestPageView(View, frozen=True, kw_only=True):
     """A page of requests, newest first."""
 
     items: list[RequestView]
+    """Newest first."""
     next_cursor: str | None
+    """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
 
 
@@ -186,6 +210,7 @@ async def get_all_requests(call: Call[ListRequests, Any]) -> Reply:
 @operation(
     "GET",
     "/v1/keys/{key_id}/requests",
+    operation_id="listKeyRequests",
     tag=_TAG,
     summary="A key's requests",
     description="Newest first; also of a deleted key.",

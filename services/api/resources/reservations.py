@@ -40,6 +40,7 @@ _CREATED: Final = 201
 @operation(
     "POST",
     "/v1/reservations",
+    operation_id="createReservation",
     tag=_TAG,
     summary="Hold money for a use whose price is not known yet",
     permissions=(PERMISSION,),
@@ -98,7 +99,7 @@ async def _as_it_stands(call: Call[Any, Any], first: ReservationView) -> Reserva
     answer=HeldView,
     codes=("not_found",),
 )
-async def show_reservation(call: Call[Any, Any]) -> Reply:
+async def get_reservation(call: Call[Any, Any]) -> Reply:
     """A reservation as it stands."""
     ledger, reservation_id = call.ledger, call.path["reservation_id"]
     if not ledger.confirmed:
@@ -123,6 +124,7 @@ def may_see(call: Call[Any, Any], caller: Caller, organization_id: str | None, k
 @operation(
     "POST",
     "/v1/reservations/{reservation_id}/capture",
+    operation_id="captureReservation",
     tag=_TAG,
     summary="Turn what is held, or part of it, into a charge",
     permissions=(PERMISSION,),
@@ -166,6 +168,7 @@ async def capture(call: Call[Any, CaptureBody]) -> Reply:
 @operation(
     "POST",
     "/v1/reservations/{reservation_id}/release",
+    operation_id="releaseReservation",
     tag=_TAG,
     summary="Give back what is still held",
     permissions=(PERMISSION,),
@@ -173,6 +176,7 @@ async def capture(call: Call[Any, CaptureBody]) -> Reply:
     answer=ReleasedView,
     codes=("not_found", "reservation_closed"),
     instead_of_a_key=OWN_KEY,
+    example={"request_id": "r-3-release"},
 )
 async def release(call: Call[Any, ReleaseBody]) -> Reply:
     """Give back what is still held."""
@@ -199,4 +203,4 @@ def _id(call: Call[Any, Any]) -> str:
     return reservation_id
 
 
-ROUTES = [reserve, show_reservation, capture, release]
+ROUTES = [reserve, get_reservation, capture, release]

@@ -30,7 +30,7 @@ from keyledger_edge import (
 from services.api.answering.fencing import fence_of
 from services.api.answering.money import quota_figures, rate_views
 from services.api.answering.problems import TABLE, ProblemError, challenge
-from services.api.answering.views import Micros, Position, QuotaView, View, key_view
+from services.api.answering.views import Micros, OwnKeyView, Position, QuotaView, VerdictCode, View, key_view
 from services.api.asking.call import Call
 from services.api.asking.traces import user_agent_of
 from services.api.asking.uses import MAX_SECRET_LENGTH, RevokeSelfBody
@@ -44,16 +44,13 @@ _REFUSALS: Final = (
     MISSING, MALFORMED, NOT_FOUND, "revoked", "expired", "rotated", "disabled", "organization_suspended",
     IP_DENIED, "ambiguous_credentials",
 )  # fmt: skip
-_PLATFORMS_OWN: Final = frozenset(
-    {"metadata", "tags", "created_by", "bound_keyspace_id", "imported", "deleted"}
-)
-"""What the platform or the customer's administrators noted about the key is not its holder's to read."""
 
 
 class SelfQuery(Query, frozen=True, kw_only=True):
     """Whose secret it is; it may also stand where the keyspace takes secrets in a query."""
 
     keyspace_id: str | None = None
+    """The keyspace that the secret is of; not needed where only one expects it there."""
 
 
 class RevokeSelfQuery(SelfQuery, frozen=True, kw_only=True):
@@ -67,30 +64,41 @@ class WalletLeft(View, frozen=True, kw_only=True):
     """What is left in the organization's wallet."""
 
     currency: str
+    """A currency, or the name of a credit unit."""
     available_micros: Micros
+    """What can be spent now, in micros, before any credit."""
 
 
 class SelfView(View, frozen=True, kw_only=True):
     """What an ordinary key is, and what is left."""
 
-    key: dict[str, Any]
+    key: OwnKeyView
+    """The key, as its holder may see it."""
     key_id: str
+    """The key."""
     organization_id: str | None
-    code: str
+    """The customer; null for a key without one."""
+    code: VerdictCode
     """The verdict on it right now."""
     quotas: list[QuotaView]
+    """Every quota that a use of it is checked against."""
     wallet: WalletLeft | None
+    """What is left in the customer's wallet; null for a key without an organization."""
     wallet_available_micros: Micros | None
+    """The same as `wallet.available_micros`; null for a key without an organization."""
     rate_limits: list[RateLimitAnswer]
+    """Where each rate limit stands; asking counts against none."""
     position: Position
 
 
 class RevokedSelfView(View, frozen=True, kw_only=True):
     """A key that its holder has killed."""
 
-    key: dict[str, Any]
+    key: OwnKeyView
+    """The key, as its holder may see it."""
     position: Position
     fence: FenceResult | UnsetType = UNSET
+    """Where something was taken away: can no edge accept it any more?"""
 
 
 class _Shown(NamedTuple):
@@ -123,7 +131,7 @@ def _where_secrets_stand(state: State) -> Callable[[str], bool]:
     answer=SelfView,
     codes=_REFUSALS,
 )
-async def show_self(call: Call[SelfQuery, Any]) -> Reply:
+async def get_self(call: Call[SelfQuery, Any]) -> Reply:
     """What the key is, and what is left of it."""
     ledger = call.ledger
     if not ledger.confirmed:
@@ -166,6 +174,7 @@ async def show_self(call: Call[SelfQuery, Any]) -> Reply:
     answer=RevokedSelfView,
     codes=_REFUSALS,
     instead_of_a_key="a key is killed once, and stays dead",
+    example={"reason": "posted by mistake"},
 )
 async def revoke_self(call: Call[RevokeSelfQuery, RevokeSelfBody]) -> Reply:
     """Kill the key whose secret is shown."""
@@ -183,10 +192,11 @@ async def revoke_self(call: Call[RevokeSelfQuery, RevokeSelfBody]) -> Reply:
     return Reply(view, 200 if fence.held and wait else 202, position=done.position)
 
 
-def _own_view(call: Call[Any, Any], key: Key, now: int) -> dict[str, Any]:
+def _own_view(call: Call[Any, Any], key: Key, now: int) -> OwnKeyView:
+    """What platform or administrators noted about the key is not its holder's to read."""
     ledger = call.ledger
     view = key_view(key, ledger.state, now, ledger.last_used_at(key.id), call.prefix)
-    return {name: getattr(view, name) for name in view.__struct_fields__ if name not in _PLATFORMS_OWN}
+    return OwnKeyView(**{name: getattr(view, name) for name in OwnKeyView.__struct_fields__})
 
 
 def _shown(call: Call[Any, Any]) -> _Shown:
@@ -233,4 +243,4 @@ def _refused(code: str) -> ProblemError:
     return ProblemError(code, f"{title}.", status=status, headers=headers)
 
 
-ROUTES = [show_self, revoke_self]
+ROUTES = [get_self, revoke_self]

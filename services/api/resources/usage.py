@@ -20,7 +20,7 @@ from projections.usage import (
     list_verifications,
 )
 from services.api.answering.problems import invalid
-from services.api.answering.views import Micros, Position, Time, View
+from services.api.answering.views import Micros, Position, Time, VerdictCode, View
 from services.api.asking.call import Call
 from services.api.asking.fields import instant_at
 from services.api.lists import Span
@@ -39,52 +39,77 @@ class UsageQuery(Span, frozen=True, kw_only=True):
     """Of when, and how to sum up. Hours are whole, buckets are of the UTC calendar."""
 
     bucket: Bucket = "day"
+    """How long a row's time is."""
     by: By | None = None
+    """Split the rows by this dimension."""
 
 
 class UsageRowView(View, frozen=True, kw_only=True, omit_defaults=True):
     """What one bucket counted; with `by`, of one value of that dimension."""
 
     start: Time
+    """When the bucket begins."""
     requests: int
+    """Uses that cost money: charges and reservations."""
     charged_micros: Micros
+    """What they cost, in micros."""
     refunds: int
+    """How many refunds there were."""
     refunded_micros: Micros
+    """What was given back, in micros."""
     spent_micros: Micros
     """What was charged and not given back."""
     model: str | msgspec.UnsetType | None = msgspec.UNSET
+    """With `by=model`: the model; null for uses that named none."""
     project_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    """With `by=project`: the project; null for uses that named none."""
     provider: str | msgspec.UnsetType | None = msgspec.UNSET
+    """With `by=provider`: the provider; null for uses that named none."""
     tenant_org_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    """With `by=tenant`: the customer's own customer; null for uses that named none."""
     tenant_user_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    """With `by=tenant`: the user; null for uses that named none."""
     key_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    """With `by=key`: the key."""
 
 
 class DenialRowView(View, frozen=True, kw_only=True):
     """How often uses were refused with one code in one bucket."""
 
     start: Time
-    code: str
+    """When the bucket begins."""
+    code: VerdictCode
+    """Why they were refused."""
     denials: int
+    """How many uses were refused so."""
 
 
 class VerificationRowView(View, frozen=True, kw_only=True):
     """How often keys were verified without a charge in one bucket."""
 
     start: Time
+    """When the bucket begins."""
     verifications: int
+    """How many verifies without a cost there were."""
 
 
 class UsageView(View, frozen=True, kw_only=True):
     """Usage, oldest first."""
 
     from_: Time = msgspec.field(name="from")
+    """From when, included."""
     to: Time
+    """Until when, not included."""
     bucket: Bucket
+    """How long a row's time is."""
     by: By | None
+    """The dimension that rows are split by; null: by none."""
     items: list[UsageRowView]
+    """What was used, oldest first; a bucket without use has no row."""
     denials: list[DenialRowView]
+    """What was refused, oldest first."""
     verifications: list[VerificationRowView]
+    """What was verified without a cost, oldest first."""
     position: Position
 
 

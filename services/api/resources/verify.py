@@ -15,11 +15,11 @@ from domain.ids import format_position
 from domain.instants import to_text
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, Refusal, levels_of, states_of
-from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict, VerifyAnswer
+from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict
 from services.api.answering.answers import Answer, encode, json_answer, results_answer
 from services.api.answering.money import charge_view, quota_figures, rate_views, refusal_view, reserved_view
 from services.api.answering.problems import ProblemError
-from services.api.answering.views import ResultsView
+from services.api.answering.verdicts import VerdictsView, VerdictView
 from services.api.asking.call import Call
 from services.api.asking.callers import Caller
 from services.api.asking.uses import VerifyBatchBody, VerifyBody, use_of
@@ -255,13 +255,14 @@ def _add_figures(
 @operation(
     "POST",
     "/v1/verify",
+    operation_id="verifySecret",
     tag="Verify",
     summary="Is this secret good for this use?",
     description="200 whenever the question was well formed: `valid` and `code` are the answer. " + _COST,
     permissions=("verify", "edges:connect"),
     quick=True,
     body=VerifyBody,
-    answer=VerifyAnswer,
+    answer=VerdictView,
     codes=("not_found",),
     instead_of_a_key=OWN_KEY,
     example=_EXAMPLE,
@@ -274,6 +275,7 @@ def verify(call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
 @operation(
     "POST",
     "/v1/verify/batch",
+    operation_id="verifySecrets",
     tag="Verify",
     summary="Check many secrets",
     description="Each item on its own, in order. " + _COST,
@@ -281,7 +283,7 @@ def verify(call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
     quick=True,
     body=VerifyBatchBody,
     items=VerifyBody,
-    answer=ResultsView,
+    answer=VerdictsView,
     instead_of_a_key=OWN_KEY,
     example={"items": [_EXAMPLE]},
 )

@@ -33,6 +33,7 @@ class WalletTerms(Body, frozen=True, kw_only=True):
     credit_limit_micros: Amount | UnsetType | None = UNSET
     """How far below zero it may go; 0: prepaid; null: postpaid without end."""
     alert_below_micros: Amount | UnsetType | None = UNSET
+    """An event tells when less than this is available, in micros; null: never."""
 
 
 class ChangedWalletView(WalletView, frozen=True, kw_only=True):
@@ -46,25 +47,31 @@ class NewCredit(Body, frozen=True, kw_only=True):
     """A top-up, or (negative) an adjustment."""
 
     amount_micros: SignedAmount
+    """What is paid in, in micros; negative: an adjustment."""
     reference: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S")]
     """Your own id of it: the same reference counts once, for ever."""
     reason: Reason | None = None
+    """Why, for the audit."""
 
 
 class ListLines(Paging, frozen=True, kw_only=True):
     """Which page, in which order."""
 
     sort: Literal["at", "-at"] = "-at"
+    """Newest first, or `at`: oldest first."""
 
 
 class CreditView(View, frozen=True, kw_only=True):
     """A top-up or adjustment, as it was recorded."""
 
     amount_micros: Micros
+    """What was paid in, in micros; negative: an adjustment."""
     reference: str
+    """Your own id of it."""
     balance_micros: Micros
     """The balance right after it."""
     at: Time
+    """When it was paid in."""
     position: Position
 
 
@@ -72,7 +79,9 @@ class CreditedView(View, frozen=True, kw_only=True):
     """What became of a top-up."""
 
     credit: CreditView
+    """The top-up or adjustment."""
     wallet: WalletView
+    """The wallet right after it."""
     replayed: bool
     """Was this reference credited before? It counted then."""
     position: Position
@@ -83,24 +92,38 @@ class StatementLineView(View, frozen=True, kw_only=True):
 
     position: Position
     at: Time
-    kind: str
+    """When it happened."""
+    kind: Literal[
+        "deposit", "adjustment", "charge", "refund", "reservation", "capture", "release", "expiry"
+    ]  # fmt: skip
+    """What moved the money."""
     amount_micros: Micros
     """What the balance changed by; 0 where money was only held or let go."""
     balance_micros: Micros
+    """The balance right after it, in micros."""
     reserved_micros: Micros
+    """What reservations held right after it, in micros."""
     actor: str
+    """Who did it: the id of a key, or `system`."""
     key_id: str | None
+    """The key that was used; null where none was."""
     reference: str | None
+    """Your own id of a top-up; null of anything else."""
     request_id: str | None
+    """The id of the use; null where there is none."""
     charge_id: str | None
+    """The charge; null where there is none."""
     reservation_id: str | None
+    """The reservation; null where there is none."""
 
 
 class StatementView(View, frozen=True, kw_only=True):
     """A page of a wallet's movements."""
 
     items: list[StatementLineView]
+    """The page, in the order that was asked for."""
     next_cursor: str | None
+    """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
 
 
@@ -133,7 +156,7 @@ async def get_wallet(call: Call[Any, Any]) -> Reply:
     idempotent=True,
     example={"credit_limit_micros": 0, "alert_below_micros": 5_000_000},
 )
-async def patch_wallet(call: Call[Fencing, WalletTerms]) -> Reply:
+async def update_wallet(call: Call[Fencing, WalletTerms]) -> Reply:
     """Set credit limit and alert line."""
 
     def show(wallet: Wallet, _: Books, position: int) -> View:
@@ -192,6 +215,7 @@ async def add_credits(call: Call[Any, NewCredit]) -> Reply:
 @operation(
     "GET",
     f"{_PATH}/statement",
+    operation_id="listWalletStatement",
     tag=_TAG,
     summary="A wallet's movements",
     description="Every line has the balance after it and its position.",
@@ -227,4 +251,4 @@ def _line_view(call: Call[Any, Any], line: StatementLine) -> StatementLineView:
     return StatementLineView(**fields)
 
 
-ROUTES = [get_wallet, patch_wallet, add_credits, get_statement]
+ROUTES = [get_wallet, update_wallet, add_credits, get_statement]

@@ -38,15 +38,21 @@ class KeyspaceView(msgspec.Struct, frozen=True, kw_only=True):
     """What an edge must know of a keyspace to read requests and to answer them."""
 
     keyspace_id: str
+    """The keyspace's id."""
     name: str = ""
+    """What people call the keyspace."""
     shape: SecretShape
+    """What its secrets look like."""
     credential_locations: tuple[str, ...] = ("header:Authorization:Bearer", "header:X-API-Key")
+    """Where a secret may stand in a request, such as `header:X-API-Key`."""
     tenant_locations: dict[str, str] = {}
     """Where a use's tenant stands, such as `{"user_id": "query:user_id"}`."""
     denial_status: dict[str, int] = {}
     """Statuses that the keyspace's clients know, by verdict code."""
     require_balance: bool = False
+    """Is a use without a cost refused, too, where wallet or quota are at zero?"""
     required_dimensions: tuple[str, ...] = ()
+    """What every use of a key must name."""
 
 
 class VerifyRequest(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -80,6 +86,7 @@ class ConnectRequest(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     incarnation: str
     """32 hex digits, new for every start and fork of a process."""
     version: _Version = ""
+    """The edge's version, for people."""
     keyspace_ids: tuple[str, ...] = ()
     """The keyspaces it serves; none means all that its root key may see."""
     nonce: Annotated[str, msgspec.Meta(max_length=64)] | None = None
@@ -92,28 +99,41 @@ class ConnectAnswer(msgspec.Struct, kw_only=True):
     """Everything an edge needs to take part."""
 
     edge_id: _Name
+    """The edge's id: its own, or a new one."""
     root_key_id: _Name
+    """The root key that the edge takes part with."""
     nonce: _Nonce
     """48 hex digits, drawn by the ledger: part of who this incarnation is, and of its key."""
     edge_key: _EdgeKey | None
     """64 hex digits: seals this incarnation's messages and grants. Told once, never to who asks again."""
     keyspaces: list[KeyspaceView]
+    """The keyspaces that it serves."""
     lease_ms: _Milliseconds
+    """How long a lease lasts, in milliseconds."""
     ping_ms: _Milliseconds
+    """How often to ask for a new one, in milliseconds."""
     drift: Annotated[float, msgspec.Meta(ge=0, lt=1)]
+    """What clocks may be apart, as a part of the time that passed."""
     max_serve_stale_ms: _Small
     """The longest `serve_stale` that is granted, whatever is asked for."""
     partition: _Small
+    """The part of the log that this is of."""
     epoch: _Small
+    """Raised by the operator after a restore: positions of another epoch are void."""
     lineage: bytes
     """The ledger process that answers."""
     as_of: _Number
     """The log's head, as of which it told the keyspaces."""
     nats_urls: list[str] = []
+    """Where NATS is."""
     nats_user: str | None = None
+    """Whom to log in as; null: no user."""
     nats_password: str | None = None
+    """The password; null: none."""
     nats_jwt: str | None = None
+    """The user as a JWT; null: not by JWT."""
     nats_seed: str | None = None
+    """What signs with that JWT; null: not by JWT."""
 
 
 class KeyspacesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -127,9 +147,13 @@ class KeyspacesAnswer(msgspec.Struct, kw_only=True):
     """The owner's committed state of keyspaces, as of a position."""
 
     keyspaces: list[KeyspaceView]
+    """The keyspaces as they are now."""
     as_of: int
+    """The log's number up to which it is true."""
     partition: int
+    """The part of the log that this is of."""
     epoch: int
+    """Raised by the operator after a restore: positions of another epoch are void."""
     lineage: bytes
     """The ledger process that answers."""
 
@@ -140,16 +164,20 @@ class FillRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     fingerprint: str
     """64 hex digits; the secret itself never leaves the edge."""
     keyspace_id: str
+    """The keyspace that the secret is of."""
 
 
 class FillAnswer(msgspec.Struct, kw_only=True):
     """The owner's committed state of one secret, as of a position."""
 
     facts: KeyFacts | None
+    """All that verdicts rest on; null: there is no such secret."""
     as_of: int
     """The facts' own `as_of` says the same."""
     partition: int
+    """The part of the log that this is of."""
     epoch: int
+    """Raised by the operator after a restore: positions of another epoch are void."""
     utc: int
     """The ledger's time of day, microseconds."""
     lineage: bytes

@@ -46,9 +46,11 @@ class SecretFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How the part of a secret behind its prefix is made."""
 
     alphabet: Literal["base62", "hex"] = "base62"
+    """The characters behind the prefix."""
     length: int = 30
     """Random characters, the checksum not counted."""
     checksum: Literal["crc32"] | None = None
+    """What stands at the end to tell a mistyped secret; null: nothing."""
 
     @property
     def bits(self) -> float:
@@ -60,9 +62,13 @@ class AcceptedFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A shape that imported secrets of a keyspace may have beside its own."""
 
     prefix: str = ""
+    """What such secrets begin with."""
     alphabet: Literal["base62", "hex"] = "base62"
+    """The characters behind the prefix."""
     min_length: int = 22
+    """The fewest characters behind the prefix."""
     max_length: int = 256
+    """The most characters behind the prefix."""
 
     @property
     def pattern(self) -> str:
@@ -74,8 +80,11 @@ class SecretShape(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A keyspace's secrets: prefix, format, and the formats of what was imported."""
 
     prefix: str
+    """What secrets begin with."""
     format: SecretFormat
+    """What stands behind the prefix."""
     accepted: tuple[AcceptedFormat, ...] = ()
+    """Shapes that imported keys may have beside it."""
 
     def generate(self) -> str:
         """Make a new secret from the operating system's randomness."""

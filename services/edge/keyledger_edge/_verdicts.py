@@ -50,10 +50,15 @@ class RateLimitAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Where one rate limit stands after the check."""
 
     name: str
+    """Which one."""
     limit: int
+    """The most requests in a window."""
     window_seconds: int
+    """How long a window is."""
     remaining: int
+    """How many requests are left now."""
     reset_seconds: int
+    """In how many seconds more are left."""
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):

@@ -212,18 +212,18 @@ class MemoryEvents:
         self._storage = storage
         self._decode = ledger.ports.mapper.decode
 
-    def _placed(self) -> list[Placed]:
+    def placed(self) -> list[Placed]:
         return [Placed(one.position, one.version, self._decode(one)) for one in self._storage.events]
 
     async def at(self, positions: Sequence[int]) -> list[Placed]:
-        return [one for one in self._placed() if one.position in set(positions)]
+        return [one for one in self.placed() if one.position in set(positions)]
 
     async def between(
         self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
     ) -> list[Placed]:
         return [
             one
-            for one in self._placed()
+            for one in self.placed()
             if first <= one.position <= last
             and type(one.event).__struct_config__.tag in types
             and organization_id in {None, one.event.organization_id}
@@ -235,7 +235,7 @@ class MemoryEvents:
         positions = {one.position for one in self._storage.events if one.stream == stream}
         found = [
             one
-            for one in self._placed()
+            for one in self.placed()
             if one.position in positions
             and (types is None or type(one.event).__struct_config__.tag in types)
             and (one.version < after if newest_first else one.version > after)

@@ -1,0 +1,124 @@
+"""Headers that requests may have and answers have, each described once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from services.api.operations import Operation
+
+_TEXT: Final = {"type": "string"}
+_NUMBER: Final = {"type": "integer", "minimum": 1}
+
+_SENT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "X-Request-Id": ("A trace id of your own; it comes back, and is in logs and audit.", _TEXT),
+    "X-Keyledger-Position": ("Wait (up to 2 s) until what is read has reached this position.", _TEXT),
+    "Idempotency-Key": ("The same key and request again get the first answer, for 24 hours.", _TEXT),
+    "If-Match": ('The version that you decided on, such as `"3"`; 412 when it has changed since.', _TEXT),
+    "Last-Event-ID": ("In a stream: the position of the last event seen; in place of `after`.", _TEXT),
+    "X-Keyledger-Model": ("The model that the client's request calls.", _TEXT),
+    "X-Keyledger-Project": ("The project that it is for.", _TEXT),
+    "X-Keyledger-Permission": ("The permissions that it needs, separated by commas.", _TEXT),
+    "X-Keyledger-Provider": ("The provider that it goes to.", _TEXT),
+    "X-Keyledger-Cost-Micros": ("Charge this base price, in micros, in the same decision.", _TEXT),
+    "X-Keyledger-Request-Id": ("Your own id of the use: it counts once. Needed with a cost.", _TEXT),
+    "X-Original-URI": ("The client's URI, as nginx names it.", _TEXT),
+    "X-Forwarded-Uri": ("The client's URI, as Traefik names it.", _TEXT),
+}
+"""What a request may say, beside who asks."""
+
+_TOLD: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "X-Request-Id": ("The trace id: yours, if you sent a sane one, else a new one.", _TEXT),
+    "X-Keyledger-Position": ("The position up to which the answer is true.", _TEXT),
+    "ETag": ("The version in quotes, for `If-Match`.", _TEXT),
+    "Location": ("Where the thing that was made is found.", _TEXT),
+    "Idempotent-Replayed": (
+        "Only in a replay: this is the first answer to the same `Idempotency-Key`.",
+        {"type": "string", "enum": ["true"]},
+    ),
+    "Retry-After": ("In how many seconds another try is worth it.", _NUMBER),
+    "WWW-Authenticate": ("How to show who you are (RFC 6750).", _TEXT),
+    "RateLimit": (
+        "Where the key's rate limits stand (IETF draft); absent where it has none.",
+        _TEXT,
+    ),
+    "RateLimit-Policy": ("The key's rate limits (IETF draft); absent where it has none.", _TEXT),
+    "X-Next-Cursor": ("What `next_cursor` is in JSON; absent on the last page.", _TEXT),
+    "X-Keyledger-Code": ("The verdict's code.", {"$ref": "#/components/schemas/VerdictCode"}),
+    "X-Keyledger-Key-Id": ("The key, where the secret is known.", _TEXT),
+    "X-Keyledger-Organization-Id": ("The key's customer, if it has one.", _TEXT),
+    "X-Keyledger-Plan-Id": ("The key's plan, if it has one.", _TEXT),
+    "X-Keyledger-Status": (
+        "With `proxy=nginx`: the real status, where nginx is told 403.",
+        _TEXT,
+    ),
+}
+"""What an answer may say."""
+
+_ALWAYS: Final = ("X-Request-Id",)
+_OF_A_PROXY: Final = tuple(
+    name for name in _SENT if name.startswith("X-") and name not in {"X-Request-Id", "X-Keyledger-Position"}
+)
+_OF_A_VERDICT: Final = (
+    "X-Keyledger-Code", "X-Keyledger-Key-Id", "X-Keyledger-Organization-Id", "X-Keyledger-Plan-Id",
+    "X-Keyledger-Status", "RateLimit", "RateLimit-Policy",
+)  # fmt: skip
+_UNAUTHORIZED: Final = 401
+_REFUSED: Final = 400
+_MADE: Final = (201, 202)
+_WORTH_ANOTHER_TRY: Final = frozenset({429, 503})
+
+
+def headers() -> dict[str, Any]:
+    """Every header of an answer, as a component."""
+    return {name: {"description": about, "schema": schema} for name, (about, schema) in _TOLD.items()}
+
+
+def asked_of(one: Operation) -> list[dict[str, Any]]:
+    """The headers that mean something to this operation, as parameters."""
+    asked = ((name, *_SENT[name]) for name in _names_asked(one))
+    return [
+        {"name": name, "in": "header", "required": False, "description": about, "schema": schema}
+        for name, about, schema in asked
+    ]
+
+
+def _names_asked(one: Operation) -> Iterator[str]:
+    yield from _ALWAYS
+    if one.method == "GET" and one.permissions:
+        yield "X-Keyledger-Position"
+    if one.idempotent:
+        yield "Idempotency-Key"
+    if one.conditional:
+        yield "If-Match"
+    if one.proxied:
+        yield from _OF_A_PROXY
+    if "text/event-stream" in one.media_types:
+        yield "Last-Event-ID"
+
+
+def told_by(one: Operation, status: int, answer: Any) -> dict[str, dict[str, str]]:
+    """The headers of an answer with this status."""
+    names = dict.fromkeys(_names_told(one, status, answer))
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _names_told(one: Operation, status: int, answer: Any) -> Iterable[str]:
+    yield from _ALWAYS
+    if one.proxied:
+        yield from _OF_A_VERDICT
+    if status == _UNAUTHORIZED:
+        yield "WWW-Authenticate"
+    if status in _WORTH_ANOTHER_TRY:
+        yield "Retry-After"
+    if one.permissions or one.proxied or one.other_parameters or answer is not None:
+        yield "X-Keyledger-Position"
+    if status >= _REFUSED:
+        return
+    yield from one.headers
+    if one.versioned:
+        yield "ETag"
+    if one.shown_at and status in _MADE:
+        yield "Location"
+    if one.idempotent:
+        yield "Idempotent-Replayed"
