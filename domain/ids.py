@@ -9,12 +9,14 @@ from domain.instants import Instant
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _VALUES = {letter: value for value, letter in enumerate(_CROCKFORD)}
-ID_PATTERN = r"(?:ks|org|prj|plan|key|chg|rsv|evt|whk|edge)_[0-7][0-9A-HJKMNP-TV-Z]{25}"
+_ULID_PATTERN = r"[0-7][0-9A-HJKMNP-TV-Z]{25}"
+ID_PATTERN = rf"(?:ks|org|prj|plan|key|chg|rsv|evt|whk|edge)_{_ULID_PATTERN}"
 """A regular expression for ids of all kinds."""
 _ID = re.compile(ID_PATTERN)
 _POSITION_BITS = 48
 _LOW_BITS = 20
-_POSITION = re.compile(r"([0-9]{1,15})(?:\.([1-9][0-9]{0,9}))?-([0-9]{1,15})")
+POSITION_PATTERN = r"([0-9]{1,15})(?:\.([1-9][0-9]{0,9}))?-([0-9]{1,15})"
+_POSITION = re.compile(POSITION_PATTERN)
 
 _PAIRS = tuple(left + right for left in _CROCKFORD for right in _CROCKFORD)
 """Ten bits at a time: a charge makes an id, and 26 divisions took a tenth of its decision."""
@@ -72,6 +74,11 @@ def place_of(placed: str) -> tuple[int, int]:
         number = number << 5 | _VALUES[letter]
     low = number & ((1 << 80) - 1)
     return low >> _POSITION_BITS, low & ((1 << _POSITION_BITS) - 1)
+
+
+def id_pattern(kind: str) -> str:
+    """A regular expression for ids of one kind."""
+    return f"{kind}_{_ULID_PATTERN}"
 
 
 def is_id(kind: str, text: str) -> bool:

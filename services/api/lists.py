@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from domain.ids import id_pattern
 from domain.instants import Instant
 from projections.pages import Page
 from services.api.answering.problems import invalid
@@ -25,6 +26,11 @@ Cursor = Annotated[
 ]
 Search = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Filter = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+KeyId = Annotated[str, msgspec.Meta(pattern=f"^{id_pattern('key')}$")]
+KeyspaceId = Annotated[str, msgspec.Meta(pattern=f"^{id_pattern('ks')}$")]
+OrganizationId = Annotated[str, msgspec.Meta(pattern=f"^{id_pattern('org')}$")]
+ProjectId = Annotated[str, msgspec.Meta(pattern=f"^{id_pattern('prj')}$")]
+"""A filter by an id: what is none is refused, for it would find nothing, ever."""
 
 _OF_A_PAGE: Final = frozenset({"limit", "cursor"})
 """What may differ from page to page; all else is which list it is."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, get_type_hints
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -198,7 +198,8 @@ class Operation:
     def versioned(self) -> bool:
         """Is one thing answered that has a version, and so an ETag?"""
         fields = getattr(self.answer, "__struct_fields__", ())
-        return "version" in fields or "key" in fields
+        key = get_type_hints(self.answer)["key"] if "key" in fields else None
+        return "version" in (*fields, *getattr(key, "__struct_fields__", ()))
 
     @property
     def fenced(self) -> bool:

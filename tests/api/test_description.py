@@ -61,11 +61,13 @@ CONTRACT = """
     GET /v1/forward-auth/{}
     POST /v1/charges
     POST /v1/charges/batch
+    GET /v1/charges/{}
     POST /v1/charges/{}/refund
     POST /v1/reservations
     GET /v1/reservations/{}
     POST /v1/reservations/{}/capture
     POST /v1/reservations/{}/release
+    GET /v1/requests
     GET /v1/requests/{}
     GET /v1/self
     POST /v1/self/revoke

@@ -148,3 +148,21 @@ async def test_a_parameter_that_is_wrong_otherwise_says_how(api: Management) -> 
 
     assert field_of(reply) == "limit"
     assert "<= 500" in reply.json["errors"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    "target, field",
+    [
+        ("/v1/keys?organization_id=acme", "organization_id"),
+        ("/v1/keys?keyspace_id=key_01JD0000000000000000000000", "keyspace_id"),
+        ("/v1/keys?project_id=", "project_id"),
+        ("/v1/audit?key_id=key_01jd0000000000000000000000", "key_id"),
+        ("/v1/requests?key_id=Checkout", "key_id"),
+        ("/v1/requests/r-1?organization_id=crm-4711", "organization_id"),
+        ("/v1/events?organization_id=org_", "organization_id"),
+    ],
+)
+async def test_a_filter_by_what_is_no_id_of_that_kind_is_refused(
+    api: Management, target: str, field: str
+) -> None:
+    assert field_of(await api.get(target)) == field

@@ -237,13 +237,14 @@ async def test_the_audit_comes_as_lines_and_as_a_table(api: Management) -> None:
 
 
 async def test_the_audit_asks_for_what_the_query_says(api: Management) -> None:
+    organization, key = "org_01JD0000000000000000000000", "key_01JD0000000000000000000000"
     await api.get(
-        "/v1/audit?organization_id=org_1&key_id=key_1&actor=system&action=KeyRevoked&request_id=t"
+        f"/v1/audit?organization_id={organization}&key_id={key}&actor=system&action=KeyRevoked&request_id=t"
         "&from=2026-01-01T00:00:00Z&to=2026-02-01T00:00:00%2B01:00"
     )
     asked = api.reader.queries.asked[-1][1]
 
-    assert {"org_1", "key_1", "system", "KeyRevoked", "t"} <= set(asked)
+    assert {organization, key, "system", "KeyRevoked", "t"} <= set(asked)
     assert {1767225600000000, 1769900400000000} <= set(asked)
 
 

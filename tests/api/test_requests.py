@@ -74,7 +74,7 @@ async def test_a_code_that_there_is_not_is_refused_and_those_there_are_are_told(
 
 
 async def test_a_span_holds_what_was_written_from_then_up_to_then(api: Management, two: Two) -> None:
-    first = next(one for one in api.reader.events._placed() if getattr(one.event, "request_id", "") == "r-1")
+    first = next(one for one in api.reader.events.placed() if getattr(one.event, "request_id", "") == "r-1")
     at = first.event.at
 
     assert await listed(api, f"?from={to_text(at)}&to={to_text(at + SECOND)}") == ["r-3", "r-2", "r-1"]

@@ -8,9 +8,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from keyledger_edge import RateLimitAnswer, Scopes
-from services.api.answering.money import ChargedView, ChargeView, QuotaFigures, ReservationView
+from services.api.answering.money import ChargedView, ChargeView, ReservationView
 from services.api.answering.problems import Problem
-from services.api.answering.views import Micros, Position, RefusalView, Time, VerdictCode, View
+from services.api.answering.views import Micros, Position, QuotaView, RefusalView, Time, VerdictCode, View
 
 ONE_OF: Final = "one_of"
 """Marks what is one of several views, and names them."""
@@ -46,7 +46,7 @@ class VerdictView(View, frozen=True, kw_only=True):
     """Yours, as it was given."""
     expires_at: Time | UnsetType = UNSET
     """From then on the key is `expired`."""
-    quotas: list[QuotaFigures] | UnsetType = UNSET
+    quotas: list[QuotaView] | UnsetType = UNSET
     """Every quota that the use was checked against; absent where there is none."""
     wallet_available_micros: Micros | UnsetType = UNSET
     """What the customer's wallet has left, in micros; absent for a key without an organization."""

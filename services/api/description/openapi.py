@@ -13,6 +13,7 @@ from services.api.answering.problems import PROBLEM_JSON, TABLE, TYPE_PREFIX, Pr
 from services.api.asking.fields import NoBody
 from services.api.description import headers
 from services.api.description.examples import Example, examples
+from services.api.description.places import schema_of_place
 from services.api.description.schemas import REF, Schemas
 from services.api.operations import Operation
 
@@ -293,7 +294,7 @@ def _path_parameters(one: Operation) -> list[dict[str, Any]]:
             "in": "path",
             "required": True,
             "description": _PLACES[name],
-            "schema": {"type": "string"},
+            "schema": schema_of_place(name),
         }
         for name in re.findall(r"\{(\w+)\}", one.path)
     ]

@@ -16,6 +16,8 @@ from services.api.answering.views import Position, Time, View
 from services.api.asking.call import Call
 from services.api.lists import (
     Filter,
+    KeyId,
+    OrganizationId,
     PagedSpan,
     Paging,
     cursor_of,
@@ -41,9 +43,9 @@ Action = Annotated[
 class AuditQuery(PagedSpan, frozen=True, kw_only=True):
     """Which lines; all that is given must fit."""
 
-    organization_id: Filter | None = None
+    organization_id: OrganizationId | None = None
     """Only what happened to this customer."""
-    key_id: Filter | None = None
+    key_id: KeyId | None = None
     """Only what happened to this key."""
     actor: Filter | None = None
     """The id of a root key, an ordinary key's id (for `self`), or `system`."""

@@ -15,7 +15,7 @@ from services.api.answering.answers import NO_STORE, Stream, head_of
 from services.api.answering.problems import ProblemError, invalid
 from services.api.answering.views import Position, View
 from services.api.asking.call import Call
-from services.api.lists import Filter, Limit
+from services.api.lists import Limit, OrganizationId
 from services.api.operations import Query, Reply, operation
 from services.ledger.feed import UnknownTypeError, tags_of
 from services.ledger.tail import Wanted
@@ -32,7 +32,7 @@ class FeedQuery(Query, frozen=True, kw_only=True):
     """The position of the last event seen; from the beginning if not given."""
     types: Annotated[str, msgspec.Meta(max_length=2_000, examples=["KeyRevoked,KeyRotated"])] | None = None
     """Only these events, separated by commas; all if not given."""
-    organization_id: Filter | None = None
+    organization_id: OrganizationId | None = None
     """Only events of this customer."""
     limit: Limit = 50
 

@@ -42,7 +42,18 @@ from services.api.asking.fields import (
     rate_limits_of,
     scopes_of,
 )
-from services.api.lists import Filter, Paging, Search, asked_of, cursor_of, listed, read_page
+from services.api.lists import (
+    Filter,
+    KeyspaceId,
+    OrganizationId,
+    Paging,
+    ProjectId,
+    Search,
+    asked_of,
+    cursor_of,
+    listed,
+    read_page,
+)
 from services.api.operations import Query, Reply, operation
 from services.api.resources.audit import AuditPageView, HistoryQuery, audit_page
 from services.api.writing import Fencing, carry_out, expected_version
@@ -126,11 +137,11 @@ class KeyChanges(Body, frozen=True, kw_only=True):
 class ListKeys(Paging, frozen=True, kw_only=True):
     """Which keys, in which order."""
 
-    organization_id: Filter | None = None
+    organization_id: OrganizationId | None = None
     """Only keys of this customer."""
-    keyspace_id: Filter | None = None
+    keyspace_id: KeyspaceId | None = None
     """Only keys of this keyspace."""
-    project_id: Filter | None = None
+    project_id: ProjectId | None = None
     """Only keys whose scopes name this project."""
     owner_id: Filter | None = None
     """Only keys of this owner."""

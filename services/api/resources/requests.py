@@ -19,7 +19,17 @@ from services.api.answering.times import time_of
 from services.api.answering.views import Micros, Position, Time, VerdictCode, View
 from services.api.asking.call import Call
 from services.api.asking.reading import beginning
-from services.api.lists import Filter, PagedSpan, Paging, cursor_of, known, next_cursor_of, read_page, span_of
+from services.api.lists import (
+    KeyId,
+    OrganizationId,
+    PagedSpan,
+    Paging,
+    cursor_of,
+    known,
+    next_cursor_of,
+    read_page,
+    span_of,
+)
 from services.api.operations import Query, Reply, operation
 
 _TAG: Final = "Requests"
@@ -28,7 +38,7 @@ _TAG: Final = "Requests"
 class RequestQuery(Query, frozen=True, kw_only=True):
     """Where to look."""
 
-    organization_id: Filter | None = None
+    organization_id: OrganizationId | None = None
     """A request id is unique within an organization; without one, the platform sees all matches."""
 
 
@@ -46,8 +56,10 @@ Code = Annotated[
 class ListRequests(PagedSpan, frozen=True, kw_only=True):
     """Which lines; all that is given must fit."""
 
-    organization_id: Filter | None = None
-    key_id: Filter | None = None
+    organization_id: OrganizationId | None = None
+    """Of this customer."""
+    key_id: KeyId | None = None
+    """Of this key."""
     code: Code | None = None
 
 

@@ -21,9 +21,11 @@ class ShownChargeView(View, frozen=True, kw_only=True):
     """A charge and its refunds."""
 
     charge: ChargeView
+    """With all that was given back of it, in sum."""
     refunds: list[RefundView]
     """Oldest first."""
     position: Position
+    """Up to where this is true."""
 
 
 @operation(

@@ -197,7 +197,7 @@ class MemoryQueries:
         return []
 
     def _refunds(self, subjects: Sequence[int]) -> list[Row]:
-        found = [(one.position, one.event) for one in self._events._placed()]
+        found = [(one.position, one.event) for one in self._events.placed()]
         return [
             (place_of(event.charge_id)[1], position)
             for position, event in found
