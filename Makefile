@@ -17,7 +17,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help run test check lint types mypy pyright imports lock bench bench-growth demo examples wheel simulate campaign-crash campaign-edges clean
+.PHONY: help run test check lint types mypy pyright imports lock bench bench-growth demo examples wheel simulate campaign-crash campaign-edges campaign-schema clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +50,9 @@ imports: $(STAMP)
 bench: $(STAMP) ## our figures beside their floors
 	$(PYTEST) tests/bench -m bench -s
 
-examples: $(STAMP) ## ask everything once, and write the examples of the API description
+examples: $(STAMP) ## write the API description's examples, and docs/http.md's routes, anew
 	$(BIN)/python -W ignore -m tests.docs.api_examples > /dev/null
+	$(BIN)/python -m tests.docs.api_routes
 
 demo: $(STAMP) ## a day at five gateways, over real HTTP
 	@$(BIN)/keyledger demo
@@ -68,6 +69,10 @@ campaign-crash: $(STAMP) ## kill things at random points, and look for what was 
 
 campaign-edges: $(STAMP) ## revoke and charge behind edges that are cut off, stopped and killed
 	$(PYTEST) tests/campaigns/edges -m campaign -s
+
+campaign-schema: $(STAMP) ## requests made from the API description, 200 of each kind for each operation
+	KEYLEDGER_TEST_SEED=$${KEYLEDGER_TEST_SEED:-$$RANDOM} KEYLEDGER_SCHEMA_EXAMPLES=$${KEYLEDGER_SCHEMA_EXAMPLES:-200} \
+		$(PYTEST) tests/e2e/test_schema.py -s
 
 wheel: $(STAMP) ## both distributions, into dist/
 	rm -rf dist

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from inspect import get_annotations
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -36,7 +36,7 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     source: str
     """The ledger's log; with `id` unique everywhere."""
     type: str
-    """`keyledger.` and the event's name, such as `keyledger.KeyRevoked`."""
+    """`keyledger.` and the event's name, such as `keyledger.KeyRevoked`; new ones may come."""
     subject: str
     """What it is about: a key's id, or that of another thing."""
     time: str
@@ -53,7 +53,10 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The customer that it happened to; null: the platform."""
     actor: str
     """Who did it: the id of a key, or `system`."""
-    data: dict[str, Any] | None
+    data: (
+        Annotated[dict[str, Any], msgspec.Meta(extra_json_schema={"$ref": "#/components/schemas/EventData"})]
+        | None
+    )
     """None only where a message would be too large for the NATS server: read the feed."""
 
 

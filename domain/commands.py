@@ -357,6 +357,8 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str
     counts: dict[str, int]
     requests: tuple[Denial, ...] = ()
+    metadata: dict[str, dict[str, Any]] = {}
+    """Of those requests that have some, by their place, as text."""
 
 
 class RecordSeen(Command, frozen=True, kw_only=True):

@@ -435,16 +435,27 @@ class ThresholdReached(Event, frozen=True, kw_only=True, tag="threshold.reached"
 
 
 class Denial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """One refused use that named a request id."""
+    """One refused use that named a request id, and what it asked for where it would have cost money."""
 
     request_id: str
     code: str
     at: Instant
     amount_micros: int | None = None
+    """The price applied; in events without a base, what was asked for."""
+    base_micros: int | None = None
+    price_multiplier: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    project_id: str | None = None
+    tenant_org_id: str | None = None
+    tenant_user_id: str | None = None
 
 
 class UsageDenied(KeyEvent, frozen=True, kw_only=True, tag="usage.denied"):
-    """Uses of a known key were refused: counts by code, and some request ids. Binds nothing."""
+    """Uses of a known key were refused: counts by code, and some request ids. Binds nothing.
+
+    Private: metadata, of each request that has some, by its place in `requests`.
+    """
 
     counts: dict[str, int]
     requests: tuple[Denial, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -45,6 +46,52 @@ class Keyspace(msgspec.Struct, frozen=True, kw_only=True):
     def shape(self) -> SecretShape:
         """What its secrets look like."""
         return shape_of(self)
+
+
+_GAP = re.compile(r"[.*\u2026\u2022]+")
+"""What stands in a hint for the part that nobody may see."""
+_OF_A_SECRET = re.compile(r"[0-9A-Za-z_-]*")
+_ALPHABETS = {"base62": re.compile(r"[0-9A-Za-z]*"), "hex": re.compile(r"[0-9a-f]*")}
+
+
+def why_unfit(keyspace: Keyspace, hint: str | None) -> str | None:
+    """Why a secret of which this is known can be none of the keyspace's; None where it may be one.
+
+    Its SHA-256 tells nothing of its shape, so its hint is what is looked at: where it begins, and where it
+    ends. Where imported secrets have no shape of their own (`accepted_formats`), the hint must say that
+    this one has the keyspace's: with the wrong shape the key would be `malformed` for ever.
+    """
+    shape = shape_of(keyspace)
+    head, tail = _ends_in(hint or "")
+    if not keyspace.accepted_formats and not head.startswith(keyspace.prefix):
+        return (
+            f"the keyspace accepts only {shape.describe()}: say by the hint that the secret is one, such as "
+            f"{keyspace.prefix}...x7Qd, or add its shape to the keyspace's accepted_formats"
+        )
+    own = AcceptedFormat(
+        prefix=keyspace.prefix,
+        alphabet="base62" if keyspace.secret_format.checksum else keyspace.secret_format.alphabet,
+    )
+    if any(_may_have_ends(one, head, tail) for one in (own, *keyspace.accepted_formats)):
+        return None
+    return "no secret that the keyspace accepts begins and ends so"
+
+
+def _ends_in(hint: str) -> tuple[str, str]:
+    """How a secret begins and ends, as far as a hint says. Without a gap it says one of the two."""
+    parts = _GAP.split(hint)
+    if not all(_OF_A_SECRET.fullmatch(part) for part in parts):
+        return "", ""  # words for people
+    if len(parts) > 1:
+        return parts[0], parts[-1]
+    return ("", hint) if hint.isalnum() else (hint, "")
+
+
+def _may_have_ends(shape: AcceptedFormat, head: str, tail: str) -> bool:
+    if not (head.startswith(shape.prefix) or shape.prefix.startswith(head)):
+        return False
+    seen = head[len(shape.prefix) :] + tail[-shape.min_length :]
+    return _ALPHABETS[shape.alphabet].fullmatch(seen) is not None
 
 
 _SHAPES_KEPT = 10_000

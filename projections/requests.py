@@ -424,6 +424,7 @@ def refused_in(position: int, event: e.UsageDenied, now: Instant) -> list[Reques
     """The lines of refusals that were written down together, oldest first; none when they are too old."""
     if event.at // DAY <= now // DAY - REFUSALS_KEPT_DAYS:
         return []
+    metadata = (event.private.metadata if event.private is not None else None) or {}
     return [
         RequestEntry(
             kind="refusal",
@@ -432,10 +433,11 @@ def refused_in(position: int, event: e.UsageDenied, now: Instant) -> list[Reques
             organization_id=event.organization_id,
             key_id=event.key_id,
             request_id=denial.request_id,
-            amount_micros=denial.amount_micros,
             code=denial.code,
+            metadata=metadata.get(str(place)),
+            **{name: value for name in _COPIED if (value := getattr(denial, name, None)) is not None},
         )
-        for denial in event.requests
+        for place, denial in enumerate(event.requests)
     ]
 
 

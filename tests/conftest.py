@@ -32,6 +32,7 @@ LONGEST = (
     "tests/contract/test_relay.py",
     "tests/contract/",
     "tests/e2e/",
+    "tests/clients/",
     "tests/docs/",
     "tests/properties/",
 )

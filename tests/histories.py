@@ -382,12 +382,14 @@ class History:
         key = self.state.keys[self.any_key()]
         self.requests += 1
         denial = e.Denial(
-            request_id=f"request-{self.requests}", code="billing_shortfall", at=self.at, amount_micros=7
-        )
+            request_id=f"request-{self.requests}", code="billing_shortfall", at=self.at, amount_micros=14,
+            base_micros=7, price_multiplier="2", model="gpt-5", tenant_user_id="u-1",
+        )  # fmt: skip
         self.add(
             e.UsageDenied(
                 at=self.at,
                 organization_id=key.organization_id,
+                private=e.Private(metadata={"0": {"trace": "t-1"}}),
                 key_id=key.id,
                 counts={"billing_shortfall": 3, "model_denied": 1},
                 requests=(denial,),

@@ -28,7 +28,7 @@ def send_in_batches(
             try:
                 results += _send(session, path, entries[start : start + AT_ONCE], named=named)
             except CommandError:
-                if results:
+                if results and not session.as_json:
                     session.note(
                         f"{len(results):,} of {len(entries):,} {unit} were answered before. "
                         "Send the same again: nothing counts twice."

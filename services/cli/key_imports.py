@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 from typing import Final
@@ -17,13 +18,15 @@ from services.cli.main import examples
 from services.cli.session import Session, given, not_together, talking
 
 _MOST_SHOWN: Final = 50
+_PREFIX: Final = re.compile(r"(?:[a-z]{1,10}[_-]){1,3}")
+"""Words only: nothing of what makes a secret one, such as the halves of a UUID."""
 
 
 @click.command(
     "import",
     **examples(
-        "keyledger keys import keys.csv --org Acme          # columns: name, sha256, tags...",
-        "keyledger keys import keys.ndjson --org Acme       # a line: {name, sha256, tags, quotas...}",
+        "keyledger keys import keys.csv --org Acme          # columns: name, sha256, hint, tags...",
+        "keyledger keys import keys.ndjson --org Acme       # a line: {name, sha256, hint, quotas...}",
         'printf %s "$OLD_SECRET" | keyledger keys import --name Legacy --org Acme --secret-stdin',
     ),
 )
@@ -34,6 +37,7 @@ _MOST_SHOWN: Final = 50
 @click.option("--keyspace", help="Which keys they join, where the file does not say.")
 @click.option("--name", help="Of the one key.")
 @click.option("--sha256", help="Of the one key's secret: hex or base64.")
+@click.option("--hint", help="How it begins and ends: old_...x7Qd.")
 @click.option(
     "--secret-stdin", is_flag=True, help="The secret is on standard input; only its SHA-256 leaves."
 )
@@ -45,18 +49,20 @@ def import_keys(
     keyspace: str | None,
     name: str | None,
     sha256: str | None,
+    hint: str | None,
     secret_stdin: bool,
 ) -> int:
     """Adopt keys that exist elsewhere: one, or many from CSV, JSON lines or a JSON list (- for stdin).
 
     Exit code 1 if one is refused. What an earlier run adopted is refused as already there, and stays.
     """
-    for option, value in (("--name", name), ("--sha256", sha256), ("--secret-stdin", secret_stdin)):
+    of_one = {"--name": name, "--sha256": sha256, "--hint": hint, "--secret-stdin": secret_stdin}
+    for option, value in of_one.items():
         not_together({"a file": file, option: value})
     if file is not None:
         entries = read_entries(file)
     elif name is not None:
-        entries = [_one_entry(name, sha256, secret_stdin=secret_stdin)]
+        entries = [_one_entry(name, sha256, hint, secret_stdin=secret_stdin)]
     else:
         raise CommandError("Give a file, or --name.", code="usage", exit_code=WRONG_USAGE)
     common = given(
@@ -90,16 +96,22 @@ def _tell(session: Session, entries: list[Document], results: list[Document]) ->
     session.say(f"{len(results) - len(refused):,} imported, {len(refused):,} not.")
 
 
-def _one_entry(name: str, sha256: str | None, *, secret_stdin: bool) -> Document:
+def _one_entry(name: str, sha256: str | None, hint: str | None, *, secret_stdin: bool) -> Document:
     not_together({"--sha256": sha256, "--secret-stdin": secret_stdin})
     if secret_stdin:
         secret = sys.stdin.read().strip()
         if not secret:
             raise CommandError("No secret on standard input.", code="usage", exit_code=WRONG_USAGE)
         digest = hashlib.sha256(secret.encode()).hexdigest()
-        return {"name": name, "sha256": digest, "hint": f"...{secret[-4:]}"}
+        return {"name": name, "sha256": digest, "hint": hint or _hint_of(secret)}
     if sha256 is None:
         raise CommandError(
             "Give --sha256, or --secret-stdin and the secret.", code="usage", exit_code=WRONG_USAGE
         )
-    return {"name": name, "sha256": sha256}
+    return {"name": name, "sha256": sha256, **given(hint=hint)}
+
+
+def _hint_of(secret: str) -> str:
+    """Its prefix, if it begins with words such as `old_live_`, and its last four characters."""
+    prefix = _PREFIX.match(secret)
+    return f"{prefix[0] if prefix else ''}...{secret[-4:]}"

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import click
 
-from services.cli.amounts import clock_time, quota_of, rate_limit_of, seconds_of, time_of
+from services.cli.amounts import quota_of, rate_limit_of, seconds_of, time_of
 from services.cli.changes import tell_changes
 from services.cli.faults import REFUSED, WRONG_USAGE, CommandError
-from services.cli.http import Document, path_part
+from services.cli.http import path_part
+from services.cli.key_facts import facts_of, fence_facts, row_of
 from services.cli.key_imports import import_keys
 from services.cli.main import examples
 from services.cli.metadata import metadata_of, metadata_option
@@ -25,7 +26,7 @@ from services.cli.session import (
     yes_option,
 )
 from services.cli.usage import read_usage, usage_options, usage_table
-from services.cli.words import DIMENSIONS, quota_text, rate_limit_text, scopes_text, words
+from services.cli.words import DIMENSIONS
 
 ROOT_KEYSPACE: Final = "ks_00000000000000000000000000"
 _QUOTA: Final = read_with(quota_of)
@@ -104,7 +105,14 @@ def create(
     **fields: Any,
 ) -> None:
     """Make a key and show its secret, this once."""
-    _check_options(root=root, permissions=permissions, keyspace=keyspace, bound_to=bound_to)
+    if root:
+        meant_for_uses = {"--kind": kind, "--plan": plan, "--scope": scopes}
+        meant_for_uses |= {"--quota": fields["quotas"], "--rate-limit": fields["rate_limits"]}
+        _check_root(permissions, keyspace, meant_for_uses)
+    elif bound_to is not None:
+        raise _usage(
+            "Only a root key is bound: give --root, or --keyspace for the keyspace that a key joins."
+        )
     allowed = each_once(scopes, "--scope")
     not_together({"--permission": permissions, "--scope permissions=": "permissions" in allowed})
     if permissions:
@@ -166,7 +174,7 @@ def list_keys(
         )
     )
     columns = ("id", "name", "secret", "status", "?organization", "?last used (UTC)")
-    session.show({"items": items}, lambda: session.table(columns, map(_row, items), empty="No keys."))
+    session.show({"items": items}, lambda: session.table(columns, map(row_of, items), empty="No keys."))
 
 
 @keys.command("show", **examples("keyledger keys show key_01JD0000000000000000000000"))
@@ -365,58 +373,20 @@ def history(session: Session, key: str, limit: int) -> None:
 keys.add_command(import_keys)
 
 
-def facts_of(key: Document) -> list[tuple[str, str]]:
-    """A key, for people."""
-    return [
-        ("key", f"{key['name']} ({key['id']})"),
-        ("status", key["status"]),
-        ("secret", f"{key['hint']}, generation {key['generation']}"),
-        ("organization", str(key.get("organization_id") or "the platform")),
-        ("keyspace", key["keyspace_id"]),
-        ("kind", "" if key.get("kind") == "solo" else str(key.get("kind"))),
-        ("owner", str(key.get("owner_id") or "-")),
-        ("environment", str(key.get("environment") or "-")),
-        ("plan", str(key.get("plan_id") or "-")),
-        ("scopes", scopes_text(key.get("scopes", {}))),
-        ("quotas", "; ".join(quota_text(one) for one in key.get("quotas", []))),
-        ("rate limits", "; ".join(rate_limit_text(one) for one in key.get("rate_limits", []))),
-        ("allowed from", ", ".join(key.get("allowed_ips", []))),
-        ("tags", ", ".join(key.get("tags", []))),
-        ("metadata", words(key.get("metadata") or "-")),
-        ("expires", clock_time(key.get("expires_at"))),
-        ("created", f"{clock_time(key['created_at'])} by {key['created_by']}"),
-        ("rotated", clock_time(key.get("rotated_at"))),
-        ("last used", clock_time(key.get("last_used_at"))),
-        ("revoked", clock_time(key.get("revoked_at"))),
-        ("version", str(key["version"])),
-    ]
+def _check_root(permissions: tuple[str, ...], keyspace: str | None, of_uses: dict[str, Any]) -> None:
+    """What a root key never has is refused rather than ignored."""
+    if keyspace is not None:
+        raise _usage("A root key is in the keyspace of root keys: --bound-to names the one that it acts on.")
+    if not permissions:
+        raise _usage("A root key needs --permission.")
+    if found := [option for option, value in of_uses.items() if value]:
+        raise _usage(
+            f"A root key is not charged or metered, and is limited by --permission: {found[0]} is not for it."
+        )
 
 
-def fence_facts(answer: Document) -> list[tuple[str, str]]:
-    """What a fence says: has the change become true everywhere?"""
-    fence = answer.get("fence")
-    if not isinstance(fence, dict):
-        return []
-    if not fence["held"]:
-        return [("fence", f"not yet held; ask again: keyledger fence {fence['position']}")]
-    edges = f"{fence['edges']} edge{'' if fence['edges'] == 1 else 's'}"
-    heard = f"{fence['acknowledged']} heard, {fence['expired']} timed out"
-    return [("fence", f"held after {fence['waited_ms']:.0f} ms: {edges} ({heard})")]
-
-
-def _check_options(
-    *, root: bool, permissions: tuple[str, ...], keyspace: str | None, bound_to: str | None
-) -> None:
-    """What only a root key has, or never has, is refused rather than ignored."""
-    if root and keyspace is not None:
-        sentence = "A root key is in the keyspace of root keys: --bound-to names the one that it acts on."
-    elif root and not permissions:
-        sentence = "A root key needs --permission."
-    elif bound_to is not None and not root:
-        sentence = "Only a root key is bound: give --root, or --keyspace for the keyspace that a key joins."
-    else:
-        return
-    raise CommandError(sentence, code="usage", exit_code=WRONG_USAGE)
+def _usage(sentence: str) -> CommandError:
+    return CommandError(sentence, code="usage", exit_code=WRONG_USAGE)
 
 
 def _act(session: Session, key: str, action: str, reason: str | None) -> None:
@@ -432,14 +402,3 @@ def _act(session: Session, key: str, action: str, reason: str | None) -> None:
 
 def _lists(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: [*value] if isinstance(value, tuple) else value for name, value in fields.items()}
-
-
-def _row(key: Document) -> tuple[str, ...]:
-    return (
-        key["id"],
-        key["name"],
-        key["hint"],
-        key["status"],
-        str(key.get("organization_id") or "(platform)"),
-        clock_time(key.get("last_used_at")),
-    )

@@ -13,7 +13,7 @@ import msgspec
 from services.cli.amounts import clock_time, money, time_of
 from services.cli.faults import ProblemError
 from services.cli.http import Document
-from services.cli.keys import fence_facts
+from services.cli.key_facts import fence_facts
 from services.cli.main import examples
 from services.cli.session import Session, given, not_together, read_with, talking, yes_option
 

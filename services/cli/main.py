@@ -79,6 +79,17 @@ class Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; one that there is not, with those that are called nearly so."""
+        if args[0] not in _ENTRIES and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches  # noqa: PLC0415 - a quick start
+
+            near = " or ".join(get_close_matches(args[0], _ENTRIES))
+            ctx.fail(f"No such command '{args[0]}'.{f' Did you mean {near}?' if near else ''}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - the same
         """The overview, without an import."""
         for title, entries in SECTIONS.items():
@@ -135,6 +146,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+_HINTS: Final = {
+    "unauthenticated": "Set KEYLEDGER_API_KEY, or give --key-file.",
+    "position_unknown": "Begin anew without the position: it is of another ledger, or of before a restore.",
+}
+"""What to do, where the ledger cannot know how it was asked."""
+
+
 def _end_with(error: BaseException, *, as_json: bool) -> int:
     match error:
         case CommandError():
@@ -165,6 +183,8 @@ def _tell(error: CommandError, *, as_json: bool) -> int:
                 click.echo(f"  {field}: {message}", err=True)
         if request_id := error.problem.get("request_id"):
             click.echo(f"  code {error.code}, request {request_id}", err=True)
+        if hint := _HINTS.get(error.code):
+            click.echo(f"  {hint}", err=True)
     return error.exit_code
 
 

@@ -30,6 +30,7 @@ def record_seen(desk: Desk, command: c.RecordSeen) -> None:
                 e.UsageDenied(
                     at=desk.now,
                     organization_id=key.organization_id,
+                    private=e.Private(metadata=denied.metadata) if denied.metadata else None,
                     key_id=key.id,
                     counts=denied.counts,
                     requests=denied.requests,

@@ -52,7 +52,7 @@ from services.ledger.jobs import Done, Idempotency, Mapper, Render
 from services.ledger.lease_table import EdgeBounds
 from services.ledger.loading import garbage_kept
 from services.ledger.saving import StateKeeper, take_part
-from services.ledger.sightings import Sightings
+from services.ledger.sightings import Refused, Sightings
 
 log = structlog.get_logger()
 
@@ -258,11 +258,10 @@ class Ledger:
         self,
         key_id: str,
         code: str,
-        request_id: str | None = None,
-        amount_micros: int | None = None,
+        request: str | Refused | None = None,
     ) -> None:
-        """A use of a known key was refused; recorded in bulk."""
-        self.sightings.denied(key_id, code, self.clock.now(), request_id, amount_micros)
+        """A use of a known key was refused (its id, or all that it asked for); recorded in bulk."""
+        self.sightings.denied(key_id, code, self.clock.now(), request)
 
     def last_used_at(self, key_id: str) -> Instant | None:
         """When the key was last charged or seen."""

@@ -6,15 +6,33 @@ them) up to a cap: an attacker cannot flood the log.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import msgspec
+
 from domain.commands import Denied, RecordSeen
 from domain.events import Denial
 from domain.instants import SECOND, Instant
+from domain.money import price
+from keyledger_edge import Tenant, Use
 
 _SEEN_EVERY: Instant = 60 * SECOND
 _MAX_KEYS_PER_WRITE = 5_000
 _MAX_REQUESTS_PER_KEY = 20
 _MAX_REQUESTS = 2_000
+_MAX_METADATA_BYTES = 1_048_576
+"""Of all refusals that are not written yet: beyond, a refusal is kept without its metadata."""
 _MAX_REMEMBERED = 200_000
+
+
+class Refused(NamedTuple):
+    """A use that would have cost money, as it was asked for."""
+
+    request_id: str
+    base_micros: int
+    price_multiplier: str
+    use: Use
+    metadata: dict[str, Any] | None = None
 
 
 class _Denials:
@@ -22,7 +40,7 @@ class _Denials:
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
-        self.requests: list[Denial] = []
+        self.requests: list[tuple[Denial, dict[str, Any] | None]] = []
 
 
 class Sightings:
@@ -34,6 +52,7 @@ class Sightings:
         self._denied: dict[str, _Denials] = {}
         self._denials_written: dict[str, Instant] = {}
         self._requests = 0
+        self._metadata_bytes = 0
 
     def forget(self) -> None:
         """The log may have lost these keys."""
@@ -41,7 +60,7 @@ class Sightings:
         self._written.clear()
         self._denied.clear()
         self._denials_written.clear()
-        self._requests = 0
+        self._requests = self._metadata_bytes = 0
 
     def seen(self, key_id: str, at: Instant) -> None:
         """A use of the key was found valid."""
@@ -62,23 +81,43 @@ class Sightings:
         key_id: str,
         code: str,
         at: Instant,
-        request_id: str | None = None,
-        amount_micros: int | None = None,
+        request: str | Refused | None = None,
     ) -> None:
-        """A use of the key was refused."""
+        """A use of the key was refused; `request` is its id, or all of it where it would have cost money."""
         denials = self._denied.get(key_id)
         if denials is None:
             denials = self._denied[key_id] = _Denials()
         denials.counts[code] = denials.counts.get(code, 0) + 1
         if (
-            request_id is not None
+            request is not None
             and len(denials.requests) < _MAX_REQUESTS_PER_KEY
             and self._requests < _MAX_REQUESTS
         ):
             self._requests += 1
-            denials.requests.append(
-                Denial(request_id=request_id, code=code, at=at, amount_micros=amount_micros)
-            )
+            denials.requests.append(self._noted(request, code, at))
+
+    def _noted(self, request: str | Refused, code: str, at: Instant) -> tuple[Denial, dict[str, Any] | None]:
+        if isinstance(request, str):
+            return Denial(request_id=request, code=code, at=at), None
+        use, tenant = request.use, request.use.tenant or Tenant()
+        denial = Denial(
+            request_id=request.request_id,
+            code=code,
+            at=at,
+            amount_micros=price(request.base_micros, request.price_multiplier),
+            base_micros=request.base_micros,
+            price_multiplier=request.price_multiplier,
+            model=use.model,
+            provider=use.provider,
+            project_id=use.project_id,
+            tenant_org_id=tenant.org_id,
+            tenant_user_id=tenant.user_id,
+        )
+        size = _size_of(request.metadata)
+        if self._metadata_bytes + size > _MAX_METADATA_BYTES:
+            return denial, None
+        self._metadata_bytes += size
+        return denial, request.metadata or None
 
     def take(self, now: Instant) -> RecordSeen | None:
         """What is due to be written down; None when nothing is."""
@@ -106,8 +145,15 @@ class Sightings:
         self._denials_written = _still_recent(self._denials_written, now)
         taken = [(key_id, self._denied.pop(key_id)) for key_id in ready]
         self._requests -= sum(len(one.requests) for _, one in taken)
+        self._metadata_bytes -= sum(_size_of(told) for _, one in taken for _, told in one.requests)
         return tuple(
-            Denied(key_id=key_id, counts=one.counts, requests=tuple(one.requests)) for key_id, one in taken
+            Denied(
+                key_id=key_id,
+                counts=one.counts,
+                requests=tuple(denial for denial, _ in one.requests),
+                metadata={str(place): told for place, (_, told) in enumerate(one.requests) if told},
+            )
+            for key_id, one in taken
         )
 
     def put_back(self, command: RecordSeen) -> None:
@@ -122,8 +168,15 @@ class Sightings:
             for code, count in denied.counts.items():
                 one.counts[code] = one.counts.get(code, 0) + count
             self._requests += len(denied.requests)
-            one.requests[:0] = denied.requests
+            self._metadata_bytes += sum(map(_size_of, denied.metadata.values()))
+            one.requests[:0] = [
+                (denial, denied.metadata.get(str(place))) for place, denial in enumerate(denied.requests)
+            ]
             self._denials_written.pop(denied.key_id, None)
+
+
+def _size_of(metadata: dict[str, Any] | None) -> int:
+    return len(msgspec.json.encode(metadata)) if metadata else 0
 
 
 def _pair(sighting: list[int]) -> tuple[Instant, int]:

@@ -96,10 +96,11 @@ async def ask_well(api: Management, things: Things, one: Operation, **headers: s
     sent = b"" if body is None or one.method == "GET" else body
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     if one.proxied:
-        named |= {"x-keyledger-proxy-key": things.proxy_key, "authorization": f"Bearer {things.secret}"}
+        shown = {"x-keyledger-proxy-key": things.proxy_key, "authorization": f"Bearer {things.secret}"}
+        named = shown | named
         return await call(api.app, one.method, path, headers=named)
     if one.tag == "Self":
-        named["authorization"] = f"Bearer {things.secret}"
+        named.setdefault("authorization", f"Bearer {things.secret}")
         return await call(api.app, one.method, path, headers=named, body=sent)
     return await api.ask(one.method, path, sent, **named)
 

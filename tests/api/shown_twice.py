@@ -37,12 +37,16 @@ EXTENDED_BY: Final = frozenset({"fence"})
 """What an answer to a change may add to the thing that was changed."""
 EXCUSED: Final[Mapping[tuple[str, str], str]] = {
     ("KeyView", "ProjectView"): "a key belongs to an organization and has quotas, as a project does",
+    ("KeyView", "OwnKeyView"): "the one is the other and what its holder is not told",
+    ("OwnKeyView", "ProjectView"): "as a key and a project are",
+    ("AskedQuotaView", "QuotaView"): "an explanation says what a use asks of a quota, and whether that fits",
+    ("FiguresView", "WalletView"): "an explanation has a rule's figures, whichever these are",
     ("QuotaView", "RefusalView"): "a refusal names the limit that said no: of a quota, or of a wallet",
 }
-SEEN_BY_ITS_HOLDER: Final = frozenset({
-    ("SelfView", "wallet"), ("SelfView", "key"), ("RevokedSelfView", "key"),
+OF_ANOTHER_KIND: Final = frozenset({
+    ("SelfView", "wallet"), ("SelfView", "key"), ("RevokedSelfView", "key"), ("FiguresView", "quotas"),
 })  # fmt: skip
-"""An ordinary key is told less of itself and of the wallet than a root key is."""
+"""An ordinary key is told less of itself and of the wallet than a root key is; an explanation tells more."""
 
 
 def shown(document: Mapping[str, Any]) -> Iterator[str]:
@@ -106,7 +110,7 @@ def _of_another_kind(components: Mapping[str, Any], fields: Mapping[str, frozens
         for what in had & {*THINGS, "quotas"}:
             thing = THINGS[what.removesuffix("s")]
             for kind in _named_in(components[name]["properties"][what]):
-                if not _same(fields, thing.component, kind) and (name, what) not in SEEN_BY_ITS_HOLDER:
+                if not _same(fields, thing.component, kind) and (name, what) not in OF_ANOTHER_KIND:
                     yield f"{name}.{what} is a {kind}, not a {thing.component}"
 
 

@@ -229,12 +229,12 @@ async def test_what_is_no_id_in_a_path_is_not_found(api: Management, things: Thi
                 assert (reply.status, reply.code) == (404, "not_found"), named(one)
 
 
-def test_a_time_is_called_at_or_ends_so_but_for_the_start_of_a_bucket() -> None:
+def test_a_time_is_called_at_or_ends_so_but_for_a_buckets_start_and_an_explanations_now() -> None:
     times = [
         f"{kind}.{field}"
         for kind, field, about in fields()
         if any(one.get("format") == "date-time" for one in options(about))
-        if not (field in {"at", "from", "to", "start"} or field.endswith("_at"))
+        if not (field in {"at", "from", "to", "start", "now"} or field.endswith("_at"))
     ]
 
     # Names of CloudEvents are not ours.

@@ -8,7 +8,7 @@ import pytest
 
 from domain import commands as c
 from keyledger_edge import fingerprint
-from tests.api.quick.world import Reply
+from tests.api.quick.world import Reply, World
 from tests.api.world import Management
 
 
@@ -151,3 +151,14 @@ async def test_streams_are_bounded_for_the_process(api: Management) -> None:
 
 def follow(api: Management, secret: str) -> Coroutine[Any, Any, Reply]:
     return api.get("/v1/events", as_=secret, accept="text/event-stream")
+
+
+async def test_a_head_of_the_stream_ends_at_once_and_takes_no_place(api: Management) -> None:
+    root, seen = await api.make_root("events:read"), f"0-{api.ledger.state.head}"
+    asking = {"accept": "text/event-stream", "last_event_id": seen}
+
+    answer = await asyncio.wait_for(World.ask(api, "HEAD", "/v1/events", as_=root, **asking), 5)
+
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert api.app.api.streams.open == 0

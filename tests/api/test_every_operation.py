@@ -1,8 +1,8 @@
 """Every operation of the API description is asked the same bad things, and answers each the same.
 
-A new route is in it by itself: operations, fields and parameters are read from the document that the running
-application serves. What may differ is declared on an operation itself (`proxied`, `quick`, the headers and the
-size of a body that it takes); there is no list of exceptions here.
+A new route is in it by itself: operations, fields and parameters are read from the document that the
+running application serves. What may differ is declared on an operation itself (`proxied`, `quick`, the
+headers and the size of a body that it takes); there is no list of exceptions here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import pytest_asyncio
 
 from services.api.answering.problems import TABLE, Problem
 from services.api.asking.call import MAX_BODY_BYTES
-from tests.api.operations.bad_things import Bad, bad_things, foreign_things, secret_things
+from tests.api.operations.asked import Bad
+from tests.api.operations.bad_things import bad_things
 from tests.api.operations.document import DOCUMENT, EVERY, Described
-from tests.api.operations.goods import UNKNOWN, Stocked, stocked
+from tests.api.operations.goods import UNKNOWN, InMemory, stocked
+from tests.api.operations.misplaced import foreign_things, secret_things
 from tests.api.quick.world import Reply, call
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -65,18 +67,18 @@ EVERY_WAY: Final = [pytest.param(one, way, id=f"{one.name}-{way}") for one in EV
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ledger() -> AsyncIterator[Stocked]:
+async def ledger() -> AsyncIterator[InMemory]:
     """One for all that is refused, for it writes nothing."""
     async with stocked() as made:
         yield made
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def fresh(request: pytest.FixtureRequest, ledger: Stocked) -> AsyncIterator[Stocked]:
+async def fresh(request: pytest.FixtureRequest, ledger: InMemory) -> AsyncIterator[InMemory]:
     """The same, with one of everything that nobody has touched, for what changes something."""
     one: Described = request.node.callspec.params["one"]
-    # An edge that takes part is waited for whenever something is taken away; and a filter finds all that there
-    # is in a ledger in memory.
+    # An edge that takes part is waited for whenever something is taken away; and a filter finds all that
+    # there is in a ledger in memory.
     if one.permissions == ("edges:connect",) or "filter" in one.bodies[0]["properties"]:
         async with stocked() as made:
             yield made
@@ -96,6 +98,10 @@ def refused(reply: Reply, one: Described) -> Problem:
     assert problem.type.endswith(problem.code)
     assert problem.title == TABLE[problem.code].title
     assert problem.detail
+    if reply.status == 401:
+        assert reply.headers["www-authenticate"].startswith('Bearer realm="keyledger"')
+    if problem.code == "permission_denied":
+        assert problem.permission in one.permissions
     return problem
 
 
@@ -106,7 +112,7 @@ def fields_of(problem: Any) -> list[str]:
 # -- what is good
 
 
-async def test_the_document_is_the_one_that_the_application_serves(ledger: Stocked) -> None:
+async def test_the_document_is_the_one_that_the_application_serves(ledger: InMemory) -> None:
     served = await call(ledger.world.app, "GET", "/schema/openapi.json")
     described = sum(len(methods) for methods in served.json["paths"].values())
 
@@ -121,7 +127,7 @@ async def test_the_document_is_the_one_that_the_application_serves(ledger: Stock
 
 
 @pytest.mark.parametrize("one, way", EVERY_WAY)
-async def test_a_good_request_is_good(fresh: Stocked, one: Described, way: str) -> None:
+async def test_a_good_request_is_good(fresh: InMemory, one: Described, way: str) -> None:
     reply = await fresh.ask(fresh.good(one), at_once=way == "at once")
 
     assert reply.status < 300, reply.body
@@ -133,7 +139,7 @@ async def test_a_good_request_is_good(fresh: Stocked, one: Described, way: str) 
 @pytest.mark.parametrize(
     "one", [one for one in EVERY if one.has_body and not one.needs_a_body], ids=lambda one: one.name
 )
-async def test_where_no_body_is_needed_none_is_an_empty_object(ledger: Stocked, one: Described) -> None:
+async def test_where_no_body_is_needed_none_is_an_empty_object(ledger: InMemory, one: Described) -> None:
     with_none, with_one = await ledger.another(), await ledger.another()
     none = await with_none.ask(with_none.good(one).with_body(b""))
     empty = await with_one.ask(with_one.good(one).with_body({}))
@@ -143,7 +149,7 @@ async def test_where_no_body_is_needed_none_is_an_empty_object(ledger: Stocked, 
 
 
 @pytest.mark.parametrize("one", [one for one in EVERY if one.has_body], ids=lambda one: one.name)
-async def test_a_body_of_just_the_size_is_read(fresh: Stocked, one: Described) -> None:
+async def test_a_body_of_just_the_size_is_read(fresh: InMemory, one: Described) -> None:
     good = fresh.good(one)
     most = one.declared.max_body_bytes or MAX_BODY_BYTES
     reply = await fresh.ask(good.with_body(json.dumps(good.body).encode().ljust(most)))
@@ -163,7 +169,7 @@ async def test_a_body_takes_no_fields_but_its_own(one: Described) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_a_bad_thing_is_answered_as_everywhere(ledger: Stocked, case: Case) -> None:
+async def test_a_bad_thing_is_answered_as_everywhere(ledger: InMemory, case: Case) -> None:
     one, state = case.one, ledger.world.ledger.state
     for bad in case.bads:
         before = state.head
@@ -206,7 +212,7 @@ FOREIGN_CASES: Final = [
 
 @pytest.mark.parametrize("one, name, put", FOREIGN_CASES)
 async def test_an_id_of_another_organization_is_an_unknown_one(
-    fresh: Stocked, one: Described, name: str, put: Any
+    fresh: InMemory, one: Described, name: str, put: Any
 ) -> None:
     ledger, told = fresh, []
     for value in (ledger.things.foreign[name], UNKNOWN[name]):
@@ -228,9 +234,9 @@ def _gist(reply: Reply) -> str:
 
 
 @pytest.mark.parametrize("one, way", EVERY_WAY)
-async def test_a_secret_is_never_repeated(fresh: Stocked, one: Described, way: str) -> None:
+async def test_a_secret_is_never_repeated(fresh: InMemory, one: Described, way: str) -> None:
     good = fresh.good(one)
-    for where, put in secret_things(one):
+    for where, put in secret_things(one, fresh.secret):
         reply = await fresh.ask(put(fresh, good), at_once=way == "at once")
 
         assert reply.status < 500, where
@@ -245,7 +251,7 @@ METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_method_that_a_path_has_not_is_refused_with_those_it_has(ledger: Stocked, path: str) -> None:
+async def test_a_method_that_a_path_has_not_is_refused_with_those_it_has(ledger: InMemory, path: str) -> None:
     has = {one.method: one for one in EVERY if one.path == path}
     good = ledger.good(next(iter(has.values())))
     for method in METHODS:
@@ -263,7 +269,7 @@ async def test_a_method_that_a_path_has_not_is_refused_with_those_it_has(ledger:
     [one for one in EVERY if one.method == "GET" and not one.declared.proxied],
     ids=lambda one: one.name,
 )
-async def test_head_is_get_without_a_body(ledger: Stocked, one: Described) -> None:
+async def test_head_is_get_without_a_body(ledger: InMemory, one: Described) -> None:
     good = ledger.good(one)
     get, head = await ledger.ask(good), await call(
         ledger.world.app, "HEAD", good.target, headers=list(good.headers)

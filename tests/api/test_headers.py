@@ -72,3 +72,17 @@ async def test_a_change_of_state_is_idempotent_or_has_another_name(api: Manageme
 
     if api.ledger.state.head > head and not one.idempotent:
         assert one.instead_of_a_key != Operation.instead_of_a_key, "it does change something"
+
+
+@pytest.mark.parametrize("one", [one for one in EVERY_OPERATION if one.path.startswith("/v1/")], ids=named)
+async def test_every_answer_says_on_which_state_it_rests_and_is_kept_by_nobody(
+    api: Management, one: Operation
+) -> None:
+    things = await one_of_everything(api)
+    answers = [
+        await ask_well(api, things, one),
+        await ask_well(api, things, one, authorization="Bearer nobody", x_keyledger_proxy_key="nobody"),
+    ]
+
+    assert [answer.headers["cache-control"] for answer in answers] == ["no-store", "no-store"]
+    assert "x-keyledger-position" in answers[0].headers

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.ledger.fence import EdgeView
 from tests.api.world import Management
 
 
@@ -166,3 +167,37 @@ async def test_a_filter_by_what_is_no_id_of_that_kind_is_refused(
     api: Management, target: str, field: str
 ) -> None:
     assert field_of(await api.get(target)) == field
+
+
+async def test_edges_are_paged_by_their_names_each_once(
+    api: Management, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [("b", "r1", "i1"), ("a", "r2", "i1"), ("a", "r1", "i2"), ("a", "r1", "i1"), ("c", "r1", "i1")]
+    edges = [
+        EdgeView(
+            edge_id=name,
+            root_key_id=root,
+            incarnation=incarnation,
+            version="1",
+            position="0-1",
+            lease_left_ms=1,
+            last_heard_ms=1,
+        )
+        for name, root, incarnation in names
+    ]
+    monkeypatch.setattr(api.ledger.fences, "edges", lambda: edges)
+    found: list[tuple[str, str, str]] = []
+    cursor = ""
+    while True:
+        page = (await api.get(f"/v1/edges?limit=1{cursor}")).json
+        (one,) = page["items"]
+        found.append((one["id"], one["root_key_id"], one["incarnation"]))
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+
+    assert found == sorted(names)
+    every = (await api.get("/v1/edges?limit=5")).json
+    assert (len(every["items"]), every["next_cursor"]) == (5, None)
+    fewer = (await api.get("/v1/edges?limit=4")).json
+    assert (len(fewer["items"]), fewer["next_cursor"] is None) == (4, False)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID
+from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, Keyspace
+from keyledger_edge import AcceptedFormat
 from tests.api.world import Management
 
 # -- keyspaces
@@ -237,21 +238,50 @@ async def test_credits_add_up_in_the_statement(api: Management) -> None:
 # -- imports
 
 
+OLD_ONES = (AcceptedFormat(prefix="old_", min_length=30, max_length=30),)
+
+
 def digest_of(secret: str) -> str:
     return sha256(secret.encode()).hexdigest()
 
 
+async def test_what_could_only_ever_be_malformed_is_not_adopted(api: Management) -> None:
+    own, organization = await api.make_keyspace(), await api.make_organization()
+    mixed = await api.make_keyspace(prefix="acme_", accepted_formats=OLD_ONES)
+    item = {"organization_id": organization.id, "name": "old"}
+    hints = {"old_...x7Qd": own, "kl_live_...x7Qd": own, "old_...X7Qd": mixed, "sk-...x7Qd": mixed}
+    items = [
+        {**item, "keyspace_id": keyspace.id, "sha256": digest_of(hint), "hint": hint}
+        for hint, keyspace in hints.items()
+    ]
+    unsaid = {**item, "keyspace_id": own.id, "sha256": digest_of("unsaid")}
+    results = (await api.post("/v1/keys/import", {"items": [*items, unsaid]})).json["results"]
+    alone = await api.post("/v1/keys/import", unsaid)
+
+    assert [one["status"] for one in results] == [400, 201, 201, 400, 400]
+    refused = [one["errors"] for one in results if one["key"] is None]
+    for errors in (*refused, alone.json["errors"]):
+        assert [one["field"] for one in errors] == ["hint"]
+    assert "accepted_formats" in alone.json["detail"]
+    assert "kl_live_ + 30 base62" in alone.json["detail"]
+
+
+async def adopting(api: Management) -> Keyspace:
+    """A keyspace that takes secrets of another shape, too."""
+    return await api.make_keyspace(accepted_formats=OLD_ONES)
+
+
 async def test_one_key_is_adopted_by_its_digest(api: Management) -> None:
-    keyspace, organization = await api.make_keyspace(), await api.make_organization()
+    keyspace, organization = await adopting(api), await api.make_organization()
     body = {
         "keyspace_id": keyspace.id, "organization_id": organization.id, "name": "old",
-        "sha256": digest_of("legacy-secret"), "hint": "...cret",
+        "sha256": digest_of("legacy-secret"), "hint": "...x7Qd",
     }  # fmt: skip
     made = await api.post("/v1/keys/import", body)
     again = await api.post("/v1/keys/import", body)
 
     assert made.status == 201
-    assert (made.json["key"]["imported"], made.json["key"]["hint"]) == (True, "...cret")
+    assert (made.json["key"]["imported"], made.json["key"]["hint"]) == (True, "...x7Qd")
     assert "secret" not in made.json
     assert (again.status, again.code) == (409, "already_exists")
 
@@ -281,7 +311,7 @@ async def test_a_secret_that_is_another_organizations_is_refused_as_ones_own_is(
 
 @pytest.mark.parametrize("encode", ["hex", "HEX", "base64", "unpadded", "urlsafe"])
 async def test_a_digest_comes_as_hex_or_base64(api: Management, encode: str) -> None:
-    keyspace, organization = await api.make_keyspace(), await api.make_organization()
+    keyspace, organization = await adopting(api), await api.make_organization()
     raw = b"\xfb\xff" + bytes(range(30))
     written = {
         "hex": raw.hex(),
@@ -301,7 +331,7 @@ async def test_a_digest_comes_as_hex_or_base64(api: Management, encode: str) -> 
 
 @pytest.mark.parametrize("given", ["x" * 43, "z" * 64, "a" * 50, "a" * 63, "=" * 44])
 async def test_a_digest_that_is_none_is_refused(api: Management, given: str) -> None:
-    keyspace, organization = await api.make_keyspace(), await api.make_organization()
+    keyspace, organization = await adopting(api), await api.make_organization()
     body = {
         "keyspace_id": keyspace.id, "organization_id": organization.id, "name": "old", "sha256": given
     }  # fmt: skip
@@ -314,7 +344,7 @@ async def test_a_digest_that_is_none_is_refused(api: Management, given: str) -> 
 
 
 async def test_each_of_many_has_its_own_result(api: Management) -> None:
-    keyspace, organization = await api.make_keyspace(), await api.make_organization()
+    keyspace, organization = await adopting(api), await api.make_organization()
     base: dict[str, Any] = {"keyspace_id": keyspace.id, "organization_id": organization.id, "name": "old"}
     items = [
         {**base, "sha256": digest_of("a")},
@@ -334,7 +364,7 @@ async def test_each_of_many_has_its_own_result(api: Management) -> None:
 
 
 async def test_a_replayed_import_gives_the_first_results(api: Management) -> None:
-    keyspace, organization = await api.make_keyspace(), await api.make_organization()
+    keyspace, organization = await adopting(api), await api.make_organization()
     base = {"keyspace_id": keyspace.id, "organization_id": organization.id, "name": "old"}
     body = {"items": [{**base, "sha256": digest_of(name)} for name in "abc"]}
     first = await api.post("/v1/keys/import", body, idempotency_key="imp")
@@ -349,7 +379,7 @@ async def test_a_replayed_import_gives_the_first_results(api: Management) -> Non
 
 
 async def test_a_thousand_at_once_are_taken_and_one_more_is_not(api: Management) -> None:
-    keyspace, organization = await api.make_keyspace(), await api.make_organization()
+    keyspace, organization = await adopting(api), await api.make_organization()
     base = {"keyspace_id": keyspace.id, "organization_id": organization.id, "name": "old"}
     items = [{**base, "sha256": digest_of(str(number))} for number in range(1_001)]
     most = await api.post("/v1/keys/import", {"items": items[:1_000]})

@@ -59,6 +59,15 @@ _OPERATIONS = [
 ]
 
 
+OF_HTTP_ITSELF = {
+    "cache-control", "connection", "content-length", "content-security-policy", "content-type",
+    "x-accel-buffering", "x-content-type-options",
+}  # fmt: skip
+"""Headers that mean here what they mean everywhere."""
+BETWEEN_PROCESSES = {"x-keyledger-clock", "x-keyledger-not-owner", "x-keyledger-refused-lately"}
+"""What processes of one ledger tell each other; clients need not know of it."""
+
+
 def check_described(method: str, path: str, reply: Reply) -> None:
     """Is the answer one that the description knows, with all fields of its type and no others?"""
     assert "x-request-id" in reply.headers
@@ -75,6 +84,12 @@ def check_described(method: str, path: str, reply: Reply) -> None:
     one = min(found, key=lambda each: each.path.count("{"))
     described = DESCRIPTION.document["paths"][one.path][method.lower()]["responses"]
     assert str(reply.status) in described, f"{reply.status} {reply.body!r}"
+    told = described[str(reply.status)]
+    more = {name for name in reply.headers if name not in OF_HTTP_ITSELF | BETWEEN_PROCESSES}
+    assert more <= {name.lower() for name in told["headers"]}, f"{one.name} {reply.status}"
+    if reply.status >= 400 and path != "/readyz":
+        problem = msgspec.json.decode(reply.body, type=Problem)
+        assert f"`{problem.code}`:" in told["description"], f"{one.name} {reply.status} {problem.code}"
     if reply.headers["content-type"] == "application/json" and reply.status < 300:
         kind = dict(one.other_answers).get(reply.status, one.answer)
         msgspec.json.decode(reply.body, type=kind)

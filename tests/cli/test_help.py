@@ -97,6 +97,13 @@ def test_the_overview_costs_less_than_a_third_of_a_second() -> None:
     assert float(used.stdout) < 0.3
 
 
+def test_a_mistyped_command_is_told_what_it_may_have_been(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["audti"]) == 2
+    assert "No such command 'audti'. Did you mean audit?" in capsys.readouterr().err
+    assert run(["xyz"]) == 2
+    assert "No such command 'xyz'.\n" in capsys.readouterr().err
+
+
 def test_wrong_usage_is_exit_code_2_in_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["keys", "show"]) == 2
     assert "Missing argument" in capsys.readouterr().err

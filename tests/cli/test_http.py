@@ -47,3 +47,11 @@ def test_a_ledger_that_is_not_there_is_told_with_what_to_look_at() -> None:
     assert refused.value.exit_code == 6
     assert "http://127.0.0.1:9" in str(refused.value)
     assert "KEYLEDGER_URL" in str(refused.value)
+
+
+def test_a_key_that_is_none_is_told_what_to_set(shop: Shop) -> None:
+    done = shop.ledger.run("keys", "list", KEYLEDGER_API_KEY="kl_root_wrong")
+
+    assert done.returncode == 3
+    assert "Set KEYLEDGER_API_KEY, or give --key-file." in done.stderr
+    assert "kl_root_wrong" not in done.stderr

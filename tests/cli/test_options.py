@@ -11,6 +11,19 @@ CONTRADICTIONS = {
         ["keys", "create", "x", "--root", "--permission", "verify", "--keyspace", "main"],
         "--bound-to",
     ),
+    "a root key is of no kind": (
+        ["keys", "create", "x", "--root", "--permission", "verify", "--kind", "client"],
+        "--kind is not for it",
+    ),
+    "a root key has no quota": (
+        ["keys", "create", "x", "--root", "--permission", "verify", "--quota", "requests/day=1"],
+        "--quota is not for it",
+    ),
+    "a root key has no other scope": (
+        ["keys", "create", "x", "--root", "--permission", "verify", "--scope", "models=a"],
+        "--scope is not for it",
+    ),
+    "a root key without permissions": (["keys", "create", "x", "--root"], "needs --permission"),
     "only a root key is bound": (["keys", "create", "x", "--bound-to", "main"], "Only a root key is bound"),
     "permissions twice": (
         ["keys", "create", "x", "--permission", "a", "--scope", "permissions=b"],

@@ -18,7 +18,12 @@ In a checkout the command is `.venv/bin/keyledger`. Commands that talk to a ledg
 `KEYLEDGER_URL` and show the root key of `KEYLEDGER_API_KEY`, of `--key-file`, or of `root-key` in the data
 folder; a file that others may read is refused. Tables are for people, `--json` is for machines: the answer
 on standard output, a refusal as problem details on standard error. What destroys asks first, and takes
-`--yes`. Secrets go in by standard input (`-`), and come out once.
+`--yes`; where there is no terminal to ask on, it is refused without. Secrets go in by standard input (`-`),
+and come out once. Amounts are in units (`0.25`), those in files and JSON in micros.
+
+Tables, `keys history` and `explain` fit the terminal; colours are left out without one, and with `NO_COLOR`.
+Long work (`rebuild`, `reconcile`, `keys import`, `charges batch`) shows how far it is on standard error.
+`keyledger completion` lets your shell complete commands and options.
 
 This page is written by `python -m tests.docs.cli_reference` out of the commands' own help.
 """

@@ -4,9 +4,10 @@ import msgspec
 
 from services.api.description.examples import examples
 from tests.api.world import EVERY_OPERATION
+from tests.docs import api_routes
 from tests.docs.api_examples import RECORDED, recorded, to_json
 
-UNLIKE_ANY_OTHER = {"getSchema", "getDocs", "getMetrics"}
+UNLIKE_ANY_OTHER = {"getSchema", "getDocs", "getMetrics", "getStart"}
 """Their answers are long texts, and a document that would hold itself."""
 
 
@@ -24,6 +25,10 @@ def test_every_body_that_is_shown_is_that_of_its_operation() -> None:
     shown = {name: example.body for name, example in examples().items()}
 
     assert {one.name: one.example for one in EVERY_OPERATION if one.name in shown} == shown
+
+
+def test_the_tables_of_routes_are_those_of_the_operations() -> None:
+    assert api_routes.written() == api_routes.tables(), "run `make examples`"
 
 
 def test_no_secret_is_shown() -> None:

@@ -13,7 +13,8 @@ DEPLOY = ROOT / "infra" / "deploy"
 FACTS = KeyFacts(
     key_id="key_1", keyspace_id="ks_1", organization_id=None, kind="solo", generation=1, scopes=Scopes()
 )
-TOLD = sorted(name.decode() for name, _ in answer_verdict(Verdict("valid", FACTS), None).headers)
+HEADERS = [name.decode() for name, _ in answer_verdict(Verdict("valid", FACTS), None).headers]
+TOLD = sorted(name for name in HEADERS if name.startswith("x-keyledger-"))
 
 
 def lower(path: str) -> str:

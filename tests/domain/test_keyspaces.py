@@ -13,7 +13,7 @@ from domain.errors import (
     PrefixOverlapError,
     VersionConflictError,
 )
-from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, shape_of
+from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, shape_of, why_unfit
 from keyledger_edge import AcceptedFormat, SecretFormat
 from tests.domain.given import World, fingerprint_of
 
@@ -171,6 +171,51 @@ def test_a_keyspace_is_archived_on_the_version_that_was_read() -> None:
 def test_the_keyspace_of_root_keys_cannot_be_archived() -> None:
     with pytest.raises(BuiltinError):
         World().ask(c.ArchiveKeyspace(keyspace_id=ROOT_KEYSPACE_ID))
+
+
+# the keyspace's own (base62 behind acme_), accepted; the hint: may it be one of its secrets?
+HINTS = """
+    -           acme_...x7Qd          yes
+    -           acme_a1...x7Qd        yes
+    -           acme_****x7Qd         yes
+    -           acme_                 yes
+    -           -                   no
+    -           x7Qd                no
+    -           ...x7Qd             no
+    -           sk-...x7Qd          no
+    -           k...x7Qd            no
+    -           acme_...x7-d          no
+    old_:hex    -                   yes
+    old_:hex    old_...09af         yes
+    old_:hex    ol...09af           yes
+    old_:hex    old_...x7Qd         no
+    old_:hex    old_x...09af        no
+    old_:hex    older_...09af       no
+    old_:hex    x7Qd                yes
+    old_:hex    acme_...x7Qd          yes
+    old_:hex    sk-...09af          no
+    old_:hex    Bob's_old_one       yes
+    :base62     x7Qd                yes
+    :base62     ...x7-d             no
+"""
+
+
+@pytest.mark.parametrize("row", HINTS.strip().splitlines())
+def test_a_hint_says_whether_an_imported_secret_can_be_one_of_the_keyspace(row: str) -> None:
+    formats, hint, outcome = row.split()
+    prefix, _, alphabet = formats.partition(":")
+    accepted = () if formats == "-" else (AcceptedFormat(prefix=prefix, alphabet=alphabet, min_length=32),)  # type: ignore[arg-type]  # a table's column
+    keyspace = World().keyspace(prefix="acme_", accepted_formats=accepted)
+    why = why_unfit(keyspace, None if hint == "-" else hint)
+
+    assert (why is None) is (outcome == "yes"), why
+
+
+def test_a_hint_of_hex_alone_has_no_other_letters() -> None:
+    keyspace = World().keyspace(preset="leanmcp", prefix=None)
+
+    assert why_unfit(keyspace, "leanmcp_...09af") is None
+    assert why_unfit(keyspace, "leanmcp_...09aF") is not None
 
 
 UNFIT: dict[str, dict[str, Any]] = {

@@ -125,7 +125,9 @@ def test_projects_and_plans(ledger: Place, acme: str) -> None:
 
 def test_keys_from_elsewhere_are_adopted_without_their_secret(ledger: Place, acme: str) -> None:
     old = "kl_live_" + "0" * 30 + "000000"
-    (ledger.folder / "keys.csv").write_text("name,sha256,tags\nOne," + "ab" * 32 + ",a;b\nTwo,nonsense,\n")
+    (ledger.folder / "keys.csv").write_text(
+        "name,sha256,hint,tags\nOne," + "ab" * 32 + ",kl_live_...x7Qd,a;b\nTwo,nonsense,,\n"
+    )
     many = ledger.run("keys", "import", "keys.csv", "--org", "Acme", "--json")
     one = ledger.run(
         "keys", "import", "--name", "Old", "--org", "Acme", "--secret-stdin", "--json", given=old

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from keyledger_edge import KeyledgerMiddleware, Verifier, fingerprint
+from keyledger_edge import KeyledgerMiddleware, Verifier, fingerprint, hint
 from tests.e2e.leases import last_accepted, leased, remembered
 from tests.edge.asgi import call
 from tests.processes import ending_with_us
@@ -213,6 +213,7 @@ async def test_a_key_that_was_unknown_is_known_once_it_is_made(ledger: Running, 
                 "organization_id": shop.organization_id,
                 "name": "adopted",
                 "sha256": fingerprint(secret).hex(),
+                "hint": hint(secret, shape.prefix),
             },
         )
         async with asyncio.timeout(_PATIENCE_SECONDS):  # what is added is not fenced: it is heard of soon

@@ -146,6 +146,7 @@ def test_pages_follow_each_other_without_gap_or_repetition(client: Client, keysp
             "organization_id": acme,
             "name": f"import {number % 7}",
             "sha256": sha256(f"{acme}{number}".encode()).hexdigest(),
+            "hint": "kl_live_...x7Qd",
         }
         for number in range(230)
     ]
@@ -186,6 +187,30 @@ def test_things_beside_keys_are_listed_and_searched(client: Client, acme: str) -
     assert set(client.ids(f"/v1/organizations/{acme}/projects?include_archived=true")) == {project, gone}
     assert client.ids("/v1/plans?q=SEARCHABLE") == [plan]
     assert "ks_00000000000000000000000000" in client.ids("/v1/keyspaces")
+
+
+def test_a_refused_charge_is_found_whole_under_its_request_id(client: Client, keyspace: str) -> None:
+    poor = client.post("/v1/organizations", {"name": "Poor"})["id"]
+    project = client.post(f"/v1/organizations/{poor}/projects", {"name": "Chat"})["id"]
+    plan = client.post("/v1/plans", {"name": "dear", "models": "*", "price_multiplier": "1.5"})["id"]
+    of_key = {"keyspace_id": keyspace, "organization_id": poor, "name": "x", "plan_id": plan}
+    key_id = client.post("/v1/keys", of_key)["key"]["id"]
+    use = {
+        "model": "gpt-5", "provider": "openai", "project_id": project, "tenant": {"user_id": "u-1"},
+        "metadata": {"trace": "t-1"},
+    }  # fmt: skip
+    asked = {"key_id": key_id, "request_id": "refused-1", "amount_micros": 1_000, **use}
+    refused = client.ask("POST", "/v1/charges", asked)
+    until(lambda: client.ask("GET", "/v1/requests/refused-1").status_code == 200)
+    [found] = client.get("/v1/requests/refused-1")["items"]
+    [listed] = client.get(f"/v1/keys/{key_id}/requests")["items"]
+
+    assert refused.status_code == 402
+    assert (found["kind"], found["code"], found["key_id"]) == ("refusal", "billing_shortfall", key_id)
+    assert (found["base_micros"], found["price_multiplier"], found["amount_micros"]) == (1_000, "1.5", 1_500)
+    shown = {**use, "tenant": {"org_id": None, "user_id": "u-1"}}
+    assert {name: found[name] for name in use} == shown
+    assert found == listed
 
 
 def test_an_archived_keyspace_is_listed_where_it_is_asked_for_and_its_prefix_is_free(client: Client) -> None:

@@ -131,6 +131,7 @@ def lived_through(database: str, here: Place, root: Caller) -> Lived:
     imported = {
         "keyspace_id": keyspace, "organization_id": organization, "name": told("imported-name"),
         "owner_id": told("imported-owner"), "sha256": "ab" * 32,
+        "hint": "kl_live_...x7Qd",
     }  # fmt: skip
     adopted = ask("POST", "/v1/keys/import", imported, 201)["key"]["id"]
     of_platform = {

@@ -208,6 +208,7 @@ def test_a_valid_verdict_hands_on_whose_key_it_is() -> None:
         b"x-keyledger-key-id": b"key_1",
         b"x-keyledger-organization-id": b"org_1",
         b"x-keyledger-plan-id": b"plan_1",
+        b"cache-control": b"no-store",
     }
 
 

@@ -7,8 +7,9 @@ import pytest
 from domain import commands as c
 from domain import events as e
 from domain.instants import SECOND
+from keyledger_edge import Tenant, Use
 from services.ledger import ledger as ledgers
-from services.ledger.sightings import Sightings
+from services.ledger.sightings import Refused, Sightings
 from tests.ledger.world import Process, World, charge, reserve, until
 
 
@@ -146,9 +147,9 @@ def test_a_denial_with_a_request_id_is_written_at_once_for_somebody_may_look_for
 ) -> None:
     now = 1_000 * MINUTE
     for n in range(30):
-        sightings.denied("key_1", "billing_shortfall", now, f"r{n}", 5)
+        sightings.denied("key_1", "billing_shortfall", now, f"r{n}")
     first = sightings.take(now)
-    sightings.denied("key_1", "billing_shortfall", now, "one more", 5)
+    sightings.denied("key_1", "billing_shortfall", now, "one more")
     second = sightings.take(now + SECOND)
 
     assert first is not None
@@ -156,6 +157,40 @@ def test_a_denial_with_a_request_id_is_written_at_once_for_somebody_may_look_for
     assert first.denied[0].counts == {"billing_shortfall": 30}
     assert len(first.denied[0].requests) == 20  # a cap: an attacker cannot flood the log
     assert [one.request_id for one in second.denied[0].requests] == ["one more"]
+
+
+def test_a_refused_charge_is_noted_with_all_that_it_asked_for(sightings: Sightings) -> None:
+    use = Use(model="gpt-5", provider="openai", project_id="prj_1", tenant=Tenant(user_id="u-1"))
+    asked = Refused("r1", 3, "1.5", use, {"trace": "t-1"})
+    now = 1_000 * MINUTE
+    sightings.denied("key_1", "model_denied", now, "free")
+    sightings.denied("key_1", "billing_shortfall", now, asked)
+    taken = sightings.take(now)
+
+    assert taken is not None
+    assert taken.denied[0].requests[1] == e.Denial(
+        request_id="r1", code="billing_shortfall", at=now, base_micros=3, price_multiplier="1.5",
+        amount_micros=5, model="gpt-5", provider="openai", project_id="prj_1", tenant_user_id="u-1",
+    )  # fmt: skip
+    assert taken.denied[0].metadata == {"1": {"trace": "t-1"}}
+    sightings.put_back(taken)
+    assert sightings.take(now) == taken
+
+
+def test_metadata_of_refusals_is_kept_up_to_a_bound(sightings: Sightings) -> None:
+    now = 1_000 * MINUTE
+    large = {"x": "y" * 16_000}
+    for n in range(70):
+        sightings.denied(f"key_{n}", "expired", now, Refused(f"r{n}", 1, "1", Use(), large))
+    first = sightings.take(now)
+    sightings.denied("key_1", "expired", now, Refused("later", 1, "1", Use(), large))
+    second = sightings.take(now)
+
+    assert first is not None
+    assert second is not None
+    assert sum(len(one.requests) for one in first.denied) == 70
+    assert sum(len(one.metadata) for one in first.denied) == 1_048_576 // 16_008
+    assert second.denied[0].metadata == {"0": large}
 
 
 def test_what_could_not_be_written_is_due_again(sightings: Sightings) -> None:

@@ -132,6 +132,12 @@ def json_answer(status: int, body: bytes, position: int | None, code: str = "ok"
     return Answer(status, _JSON_HEADS.get(len(body)) or _json_head(body), body, code, position)
 
 
+def with_headers(answer: Answer, more: Sequence[tuple[bytes, bytes]]) -> Answer:
+    """The answer, with more headers than others of its length have."""
+    answer.head = head_of(*answer.head.pairs, *more)
+    return answer
+
+
 def _json_head(body: bytes) -> Head:
     head = head_of(_JSON, _length_of(body), NO_STORE)
     if len(body) < _MOST_KEPT:

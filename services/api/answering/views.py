@@ -60,6 +60,7 @@ class QuotaView(View, frozen=True, gc=False):
     """A quota and where it stands."""
 
     level: Literal["key", "project", "organization"]
+    """Whose quota it is."""
     subject_id: str
     """The key, project or organization that has it."""
     unit: Literal["micros", "requests"]

@@ -67,8 +67,9 @@ class BodyReader(Generic[T]):
 
     def __call__(self, data: bytes, holds_secret: HoldsSecret) -> T:
         """The body."""
+        data = data or b"{}"
         try:
-            body = self._decode(data or b"{}")
+            body = self._decode(data)
             if self._passes_over:
                 msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -335,10 +336,16 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[Any, str]]:
         for index, inner in enumerate(value):
             yield from _leaves(inner, f"{path}[{index}]")
     elif isinstance(value, msgspec.Struct):
-        for field in msgspec.structs.fields(value):
-            yield from _leaves(getattr(value, field.name), _join(path, field.encode_name))
+        for name, shown in _fields_of(type(value)):
+            yield from _leaves(getattr(value, name), _join(path, shown))
     else:
         yield value, path
+
+
+@cache  # asked for each of a thousand keys in one import
+def _fields_of(kind: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
+    """The names of a struct's fields, here and outside."""
+    return tuple((field.name, field.encode_name) for field in msgspec.structs.fields(kind))
 
 
 def _shows_secret(path: str) -> ProblemError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-FILE: Final = "examples.json"
+FILE: Final = Path(__file__).with_name("examples.json")
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -24,5 +24,4 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def examples() -> dict[str, Example]:
     """By the ids of operations."""
-    data = files(__package__).joinpath(FILE).read_bytes()
-    return msgspec.json.decode(data, type=dict[str, Example])
+    return msgspec.json.decode(FILE.read_bytes(), type=dict[str, Example])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -27,12 +27,9 @@ def notes_of(struct: type[msgspec.Struct]) -> dict[str, str]:
 
 
 def _written_in(kind: type) -> Iterator[tuple[str, str]]:
-    try:
-        source = textwrap.dedent(inspect.getsource(kind))
-    except (OSError, TypeError):  # built without its source: then there are no notes
+    body = _classes_in(kind.__module__).get(kind.__name__)
+    if body is None:
         return
-    body = ast.parse(source).body[0]
-    assert isinstance(body, ast.ClassDef), "the source of a class is a class"
     for field, note in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(field, ast.AnnAssign)
@@ -42,6 +39,15 @@ def _written_in(kind: type) -> Iterator[tuple[str, str]]:
             and isinstance(note.value.value, str)
         ):
             yield field.target.id, " ".join(note.value.value.split())
+
+
+@cache
+def _classes_in(module: str) -> dict[str, ast.ClassDef]:
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):  # built without its source: then there are no notes
+        return {}
+    return {one.name: one for one in ast.parse(source).body if isinstance(one, ast.ClassDef)}
 
 
 def structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:

@@ -31,7 +31,7 @@ _TOLD: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "X-Request-Id": ("The trace id: yours, if you sent a sane one, else a new one.", _TEXT),
     "X-Keyledger-Position": ("The position up to which the answer is true.", _TEXT),
     "ETag": ("The version in quotes, for `If-Match`.", _TEXT),
-    "Location": ("Where the thing that was made is found.", _TEXT),
+    "Location": ("Where what was made is shown.", _TEXT),
     "Idempotent-Replayed": (
         "Only in a replay: this is the first answer to the same `Idempotency-Key`.",
         {"type": "string", "enum": ["true"]},
@@ -44,7 +44,10 @@ _TOLD: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     ),
     "RateLimit-Policy": ("The key's rate limits (IETF draft); absent where it has none.", _TEXT),
     "X-Next-Cursor": ("What `next_cursor` is in JSON; absent on the last page.", _TEXT),
-    "X-Keyledger-Code": ("The verdict's code.", {"$ref": "#/components/schemas/VerdictCode"}),
+    "X-Keyledger-Code": (
+        "The verdict's code; of a request that could not be judged, the problem's.",
+        {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("VerdictCode", "ProblemCode")]},
+    ),
     "X-Keyledger-Key-Id": ("The key, where the secret is known.", _TEXT),
     "X-Keyledger-Organization-Id": ("The key's customer, if it has one.", _TEXT),
     "X-Keyledger-Plan-Id": ("The key's plan, if it has one.", _TEXT),

@@ -19,7 +19,16 @@ from services.api.operations import Operation
 
 _JSON: Final = "application/json"
 _CREATED: Final = 201
-_EVERYWHERE: Final = ("invalid_request", "internal_error")
+_EVERYWHERE: Final = (
+    "invalid_request",
+    "internal_error",
+    # What the HTTP server refuses, whatever is asked.
+    "malformed_request",
+    "request_timeout",
+    "url_too_long",
+    "headers_too_large",
+    "too_many_connections",
+)
 _WITH_CALLER: Final = (
     "ambiguous_credentials", "unauthenticated", "permission_denied", "organization_suspended", "ip_denied",
     "dependency_unavailable", "not_owner",
@@ -96,7 +105,7 @@ def describe(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     """The whole description."""
     schemas = Schemas(_asked(operations), _answered(operations))
     shown = examples()
-    parameters = {one.query: schemas.taken(one.query) for one in operations}
+    parameters = {kind: schemas.taken(kind) for kind in dict.fromkeys(one.query for one in operations)}
     paths: dict[str, Any] = {}
     for one in operations:
         told = _Told(one, schemas, shown.get(one.name))
@@ -174,7 +183,7 @@ class _Told:
             content["example"] = self._example.body
         elif one.example is not None:
             content["example"] = one.example
-        required = len(kinds) > 1 or any(field.required for field in msgspec.structs.fields(kinds[0]))
+        required = all(any(field.required for field in msgspec.structs.fields(kind)) for kind in kinds)
         return {"required": required, "content": {_JSON: content}}
 
     def _responses(self) -> dict[str, Any]:
@@ -186,7 +195,11 @@ class _Told:
             responses["202"] = self._answer(202, one.answer)
         problems = self._problem_schema()
         for status, codes in sorted(_by_status(one).items()):
-            responses.setdefault(str(status), self._problems(status, codes, problems))
+            told = self._problems(status, codes, problems)
+            had = responses.setdefault(str(status), told)
+            if had is not told:  # `/readyz` is refused with what it shows, too
+                had["description"] += f" Or {told['description']}"
+                had["content"] |= told["content"]
         return responses
 
     def _answer(self, status: int, kind: Any) -> dict[str, Any]:
@@ -273,7 +286,12 @@ _SAMPLES: Final = {
 def _about(one: Operation) -> str:
     needs = f"Needs {' or '.join(f'`{each}`' for each in one.permissions)}." if one.permissions else ""
     mapped = _MAPPED if _may_refuse_a_use(one) else ""
-    return " ".join(part for part in (one.description or f"{one.summary}.", mapped, needs) if part)
+    return " ".join(part for part in (one.description or sentence(one.summary), mapped, needs) if part)
+
+
+def sentence(summary: str) -> str:
+    """A summary with its full stop."""
+    return summary if summary.endswith("?") else f"{summary}."
 
 
 _MAPPED: Final = "A keyspace's `denial_status` may give a refused use another status."

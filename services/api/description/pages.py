@@ -8,6 +8,7 @@ from html import escape
 from typing import Any, Final
 
 from services.api.answering.problems import TABLE
+from services.api.description.openapi import sentence
 from services.api.operations import Operation
 
 _STYLE: Final = """
@@ -20,7 +21,7 @@ code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
 pre { background: var(--soft); border-radius: 6px; overflow-x: auto; padding: .8rem 1rem; }
 table { border-collapse: collapse; font-size: .92em; margin: .5rem 0 1rem; width: 100%; }
 td, th { border-bottom: 1px solid var(--line); padding: .3rem .6rem .3rem 0; text-align: left; }
-td { vertical-align: top; }
+td { vertical-align: top; } summary { cursor: pointer; margin: .4rem 0; }
 .method { border: 1px solid var(--line); border-radius: 4px; font-weight: 600; padding: .1rem .45rem; }
 .quiet { opacity: .75; }
 """
@@ -39,7 +40,9 @@ def page_of(description: dict[str, Any], operations: Sequence[Operation]) -> str
         f"<title>Keyledger HTTP API</title><style>{_STYLE}</style></head><body>"
         f'<h1>Keyledger HTTP API <span class="quiet">{escape(info["version"])}</span></h1>{paragraphs}'
         '<p>As OpenAPI 3.1: <a href="/schema/openapi.json">/schema/openapi.json</a></p>'
-        f'<nav><ul>{links}<li><a href="#errors">Errors</a></li></ul></nav>{sections}{_errors()}</body></html>'
+        f'<nav><ul>{links}<li><a href="#types">Types</a></li>'
+        f'<li><a href="#errors">Errors</a></li></ul></nav>{sections}'
+        f"{_types(description)}{_errors()}</body></html>"
     )
 
 
@@ -53,31 +56,52 @@ def _operation(one: Operation, description: dict[str, Any]) -> str:
     described = description["paths"][one.path][one.method.lower()]
     parts = [
         f'<h3 id="{one.name}"><span class="method">{one.method}</span> <code>{escape(one.path)}</code></h3>',
-        f"<p>{escape(one.summary)}. {_prose(described['description'])}</p>",
+        f'<p>{sentence(one.summary)} <span class="quiet"><code>{one.name}</code></span></p>',
+    ]
+    if described["description"] != sentence(one.summary):
+        parts.append(f"<p>{_prose(described['description'])}</p>")
+    parts += [
         _parameters(described["parameters"]),
         _fields("Body", described.get("requestBody"), description),
     ]
-    if one.example is not None:
-        parts.append(f"<pre>{escape(json.dumps(one.example, indent=2))}</pre>")
+    parts.append(_example("Such as", described.get("requestBody")))
+    granted: list[tuple[str, Any]] = []
+    refused: list[tuple[str, Any]] = []
     for status, answer in described["responses"].items():
-        if int(status) in {200, 201}:
-            parts.append(_fields(f"Answer {status}", answer, description))
-    refused = ((status, a) for status, a in described["responses"].items() if int(status) not in {200, 201})
+        (granted if int(status) in {200, 201} else refused).append((status, answer))
+    for status, answer in granted:
+        parts.append(_fields(f"Answer {status}", answer, description))
+        parts.append(_example(f"An answer {status}", answer))
+        parts.append(_headers(answer, description))
     rows = "".join(f"<tr><td>{status}</td><td>{_prose(a['description'])}</td></tr>" for status, a in refused)
     parts.append(f"<details><summary>Other answers</summary><table>{rows}</table></details>")
     return "".join(parts)
 
 
 def _parameters(parameters: list[dict[str, Any]]) -> str:
-    shown = [one for one in parameters if one["in"] == "query"]
-    if not shown:
-        return ""
     rows = "".join(
-        f"<tr><td><code>{escape(one['name'])}</code></td><td>{_type_of(one['schema'])}</td>"
-        f"<td>{_prose(one['description'])}</td></tr>"
-        for one in shown
+        f"<tr><td><code>{escape(one['name'])}</code>{'' if one['required'] else ' <i>optional</i>'}</td>"
+        f"<td>{one['in']}</td><td>{_type_of(one['schema'])}</td><td>{_prose(one['description'])}</td></tr>"
+        for one in parameters
     )
-    return f"<table><tr><th>Query</th><th></th><th></th></tr>{rows}</table>"
+    return f"<table><tr><th colspan=4>Parameters</th></tr>{rows}</table>"
+
+
+def _headers(answer: dict[str, Any], description: dict[str, Any]) -> str:
+    known = description["components"]["headers"]
+    rows = "".join(
+        f"<tr><td><code>{name}</code></td><td>{_prose(known[name]['description'])}</td></tr>"
+        for name in answer["headers"]
+    )
+    return f"<details><summary>Its headers</summary><table>{rows}</table></details>"
+
+
+def _example(title: str, holder: dict[str, Any] | None) -> str:
+    example = ((holder or {}).get("content") or {}).get("application/json", {}).get("example")
+    if example is None:
+        return ""
+    shown = escape(json.dumps(example, indent=2, ensure_ascii=False))
+    return f"<details><summary>{title}</summary><pre>{shown}</pre></details>"
 
 
 def _fields(title: str, holder: dict[str, Any] | None, description: dict[str, Any]) -> str:
@@ -105,15 +129,43 @@ def _table(title: str, schema: dict[str, Any], description: dict[str, Any]) -> s
 
 
 def _type_of(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_type_of(one) for one in schema["anyOf"]))
+    for options in (schema.get("anyOf"), schema.get("oneOf")):
+        if options:
+            return " or ".join(dict.fromkeys(_type_of(one) for one in options))
     if "$ref" in schema:
-        return escape(schema["$ref"].rpartition("/")[2])
+        name = escape(schema["$ref"].rpartition("/")[2])
+        return f'<a href="#type-{name}">{name}</a>'
     if "enum" in schema:
         return ", ".join(f"<code>{escape(json.dumps(one))}</code>" for one in schema["enum"])
     if schema.get("type") == "array":
         return f"list of {_type_of(schema.get('items', {})) or 'values'}"
     return escape(str(schema.get("format") or schema.get("type", "")))
+
+
+def _types(description: dict[str, Any]) -> str:
+    """What fields refer to by name."""
+    schemas = description["components"]["schemas"]
+    named = sorted(_named_in([schema.get("properties", {}) for schema in schemas.values()]))
+    tables = "".join(_type_section(name, schemas[name], description) for name in named)
+    return f'<h2 id="types">Types</h2><p>What fields are named after.</p>{tables}'
+
+
+def _type_section(name: str, schema: dict[str, Any], description: dict[str, Any]) -> str:
+    heading = f'<h3 id="type-{name}"><code>{name}</code></h3>'
+    if "properties" in schema:
+        return heading + _table(name, schema, description)
+    about, _, listed = schema["description"].partition("\n\n")
+    items = "".join(f"<li>{_prose(line.removeprefix('- '))}</li>" for line in listed.splitlines())
+    return f"{heading}<p>{_prose(about)}</p><ul>{items}</ul>"
+
+
+def _named_in(value: Any) -> set[str]:
+    if isinstance(value, list):
+        return set().union(*map(_named_in, value))
+    if not isinstance(value, dict):
+        return set()
+    own = {value["$ref"].rpartition("/")[2]} if isinstance(value.get("$ref"), str) else set()
+    return own.union(*map(_named_in, value.values()))
 
 
 def _errors() -> str:

@@ -11,6 +11,7 @@ from keyledger_edge import STATUS_OF_CODE, VALID
 from services.api.answering.problems import TABLE
 from services.api.answering.verdicts import ONE_OF
 from services.api.description.field_notes import notes_of, structs_in
+from services.api.operations import Query
 
 REF: Final = "#/components/schemas/"
 _TEMPLATE: Final = REF + "{name}"
@@ -31,7 +32,7 @@ class Schemas:
         for name, schema in bodies.items():
             self.components[other.get(name, name)] = _renamed(schema, other)
         self._asked = {kind: _renamed(schema, other) for kind, schema in self._asked.items()}
-        self.components |= _codes()
+        self.components |= _named()
 
     def asked(self, kind: Any) -> Json:
         """What a body or a query is."""
@@ -61,10 +62,12 @@ def _made(kinds: list[Any], finish: Callable[[type[msgspec.Struct], Json], None]
 
 
 def _asks(struct: type[msgspec.Struct], schema: Json) -> None:
-    """What is asked: a default is told in words, for many generators take a field with one for needed."""
+    """What is asked. A body's defaults are told in words: many generators take what has one for needed."""
     for _, about in _noted(struct, schema):
         default = about.pop("default", None)
-        if isinstance(default, bool | int) or (isinstance(default, str) and default):
+        if default is not None and issubclass(struct, Query):
+            about["default"] = default
+        elif isinstance(default, bool | int) or (isinstance(default, str) and default):
             told = about.get("description") or _lifted(about)
             about["description"] = f"{told} `{msgspec.json.encode(default).decode()}` if left out.".strip()
 
@@ -142,16 +145,16 @@ def _renamed(schema: Any, names: dict[str, str]) -> Any:
         return schema
     renamed = {name: _renamed(value, names) for name, value in schema.items()}
     if isinstance(schema.get("$ref"), str):
-        name = schema["$ref"].removeprefix(REF)
+        name: str = schema["$ref"].removeprefix(REF)
         renamed["$ref"] = REF + names.get(name, name)
     return renamed
 
 
-# -- codes
+# -- what has a name, and no type
 
 
-def _codes() -> Json:
-    """The codes of problems and verdicts, each with what it means."""
+def _named() -> Json:
+    """What fields name and no type is: codes, each with what it means, and events."""
     verdicts = {code: TABLE[code].title for code in STATUS_OF_CODE if code != VALID}
     verdicts["not_found"] = "There is no such secret"
     problems = {code: meaning.title for code, meaning in TABLE.items()}
@@ -160,6 +163,11 @@ def _codes() -> Json:
             "The outcome of checking a secret against a use.", {VALID: "Go ahead", **verdicts}
         ),
         "ProblemCode": _enum_of("Why a request was refused.", problems),
+        "EventData": {
+            "type": "object",
+            "additionalProperties": True,
+            "description": "What an event holds, by its type: `docs/events.md` lists the fields of each.",
+        },
     }
 
 

@@ -37,10 +37,6 @@ class FeedQuery(Query, frozen=True, kw_only=True):
     limit: Limit = 50
 
 
-class CloudEventView(CloudEvent, frozen=True, kw_only=True):
-    """A CloudEvents 1.0 object."""
-
-
 class FeedView(View, frozen=True, kw_only=True):
     """A page of the feed."""
 

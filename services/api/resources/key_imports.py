@@ -12,6 +12,7 @@ import msgspec
 from domain.commands import UNSET, CreateKey, UnsetType
 from domain.errors import LedgerError
 from domain.keys import Key
+from domain.keyspaces import why_unfit
 from domain.state import Books
 from services.api.answering.problems import FieldError, ProblemError, invalid
 from services.api.answering.views import KeyView, Position, View
@@ -36,7 +37,10 @@ class ImportedKey(NewKey, frozen=True, kw_only=True):
         msgspec.Meta(min_length=43, max_length=64, description="Of the secret's UTF-8: hex or base64."),
     ]
     hint: Annotated[str, msgspec.Meta(min_length=1, max_length=40)] | None = None
-    """What people may see of the secret, such as its last four characters."""
+    """What people may see of the secret: how it begins and ends, such as `old_...x7Qd`.
+
+    It must fit the keyspace, and is needed where the keyspace has no `accepted_formats`.
+    """
 
 
 class ManyImportedKeys(Body, frozen=True, kw_only=True):
@@ -105,7 +109,8 @@ class ImportView(View, frozen=True, kw_only=True):
     summary="Adopt one key or many by SHA-256",
     description=(
         "For keys that exist elsewhere: their secrets go on working and are never sent. One key is the "
-        "fields of a key with its sha256, and answers 201; many are `items`, and each has its own result."
+        "fields of a key with its sha256, and answers 201; many are `items`, and each has its own result. "
+        "One whose hint cannot be of a secret that the keyspace accepts is refused: it would never work."
     ),
     permissions=("keys:write",),
     body=OneOrMany,
@@ -120,7 +125,7 @@ class ImportView(View, frozen=True, kw_only=True):
     example={
         **{name: KEY_EXAMPLE[name] for name in ("keyspace_id", "organization_id", "name")},
         "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-        "hint": "...x7Qd",
+        "hint": "acme_live_...x7Qd",
     },
 )
 async def import_keys(call: Call[Any, OneOrMany]) -> Reply:
@@ -183,6 +188,8 @@ async def _import(call: Call[Any, Any], item: msgspec.Raw, index: int) -> tuple[
 
 def _adoption(call: Call[Any, Any], body: ImportedKey) -> CreateKey:
     keyspace = keyspace_of(call, body.keyspace_id)
+    if not keyspace.builtin and (unfit := why_unfit(keyspace, body.hint)) is not None:
+        raise invalid("hint", unfit)
     shown = body.hint or f"{keyspace.prefix}..."
     return creation(body, digest_of(body.sha256), shown, imported=True)
 

@@ -97,6 +97,7 @@ async def disable_key(call: Call[Fencing, Because]) -> Reply:
     codes=KEY_CODES,
     conditional=True,
     idempotent=True,
+    example={"reason": "back from holidays"},
 )
 async def enable_key(call: Call[Any, Because]) -> Reply:
     """Undo a disable."""
@@ -141,6 +142,7 @@ async def revoke_key(call: Call[Fencing, Because]) -> Reply:
     codes=("not_found", "version_conflict", "idempotency_conflict"),
     conditional=True,
     idempotent=True,
+    example={"reason": "customer left"},
 )
 async def delete_key(call: Call[Fencing, Because]) -> Reply:
     """Revoke a key and hide it."""

@@ -76,6 +76,7 @@ class RevokedView(View, frozen=True, kw_only=True):
     """Did the filter find still more keys? Send it again."""
     position: Position
     fence: FenceResult | UnsetType = UNSET
+    """Where something was taken away: can no edge accept it any more?"""
 
 
 @operation(

@@ -9,6 +9,7 @@ from domain.commands import Asking, ChargeUsage, ReserveCredits
 from domain.decisions.charging import UseOutcome
 from domain.errors import InvalidError, NotFoundError
 from domain.keyspaces import Keyspace, shape_of
+from domain.money import ONE
 from keyledger_edge import MALFORMED, MISSING, VALID, Use, fingerprint
 from services.api.answering.problems import ProblemError
 from services.api.answering.refusals import use_refused
@@ -16,6 +17,7 @@ from services.api.asking.callers import Caller
 from services.api.asking.uses import MAX_SECRET_LENGTH
 from services.ledger.jobs import Done
 from services.ledger.ledger import Ledger
+from services.ledger.sightings import Refused
 
 _MISSING = UseOutcome(code=MISSING)
 _MALFORMED = UseOutcome(code=MALFORMED)
@@ -71,7 +73,15 @@ class Metering:
         if outcome.code == VALID:
             return outcome, outcome.position
         if outcome.key is not None:
-            self.ledger.denied(outcome.key.id, outcome.code, command.request_id, command.base_micros)
+            plan = self.ledger.state.plans.get(outcome.key.plan_id or "")
+            asked_for = Refused(
+                command.request_id,
+                command.base_micros,
+                ONE if plan is None else plan.price_multiplier,
+                command.use,
+                command.metadata,
+            )
+            self.ledger.denied(outcome.key.id, outcome.code, asked_for)
         return outcome, done.position
 
     def refused(self, outcome: UseOutcome, keyspace: Keyspace | None, position: int) -> ProblemError:

@@ -192,6 +192,7 @@ def _is_visible(call: Call[Any, Any], key_id: str) -> bool:
 @operation(
     "GET",
     "/v1/requests",
+    operation_id="listRequests",
     tag=_TAG,
     summary="List requests",
     description=(
@@ -204,7 +205,7 @@ def _is_visible(call: Call[Any, Any], key_id: str) -> bool:
     answer=RequestPageView,
     projected=True,
 )
-async def get_all_requests(call: Call[ListRequests, Any]) -> Reply:
+async def list_all_requests(call: Call[ListRequests, Any]) -> Reply:
     """One page of the request log; a bound root key sees its own."""
     query, bound = call.query, call.asking.organization_id
     wanted = Wanted(
@@ -303,4 +304,4 @@ def request_view(call: Call[Any, Any], entry: RequestEntry) -> RequestView:
     )
 
 
-ROUTES = [get_all_requests, get_request, get_requests]
+ROUTES = [list_all_requests, get_request, get_requests]

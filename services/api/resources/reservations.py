@@ -6,12 +6,13 @@ from typing import Any, Final
 
 import msgspec
 
+from domain.accounts import Reservation
 from domain.commands import CaptureReservation, ReleaseReservation, ReserveCredits
 from domain.decisions.reservations import CaptureOutcome, ReleaseOutcome
 from domain.errors import NotFoundError
 from domain.events import CreditsReserved
 from domain.ids import format_position, is_id
-from keyledger_edge import VALID
+from keyledger_edge import VALID, Tenant, Use
 from services.api.answering.money import (
     CapturedView,
     HeldView,
@@ -32,6 +33,7 @@ from services.api.operations import OWN_KEY, Reply, operation
 from services.api.resources.charges import PERMISSION, check_metering, quotas_of
 from services.api.resources.metering import asked
 from services.api.resources.verdicts import MONEY, VERDICTS
+from services.ledger.sightings import Refused
 
 _TAG: Final = "Reservations"
 _CREATED: Final = 201
@@ -148,7 +150,7 @@ async def capture(call: Call[Any, CaptureBody]) -> Reply:
     done = await ledger.execute(command, call.caller.asking)
     outcome: CaptureOutcome = done.result
     if outcome.code != VALID:
-        ledger.denied(outcome.key.id, outcome.code, body.request_id, body.amount_micros)
+        ledger.denied(outcome.key.id, outcome.code, _refused_capture(body, outcome.reservation))
         keyspace = ledger.state.keyspaces.get(outcome.key.keyspace_id)
         raise use_refused(outcome.code, keyspace, outcome.refusal, position=done.position)
     assert outcome.event is not None, "a capture that was granted is recorded"
@@ -163,6 +165,17 @@ async def capture(call: Call[Any, CaptureBody]) -> Reply:
         wallet=wallet_figures(outcome.wallet),
     )
     return Reply(view, _CREATED, position=outcome.position)
+
+
+def _refused_capture(body: CaptureBody, held: Reservation) -> Refused:
+    """What a capture asked for: it is priced as its reservation, and is of the same use."""
+    use = Use(
+        model=held.model,
+        provider=held.provider,
+        project_id=held.project_id,
+        tenant=Tenant(org_id=held.tenant_org_id, user_id=held.tenant_user_id),
+    )
+    return Refused(body.request_id, body.amount_micros, held.price_multiplier, use)
 
 
 @operation(

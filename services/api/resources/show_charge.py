@@ -39,7 +39,7 @@ class ShownChargeView(View, frozen=True, kw_only=True):
     codes=("not_found",),
     projected=True,
 )
-async def show_charge(call: Call[Any, Any]) -> Reply:
+async def get_charge(call: Call[Any, Any]) -> Reply:
     """One charge, with what was given back of it."""
     charge_id, reader = call.path["charge_id"], call.reader
     position = reader.position
@@ -64,4 +64,4 @@ async def show_charge(call: Call[Any, Any]) -> Reply:
     return Reply(view, position=position)
 
 
-ROUTES = [show_charge]
+ROUTES = [get_charge]

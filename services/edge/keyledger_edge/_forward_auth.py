@@ -32,6 +32,7 @@ _MOST_DIGITS: Final = 40
 _UNIX: Final = "unix"
 _MOST_REMEMBERED: Final = 1_000
 _UNAUTHORIZED: Final = 401
+_NO_STORE: Final = (b"cache-control", b"no-store")
 _NGINX_UNDERSTANDS: Final = frozenset({200, 401, 403})
 
 
@@ -404,7 +405,7 @@ def answer_verdict(
     status = status_of(verdict.code, keyspace)
     headers = [*_identity_headers(verdict), *rate_limit_headers(verdict.rate_limits)]
     if verdict.valid:
-        return _for_proxy(HttpAnswer(status, headers, b""), proxy)
+        return _for_proxy(HttpAnswer(status, [*headers, _NO_STORE], b""), proxy)
     if verdict.code == codes.RATE_LIMITED:
         headers.append((b"retry-after", b"%d" % retry_after(verdict.rate_limits)))
     if verdict.code == codes.LEDGER_UNREACHABLE:
@@ -513,7 +514,7 @@ def _problem(
     body = msgspec.json.encode(problem)
     return HttpAnswer(
         status,
-        [*headers, (b"content-type", b"application/problem+json"), (b"cache-control", b"no-store")],
+        [*headers, (b"content-type", b"application/problem+json"), _NO_STORE],
         body,
     )
 

@@ -7,15 +7,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from services.api.description.schema import Description
 from services.api.operations import Operation
 from tests.api.quick.world import World
 
-_APP: Final = World().app
-DOCUMENT: Final[dict[str, Any]] = json.loads(_APP.api.description.json)
+_DESCRIPTION: Final = cast(Description, World().app.api.description)
+DOCUMENT: Final[dict[str, Any]] = json.loads(_DESCRIPTION.json)
 """What `GET /schema/openapi.json` answers."""
-_DECLARED: Final = {(one.method, one.path): one for one in _APP.api.description.operations}  # type: ignore[attr-defined]  # a Description, behind its protocol
+_DECLARED: Final = {(one.method, one.path): one for one in _DESCRIPTION.operations}
 _METHODS: Final = ("get", "post", "put", "patch", "delete", "head", "options", "trace")
 
 Schema = dict[str, Any]

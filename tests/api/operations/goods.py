@@ -34,16 +34,10 @@ class Request:
 
     def with_header(self, name: str, value: str) -> Request:
         """It has this header, and no other of its name."""
-        return self.without_header(name).and_header(name, value)
+        return replace(self, headers=(*self.without_header(name).headers, (name, value)))
 
     def without_header(self, name: str) -> Request:
         return replace(self, headers=tuple(one for one in self.headers if one[0].lower() != name.lower()))
-
-    def and_header(self, name: str, value: str) -> Request:
-        return replace(self, headers=(*self.headers, (name, value)))
-
-    def and_query(self, name: str, value: str) -> Request:
-        return replace(self, query=(*self.query, (name, value)))
 
     def with_body(self, body: object) -> Request:
         return replace(self, body=body)
@@ -79,72 +73,38 @@ UNKNOWN: Final = {
 
 
 class Stocked:
-    """A ledger with one of everything in it, and those who ask it."""
+    """One of everything in a ledger, those who may ask it, and what they ask."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.secret = self.other_secret = ""
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.secret = self.other_secret = self.prefix = ""
         self.things = Things({})
         self.bound = self.powerless = self.proxy = ""
-
-    async def stock(self) -> None:
-        """Make one of everything, for two organizations."""
-        world = self.world
-        keyspace = await world.make_keyspace(prefix=f"k{next(_numbers)}_live_")
-        plan = await world.make_plan()
-        organization, owned, mine = await self._organization(keyspace, "mine")
-        _, _, theirs = await self._organization(keyspace, "theirs")
-        shared = {"keyspace_id": keyspace.id, "plan_id": plan.id, "path": "v1/chat"}
-        shared["position"] = format_position(world.ledger.position_prefix, world.ledger.state.head)
-        self.secret, self.other_secret = owned.secret, keyspace.shape.generate()
-        self.things = Things({**shared, **mine}, theirs)
-        self.bound = await world.make_root(*ROOT_PERMISSIONS, organization_id=organization)
-        self.powerless = await world.make_root("webhooks:write")
-        self.proxy = await world.make_root("verify", bound_keyspace_id=keyspace.id)
-
-    async def another(self) -> Stocked:
-        """The same ledger, with one more of everything."""
-        made = Stocked(self.world)
-        await made.stock()
-        return made
-
-    async def _organization(self, keyspace: Keyspace, name: str) -> tuple[str, Owned, dict[str, str]]:
-        world = self.world
-        organization = await world.make_organization(credit=10**12)
-        project = await world.make_project(organization)
-        owned = await world.make_key(keyspace, organization)
-        use = {"key_id": owned.id, "amount_micros": 1_000}
-        charged = await world.post("/v1/charges", {**use, "request_id": f"charge of {name}"})
-        held = await world.post("/v1/reservations", {**use, "request_id": f"reservation of {name}"})
-        assert (charged.status, held.status) == (201, 201), (charged.body, held.body)
-        return organization.id, owned, {
-            "organization_id": organization.id,
-            "project_id": project.id,
-            "key_id": owned.id,
-            "charge_id": charged.json["charge"]["id"],
-            "reservation_id": held.json["reservation"]["id"],
-            "request_id": f"charge of {name}",
-        }  # fmt: skip
 
     # -- good requests
 
     def good(self, one: Described) -> Request:
         """What the operation is there for."""
-        ids = self.things.ids
         path = one.path
         for name in one.parameters("path"):
-            path = path.replace(f"{{{name}}}", quote(ids[name], safe="/" if one.declared.whole else ""))
+            value = quote(self.id_for(one, name), safe="/" if one.declared.whole else "")
+            path = path.replace(f"{{{name}}}", value)
         query = tuple(
             (name, str(self.value_of(about["schema"], name)))
             for name, about in one.parameters("query").items()
             if about.get("required")
         )
         body = self.body_of(one) if one.has_body else b""
-        return Request(one.method, path, query, self._headers_of(one), body)
+        return Request(one.method, path, query, self.headers_of(one), body)
 
-    def _headers_of(self, one: Described) -> tuple[tuple[str, str], ...]:
+    def id_for(self, one: Described, name: str) -> str:
+        """What stands in the operation's path; for some only one that is unused is good."""
+        ids = self.things.ids
+        return ids.get(f"{one.name}.{name}") or ids[name]
+
+    def headers_of(self, one: Described) -> tuple[tuple[str, str], ...]:
         if one.permissions:
-            return (("Authorization", f"Bearer {self.world.root}"),)
+            return (("Authorization", f"Bearer {self.root}"),)
         if one.declared.proxied:
             return (("X-Keyledger-Proxy-Key", self.proxy), ("Authorization", f"Bearer {self.secret}"))
         return (("Authorization", f"Bearer {self.secret}"),) if one.shows_a_secret else ()
@@ -170,19 +130,18 @@ class Stocked:
         return self._named(name) or copy.copy(example)
 
     def _named(self, name: str) -> str | None:
-        if name in {"request_id", "reference"}:
-            return f"{name}-{next(_numbers)}"
-        if name == "prefix":
-            return f"p{next(_numbers)}_live_"
-        if name == "secret":
-            return self.secret
-        if name == "fingerprint":
-            return fingerprint(self.secret).hex()
-        if name == "sha256":
-            return fingerprint(f"unheard of {next(_numbers)}").hex()
-        if name == "incarnation":
-            return f"{next(_numbers):032x}"
-        return self.things.ids.get(name)
+        number = next(_numbers)
+        new = {
+            "request_id": f"request-{number}",
+            "reference": f"reference-{number}",
+            "prefix": f"p{number}_live_",
+            "sha256": fingerprint(f"unheard of {number}").hex(),
+            "hint": f"{self.prefix}...x7Qd",
+            "incarnation": f"{number:032x}",
+            "secret": self.secret,
+            "fingerprint": fingerprint(self.secret).hex(),
+        }
+        return new.get(name) or self.things.ids.get(name)
 
     def value_of(self, schema: Schema, name: str = "") -> Any:
         """Something good; of an object, with the fields that it needs."""
@@ -226,6 +185,56 @@ class Stocked:
         shapes = resolved(schema).get("anyOf", (schema,))
         return self.value_of(next(one for one in shapes if "properties" in resolved(one)))
 
+
+class InMemory(Stocked):
+    """In a ledger in memory, which is asked over ASGI."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.root)
+        self.world = world
+
+    async def stock(self) -> None:
+        """Make one of everything, for two organizations."""
+        world = self.world
+        keyspace = await world.make_keyspace(prefix=f"k{next(_numbers)}_live_")
+        unused = await world.make_keyspace(prefix=f"k{next(_numbers)}_live_")
+        plan = await world.make_plan()
+        organization, owned, mine = await self._organization(keyspace, "mine")
+        _, _, theirs = await self._organization(keyspace, "theirs")
+        shared = {"keyspace_id": keyspace.id, "plan_id": plan.id, "path": "v1/chat"}
+        shared["archiveKeyspace.keyspace_id"] = unused.id
+        shared["position"] = format_position(world.ledger.position_prefix, world.ledger.state.head)
+        self.secret, self.other_secret = owned.secret, keyspace.shape.generate()
+        self.prefix = keyspace.prefix
+        self.things = Things({**shared, **mine}, theirs)
+        self.bound = await world.make_root(*ROOT_PERMISSIONS, organization_id=organization)
+        self.powerless = await world.make_root("webhooks:write")
+        self.proxy = await world.make_root("verify", bound_keyspace_id=keyspace.id)
+
+    async def another(self) -> InMemory:
+        """The same ledger, with one more of everything."""
+        made = InMemory(self.world)
+        await made.stock()
+        return made
+
+    async def _organization(self, keyspace: Keyspace, name: str) -> tuple[str, Owned, dict[str, str]]:
+        world = self.world
+        organization = await world.make_organization(credit=10**12)
+        project = await world.make_project(organization)
+        owned = await world.make_key(keyspace, organization)
+        use = {"key_id": owned.id, "amount_micros": 1_000}
+        charged = await world.post("/v1/charges", {**use, "request_id": f"charge of {name}"})
+        held = await world.post("/v1/reservations", {**use, "request_id": f"reservation of {name}"})
+        assert (charged.status, held.status) == (201, 201), (charged.body, held.body)
+        return organization.id, owned, {
+            "organization_id": organization.id,
+            "project_id": project.id,
+            "key_id": owned.id,
+            "charge_id": charged.json["charge"]["id"],
+            "reservation_id": held.json["reservation"]["id"],
+            "request_id": f"charge of {name}",
+        }  # fmt: skip
+
     # -- asking
 
     async def ask(self, request: Request, *, at_once: bool = False) -> Reply:
@@ -236,10 +245,10 @@ class Stocked:
 
 
 @asynccontextmanager
-async def stocked() -> AsyncGenerator[Stocked]:
+async def stocked() -> AsyncGenerator[InMemory]:
     """A ledger in memory with one of everything in it."""
     world: Management
     async with managed() as world:
-        made = Stocked(world)
+        made = InMemory(world)
         await made.stock()
         yield made

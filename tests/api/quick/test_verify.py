@@ -42,6 +42,30 @@ async def test_every_reply_carries_a_request_id(world: World, owned: Owned) -> N
     assert made.headers["x-request-id"] == made.json["request_id"]
 
 
+@pytest.mark.parametrize("cost", [{}, {"cost_micros": 1, "request_id": "r-1"}], ids=["free", "with a cost"])
+async def test_rate_limits_stand_in_headers_as_the_ietf_writes_them(
+    world: World, keyspace: Keyspace, acme: Organization, cost: dict[str, object]
+) -> None:
+    limits = (RateLimit(name="burst", limit=1, window_seconds=10),)
+    owned = await world.make_key(keyspace, acme, rate_limits=limits)
+    world.ledger.limiter._clock = lambda: 0.0  # both within one second
+    again = cost and {**cost, "request_id": "r-2"}
+
+    first = await world.post("/v1/verify", asking(owned, **cost))
+    second = await world.post("/v1/verify", asking(owned, **again))
+
+    assert [one.code for one in (first, second)] == ["valid", "rate_limited"]
+    for reply in (first, second):
+        assert reply.headers["ratelimit-policy"] == '"burst";q=1;w=10'
+        assert reply.headers["ratelimit"] == '"burst";r=0;t=10'
+
+
+async def test_a_key_without_rate_limits_has_no_such_headers(world: World, owned: Owned) -> None:
+    reply = await world.post("/v1/verify", asking(owned))
+
+    assert not {"ratelimit", "ratelimit-policy"} & reply.headers.keys()
+
+
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEarer"])
 async def test_the_scheme_of_a_root_key_is_written_in_any_case(
     world: World, owned: Owned, scheme: str
@@ -400,7 +424,7 @@ async def test_an_absurdly_large_body_is_refused(world: World) -> None:
 async def test_another_method_is_told_which_one_there_is(world: World) -> None:
     reply = await world.ask("GET", "/v1/verify")
 
-    assert (reply.status, reply.headers["allow"]) == (405, "POST, OPTIONS")
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
 
 
 async def test_what_need_not_be_quick_goes_to_the_router(world: World) -> None:
