@@ -33,7 +33,7 @@ async def test_what_was_made_is_shown_where_location_says(api: Management) -> No
     assert (await api.get(at)).json == key["key"]
     again, at = await made(api, f"{at}/rotate", {})
     assert (await api.get(at)).json == again["key"]
-    adopted, at = await made(api, "/v1/keys/import", of | {"sha256": "0f" * 32})
+    adopted, at = await made(api, "/v1/keys/import", of | {"sha256": "0f" * 32, "hint": "kl_live_...x7Qd"})
     assert (await api.get(at)).json["id"] == adopted["key"]["id"]
 
 

@@ -290,7 +290,7 @@ async def test_a_secret_that_is_another_organizations_is_refused_as_ones_own_is(
     """That the hash is taken is told, since a secret is one key's; whose it is, is not."""
     keyspace = await api.make_keyspace()
     mine, other = await api.make_organization(), await api.make_organization()
-    body = {"keyspace_id": keyspace.id, "organization_id": mine.id, "name": "x"}
+    body = {"keyspace_id": keyspace.id, "organization_id": mine.id, "name": "x", "hint": "kl_live_...x7Qd"}
     first = await api.post("/v1/keys/import", body | {"sha256": "11" * 32})
     theirs = {"organization_id": other.id, "sha256": "22" * 32, "name": "theirs"}
     await api.post("/v1/keys/import", body | theirs)

@@ -60,7 +60,7 @@ _OPERATIONS = [
 
 
 OF_HTTP_ITSELF = {
-    "cache-control", "connection", "content-length", "content-security-policy", "content-type",
+    "cache-control", "connection", "content-length", "content-security-policy", "content-type", "date",
     "x-accel-buffering", "x-content-type-options",
 }  # fmt: skip
 """Headers that mean here what they mean everywhere."""

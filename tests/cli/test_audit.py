@@ -50,7 +50,9 @@ def test_people_read_who_did_what_and_what_it_was_before(shop: Shop, key: str) -
 
 
 def test_lines_and_rows_have_all_of_it_over_several_pages(shop: Shop) -> None:
-    entries = "\n".join(json.dumps({"name": f"A {n}", "sha256": f"{n:064x}"}) for n in range(501))
+    entries = "\n".join(
+        json.dumps({"name": f"A {n}", "sha256": f"{n:064x}", "hint": "kl_live_...x7Qd"}) for n in range(501)
+    )
     shop.ledger.ask("keys", "import", "-", "--org", "Acme", given=entries)
     query = ("--action", "KeyImported", "--limit", "501")
 

@@ -93,6 +93,8 @@ def following(shop: Shop, *more: str) -> Generator[subprocess.Popen[str]]:
         stdin=subprocess.DEVNULL,
         env=shop.ledger.environment,
         cwd=shop.ledger.folder,
+        # Whoever is started in the background by a shell script ignores SIGINT, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with process:
         try:

@@ -20,12 +20,17 @@ def written(shop: Shop, name: str, text: str) -> str:
     return name
 
 
-TWO = ('{{"name": "first", "sha256": "{a}", "tags": ["x", "y"]}}', '{{"name": "second", "sha256": "{b}"}}')
+HINT = "kl_live_...x7Qd"
+TWO = (
+    '{{"name": "first", "sha256": "{a}", "hint": "kl_live_...x7Qd", "tags": ["x", "y"]}}',
+    '{{"name": "second", "sha256": "{b}", "hint": "kl_live_...x7Qd"}}',
+)
+ROWS = f"name,sha256,hint,tags\nfirst,{{a}},{HINT},x;y\nsecond,{{b}},{HINT},\n"
 FORMS = {
-    "csv": "name,sha256,tags\nfirst,{a},x;y\nsecond,{b},\n",
+    "csv": ROWS,
     "ndjson": "\n\n".join(TWO) + "\n",
     "json": f"[{','.join(TWO)}]",
-    "csv with a byte order mark": "\ufeffname,sha256,tags\nfirst,{a},x;y\nsecond,{b},\n",
+    "csv with a byte order mark": f"\ufeff{ROWS}",
 }
 
 
@@ -41,7 +46,9 @@ def test_each_form_of_file_is_read(shop: Shop, form: str) -> None:
 
 
 def test_more_than_one_batch_is_sent_and_the_same_file_again_adopts_nothing_twice(shop: Shop) -> None:
-    lines = (json.dumps({"name": f"Many {n}", "sha256": digest(f"many {n}")}) for n in range(1_001))
+    lines = (
+        json.dumps({"name": f"Many {n}", "sha256": digest(f"many {n}"), "hint": HINT}) for n in range(1_001)
+    )
     file = written(shop, "many.ndjson", "\n".join(lines))
 
     shown = on_terminal(shop.ledger, ["keys", "import", file, "--org", "Acme", "--json"], stdout_piped=True)
@@ -58,7 +65,13 @@ def test_more_than_one_batch_is_sent_and_the_same_file_again_adopts_nothing_twic
 
 def test_a_file_from_standard_input(shop: Shop) -> None:
     done = shop.ledger.run(
-        "keys", "import", "-", "--org", "Acme", "--json", given=f"name,sha256\nPiped,{digest('piped')}\n"
+        "keys",
+        "import",
+        "-",
+        "--org",
+        "Acme",
+        "--json",
+        given=f"name,sha256,hint\nPiped,{digest('piped')},{HINT}\n",
     )
 
     assert json.loads(done.stdout)["imported"] == 1, done.stderr

@@ -56,6 +56,8 @@ class Answer(msgspec.Struct, gc=False):
     place: bytes = b""
     """The same as it is shown; the door says it, and the trace id."""
     request_id: bytes = b""
+    more: Sequence[tuple[bytes, bytes]] = ()
+    """Headers that others of its length do not have."""
 
     @property
     def headers(self) -> Headers:
@@ -65,13 +67,14 @@ class Answer(msgspec.Struct, gc=False):
     @property
     def lines(self) -> bytes:
         """All its headers, as they are written: the short way is spared the list."""
+        head = self.head.lines + lines_of(self.more) if self.more else self.head.lines
         if self.place:
             return b"%bx-keyledger-position: %b\r\nx-request-id: %b\r\n" % (
-                self.head.lines,
+                head,
                 self.place,
                 self.request_id,
             )
-        return b"%bx-request-id: %b\r\n" % (self.head.lines, self.request_id)
+        return b"%bx-request-id: %b\r\n" % (head, self.request_id)
 
 
 class Stream(msgspec.Struct):
@@ -86,6 +89,7 @@ class Stream(msgspec.Struct):
     position: int | None = None
     place: bytes = b""
     request_id: bytes = b""
+    more: Sequence[tuple[bytes, bytes]] = ()
 
     @property
     def headers(self) -> Headers:
@@ -94,7 +98,9 @@ class Stream(msgspec.Struct):
 
 
 def _headers(answer: Answer | Stream) -> Headers:
-    told = [*answer.head.pairs]
+    if answer.more:
+        lines_of(answer.more)  # what would begin another line goes out on no way
+    told = [*answer.head.pairs, *answer.more]
     if answer.place:
         told.append((b"x-keyledger-position", answer.place))
     told.append((b"x-request-id", answer.request_id))
@@ -130,12 +136,6 @@ _MOST_KEPT: Final = 4_096
 def json_answer(status: int, body: bytes, position: int | None, code: str = "ok") -> Answer:
     """JSON, encoded already."""
     return Answer(status, _JSON_HEADS.get(len(body)) or _json_head(body), body, code, position)
-
-
-def with_headers(answer: Answer, more: Sequence[tuple[bytes, bytes]]) -> Answer:
-    """The answer, with more headers than others of its length have."""
-    answer.head = head_of(*answer.head.pairs, *more)
-    return answer
 
 
 def _json_head(body: bytes) -> Head:

@@ -136,7 +136,7 @@ def _charged(metering: Metering, command: ChargeUsage, keyspace: Keyspace | None
         wallet=wallet_figures(outcome.wallet),
     )
     answer = json_answer(_CREATED, encode(told), position)
-    answer.headers.append((b"location", b"/v1/charges/" + event.charge_id.encode()))
+    answer.more = ((b"location", b"/v1/charges/" + event.charge_id.encode()),)
     return answer
 
 

@@ -16,7 +16,7 @@ from domain.instants import to_text
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, Refusal, levels_of, states_of
 from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict, rate_limit_headers
-from services.api.answering.answers import Answer, encode, json_answer, results_answer, with_headers
+from services.api.answering.answers import Answer, encode, json_answer, results_answer
 from services.api.answering.money import charge_view, quota_figures, rate_views, refusal_view, reserved_view
 from services.api.answering.problems import ProblemError
 from services.api.answering.verdicts import VerdictsView, VerdictView
@@ -63,13 +63,17 @@ class Verify:
             return self._one_with_cost(body, use, keyspace, caller)
         verdict = self._checker.check(body.secret, keyspace, use, caller.organization_id, body.request_id)
         told = json_answer(200, self._said(verdict, use), self._state.head, verdict.code)
-        return with_headers(told, rate_limit_headers(verdict.rate_limits)) if verdict.rate_limits else told
+        if verdict.rate_limits:
+            told.more = rate_limit_headers(verdict.rate_limits)
+        return told
 
     async def _one_with_cost(self, body: VerifyBody, use: Use, keyspace: Keyspace, caller: Caller) -> Answer:
         outcome, position = await self._with_cost(body, use, keyspace, caller)
         told = encode(verdict_of(outcome, position, self._ledger.position_prefix))
         answer = json_answer(200, told, position, outcome.code)
-        return with_headers(answer, rate_limit_headers(outcome.rates)) if outcome.rates else answer
+        if outcome.rates:
+            answer.more = rate_limit_headers(outcome.rates)
+        return answer
 
     async def batch(self, call: Call[Any, list[VerifyBody | ProblemError]]) -> Answer:
         """Many questions, answered in order, each on its own."""
@@ -258,6 +262,7 @@ def _add_figures(
     "POST",
     "/v1/verify",
     operation_id="verifySecret",
+    headers=("RateLimit", "RateLimit-Policy"),
     tag="Verify",
     summary="Is this secret good for this use?",
     description="200 whenever the question was well formed: `valid` and `code` are the answer. " + _COST,
