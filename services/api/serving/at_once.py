@@ -73,7 +73,7 @@ class AnswersAtOnce(Protocol):
         ...
 
     def at_once(self, scope: Scope, body: bytes) -> Reply | ReplyLater | asyncio.Future[Any] | None:
-        """The answer, or a future of one; None when the request has to go the usual way. Never raises."""
+        """The answer to what it hears, or a future of one; None: it goes the usual way. Never raises."""
         ...
 
     def __call__(self, scope: Scope, receive: Any, send: Any) -> Awaitable[None]:
@@ -190,8 +190,8 @@ class AtOnceProtocol(BoundedProtocol):
         self._stage = WHOLE
         scope: Scope = {
             "type": "http",
-            "method": self._method.decode("ascii"),
-            "path": self._path.decode("ascii"),
+            "method": self._method.decode(),
+            "path": self._path.decode(),
             "raw_path": self._path,
             "query_string": self._query,
             "headers": self.headers,

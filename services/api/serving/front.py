@@ -63,6 +63,7 @@ class Front:
         self._forward_auth = self._quick["GET", FORWARD_AUTH]
         self._behind_forward_auth = self._quick.pop(("GET", FORWARD_AUTH + "/{path}"))
         self._heard = {path.encode(): method.encode() for method, path in self._quick}
+        self._by_path = {path: operation for (_, path), operation in self._quick.items()}
         door.lost = self._lost
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,16 +138,10 @@ class Front:
         )
 
     def at_once(self, scope: Scope, body: bytes) -> Answer | ReplyLater | None:
-        """The answer of a quick route to a request that came whole; None: it is `__call__`'s."""
-        method, path = scope["method"], scope["path"]
-        operation = self._quick.get((method, path)) or self._quick_one(method, path)
+        """The answer to a request that is heard, and came whole; None: it is `__call__`'s."""
+        operation = self._by_path.get(scope["path"]) or self._behind_forward_auth
         call: Call[Any, Any] = Call(self.api, scope, hung_up)
-        if (
-            operation is None
-            or not self._ledger.owner
-            or call.forwarded is not None
-            or len(body) > call.limit
-        ):
+        if not self._ledger.owner or call.forwarded is not None or len(body) > call.limit:
             return None
         call.data = body
         if call.given_id is not None:
