@@ -368,6 +368,21 @@ async def test_a_filter_with_a_value_that_there_is_not_is_refused_and_says_which
     assert filters >= 15
 
 
+async def test_the_word_null_is_a_value_as_any_other_and_lists_nothing_more(
+    api: Management, things: Things
+) -> None:
+    asked = 0
+    for one in MANAGED:
+        for name, schema in parameters(one, "query").items():
+            if any("enum" in each or each.get("format") == "date-time" for each in options(schema)):
+                for word in ("null", "NULL"):
+                    assert refused_field(await api.get(f"{things.path(one)}?{name}={word}")) == name, named(
+                        one
+                    )
+                asked += 1
+    assert asked >= 20
+
+
 async def test_what_is_no_parameter_is_refused_by_its_name(api: Management, things: Things) -> None:
     for one in MANAGED:
         assert refused_field(await api.get(f"{things.path(one)}?organisation=1")) == "organisation", named(

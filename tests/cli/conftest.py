@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from services.api.serving.app import ROUTES
 from tests.e2e.ledgers import Place, place
 
 
@@ -36,9 +35,3 @@ def shop() -> Iterator[Shop]:
         made = ledger.ask("orgs", "create", "Acme", "--external-id", "cus_42")
         ledger.ask("wallet", "credit", "Acme", "1000.00", "--reference", "invoice-7")
         yield Shop(ledger, made["id"])
-
-
-def needs(method: str, path: str) -> pytest.MarkDecorator:
-    """Only where the API has this operation."""
-    there = any((one.method, one.path) == (method, path) for one in ROUTES)
-    return pytest.mark.skipif(not there, reason=f"there is no {method} {path} yet")

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.conftest import needs
 from tests.e2e.ledgers import Place, place
 
 
@@ -74,7 +73,6 @@ def test_a_leak_that_is_looked_for_in_one_keyspace_is_not_found_in_another(ledge
     assert "No key of this ledger has that secret." in done.stdout
 
 
-@needs("POST", "/v1/keyspaces/{keyspace_id}/archive")
 def test_an_archived_keyspace_gives_its_prefix_back(ledger: Place) -> None:
     ledger.ask("keyspaces", "create", "short-lived", "--prefix", "short_")
     assert ledger.run("keyspaces", "create", "second", "--prefix", "short_").returncode == 5
@@ -87,7 +85,6 @@ def test_an_archived_keyspace_gives_its_prefix_back(ledger: Place) -> None:
     assert "short-lived" in ledger.run("keyspaces", "list", "--include-archived").stdout
 
 
-@needs("POST", "/v1/keyspaces/{keyspace_id}/archive")
 def test_a_keyspace_that_keys_are_in_is_not_archived(ledger: Place, secret: str) -> None:
     done = ledger.run("keyspaces", "archive", "main", "--yes")
 

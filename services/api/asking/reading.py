@@ -172,9 +172,14 @@ def read_query(query: bytes, kind: type[T], *, others: Callable[[str], bool] | N
             raise invalid(name, "must not hold control characters")
         given[name] = value
     try:
-        return msgspec.convert(given, kind, strict=False)
+        asked = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise _with_choices(complaint(str(error)), kind) from None
+    for field in msgspec.structs.fields(kind):
+        # The word `null` is read as nothing given: a filter with it would list everything.
+        if field.encode_name in given and getattr(asked, field.name) is None:
+            raise _with_choices(invalid(field.encode_name, "must not be null"), kind)
+    return asked
 
 
 def _with_choices(problem: ProblemError, kind: type[Any]) -> ProblemError:
