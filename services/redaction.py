@@ -13,9 +13,10 @@ from keyledger_edge import SecretShape, redact
 
 Redaction = Callable[[str], str]
 
-# Secrets hold 128 bits and more: 22 base62 digits in a row at least.
-_LONG_RUN: Final = re.compile(r"[0-9A-Za-z]{22}")
-_ID_OR_LONG_RUN: Final = re.compile(rf"({ID_PATTERN})(?![0-9A-Za-z])|[0-9A-Za-z]{{22,}}")
+SHORTEST_SECRET: Final = 22
+"""Secrets hold 128 bits and more: that many base62 digits in a row at least."""
+_LONG_RUN: Final = re.compile(rf"[0-9A-Za-z]{{{SHORTEST_SECRET}}}")
+_ID_OR_LONG_RUN: Final = re.compile(rf"({ID_PATTERN})(?![0-9A-Za-z])|[0-9A-Za-z]{{{SHORTEST_SECRET},}}")
 _SHIPPED: Final = (
     *(SecretShape(prefix=one["prefix"], format=one["secret_format"]) for one in PRESETS.values()),
     ROOT_SHAPE,

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from domain.errors import LedgerError
 from domain.ids import format_position
-from services.api.answering.answers import Answer, Later, Stream, Told, encode, head_of, wire
+from services.api.answering.answers import Answer, Later, Stream, Told, encode, head_of, place_line, wire
 from services.api.answering.counting import Counts
 from services.api.answering.fencing import outlast_fences
 from services.api.answering.lines import AccessLog
@@ -122,11 +122,11 @@ class Door:
         seconds = perf_counter() - call.started
         route = "other" if operation is None else operation.path
         self._count(route, call.scope["method"], status, answer.code, seconds)
-        if position is not None:
+        if position is not None and not answer.place:
             prefix, placed = call.prefix or self._ledger.position_prefix, self._placed
             if placed[1] != position or placed[0] != prefix:
                 # The same for many answers, until something is written.
-                placed = self._placed = prefix, position, format_position(prefix, position).encode()
+                placed = self._placed = prefix, position, place_line(format_position(prefix, position))
             answer.place = placed[2]
         if status >= _REFUSED or operation is None or not operation.quick or self._log_granted:
             self.lines.write(call, status, answer.code, seconds)

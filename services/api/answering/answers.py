@@ -54,10 +54,11 @@ class Answer(msgspec.Struct, gc=False):
     position: int | None = None
     """On which state it rests, for `X-Keyledger-Position`; None: on none."""
     place: bytes = b""
-    """The same as it is shown; the door says it, and the trace id."""
+    """The line that says so (`place_line`); the door writes it where the handler has not."""
     request_id: bytes = b""
-    more: Sequence[tuple[bytes, bytes]] = ()
-    """Headers that others of its length do not have."""
+    """The door's, too."""
+    more: bytes = b""
+    """The lines of headers that others of its length do not have (`lines_of`)."""
 
     @property
     def headers(self) -> Headers:
@@ -67,14 +68,7 @@ class Answer(msgspec.Struct, gc=False):
     @property
     def lines(self) -> bytes:
         """All its headers, as they are written: the short way is spared the list."""
-        head = self.head.lines + lines_of(self.more) if self.more else self.head.lines
-        if self.place:
-            return b"%bx-keyledger-position: %b\r\nx-request-id: %b\r\n" % (
-                head,
-                self.place,
-                self.request_id,
-            )
-        return b"%bx-request-id: %b\r\n" % (head, self.request_id)
+        return b"%b%b%bx-request-id: %b\r\n" % (self.head.lines, self.more, self.place, self.request_id)
 
 
 class Stream(msgspec.Struct):
@@ -89,7 +83,7 @@ class Stream(msgspec.Struct):
     position: int | None = None
     place: bytes = b""
     request_id: bytes = b""
-    more: Sequence[tuple[bytes, bytes]] = ()
+    more: bytes = b""
 
     @property
     def headers(self) -> Headers:
@@ -98,13 +92,17 @@ class Stream(msgspec.Struct):
 
 
 def _headers(answer: Answer | Stream) -> Headers:
-    if answer.more:
-        lines_of(answer.more)  # what would begin another line goes out on no way
-    told = [*answer.head.pairs, *answer.more]
-    if answer.place:
-        told.append((b"x-keyledger-position", answer.place))
-    told.append((b"x-request-id", answer.request_id))
-    return told
+    lines = (answer.more + answer.place).split(b"\r\n")[:-1]
+    return [
+        *answer.head.pairs,
+        *[(name, value) for name, _, value in (line.partition(b": ") for line in lines)],
+        (b"x-request-id", answer.request_id),
+    ]
+
+
+def place_line(position: str) -> bytes:
+    """The header that says on which state an answer rests."""
+    return b"x-keyledger-position: " + position.encode() + b"\r\n"
 
 
 class Later(msgspec.Struct):

@@ -139,7 +139,7 @@ class ReservationView(View, frozen=True, gc=False):
     """Yours, as it was given; absent where none was, and where it is read later."""
 
 
-class Metered(View, frozen=True, kw_only=True):
+class Metered(View, frozen=True, kw_only=True, gc=False):
     """What every answer about money has."""
 
     replayed: bool
@@ -151,7 +151,7 @@ class Metered(View, frozen=True, kw_only=True):
     position: Position
 
 
-class ChargedView(Metered, frozen=True, kw_only=True):
+class ChargedView(Metered, frozen=True, kw_only=True, gc=False):
     """What became of a charge."""
 
     charge: ChargeView
@@ -207,8 +207,8 @@ def tenant_view(org_id: str | None, user_id: str | None) -> TenantView | None:
     return None if org_id is None and user_id is None else TenantView(org_id, user_id)
 
 
-def charge_view(event: UsageCharged | ReservationCaptured, position: int, prefix: str) -> ChargeView:
-    """A charge, as it was recorded."""
+def charge_view(event: UsageCharged | ReservationCaptured, position: str | UnsetType) -> ChargeView:
+    """A charge, as it was recorded at this position."""
     view = ChargeView(
         event.charge_id,
         event.key_id,
@@ -222,7 +222,7 @@ def charge_view(event: UsageCharged | ReservationCaptured, position: int, prefix
         event.project_id,
         tenant_view(event.tenant_org_id, event.tenant_user_id),
         to_text(event.at),
-        format_position(prefix, position),
+        position,
         _metadata_of(event),
     )
     if isinstance(event, UsageCharged):
@@ -240,9 +240,7 @@ def _metadata_of(event: UsageCharged | ReservationCaptured | CreditsReserved) ->
 
 def refunded_charge_view(charge: UsageCharged | ReservationCaptured, refunded_micros: int) -> ChargeView:
     """A charge of which something was given back; where it stands in the log is not known here."""
-    return msgspec.structs.replace(
-        charge_view(charge, 0, ""), position=UNSET, refunded_micros=refunded_micros
-    )
+    return msgspec.structs.replace(charge_view(charge, UNSET), refunded_micros=refunded_micros)
 
 
 def refund_view(event: UsageRefunded, position: int, prefix: str) -> RefundView:

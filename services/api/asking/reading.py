@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
-from operator import attrgetter
+from itertools import compress
+from operator import itemgetter
 from string import ascii_letters, digits
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec.structs import astuple
 
 from domain.metadata import MAX_METADATA_DEPTH, is_deeper
 from services.api.answering.problems import FieldError, ProblemError, invalid
@@ -60,10 +62,9 @@ class BodyReader(Generic[T]):
         # What a decoder passes over, it does not look at: it may be no JSON at all.
         self._passes_over = not kind.__struct_config__.forbid_unknown_fields
         self._looks = _looked_at(kind)
-        names = [name for name, _ in self._looks]
-        self._values = _getter(names)
+        self._pick = _picker([kind.__struct_fields__.index(name) for name, _ in self._looks])
         # Most requests leave most fields out, and are through with one comparison.
-        self._nothing = (None,) * len(names)
+        self._nothing = (None,) * len(self._looks)
 
     def __call__(self, data: bytes, holds_secret: HoldsSecret) -> T:
         """The body."""
@@ -74,7 +75,7 @@ class BodyReader(Generic[T]):
                 msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             body, data = self._decoded(data)
-        values = self._values(body)
+        values = self._pick(astuple(body))
         if values != self._nothing:
             self._look_at(values, holds_secret)
         if may_spell_one(data):
@@ -83,16 +84,16 @@ class BodyReader(Generic[T]):
 
     def look_at(self, body: T, holds_secret: HoldsSecret, *, spelled: bool) -> None:
         """Refuse what the kind says nothing of; `spelled`: may there be control characters in it?"""
-        values = self._values(body)
+        values = self._pick(astuple(body))
         if values != self._nothing:
             self._look_at(values, holds_secret)
         if spelled:
             _refuse_control_characters(body)
 
     def _look_at(self, values: tuple[Any, ...], holds_secret: HoldsSecret) -> None:
-        for value, (name, look) in zip(values, self._looks, strict=True):
-            if value:  # UNSET is false, too
-                look(value, name, holds_secret)
+        # Of those that are given: UNSET is false, too.
+        for (name, look), value in zip(compress(self._looks, values), filter(None, values), strict=True):
+            look(value, name, holds_secret)
 
     def _decoded(self, data: bytes) -> tuple[T, bytes]:
         """Of a body that the decoder does not take as it is."""
@@ -264,10 +265,9 @@ def _looked_at(kind: type[msgspec.Struct]) -> list[tuple[str, _Look]]:
     return found
 
 
-def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
-    if len(names) > 1:
-        return attrgetter(*names)
-    return lambda body: tuple(getattr(body, name) for name in names)
+def _picker(places: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Takes what stands at these places: a third of what an attrgetter of as many fields costs."""
+    return itemgetter(*places) if len(places) > 1 else lambda values: tuple(values[one] for one in places)
 
 
 _CANNOT_HOLD: Final = frozenset({

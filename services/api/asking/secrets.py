@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from domain.state import State
 from keyledger_edge import SecretShape, redact
-from services.redaction import may_hold_secret, without_long_runs
+from services.redaction import SHORTEST_SECRET, may_hold_secret, without_long_runs
 
 
 class Redactor:
@@ -44,6 +44,8 @@ class Redactor:
 
     def holds_secret(self, text: str) -> bool:
         """Is there something in it that looks like a secret of a keyspace that is known here?"""
+        if len(text) < SHORTEST_SECRET:
+            return False
         return may_hold_secret(text) and any(shape.anywhere.search(text) for shape in self.shapes)
 
     def may_be_shown(self, text: str) -> bool:

@@ -16,7 +16,15 @@ from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, quota_states
 from keyledger_edge import VALID, Use
-from services.api.answering.answers import Answer, Later, awaited, encode, json_answer, results_answer
+from services.api.answering.answers import (
+    Answer,
+    Later,
+    awaited,
+    encode,
+    json_answer,
+    place_line,
+    results_answer,
+)
 from services.api.answering.money import (
     ChargedView,
     RefundedView,
@@ -126,17 +134,18 @@ def _charged(metering: Metering, command: ChargeUsage, keyspace: Keyspace | None
     outcome, position = metering.outcome_of(command, done)
     if outcome.code != VALID:
         raise metering.refused(outcome, keyspace, position)
-    event, prefix = outcome.event, metering.ledger.position_prefix
+    event, place = outcome.event, format_position(metering.ledger.position_prefix, position)
     assert isinstance(event, UsageCharged), "a charge records a charge"
     told = ChargedView(
-        charge=charge_view(event, position, prefix),
-        position=format_position(prefix, position),
+        charge=charge_view(event, place),
+        position=place,
         replayed=outcome.replayed,
         quotas=quota_figures(outcome.quotas) if outcome.quotas else [],
         wallet=wallet_figures(outcome.wallet),
     )
     answer = json_answer(_CREATED, encode(told), position)
-    answer.more = ((b"location", b"/v1/charges/" + event.charge_id.encode()),)
+    answer.place = place_line(place)
+    answer.more = b"location: /v1/charges/" + event.charge_id.encode() + b"\r\n"
     return answer
 
 

@@ -156,7 +156,7 @@ async def capture(call: Call[Any, CaptureBody]) -> Reply:
     assert outcome.event is not None, "a capture that was granted is recorded"
     prefix = ledger.position_prefix
     view = CapturedView(
-        charge=charge_view(outcome.event, outcome.position, prefix),
+        charge=charge_view(outcome.event, format_position(prefix, outcome.position)),
         reservation=reservation_view(outcome.reservation, prefix),
         uncovered_micros=outcome.event.uncovered_micros,
         position=format_position(prefix, outcome.position),

@@ -52,7 +52,7 @@ async def get_charge(call: Call[Any, Any]) -> Reply:
     ):
         raise NotFoundError("charge", charge_id)
     position = max(position, found.charge.position)  # nothing is given back of a charge before it is made
-    charge = charge_view(event, found.charge.position, call.prefix)
+    charge = charge_view(event, call.place(found.charge.position))
     refunds = [
         refund_view(one.event, one.position, call.prefix)
         for one in found.refunds

@@ -16,7 +16,7 @@ from domain.instants import to_text
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, Refusal, levels_of, states_of
 from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict, rate_limit_headers
-from services.api.answering.answers import Answer, encode, json_answer, results_answer
+from services.api.answering.answers import Answer, encode, json_answer, lines_of, results_answer
 from services.api.answering.money import charge_view, quota_figures, rate_views, refusal_view, reserved_view
 from services.api.answering.problems import ProblemError
 from services.api.answering.verdicts import VerdictsView, VerdictView
@@ -64,7 +64,7 @@ class Verify:
         verdict = self._checker.check(body.secret, keyspace, use, caller.organization_id, body.request_id)
         told = json_answer(200, self._said(verdict, use), self._state.head, verdict.code)
         if verdict.rate_limits:
-            told.more = rate_limit_headers(verdict.rate_limits)
+            told.more = lines_of(rate_limit_headers(verdict.rate_limits))
         return told
 
     async def _one_with_cost(self, body: VerifyBody, use: Use, keyspace: Keyspace, caller: Caller) -> Answer:
@@ -72,7 +72,7 @@ class Verify:
         told = encode(verdict_of(outcome, position, self._ledger.position_prefix))
         answer = json_answer(200, told, position, outcome.code)
         if outcome.rates:
-            answer.more = rate_limit_headers(outcome.rates)
+            answer.more = lines_of(rate_limit_headers(outcome.rates))
         return answer
 
     async def batch(self, call: Call[Any, list[VerifyBody | ProblemError]]) -> Answer:
@@ -233,7 +233,7 @@ def verdict_of(outcome: UseOutcome, position: int, prefix: str) -> dict[str, Any
     event = outcome.event
     if event is not None:
         if isinstance(event, UsageCharged):
-            answer["charge"] = charge_view(event, outcome.position, prefix)
+            answer["charge"] = charge_view(event, format_position(prefix, outcome.position))
         else:
             answer["reservation"] = reserved_view(event, outcome.position, prefix)
         answer["replayed"] = outcome.replayed

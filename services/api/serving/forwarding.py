@@ -21,7 +21,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from services.api.answering.answers import Answer
+from services.api.answering.answers import Answer, lines_of
 from services.api.answering.problems import REFUSED_LATELY, ProblemError
 from services.api.asking.call import Call, ClientGoneError, Send
 from services.ledger.errors import (
@@ -393,7 +393,7 @@ def not_owner_answer(answer: Answer, error: CannotAnswerError) -> Answer:
     marks = [(_NOT_OWNER, b"1")]
     if isinstance(error, _OldMarkError):
         marks.append((_CLOCK, b"%d" % error.clock))
-    answer.more = (*answer.more, *marks)
+    answer.more += lines_of(marks)
     return answer
 
 
