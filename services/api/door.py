@@ -52,7 +52,8 @@ class Door:
         self._holds_secret = api.redactor.holds_secret
         self._trusted = api.trusted_proxies
         self._log_granted = api.log_granted
-        self._placed = "", -1, b""
+        self._placed, self._place = -1, b""
+        api.ledger.at_new_epoch.append(self._forget_place)
 
     # -- in
 
@@ -123,14 +124,22 @@ class Door:
         route = "other" if operation is None else operation.path
         self._count(route, call.scope["method"], status, answer.code, seconds)
         if position is not None and not answer.place:
-            prefix, placed = call.prefix or self._ledger.position_prefix, self._placed
-            if placed[1] != position or placed[0] != prefix:
-                # The same for many answers, until something is written.
-                placed = self._placed = prefix, position, place_line(format_position(prefix, position))
-            answer.place = placed[2]
+            if call.prefix:
+                answer.place = place_line(call.place(position))
+            else:
+                answer.place = self._place if position == self._placed else self._line_of(position)
         if status >= _REFUSED or operation is None or not operation.quick or self._log_granted:
             self.lines.write(call, status, answer.code, seconds)
         answer.request_id = call.shown_id
+
+    def _line_of(self, position: int) -> bytes:
+        """The same for many answers, until something is written."""
+        self._placed = position
+        self._place = place_line(format_position(self._ledger.position_prefix, position))
+        return self._place
+
+    def _forget_place(self) -> None:
+        self._placed = -1
 
     # -- over ASGI
 
