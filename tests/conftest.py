@@ -8,7 +8,7 @@ from hypothesis import settings
 
 from tests.ledger_database import ledger_database, ledger_template
 from tests.replicas import replica_template, replicated_postgres
-from tests.servers import database, nats_server, nats_url, postgres_server
+from tests.servers import database, kept, nats_server, nats_url, postgres_server
 
 __all__ = [
     "database",
@@ -46,6 +46,10 @@ settings.load_profile("untimed")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # one of several workers
         items.sort(key=_turn)
+
+
+def pytest_unconfigure() -> None:
+    kept.close()  # also in a worker, which ends without what is to be done at its exit
 
 
 def _turn(item: pytest.Item) -> int:
