@@ -36,7 +36,7 @@ from infra.embedded.postgres import DATABASE, OWNER, SETTINGS, programs
 from infra.embedded.process import LAUNCHER, running
 from infra.postgres.migrate import migrate
 from tests.contract.cable import Cable
-from tests.servers import server_folder
+from tests.servers import initialised, server_folder
 
 _PATIENCE_SECONDS: Final = 60.0
 _SETTINGS: Final = SETTINGS | {
@@ -353,7 +353,7 @@ class Replicas:
 def replica_folder_template() -> Generator[Path]:
     """A cold data folder with a migrated, empty ledger, to be copied for each pair."""
     with server_folder() as folder:
-        with EmbeddedServers(folder / "data", nats=False) as servers:
+        with EmbeddedServers(initialised(folder / "data"), nats=False) as servers:
             migrate(servers.postgres.dsn)
         yield folder / "data" / "postgres"
 

@@ -1,11 +1,14 @@
 """Fixtures: a real PostgreSQL and a real NATS for the session, a database and an empty NATS for each test."""
 
 import asyncio
+import atexit
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import LiteralString
 
@@ -17,6 +20,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from infra.embedded import EmbeddedNats, EmbeddedPostgres, EmbeddedServers
+from infra.embedded.folder import DataFolder
 
 
 @contextmanager
@@ -28,6 +32,27 @@ def server_folder() -> Generator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+kept = ExitStack()
+"""What is made once for all tests of a process; conftest.py closes it when they are done."""
+atexit.register(kept.close)
+
+
+@cache
+def _initialised() -> Path:
+    """The files of a PostgreSQL as initdb makes them, which nobody ever started."""
+    path = kept.enter_context(server_folder())
+    with DataFolder(path / "data") as folder:
+        EmbeddedPostgres(folder)._initialise()
+    return path / "data" / "postgres"
+
+
+def initialised(data: Path) -> Path:
+    """A data folder whose PostgreSQL has never been started: initdb takes a second, and its copy does not."""
+    data.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", str(_initialised()), str(data / "postgres")], check=True)
+    return data
 
 
 @contextmanager
@@ -44,7 +69,7 @@ def fresh_database(server: EmbeddedPostgres, *, template: str = "template0") -> 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
     """One PostgreSQL for the session."""
-    with server_folder() as folder, EmbeddedServers(folder / "data", nats=False) as servers:
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data"), nats=False) as servers:
         yield servers.postgres
 
 

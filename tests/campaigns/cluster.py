@@ -30,7 +30,7 @@ from services.cli.first_root_key import new_root_secret
 from tests.campaigns.checker import Recorded, record
 from tests.contract.stream_worlds import read_all
 from tests.processes import ending_with_us
-from tests.servers import server_folder
+from tests.servers import initialised, server_folder
 
 PROGRAM = (sys.executable, "-P", "-c", "from keyledger_boot import main; main()")
 
@@ -256,7 +256,7 @@ class Cluster:
 @asynccontextmanager
 async def cluster(ledgers: int = 2, **settings: str) -> AsyncGenerator[Cluster]:
     """A running cluster; nothing of it is left afterwards."""
-    with server_folder() as folder, EmbeddedServers(folder / "data") as servers:
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data")) as servers:
         made = Cluster(folder, servers, ledgers, settings)
         supervising = asyncio.create_task(made.supervise())
         try:

@@ -27,7 +27,7 @@ from infra.postgres.migrate import migrate
 from tests.contract.relay_worlds import GrowingLog
 from tests.contract.stream_worlds import read_all
 from tests.processes import ending_with_us
-from tests.servers import server_folder
+from tests.servers import initialised, server_folder
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1_200)]
 KILLS = int(os.environ.get("KEYLEDGER_KILLS", "50"))
@@ -121,7 +121,7 @@ async def test_whatever_is_killed_nats_has_each_event_once_in_order() -> None:
     seed = int(os.environ.get("KEYLEDGER_TEST_SEED", random.randrange(1 << 32)))
     chance = random.Random(seed)
     struck: dict[str, int] = {}
-    with server_folder() as folder, EmbeddedServers(folder / "data") as servers:
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data")) as servers:
         migrate(servers.postgres.dsn)
         writer = Writer(servers.postgres.dsn, chance)
         relays = Relays(servers.postgres.dsn, servers.nats.url, folder / "relays.log")

@@ -34,7 +34,7 @@ from infra.postgres.log import PostgresLog
 from infra.postgres.migrate import migrate
 from infra.postgres.state_rows import PostgresStateRows
 from tests.contract.log_worlds import PostgresWorld
-from tests.servers import server_folder
+from tests.servers import initialised, server_folder
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ async def until_an_append_waits(database: str) -> None:
 
 
 async def test_a_server_that_crashes_is_recovered_from_without_a_restart() -> None:
-    with server_folder() as folder, EmbeddedServers(folder / "data", nats=False) as servers:
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data"), nats=False) as servers:
         postgres = servers.postgres
         migrate(postgres.dsn)
         log, rows = PostgresLog(postgres.dsn), PostgresStateRows(postgres.dsn)

@@ -20,7 +20,7 @@ from infra.postgres.rebuilding import check
 from projections.every import every_projection
 from tests.contract.projected_worlds import mapper, projecting, reached, table_rows, written_log
 from tests.histories import History
-from tests.servers import server_folder
+from tests.servers import initialised, server_folder
 
 
 def tables_of(projections: list[Projection]) -> list[str]:
@@ -221,7 +221,7 @@ async def test_a_projector_that_is_there_before_the_role_makes_its_tables_as_the
     owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'projections' AND tablename = 'checkpoints'"
     with (
         server_folder() as folder,
-        EmbeddedServers(folder / "data", nats=False) as servers,
+        EmbeddedServers(initialised(folder / "data"), nats=False) as servers,
         psycopg.connect(servers.postgres.dsn, autocommit=True) as migration,
     ):
         lock = (ADVISORY_CLASS, migrate._MIGRATION_LOCK)
@@ -247,7 +247,7 @@ async def first_row(connection: psycopg.Connection[tuple[object, ...]], select: 
 
 async def test_a_crash_of_the_server_costs_a_few_rows_that_are_derived_again() -> None:
     history = History(9)
-    with server_folder() as folder, EmbeddedServers(folder / "data", nats=False) as servers:
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data"), nats=False) as servers:
         postgres = servers.postgres
         with projecting(postgres.dsn) as projector:
             for _ in range(2):

@@ -25,7 +25,7 @@ from services.api.serving.app import build_app
 from tests.api.quick.world import EDGES, Reply, call
 from tests.api.world import EVERY_OPERATION, Management, managed
 from tests.contract.projected_worlds import Reading, Written, projecting, reached, reading, written_log
-from tests.servers import fresh_database, server_folder
+from tests.servers import fresh_database, initialised, server_folder
 
 NOWHERE: Mapping[str, str] = {}
 RECORDED = examples.FILE
@@ -287,7 +287,7 @@ def main() -> None:
     """Write the file."""
     with (
         server_folder() as folder,
-        EmbeddedServers(folder / "data", nats=False) as servers,
+        EmbeddedServers(initialised(folder / "data"), nats=False) as servers,
         fresh_database(servers.postgres) as database,
     ):
         RECORDED.write_bytes(to_json(asyncio.run(recorded(database))))

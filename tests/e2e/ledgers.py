@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.processes import start_with_us
+from tests.servers import initialised
 
 PROGRAM = [sys.executable, "-P", "-c", "from keyledger_boot import main; main()"]
 PATIENCE_SECONDS = 30.0
@@ -31,9 +32,17 @@ class Place:
         self.processes: list[subprocess.Popen[str]] = []
         self.told: dict[str, Any] = {}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start `keyledger up` (or another command that stays) and wait until it is ready."""
+    def start(self, *arguments: str, by_itself: bool = False) -> subprocess.Popen[str]:
+        """Start `keyledger up` (or another command that stays) and wait until it is ready.
+
+        A PostgreSQL that it would make finds its files; `by_itself`: it has to make them, too.
+        """
         words = list(arguments) or ["up"]
+        data = self.folder / self.environment["KEYLEDGER_DATA_DIR"]
+        if words[0] == "up" and not (
+            by_itself or "KEYLEDGER_DATABASE_URL" in self.environment or (data / "postgres").exists()
+        ):
+            initialised(data)
         with (self.folder / "log").open("a") as log:
             process = start_with_us(
                 [*PROGRAM, *words, "--json"],

@@ -26,7 +26,7 @@ from tests.e2e.ledgers import Place, place, stop, until
 def ledger() -> Iterator[Place]:
     """One ledger for the module, in a path with a space."""
     with place("a folder") as here:
-        here.start()
+        here.start(by_itself=True)
         yield here
 
 

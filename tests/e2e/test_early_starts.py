@@ -17,17 +17,25 @@ from infra.embedded import EmbeddedServers
 from infra.postgres.migrate import migrate
 from tests.e2e.ledgers import PROGRAM, Place, place, stop, until
 from tests.processes import ending_with_us
-from tests.servers import server_folder
+from tests.servers import initialised, server_folder
 
 SECRET = "kl_root_012345678901234567890123456789GMgRF3"
 
 
-@pytest.fixture
-def servers() -> Iterator[EmbeddedServers]:
-    """A PostgreSQL with a ledger's tables, stopped for now, and a NATS."""
-    with server_folder() as folder, EmbeddedServers(folder / "data") as servers:
+@pytest.fixture(scope="module")
+def own_servers() -> Iterator[EmbeddedServers]:
+    """Servers that a test may stop."""
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data")) as servers:
         migrate(servers.postgres.dsn)
         yield servers
+
+
+@pytest.fixture
+def servers(own_servers: EmbeddedServers) -> Iterator[EmbeddedServers]:
+    """A PostgreSQL with a ledger's tables, and a NATS; running, whatever the test before did."""
+    own_servers.postgres.start()
+    yield own_servers
+    own_servers.postgres.stop()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from infra.embedded import EmbeddedServers
 from infra.postgres.migrate import migrate
 from keyledger_edge import Verifier
 from tests.e2e.ledgers import Place, place, until
-from tests.servers import server_folder
+from tests.servers import initialised, server_folder
 
 ROOT_KEY = "kl_root_0123456789012345678901234567890pV6Ps"
 COMMAND = "keyledger new-epoch"
@@ -26,7 +26,7 @@ COMMAND = "keyledger new-epoch"
 
 @pytest.fixture
 def servers() -> Iterator[EmbeddedServers]:
-    with server_folder() as folder, EmbeddedServers(folder / "data") as servers:
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data")) as servers:
         migrate(servers.postgres.dsn)
         yield servers
 

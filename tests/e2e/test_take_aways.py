@@ -22,7 +22,7 @@ import pytest
 from infra.embedded import EmbeddedServers
 from keyledger_edge import Sidecar, Verifier, fingerprint
 from tests.campaigns.cluster import Cluster
-from tests.servers import server_folder
+from tests.servers import initialised, server_folder
 from tests.take_aways.shown import KEYSPACE, imported_secret, lets_in, lets_in_at_once
 from tests.take_aways.table import FIRSTS, IMPOSSIBLE, SECONDS, TAKE_AWAYS, Target, path_of
 
@@ -241,7 +241,7 @@ lets_go_of_connections = pytest.mark.filterwarnings("ignore:unclosed:ResourceWar
 @asynccontextmanager
 async def two_ledgers() -> AsyncGenerator[tuple[Cluster, list[Caller]]]:
     """One that owns the partition and one that forwards, and somebody who speaks to each."""
-    with server_folder() as folder, EmbeddedServers(folder / "data") as servers:
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data")) as servers:
         settings = SETTINGS | {
             "KEYLEDGER_EDGE_NATS_URL": servers.nats.edge_url,
             "KEYLEDGER_EDGE_NATS_ISSUER": servers.nats.issuer_seed,

@@ -205,11 +205,14 @@ async def test_without_postgresql_every_process_says_so(pair: tuple[World, Besid
     owner.storage.up = False
     while owner.ledger.reachable or other.ledger.reachable:
         await asyncio.sleep(0.01)
-    replies = [
-        await one.post(path, {"key_id": owned.id, "request_id": "r", "amount_micros": 1})
-        for path in ("/v1/charges", "/v1/verify", "/v1/keys")
-        for one in (owner, other)
-    ]
+    # All at once, for each waits as long as PostgreSQL is waited for.
+    replies = await asyncio.gather(
+        *(
+            one.post(path, {"key_id": owned.id, "request_id": "r", "amount_micros": 1})
+            for path in ("/v1/charges", "/v1/verify", "/v1/keys")
+            for one in (owner, other)
+        )
+    )
     owner.storage.up = True
 
     assert {(one.status, one.code, one.json["dependency"]) for one in replies} == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from struct import pack
 from typing import Any, NamedTuple, Protocol, get_args
@@ -24,7 +24,7 @@ from infra.memory.clock import FixedClock
 from infra.memory.log import MemoryLog, MemoryStorage
 from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.data_keys import DataKeys
-from infra.postgres.mapper import EventMapper
+from infra.postgres.mapper import EventMapper, tag_of
 from keyledger_edge import SecretFormat, SecretShape, boottime_ns, fingerprint, hint
 from projections.requests import BLOCK
 from services.api.resources.edge_membership import EdgeAccess, edge_routes
@@ -197,7 +197,7 @@ class MemoryQueries:
         return []
 
     def _refunds(self, subjects: Sequence[int]) -> list[Row]:
-        found = [(one.position, one.event) for one in self._events.placed()]
+        found = [(one.position, one.event) for one in self._events.placed(types=[tag_of(UsageRefunded)])]
         return [
             (place_of(event.charge_id)[1], position)
             for position, event in found
@@ -212,33 +212,37 @@ class MemoryEvents:
         self._storage = storage
         self._decode = ledger.ports.mapper.decode
 
-    def placed(self) -> list[Placed]:
-        return [Placed(one.position, one.version, self._decode(one)) for one in self._storage.events]
+    def placed(
+        self,
+        positions: Container[int] | None = None,
+        types: Sequence[str] | None = None,
+        stream: str | None = None,
+    ) -> list[Placed]:
+        """These events; what is not asked for is not decoded, which takes longer than all else."""
+        return [
+            Placed(one.position, one.version, self._decode(one))
+            for one in self._storage.events
+            if (positions is None or one.position in positions)
+            and (types is None or one.type in types)
+            and stream in {None, one.stream}
+        ]
 
     async def at(self, positions: Sequence[int]) -> list[Placed]:
-        return [one for one in self.placed() if one.position in set(positions)]
+        return self.placed(set(positions))
 
     async def between(
         self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
     ) -> list[Placed]:
-        return [
-            one
-            for one in self.placed()
-            if first <= one.position <= last
-            and type(one.event).__struct_config__.tag in types
-            and organization_id in {None, one.event.organization_id}
-        ]
+        found = self.placed(range(first, last + 1), types)
+        return [one for one in found if organization_id in {None, one.event.organization_id}]
 
     async def stream(
         self, stream: str, types: Sequence[str] | None, *, after: int, limit: int, newest_first: bool
     ) -> list[Placed]:
-        positions = {one.position for one in self._storage.events if one.stream == stream}
         found = [
             one
-            for one in self.placed()
-            if one.position in positions
-            and (types is None or type(one.event).__struct_config__.tag in types)
-            and (one.version < after if newest_first else one.version > after)
+            for one in self.placed(types=types, stream=stream)
+            if (one.version < after if newest_first else one.version > after)
         ]
         return (found[::-1] if newest_first else found)[:limit]
 

@@ -27,7 +27,7 @@ from tests.campaigns.cluster import Cluster
 from tests.campaigns.edges.book import Control, Plan, Slot
 from tests.campaigns.edges.network import Network, Way, Weather
 from tests.processes import ending_with_us
-from tests.servers import server_folder
+from tests.servers import initialised, server_folder
 
 
 class EdgeProgram:
@@ -146,7 +146,7 @@ class World:
 @asynccontextmanager
 async def world(edges: int, *, ledgers: int = 2, settings: dict[str, str]) -> AsyncGenerator[World]:
     """Everything but the edges runs; nothing of it is left afterwards."""
-    with server_folder() as folder, EmbeddedServers(folder / "data") as servers:
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data")) as servers:
         cluster = Cluster(folder, servers, ledgers, settings)
         nats = urlsplit(servers.nats.edge_url)
         assert nats.port is not None
