@@ -86,19 +86,20 @@ class NewKey(Body, frozen=True, kw_only=True):
     name: Name
     """What people call the key."""
     kind: Literal["solo", "client", "platform"] = "solo"
-    """`solo`: one user; `client` and `platform`: each use names its tenant."""
+    """`solo`: one user; `client` and `platform`: each use names its tenant. A root key is `solo`."""
     owner_id: ForeignId | None = None
     """Your own id of whoever owns the key."""
     environment: Environment | None = None
     """Such as `production`."""
     plan_id: Id | None = None
-    """The plan; the platform's to give."""
+    """The plan; the platform's to give. None for a root key."""
     scopes: ScopesBody = ScopesBody()
-    """What the key may be used for; a dimension left out is `*`, all that plan and organization allow."""
+    """What the key may be used for; a dimension left out is `*`, all that plan and organization allow. A
+    root key names its permissions, and nothing else."""
     quotas: Quotas = ()
-    """Amounts per window, one for each unit and window."""
+    """Amounts per window, one for each unit and window. None for a root key."""
     rate_limits: RateLimits = ()
-    """Requests per seconds."""
+    """Requests per seconds. None for a root key."""
     allowed_ips: Addresses = ()
     """Networks that the key may be used from; none: all."""
     expires_at: When | None = None
