@@ -179,9 +179,8 @@ class MemoryQueries:
 
     async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         self.asked.append((statement, parameters))
-        if "id > %s" in statement:
-            after, limit = parameters
-            return [(one,) for one in sorted(self.ledger.state.organizations) if one > after][:limit]
+        if "{schema}.organizations LIMIT" in statement:
+            return [(one,) for one in self.ledger.state.organizations][: parameters[0]]
         for table in _TABLES:
             if f"{{schema}}.{table} WHERE" in statement:
                 found = getattr(self.ledger.state, table).values()
