@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
@@ -12,7 +12,6 @@ import pytest
 
 from domain import events as e
 from domain.instants import DAY, SECOND, Instant, to_datetime
-from infra.embedded import EmbeddedPostgres
 from projections import requests
 from projections.request_lists import Wanted, list_requests
 from projections.requests import (
@@ -28,15 +27,12 @@ from projections.statements import StatementLine, list_statement
 from projections.usage import Bucket, By, list_denials, list_usage, list_verifications
 from tests.contract.projected_worlds import (
     Reading,
-    projected_history,
     projecting,
     reached,
     reading,
     written_log,
 )
 from tests.histories import NOON, History
-
-SEED = 31
 
 
 class Span(TypedDict):
@@ -45,25 +41,6 @@ class Span(TypedDict):
 
 
 EVER: Span = {"from_at": 0, "to_at": NOON + 10_000 * DAY}
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    history = History(SEED)
-    history.grow(1_500)
-    return history
-
-
-@pytest.fixture(scope="module")
-def projected(history: History, postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    with projected_history(postgres_server, history) as database:
-        yield database
-
-
-@pytest.fixture
-async def asked(projected: str) -> AsyncIterator[Reading]:
-    async with reading(projected) as asked:
-        yield asked
 
 
 # -- usage ----------------------------------------------------------------------------------------
