@@ -10,7 +10,7 @@
 | redactor | `asking/secrets.py` |
 | trace id | `asking/call.py` |
 | way to declare a route | `operations.py` |
-| struct for each thing that is shown | `answering/views.py`, `answering/money.py` (`shown_twice.py`) |
+| struct for each thing that is shown | `answering/`, a file for each (`shown_twice.py`) |
 """
 
 from __future__ import annotations
@@ -303,7 +303,8 @@ EACH: Mapping[str, One] = {
             "answering/answers.py:*": "writes it as a header",
             "serving/bounded.py:*": "answers what is no HTTP, for which there is no call",
             "serving/not_yet.py:*": "answers while nothing is ready, when there is no call",
-            "serving/forwarding.py:*": "passes it on, and back",
+            "serving/forwarding.py:*": "passes it on",
+            "serving/handing_back.py:*": "passes it back",
             "serving/seals.py:Seals.__init__": "what a process is called in the seals that it makes",
             "description/*": "describes it",
         },

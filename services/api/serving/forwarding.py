@@ -11,22 +11,19 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from services.api.answering.answers import Answer
-from services.api.answering.problems import REFUSED_LATELY, ProblemError
+from services.api.answering.problems import ProblemError
 from services.api.asking.call import Call, ClientGoneError, Send
+from services.api.serving.handing_back import HOP_BY_HOP, Sent, clock_told, hand_back
 from services.api.serving.seals import (
     FORWARDED,
-    OF_THE_CONNECTION,
     Headers,
     InTenure,
-    NotMeantForUsError,
     Passed,
     Seals,
     target_of,
@@ -39,14 +36,6 @@ from services.ledger.errors import (
     WaitsForStandbyError,
 )
 
-_NOT_OWNER: Final = b"x-keyledger-not-owner"
-_CLOCK: Final = b"x-keyledger-clock"
-"""What the owner's monotonic clock shows, told to a process whose mark it found too old."""
-_HOP_BY_HOP: Final = OF_THE_CONNECTION | {
-    b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"upgrade",
-    b"x-request-id",
-}  # fmt: skip
-_NOT_HANDED_BACK: Final = _HOP_BY_HOP | {b"date", b"server", _NOT_OWNER, _CLOCK}
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _SAFE_PATHS: Final = (
     "/v1/verify",
@@ -58,19 +47,8 @@ _SAFE_PATHS: Final = (
     "/v1/edges",
 )
 """Money carries a request id, so it moves once however often it is asked for; the rest only asks."""
-_SMALL: Final = 1_048_576
-_UNAVAILABLE: Final = 503
 _ADDRESS_SECONDS: Final = 0.25
 _PAUSE_SECONDS: Final = 0.05
-
-
-class _Sent(Enum):
-    """What became of a request that was passed on."""
-
-    ANSWERED = "answered"
-    NOT_CARRIED_OUT = "not carried out"
-    TOO_OLD = "not carried out, and the owner told its clock"
-    UNKNOWN = "unknown"
 
 
 class OwnerAt(NamedTuple):
@@ -193,9 +171,9 @@ class Forwarder:
                 why, owner = error, None
             if owner is not None and owner.address != self._own_address:
                 sent = await self._pass_on(request, owner, send)
-                if sent is _Sent.ANSWERED:
+                if sent is Sent.ANSWERED:
                     return
-                if sent is _Sent.UNKNOWN and not may_repeat(request):
+                if sent is Sent.UNKNOWN and not may_repeat(request):
                     raise UnknownOutcomeError(
                         "The owner's answer was lost; look whether it was carried out before asking again."
                     )
@@ -226,12 +204,12 @@ class Forwarder:
         self._known_until = time.monotonic() + _ADDRESS_SECONDS
         return self._known
 
-    async def _pass_on(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> _Sent:
+    async def _pass_on(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> Sent:
         sent = await self._pass_on_once(request, owner, send)
         # Its clock is known now, so at once, if the client still waits.
-        return await self._pass_on_once(request, owner, send) if sent is _Sent.TOO_OLD else sent
+        return await self._pass_on_once(request, owner, send) if sent is Sent.TOO_OLD else sent
 
-    async def _pass_on_once(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> _Sent:
+    async def _pass_on_once(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> Sent:
         # Looked at last of all: what a client that hung up had asked for must not be carried out late.
         request.must_be_waited_for()
         tenure, clock = self._clock
@@ -239,7 +217,7 @@ class Forwarder:
         headers = _passed_on_with(request)
         mark = self._seals.mark(request, headers, tenure=owner.tenure, at=at)
         if mark is None:
-            return _Sent.NOT_CARRIED_OUT
+            return Sent.NOT_CARRIED_OUT
         headers.append((FORWARDED, mark.encode()))
         asking = asyncio.create_task(self._ask(request, owner.address, headers))
         gone = asyncio.create_task(request.gone())
@@ -252,22 +230,22 @@ class Forwarder:
                     raise ClientGoneError  # The connection to the owner is closed, and so it hears of it.
                 if not asking.done() and await self._moved(owner):
                     # The owner hangs, and another has taken over meanwhile.
-                    return _Sent.UNKNOWN
+                    return Sent.UNKNOWN
             response = asking.result()
         except aiohttp.ClientConnectorError:
-            return _Sent.NOT_CARRIED_OUT
+            return Sent.NOT_CARRIED_OUT
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return _Sent.UNKNOWN
+            return Sent.UNKNOWN
         finally:
             gone.cancel()
             if not asking.done():
                 asking.cancel()
         async with response:
-            told = response.headers.get(_CLOCK.decode(), "")
-            if _NOT_OWNER.decode() in response.headers and told.isdecimal() and int(told) != at:
-                self._clock = (owner.tenure, int(told))
-                return _Sent.TOO_OLD
-            return await _hand_back(response, request, owner, send)
+            told = clock_told(response)
+            if told is not None and told != at:
+                self._clock = (owner.tenure, told)
+                return Sent.TOO_OLD
+            return await hand_back(response, request, owner.tenure, send)
 
     async def _moved(self, owner: OwnerAt) -> bool:
         if self._ledger.confirmed:
@@ -319,70 +297,6 @@ def _unreachable() -> UnavailableError:
     return UnavailableError("postgresql", "PostgreSQL cannot be reached.")
 
 
-def not_owner_answer(answer: Answer, error: Exception) -> Answer:
-    """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
-    marks = [(_NOT_OWNER, b"1")]
-    if isinstance(error, NotMeantForUsError) and error.clock is not None:
-        marks.append((_CLOCK, b"%d" % error.clock))
-    answer.more = (*answer.more, *marks)
-    return answer
-
-
-async def _hand_back(
-    response: aiohttp.ClientResponse, request: Call[Any, Any], owner: OwnerAt, send: Send
-) -> _Sent:
-    if (number := response.headers.get(REFUSED_LATELY)) is not None and number.isdecimal():
-        # Another try of it was refused. If its client still waits, this one is no older than that.
-        request.waited_past, request.refused_in = int(number), owner.tenure
-        return _Sent.NOT_CARRIED_OUT
-    if _NOT_OWNER.decode() in response.headers:
-        return _Sent.NOT_CARRIED_OUT
-    headers = [
-        (name.lower(), value) for name, value in response.raw_headers if name.lower() not in _NOT_HANDED_BACK
-    ]
-    told = response.headers.get("X-Request-Id", request.request_id)
-    headers.append((b"x-request-id", told.encode("utf-8", "surrogateescape")))
-    start = {"type": "http.response.start", "status": response.status, "headers": headers}
-    length = response.content_length
-    bodiless = request.scope["method"] == "HEAD" or length is None or length > _SMALL
-    if bodiless:
-        if length is not None:
-            headers.append((b"content-length", b"%d" % length))
-        await send(start)
-        await _stream(response, request, send)
-        return _Sent.ANSWERED
-    try:
-        body = await response.read()
-    except (aiohttp.ClientError, OSError):
-        return _Sent.UNKNOWN
-    if response.status == _UNAVAILABLE and b'"code":"not_owner"' in body:
-        return _Sent.NOT_CARRIED_OUT
-    headers.append((b"content-length", b"%d" % len(body)))
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
-    return _Sent.ANSWERED
-
-
-async def _stream(response: aiohttp.ClientResponse, request: Call[Any, Any], send: Send) -> None:
-    """Pass on what comes, until it ends or the client hangs up. A break is passed on as a break."""
-    pumping = asyncio.create_task(_pump(response, send))
-    gone = asyncio.create_task(request.gone())
-    tasks: set[asyncio.Task[Any]] = {pumping, gone}
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-    if pumping.done() and not pumping.cancelled():
-        pumping.result()
-
-
-async def _pump(response: aiohttp.ClientResponse, send: Send) -> None:
-    async for chunk in response.content.iter_any():
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
-
-
 def _must_name_a_path(request: Call[Any, Any]) -> None:
     """Behind the owner's address, `*@host/path` would be read as another host."""
     if not target_of(request).startswith(b"/"):
@@ -395,7 +309,7 @@ def _passed_on_with(request: Call[Any, Any]) -> list[tuple[bytes, bytes]]:
         # aiohttp writes UTF-8; what is none stays none, and is refused there as it is here.
         (name, value if value.isascii() else value.decode(errors="replace").encode())
         for name, value in request.scope["headers"]
-        if name not in _HOP_BY_HOP
+        if name not in HOP_BY_HOP
     ]
     # The owner judges it: we may not have heard yet of the keyspace of a secret in it.
     headers.append((b"x-request-id", (request.own_id or request.request_id).encode()))

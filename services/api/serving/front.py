@@ -22,7 +22,8 @@ from services.api.door import Door, as_it_is, let_it_go
 from services.api.operations import Api, Operation
 from services.api.resources.forward_auth import PATH as FORWARD_AUTH
 from services.api.serving.at_once import ReplyLater
-from services.api.serving.forwarding import Forwarder, not_owner_answer
+from services.api.serving.forwarding import Forwarder
+from services.api.serving.handing_back import not_owner_answer
 from services.api.serving.seals import NotMeantForUsError
 from services.ledger.errors import CannotAnswerError, NotOwnerHereError
 from services.ledger.jobs import WAITED_PAST
