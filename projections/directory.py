@@ -245,10 +245,9 @@ async def list_keyspaces(
     return await _list(queries, "keyspaces", filters, sort=sort, limit=limit, cursor=cursor, hidden=hidden)
 
 
-async def organization_ids(queries: Queries, *, after: str = "", limit: int = 5_000) -> list[str]:
-    """All organizations by id, a page at a time."""
-    statement = "SELECT id FROM {schema}.organizations WHERE id > %s ORDER BY id LIMIT %s"
-    return [row[0] for row in await queries.rows(statement, (after, limit))]
+async def organization_ids(queries: Queries, *, limit: int) -> list[str]:
+    """The ids of all organizations, up to a limit."""
+    return [row[0] for row in await queries.rows("SELECT id FROM {schema}.organizations LIMIT %s", (limit,))]
 
 
 def _filters(q: str | None) -> Filters:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from struct import pack, unpack
 from typing import Any, Final, Literal, NamedTuple, Protocol
@@ -308,6 +308,14 @@ class RequestEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     uncovered_micros: int | None = None
 
 
+MOST_SEARCHED: Final = 1_000
+"""So many organizations are searched for a request id when none is named."""
+
+
+class TooManyOrganizationsError(Exception):
+    """A request id cannot be looked for in all organizations: there are more than MOST_SEARCHED."""
+
+
 async def find_request(
     queries: Queries,
     events: EventReader,
@@ -319,14 +327,19 @@ async def find_request(
     """What stands under a request id, in one organization or in all of them, oldest first.
 
     What was granted is found at once and for ever; what was refused, once it is projected and for
-    REFUSALS_KEPT_DAYS.
+    REFUSALS_KEPT_DAYS. Raises TooManyOrganizationsError where none is named and there are more than
+    MOST_SEARCHED.
     """
-    positions = [
-        position
-        async for organizations in _organizations(queries, organization_id)
-        for position in await events.claimed([request_claim(one, request_id) for one in organizations])
-    ]
-    placed = await events.at(positions)
+    # A claim is of an organization and a request id together: there is no index by the request id alone,
+    # which would cost each charge a row.
+    organizations = [organization_id]
+    if organization_id is None:
+        organizations = [*await organization_ids(queries, limit=MOST_SEARCHED + 1)]
+        if len(organizations) > MOST_SEARCHED:
+            raise TooManyOrganizationsError
+    placed = await events.at(
+        await events.claimed([request_claim(one, request_id) for one in organizations if one is not None])
+    )
     granted = [
         one
         for one in placed
@@ -379,16 +392,6 @@ async def find_charge(queries: Queries, events: EventReader, charge_id: str) -> 
 async def find_reservation(queries: Queries, events: EventReader, reservation_id: str) -> RequestEntry | None:
     """A reservation by its id, as it stands."""
     return await _find_placed(queries, events, "rsv", reservation_id)
-
-
-async def _organizations(queries: Queries, organization_id: str | None) -> AsyncIterator[list[str]]:
-    if organization_id is not None:
-        yield [organization_id]
-        return
-    after = ""
-    while ids := await organization_ids(queries, after=after):
-        yield ids
-        after = ids[-1]
 
 
 async def _find_placed(queries: Queries, events: EventReader, kind: str, wanted: str) -> RequestEntry | None:

@@ -16,6 +16,7 @@ from domain.commands import (
     DisableKey,
     EditScopes,
     EnableKey,
+    NewScopes,
     ReportLeak,
     RevokeKey,
     RevokeKeys,
@@ -60,6 +61,7 @@ from keyledger_edge import Scopes
 
 _MAX_OVERLAP_SECONDS = 90 * 86_400
 _FINGERPRINT_BYTES = 32
+_NOT_FOR_ROOT = "a root key has none: it is not charged or metered, and is limited by its permissions"
 
 
 def create_key(desk: Desk, command: CreateKey) -> Key:
@@ -130,6 +132,8 @@ def _root_scopes(desk: Desk, command: CreateKey, scopes: Scopes) -> Scopes:
     require(desk, "root:write")
     if command.imported:
         raise InvalidError("keyspace_id", "root keys are made here, not imported")
+    _not_for_root(command)
+    _only_permissions(command.scopes)
     if command.organization_id is not None:
         find_organization(desk, command.organization_id, field="organization_id")
     if command.bound_keyspace_id is not None:
@@ -144,6 +148,21 @@ def _root_scopes(desk: Desk, command: CreateKey, scopes: Scopes) -> Scopes:
         command.bound_keyspace_id,
     )
     return scopes
+
+
+def _not_for_root(command: CreateKey | ChangeKey) -> None:
+    """Refuse what only keys for uses have: a root key is not charged or metered, so nothing reads it."""
+    for field in ("plan_id", "quotas", "rate_limits"):
+        if getattr(command, field) not in (UNSET, None, ()):
+            raise InvalidError(field, _NOT_FOR_ROOT)
+    if isinstance(command, CreateKey) and command.kind != "solo":
+        raise InvalidError("kind", _NOT_FOR_ROOT)
+
+
+def _only_permissions(scopes: NewScopes) -> None:
+    for dimension in ("projects", "models", "tenants"):
+        if getattr(scopes, dimension) not in (UNSET, "*"):
+            raise InvalidError(f"scopes.{dimension}", _NOT_FOR_ROOT)
 
 
 def _check_root_permissions(scopes: Scopes, organization_id: str | None) -> None:
@@ -201,6 +220,8 @@ def change_key(desk: Desk, command: ChangeKey) -> Key:
 
 
 def _check_changes(desk: Desk, key: Key, command: ChangeKey) -> None:
+    if is_root(key):
+        _not_for_root(command)
     if command.quotas is not UNSET:
         check_quotas(command.quotas)
     if command.rate_limits is not UNSET:
@@ -283,6 +304,7 @@ def edit_scopes(desk: Desk, command: EditScopes) -> Key:
     key = _alive(_changeable(desk, command.key_id, command.expected_version))
     scopes = edited_scopes(key.scopes, command.scopes)
     if is_root(key):
+        _only_permissions(command.scopes)
         _check_root_permissions(scopes, key.organization_id)
         may_grant(desk, frozenset(scopes.permissions), key.organization_id, key.bound_keyspace_id)
     _check_projects(desk, key.organization_id, scopes)

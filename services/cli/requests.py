@@ -58,7 +58,7 @@ def list_requests(
     "show", **examples("keyledger requests show order-7", "keyledger requests show order-7 --org Acme")
 )
 @click.argument("request_id")
-@click.option("--org", "organization", help="Of this organization; else every one that used this id.")
+@click.option("--org", "organization", help="Of this one; needed where there are more than 1,000.")
 @talking
 def show(session: Session, request_id: str, organization: str | None) -> None:
     """Show everything under one request id, also of deleted keys, oldest first."""

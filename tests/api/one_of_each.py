@@ -10,7 +10,7 @@
 | redactor | `asking/secrets.py` |
 | trace id | `asking/call.py` |
 | way to declare a route | `operations.py` |
-| struct for each thing that is shown | `answering/views.py`, `answering/money.py` (`shown_twice.py`) |
+| struct for each thing that is shown | `answering/`, a file for each (`shown_twice.py`) |
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ EACH: Mapping[str, One] = {
             "resources/checking.py:Checker.*": "an ordinary key's secret, which is what the request is about",
             "resources/edge_membership.py:fill_edge": "an ordinary key's facts, for an edge",
             "resources/self_service.py:get_self": "an ordinary key's state, for its holder",
-            "serving/forwarding.py:*": "another process of this ledger, by the seal of what it passes on",
+            "serving/seals.py:*": "another process of this ledger, by the seal of what it passes on",
         },
         "def who(scope):\n    return dict(scope['headers']).get(b'authorization')\n",
     ),
@@ -303,7 +303,9 @@ EACH: Mapping[str, One] = {
             "answering/answers.py:*": "writes it as a header",
             "serving/bounded.py:*": "answers what is no HTTP, for which there is no call",
             "serving/not_yet.py:*": "answers while nothing is ready, when there is no call",
-            "serving/forwarding.py:*": "passes it on, and back",
+            "serving/forwarding.py:*": "passes it on",
+            "serving/handing_back.py:*": "passes it back",
+            "serving/seals.py:Seals.__init__": "what a process is called in the seals that it makes",
             "description/*": "describes it",
         },
         "def traced(headers):\n    return headers.get('x-request-id') or str(uuid.uuid4())\n",

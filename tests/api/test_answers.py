@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests.api.test_reading import audited
 from tests.api.world import Management
 
 
@@ -90,24 +89,23 @@ async def test_pages_of_csv_put_together_are_one_file(api: Management) -> None:
     await api.create()
     pages: list[bytes] = []
     query = "?format=csv&limit=2&sort=at"
-    first = await audited(api, query)
+    first = await api.get(f"/v1/audit{query}")
     pages.append(first.body)
     cursor = first.headers["x-next-cursor"]
-    # The fake finds everything again: what is looked at is the header.
-    pages.append((await audited(api, f"{query}&cursor={cursor}")).body)
+    pages.append((await api.get(f"/v1/audit{query}&cursor={cursor}")).body)
 
     assert first.headers["content-type"] == "text/csv; charset=utf-8"
     assert [page.startswith(b"position,at,") for page in pages] == [True, False]
     rows = list(csv.DictReader(io.StringIO(b"".join(pages).decode())))
-    assert len(rows) == 4
+    assert len({row["position"] for row in rows}) == len(rows) == 4
     assert all(row["action"][0].isupper() for row in rows)
 
 
 async def test_a_cursor_of_a_csv_is_not_one_of_json(api: Management) -> None:
     await api.create()
-    cursor = (await audited(api, "?format=csv&limit=2")).headers["x-next-cursor"]
+    cursor = (await api.get("/v1/audit?format=csv&limit=2")).headers["x-next-cursor"]
 
-    assert (await audited(api, f"?limit=2&cursor={cursor}")).status == 400
+    assert (await api.get(f"/v1/audit?limit=2&cursor={cursor}")).status == 400
 
 
 async def test_the_root_leads_people_on(api: Management) -> None:

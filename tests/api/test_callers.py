@@ -203,11 +203,17 @@ async def test_a_bound_root_key_sees_everybody_elses_things_as_missing(api: Mana
 
 
 async def test_a_bound_root_key_lists_with_its_own_organization(api: Management) -> None:
-    own = await api.make_organization()
+    keyspace, own, other = await api.make_keyspace(), *[await api.make_organization() for _ in range(2)]
+    mine, _ = [await api.make_key(keyspace, one) for one in (own, other)]
     secret = await api.make_root("keys:read", "organizations:read", "audit:read", organization_id=own.id)
-    for path in ("/v1/keys", "/v1/organizations", "/v1/audit"):
-        assert (await api.get(path, as_=secret)).status == 200
-        assert own.id in api.reader.queries.asked[-1][1]
+    keys = (await api.get("/v1/keys?sort=-created_at", as_=secret)).json["items"]
+    organizations = (await api.get("/v1/organizations", as_=secret)).json["items"]
+    audit = (await api.get("/v1/audit", as_=secret)).json["items"]
+
+    assert mine.id in [one["id"] for one in keys]
+    assert {one["organization_id"] for one in keys} == {own.id}
+    assert [one["id"] for one in organizations] == [own.id]
+    assert {one["organization_id"] for one in audit} == {own.id}
 
 
 async def test_what_is_the_platforms_is_refused_to_a_bound_root_key(api: Management) -> None:
@@ -232,7 +238,7 @@ async def test_a_root_key_bound_to_a_keyspace_sees_that_one(api: Management) -> 
     assert (await api.get(f"/v1/keys/{theirs.id}", as_=secret)).status == 404
     assert (await api.get(f"/v1/keyspaces/{other.id}", as_=secret)).status == 404
     listed = await api.get("/v1/keyspaces", as_=secret)
-    assert [one["id"] for one in listed.json["items"]] == [ROOT_KEYSPACE_ID, own.id]
+    assert [one["id"] for one in listed.json["items"]] == [own.id, ROOT_KEYSPACE_ID]
     assert (await api.get(f"/v1/keys?keyspace_id={other.id}", as_=secret)).json["items"] == []
 
 

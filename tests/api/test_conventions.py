@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from domain import commands as c
@@ -504,3 +506,18 @@ def test_the_chapter_tells_of_all_this() -> None:
         "Once", "Positions", "Headers of every answer", "Errors", "Bounds",
     ):  # fmt: skip
         assert re.search(rf"^\*\*{topic}", chapter, re.MULTILINE), topic
+
+
+def test_a_reason_has_one_bound_wherever_it_is_sent() -> None:
+    bounds = {
+        one.body.__name__: msgspec.json.schema(field.type)["anyOf"]
+        for one in EVERY_OPERATION
+        if one.has_body
+        for field in msgspec.structs.fields(one.body)
+        if field.name == "reason"
+    }
+
+    assert len(bounds) > 4
+    assert {json.dumps(each, sort_keys=True) for each in bounds.values()} == {
+        '[{"maxLength": 500, "minLength": 1, "type": "string"}, {"type": "null"}]'
+    }

@@ -2,8 +2,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec.structs import force_setattr
 
+from domain.events import Quota
 from domain.keyspaces import ROOT_KEYSPACE_ID
+from keyledger_edge import Scopes
 from tests.api.world import Management
 
 
@@ -284,16 +287,89 @@ async def test_a_root_key_names_its_permissions_and_is_listed_with_the_others(ap
     assert made.json["key"]["id"] in [one["id"] for one in listed["items"]]
 
 
-async def test_a_list_asks_for_what_the_query_says(api: Management) -> None:
-    await api.create()
-    listed = await api.get("/v1/keys?environment=prod&tag=a&status=active&q=check&sort=-name&limit=1")
-    statement, parameters = api.reader.queries.asked[-1]
+OF_USES: dict[str, Any] = {
+    "kind": "client",
+    "plan_id": "plan_01JD0000000000000000000000",
+    "quotas": [{"unit": "requests", "window": "day", "limit": 1}],
+    "rate_limits": [{"name": "burst", "limit": 1, "window_seconds": 1}],
+    "scopes.projects": ["prj_01JD0000000000000000000000"],
+    "scopes.models": ["gpt-5"],
+    "scopes.tenants": ["t"],
+}
+"""What keys have that are for uses, by the field that a refusal names."""
 
-    assert listed.status == 200
-    assert len(listed.json["items"]) == 1
-    assert listed.json["next_cursor"] is not None
-    assert {"prod", "a", "%check%"} <= set(parameters)
-    assert "sort_name DESC" in statement
+
+@pytest.mark.parametrize("field", OF_USES)
+async def test_what_nothing_reads_on_a_root_key_is_refused_when_it_is_made(
+    api: Management, field: str
+) -> None:
+    scopes = {"permissions": ["keys:read"]}
+    outer, _, dimension = field.partition(".")
+    given = {"scopes": {**scopes, dimension: OF_USES[field]}} if dimension else {outer: OF_USES[field]}
+    body = {"keyspace_id": ROOT_KEYSPACE_ID, "name": "ci", "scopes": scopes, **given}
+    refused = await api.post("/v1/keys", body)
+
+    assert (refused.status, refused.code) == (400, "invalid_request")
+    assert [error["field"] for error in refused.json["errors"]] == [field]
+
+
+@pytest.mark.parametrize("field", [field for field in OF_USES if field != "kind"])
+async def test_what_nothing_reads_on_a_root_key_is_refused_when_it_is_changed(
+    api: Management, field: str
+) -> None:
+    body = {"keyspace_id": ROOT_KEYSPACE_ID, "name": "ci", "scopes": {"permissions": ["keys:read"]}}
+    key = (await api.post("/v1/keys", body)).json["key"]
+    outer, _, dimension = field.partition(".")
+    path = f"/v1/keys/{key['id']}" + ("/scopes" if dimension else "")
+    refused = await api.patch(path, {dimension or outer: OF_USES[field]})
+
+    assert (refused.status, refused.code) == (400, "invalid_request")
+    assert [error["field"] for error in refused.json["errors"]] == [field]
+
+
+async def test_a_root_key_may_be_said_to_have_none_of_what_nothing_reads(api: Management) -> None:
+    nothing: dict[str, Any] = {"plan_id": None, "quotas": [], "rate_limits": []}
+    everything = {"projects": "*", "models": "*", "tenants": "*", "permissions": ["keys:read"]}
+    body = {"keyspace_id": ROOT_KEYSPACE_ID, "name": "ci", "kind": "solo", "scopes": everything, **nothing}
+    made = await api.post("/v1/keys", body)
+    key_id = made.json["key"]["id"]
+    changed = await api.patch(f"/v1/keys/{key_id}", nothing)
+    edited = await api.patch(f"/v1/keys/{key_id}/scopes", {**everything, "permissions": ["keys:write"]})
+
+    assert (made.status, changed.status, edited.status) == (201, 200, 200)
+    assert edited.json["scopes"]["permissions"] == ["keys:write"]
+
+
+async def test_a_root_key_that_has_some_of_it_from_before_goes_on_and_may_lose_it(api: Management) -> None:
+    body = {"keyspace_id": ROOT_KEYSPACE_ID, "name": "ci", "scopes": {"permissions": ["keys:read"]}}
+    made = (await api.post("/v1/keys", body)).json
+    key = api.ledger.state.keys[made["key"]["id"]]
+    force_setattr(key, "scopes", Scopes(permissions=("keys:read",), models=("gpt-5",)))
+    force_setattr(key, "quotas", (Quota(unit="requests", window="day", limit=1),))
+    edited = await api.patch(f"/v1/keys/{key.id}/scopes", {"permissions": ["keys:read", "keys:write"]})
+    lost = await api.patch(f"/v1/keys/{key.id}", {"quotas": []})
+
+    assert (edited.status, edited.json["scopes"]["models"]) == (200, ["gpt-5"])
+    assert (lost.status, lost.json["quotas"]) == (200, [])
+    assert (await api.get("/v1/keys", as_=made["secret"])).status == 200
+
+
+async def test_a_list_has_what_the_query_asks_for(api: Management) -> None:
+    of = {
+        "keyspace_id": (await api.make_keyspace()).id,
+        "organization_id": (await api.make_organization()).id,
+    }
+    fits: dict[str, Any] = {**of, "environment": "prod", "tags": ["a", "b"]}
+    first, second = [(await api.create(**fits, name=f"Checkout {n}"))["key"]["id"] for n in (1, 2)]
+    for other in ({"environment": "test"}, {"tags": ["b"]}, {"name": "Billing"}):
+        await api.create(**{**fits, **other})
+    await api.post(f"/v1/keys/{(await api.create(**fits))['key']['id']}/disable", b"")
+    query = "/v1/keys?environment=prod&tag=a&status=active&q=check&sort=-name&limit=1"
+    page = (await api.get(query)).json
+    last = (await api.get(f"{query}&cursor={page['next_cursor']}")).json
+
+    assert [[one["id"] for one in each["items"]] for each in (page, last)] == [[second], [first]]
+    assert last["next_cursor"] is None
 
 
 async def test_a_cursor_of_nobody_is_refused_by_name(api: Management) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from domain import commands as c
 from domain.instants import SECOND, to_text
+from projections import requests as projected
 from tests.api.quick.world import Owned
 from tests.api.world import Management
 
@@ -117,3 +118,19 @@ async def test_requests_need_usage_read(api: Management) -> None:
     reply = await api.get("/v1/requests", as_=await api.make_root("keys:read"))
 
     assert (reply.status, reply.code) == (403, "permission_denied")
+
+
+async def test_a_platform_with_many_organizations_names_one_to_find_a_request(
+    api: Management, two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    organization_id = api.ledger.state.keys[two.own.id].organization_id
+    searched = await api.get("/v1/requests/r-1")
+    monkeypatch.setattr(projected, "MOST_SEARCHED", 1)
+    refused = await api.get("/v1/requests/r-1")
+    named = await api.get(f"/v1/requests/r-1?organization_id={organization_id}")
+    of_it = await api.make_root("usage:read", organization_id=organization_id)
+
+    assert searched.json["items"] == named.json["items"]
+    assert (refused.status, refused.code) == (400, "invalid_request")
+    assert [error["field"] for error in refused.json["errors"]] == ["organization_id"]
+    assert (await api.get("/v1/requests/r-1", as_=of_it)).status == 200

@@ -142,10 +142,12 @@ async def test_an_organization_is_taken_in_changed_and_listed(api: Management) -
         "quotas": [{"unit": "requests", "window": "day", "limit": 10}],
     }  # fmt: skip
     made = await api.post("/v1/organizations", body)
+    await api.make_organization()
     path = f"/v1/organizations/{made.json['id']}"
+    listed = await api.get("/v1/organizations?external_id=crm-1&sort=name")
     changed = await api.patch(path, {"name": "Acme Inc", "external_id": None})
     lifted = await api.patch(path, {"quotas": []})
-    listed = await api.get("/v1/organizations?external_id=crm-1&sort=name")
+    listed_after = await api.get("/v1/organizations?external_id=crm-1&sort=name")
 
     assert (made.status, made.json["status"]) == (201, "active")
     assert made.json["quotas"][0]["remaining"] == 10
@@ -154,6 +156,7 @@ async def test_an_organization_is_taken_in_changed_and_listed(api: Management) -
     assert lifted.json["quotas"] == []
     assert [one["id"] for one in listed.json["items"]] == [made.json["id"]]
     assert listed.json["next_cursor"] is None
+    assert listed_after.json["items"] == []
 
 
 async def test_a_project_is_made_changed_and_archived(api: Management) -> None:

@@ -1,43 +1,53 @@
-"""Lists, search and audit on a real PostgreSQL, beside the same questions asked of the state in memory."""
+"""Lists, search and audit, beside the same questions asked of the state in memory.
+
+On a real PostgreSQL, and on what stands for it in the tests of the API.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
 from domain.events import KeyRotated
 from domain.instants import DAY
 from domain.keys import Key
+from domain.projecting import Placed, Row
 from domain.state import State
-from infra.embedded import EmbeddedPostgres
 from projections.audit import AuditEntry, key_history, list_audit
 from projections.directory import list_keyspaces, list_organizations, list_plans, list_projects
 from projections.lookup import list_keys
 from projections.pages import Page
-from tests.contract.projected_worlds import Reading, projected_history, reading
+from tests.contract.projected_worlds import Reading
 from tests.histories import ROOT, History
+from tests.memory_lists import MemoryLists
 
-SEED = 11
+
+class Fake:
+    """Asks what stands for PostgreSQL in the tests of the API."""
+
+    def __init__(self, history: History) -> None:
+        self.lists = MemoryLists()
+        events = [Placed(position, 0, event) for position, event in enumerate(history.events, start=1)]
+        for start in range(0, len(events), 7):
+            self.lists.follow(events[start : start + 7])
+
+    async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        assert self.lists.has(statement)
+        return self.lists.ask(statement, parameters)
 
 
 @pytest.fixture(scope="module")
-def history() -> History:
-    history = History(SEED)
-    history.grow(1_000)
-    return history
+def fake(history: History) -> Fake:
+    return Fake(history)
 
 
-@pytest.fixture(scope="module")
-def projected(history: History, postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    with projected_history(postgres_server, history) as database:
-        yield database
-
-
-@pytest.fixture
-async def asked(projected: str) -> AsyncIterator[Reading]:
-    async with reading(projected) as asked:
-        yield asked
+@pytest.fixture(params=["PostgreSQL", "memory"])
+def asked(asked: Reading, fake: Fake, request: pytest.FixtureRequest) -> Reading:
+    if request.param == "memory":
+        asked.queries = fake
+    return asked
 
 
 async def all_pages(list_page: Callable[[str | None], Awaitable[Page]]) -> list[str]:

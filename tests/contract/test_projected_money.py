@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
@@ -12,11 +12,12 @@ import pytest
 
 from domain import events as e
 from domain.instants import DAY, SECOND, Instant, to_datetime
-from infra.embedded import EmbeddedPostgres
+from projections import requests
 from projections.request_lists import Wanted, list_requests
 from projections.requests import (
     REFUSALS_KEPT_DAYS,
     RequestEntry,
+    TooManyOrganizationsError,
     charge_and_refunds,
     find_charge,
     find_request,
@@ -26,15 +27,12 @@ from projections.statements import StatementLine, list_statement
 from projections.usage import Bucket, By, list_denials, list_usage, list_verifications
 from tests.contract.projected_worlds import (
     Reading,
-    projected_history,
     projecting,
     reached,
     reading,
     written_log,
 )
 from tests.histories import NOON, History
-
-SEED = 31
 
 
 class Span(TypedDict):
@@ -43,25 +41,6 @@ class Span(TypedDict):
 
 
 EVER: Span = {"from_at": 0, "to_at": NOON + 10_000 * DAY}
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    history = History(SEED)
-    history.grow(1_500)
-    return history
-
-
-@pytest.fixture(scope="module")
-def projected(history: History, postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    with projected_history(postgres_server, history) as database:
-        yield database
-
-
-@pytest.fixture
-async def asked(projected: str) -> AsyncIterator[Reading]:
-    async with reading(projected) as asked:
-        yield asked
 
 
 # -- usage ----------------------------------------------------------------------------------------
@@ -218,6 +197,26 @@ async def test_every_request_id_is_found_with_what_it_did(history: History, aske
             )
             == []
         )
+
+
+async def test_a_request_is_looked_for_in_so_many_organizations_and_not_in_one_more(
+    history: History, asked: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charge = history.charges[0]
+    count = len({one.organization_id for one in history.events if isinstance(one, e.OrganizationOpened)})
+    assert count > 1
+
+    monkeypatch.setattr(requests, "MOST_SEARCHED", count)
+    found = await find_request(asked.queries, asked.events, charge.request_id, now=history.at)
+    assert [one.charge_id for one in found] == [charge.charge_id]
+
+    monkeypatch.setattr(requests, "MOST_SEARCHED", count - 1)
+    with pytest.raises(TooManyOrganizationsError):
+        await find_request(asked.queries, asked.events, charge.request_id, now=history.at)
+    named = await find_request(
+        asked.queries, asked.events, charge.request_id, organization_id=charge.organization_id, now=history.at
+    )
+    assert found == named
 
 
 async def test_a_charge_knows_how_much_was_given_back(history: History, asked: Reading) -> None:

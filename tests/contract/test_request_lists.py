@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from domain import events as e
 from domain.instants import DAY, SECOND, Instant
-from infra.embedded import EmbeddedPostgres
 from infra.postgres.rebuilding import check
 from projections import request_lists
 from projections.every import every_projection
@@ -18,7 +16,6 @@ from projections.requests import BLOCK, KINDS, REFUSALS_KEPT_DAYS
 from tests.contract.projected_worlds import (
     Reading,
     mapper,
-    projected_history,
     projecting,
     reached,
     reading,
@@ -26,28 +23,6 @@ from tests.contract.projected_worlds import (
 )
 from tests.contract.test_request_blocks import A, B, charges
 from tests.histories import NOON, History
-
-SEED = 77
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    history = History(SEED)
-    history.grow(1_500)
-    return history
-
-
-@pytest.fixture(scope="module")
-def projected(history: History, postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    with projected_history(postgres_server, history) as database:
-        yield database
-
-
-@pytest.fixture
-async def asked(projected: str) -> AsyncIterator[Reading]:
-    async with reading(projected) as asked:
-        yield asked
-
 
 Line = tuple[int, str | None]
 

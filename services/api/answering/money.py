@@ -1,4 +1,4 @@
-"""Money as JSON: charges, refunds, reservations, wallets, quotas. One struct for each, everywhere."""
+"""Money as JSON: charges, refunds, reservations, wallets. One struct for each, everywhere."""
 
 from __future__ import annotations
 
@@ -11,22 +11,12 @@ from msgspec import UNSET, UnsetType
 from domain.accounts import Reservation, Wallet
 from domain.events import CreditsReserved, ReservationCaptured, UsageCharged, UsageRefunded
 from domain.ids import format_position
-from domain.quotas import Refusal
 from keyledger_edge import RateLimitAnswer, RateState
-from services.api.answering.times import time_of, to_text
-from services.api.answering.views import (
-    Micros,
-    Position,
-    QuotaView,
-    RefusalView,
-    Time,
-    View,
-    WalletView,
-    wallet_view,
-)
-from services.api.answering.views import (
-    quota_figures as quota_figures,
-)
+from services.api.answering.quotas import QuotaView
+from services.api.answering.quotas import quota_figures as quota_figures
+from services.api.answering.quotas import refusal_view as refusal_view
+from services.api.answering.times import to_text
+from services.api.answering.views import Micros, Position, Time, View
 
 
 class TenantView(View, frozen=True, gc=False):
@@ -137,6 +127,27 @@ class ReservationView(View, frozen=True, gc=False):
     position: Position
     metadata: dict[str, Any] | UnsetType = UNSET
     """Yours, as it was given; absent where none was, and where it is read later."""
+
+
+class WalletView(View, frozen=True, gc=False):
+    """An organization's prepaid balance, shared by all its keys."""
+
+    organization_id: str
+    """The customer whose wallet it is."""
+    currency: str
+    """A currency, or the name of a credit unit."""
+    balance_micros: Micros
+    """What was paid in and not spent, in micros; what is held is part of it."""
+    reserved_micros: Micros
+    """What open reservations hold, in micros."""
+    available_micros: Micros
+    """What can be spent now, in micros, before any credit: the balance less what is held."""
+    credit_limit_micros: Micros | None
+    """How far below zero it may go; 0: prepaid; null: postpaid without end."""
+    alert_below_micros: Micros | None
+    """An event tells when less than this is available; null: never."""
+    position: Position | UnsetType = UNSET
+    """As of which it was read; where something was done with it, that answer's own."""
 
 
 class Metered(View, frozen=True, kw_only=True, gc=False):
@@ -306,21 +317,23 @@ def reservation_view(reservation: Reservation, prefix: str) -> ReservationView:
     )
 
 
+def wallet_view(wallet: Wallet, position: Position | UnsetType = UNSET) -> WalletView:
+    """A wallet, as of the position that it was read at."""
+    return WalletView(
+        wallet.organization_id,
+        wallet.currency,
+        wallet.balance,
+        wallet.reserved,
+        wallet.balance - wallet.reserved,
+        wallet.credit_limit,
+        wallet.alert_below,
+        position,
+    )
+
+
 def wallet_figures(wallet: Wallet | None) -> WalletView | None:
     """An organization's wallet, right after what was done with it."""
     return None if wallet is None else wallet_view(wallet)
-
-
-def refusal_view(refusal: Refusal) -> RefusalView:
-    """Which limit said no, how much is left of it, when it begins anew."""
-    return RefusalView(
-        refusal.level,
-        refusal.unit,
-        refusal.window,
-        refusal.limit,
-        refusal.remaining,
-        time_of(refusal.resets_at),
-    )
 
 
 def rate_views(states: Iterable[RateState]) -> list[RateLimitAnswer]:

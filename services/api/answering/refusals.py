@@ -12,7 +12,6 @@ from domain.keyspaces import Keyspace
 from domain.quotas import Refusal
 from keyledger_edge import STATUS_OF_CODE, RateState
 from services.api.answering.answers import Answer, encode, problem_answer
-from services.api.answering.money import refusal_view
 from services.api.answering.problems import (
     TABLE,
     FieldError,
@@ -22,6 +21,7 @@ from services.api.answering.problems import (
     problem,
     problem_of,
 )
+from services.api.answering.quotas import refusal_view
 from services.api.asking.secrets import Redactor
 
 log: Final = structlog.get_logger()

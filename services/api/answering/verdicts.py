@@ -10,7 +10,8 @@ from msgspec import UNSET, UnsetType
 from keyledger_edge import RateLimitAnswer, Scopes
 from services.api.answering.money import ChargedView, ChargeView, ReservationView
 from services.api.answering.problems import Problem
-from services.api.answering.views import Micros, Position, QuotaView, RefusalView, Time, VerdictCode, View
+from services.api.answering.quotas import QuotaView, RefusalView
+from services.api.answering.views import Micros, Position, Time, VerdictCode, View
 
 ONE_OF: Final = "one_of"
 """Marks what is one of several views, and names them."""

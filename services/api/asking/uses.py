@@ -10,7 +10,7 @@ import msgspec
 
 from domain.errors import InvalidError
 from keyledger_edge import NO_USE, Tenant, Use
-from services.api.asking.fields import NOT_KEPT, Metadata, Secret
+from services.api.asking.fields import NOT_KEPT, Metadata, Reason, Secret
 
 MAX_MICROS = 2**63 - 1
 MAX_SECRET_LENGTH = 512
@@ -166,7 +166,7 @@ class ReleaseBody(Body, kw_only=True):
 class RevokeSelfBody(Body, kw_only=True):
     """Whoever holds a secret may kill its key."""
 
-    reason: Annotated[str, msgspec.Meta(max_length=1_000)] | None = None
+    reason: Reason | None = None
     """Why, for the audit."""
 
 

@@ -14,13 +14,15 @@ from domain.errors import LedgerError
 from domain.keys import Key
 from domain.keyspaces import why_unfit
 from domain.state import Books
+from services.api.answering.keys import KeyView
 from services.api.answering.problems import FieldError, ProblemError, invalid
-from services.api.answering.views import KeyView, Position, View
+from services.api.answering.views import Position, View
 from services.api.asking.call import Call
 from services.api.asking.fields import Body
 from services.api.asking.reading import reader_of
 from services.api.operations import Reply, operation
-from services.api.resources.keys import KEY_EXAMPLE, MOST_AT_ONCE, NewKey, creation, keyspace_of, show_key
+from services.api.resources.key_creation import KEY_EXAMPLE, NewKey, creation, keyspace_of
+from services.api.resources.keys import MOST_AT_ONCE, show_key
 from services.api.writing import carry_out, idempotency_of
 from services.ledger.errors import CannotAnswerError
 

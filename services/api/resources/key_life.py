@@ -7,18 +7,12 @@ from typing import Any
 from domain.commands import DeleteKey, DisableKey, EnableKey, RevokeKey, RotateKey
 from domain.decisions.access import find_key
 from keyledger_edge import fingerprint, hint
-from services.api.answering.views import KeyView
+from services.api.answering.keys import KeyView
 from services.api.asking.call import Call
 from services.api.asking.fields import Amount, Body, Reason
 from services.api.operations import Reply, operation
-from services.api.resources.keys import (
-    KEY_CODES,
-    TAG,
-    ChangedKeyView,
-    CreatedKeyView,
-    changed,
-    with_secret,
-)
+from services.api.resources.key_creation import CreatedKeyView, with_secret
+from services.api.resources.keys import KEY_CODES, TAG, ChangedKeyView, changed
 from services.api.writing import Because, Fencing, expected_version
 
 

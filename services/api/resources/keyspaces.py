@@ -12,7 +12,8 @@ from domain.keyspaces import Keyspace
 from domain.state import Books
 from keyledger_edge import AcceptedFormat, SecretFormat
 from projections.directory import list_keyspaces
-from services.api.answering.views import Position, ShownKeyspace, View, keyspace_view
+from services.api.answering.keyspaces import ShownKeyspace, keyspace_view
+from services.api.answering.views import Position, View
 from services.api.asking.call import Call
 from services.api.asking.fields import Body, Name
 from services.api.lists import Paging, Search, asked_of, listed

@@ -13,8 +13,9 @@ from domain.errors import NotFoundError
 from domain.keys import Key
 from domain.state import Books
 from keyledger_edge import fingerprint
+from services.api.answering.keys import KeyView
 from services.api.answering.problems import invalid
-from services.api.answering.views import KeyView, Position, View
+from services.api.answering.views import Position, View
 from services.api.asking.call import Call
 from services.api.asking.fields import CREDENTIAL, Body, Id
 from services.api.operations import Reply, operation

@@ -19,7 +19,8 @@ from domain.decisions.access import find_organization
 from domain.organizations import Organization
 from domain.state import Books
 from projections.directory import list_organizations
-from services.api.answering.views import OrganizationView, Position, View, organization_view
+from services.api.answering.organizations import OrganizationView, organization_view
+from services.api.answering.views import Position, View
 from services.api.asking.call import Call
 from services.api.asking.fields import Body, ForeignId, Metadata, Name, Quotas, quotas_of
 from services.api.lists import Filter, Paging, Search, asked_of, listed

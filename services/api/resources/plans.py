@@ -11,7 +11,8 @@ from domain.decisions.access import find_plan
 from domain.organizations import Plan
 from domain.state import Books
 from projections.directory import list_plans
-from services.api.answering.views import PlanView, Position, View, plan_view
+from services.api.answering.plans import PlanView, plan_view
+from services.api.answering.views import Position, View
 from services.api.asking.call import Call
 from services.api.asking.fields import Body, ModelName, Name
 from services.api.lists import Paging, Search, asked_of, listed

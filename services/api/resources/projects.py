@@ -9,7 +9,8 @@ from domain.decisions.access import find_organization, find_project
 from domain.organizations import Project
 from domain.state import Books
 from projections.directory import list_projects
-from services.api.answering.views import Position, ProjectView, View, project_view
+from services.api.answering.projects import ProjectView, project_view
+from services.api.answering.views import Position, View
 from services.api.asking.call import Call
 from services.api.asking.fields import Body, Name, Quotas, quotas_of
 from services.api.lists import Paging, Search, cursor_of, listed

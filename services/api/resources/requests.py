@@ -13,8 +13,15 @@ from domain.errors import NotFoundError
 from domain.instants import Instant, to_text
 from keyledger_edge import STATUS_OF_CODE
 from projections.request_lists import GRANTED, RequestPage, Wanted, first_since, list_requests
-from projections.requests import Kind, RequestEntry, find_request
+from projections.requests import (
+    MOST_SEARCHED,
+    Kind,
+    RequestEntry,
+    TooManyOrganizationsError,
+    find_request,
+)
 from services.api.answering.money import TenantView
+from services.api.answering.problems import invalid
 from services.api.answering.times import time_of
 from services.api.answering.views import Micros, Position, Time, VerdictCode, View
 from services.api.asking.call import Call
@@ -39,7 +46,8 @@ class RequestQuery(Query, frozen=True, kw_only=True):
     """Where to look."""
 
     organization_id: OrganizationId | None = None
-    """A request id is unique within an organization; without one, the platform sees all matches."""
+    """A request id is unique within an organization. Without one the platform sees the matches of all, as
+    long as the ledger has at most 1,000; with more, it must be named."""
 
 
 CODES: Final = (GRANTED, *(code for code in STATUS_OF_CODE if code != GRANTED))
@@ -156,13 +164,19 @@ async def get_request(call: Call[RequestQuery, Any]) -> Reply:
     head = call.ledger.state.head
     entries: list[RequestEntry] = []
     if bound is None or wanted in {None, bound}:
-        entries = await find_request(
-            call.reader.queries,
-            call.reader.events,
-            request_id,
-            organization_id=bound or wanted,
-            now=call.now,
-        )
+        try:
+            entries = await find_request(
+                call.reader.queries,
+                call.reader.events,
+                request_id,
+                organization_id=bound or wanted,
+                now=call.now,
+            )
+        except TooManyOrganizationsError:
+            raise invalid(
+                "organization_id",
+                f"must be named, for this ledger has more than {MOST_SEARCHED} organizations",
+            ) from None
     visible = [entry for entry in entries if _is_visible(call, entry.key_id)]
     if not visible:
         raise NotFoundError("request", beginning(request_id, most=200))

@@ -20,11 +20,11 @@ from services.api.answering.money import (
     ReservationView,
     ReservedView,
     charge_view,
-    quota_figures,
     reservation_view,
     reserved_view,
     wallet_figures,
 )
+from services.api.answering.quotas import quota_figures
 from services.api.answering.refusals import use_refused
 from services.api.asking.call import Call
 from services.api.asking.callers import Caller

@@ -28,9 +28,11 @@ from keyledger_edge import (
     state_of,
 )
 from services.api.answering.fencing import fence_of
-from services.api.answering.money import quota_figures, rate_views
+from services.api.answering.keys import OwnKeyView, key_view
+from services.api.answering.money import rate_views
 from services.api.answering.problems import TABLE, ProblemError, challenge
-from services.api.answering.views import Micros, OwnKeyView, Position, QuotaView, VerdictCode, View, key_view
+from services.api.answering.quotas import QuotaView, quota_figures
+from services.api.answering.views import Micros, Position, VerdictCode, View
 from services.api.asking.call import Call
 from services.api.asking.traces import user_agent_of
 from services.api.asking.uses import MAX_SECRET_LENGTH, RevokeSelfBody

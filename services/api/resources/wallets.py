@@ -13,7 +13,8 @@ from domain.decisions.wallets import DepositOutcome
 from domain.instants import to_text
 from domain.state import Books
 from projections.statements import StatementLine, list_statement
-from services.api.answering.views import Micros, Position, Time, View, WalletView, wallet_view
+from services.api.answering.money import WalletView, wallet_view
+from services.api.answering.views import Micros, Position, Time, View
 from services.api.asking.call import Call
 from services.api.asking.fields import Amount, Body, Reason, SignedAmount
 from services.api.lists import Paging, cursor_of, next_cursor_of, read_page

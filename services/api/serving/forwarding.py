@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import re
 import time
 from collections.abc import Awaitable, Callable
-from enum import Enum
-from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from services.api.answering.answers import Answer, lines_of
-from services.api.answering.problems import REFUSED_LATELY, ProblemError
+from services.api.answering.problems import ProblemError
 from services.api.asking.call import Call, ClientGoneError, Send
+from services.api.serving.handing_back import HOP_BY_HOP, Sent, clock_told, hand_back
+from services.api.serving.seals import (
+    FORWARDED,
+    Headers,
+    InTenure,
+    Passed,
+    Seals,
+    target_of,
+)
 from services.ledger.errors import (
     CannotAnswerError,
     NotOwnerHereError,
@@ -32,19 +36,6 @@ from services.ledger.errors import (
     WaitsForStandbyError,
 )
 
-_FORWARDED: Final = "X-Keyledger-Forwarded"
-_MARK: Final = re.compile(
-    r"2;(?P<at>\d{1,12});(?P<signature>[0-9a-f]{64});(?P<tenure>[0-9a-f]{1,64});(?P<past>\d{1,18});(?P<peer>.*)"
-)
-"""What a process says of a request that it passes on. Anything else under that name is a client's own."""
-_NOT_OWNER: Final = b"x-keyledger-not-owner"
-_CLOCK: Final = b"x-keyledger-clock"
-"""What the owner's monotonic clock shows, told to a process whose mark it found too old."""
-_HOP_BY_HOP: Final = frozenset({
-    "connection", "content-length", "expect", "keep-alive", "proxy-authenticate", "proxy-authorization", "te",
-    "trailer", "transfer-encoding", "upgrade", "x-keyledger-forwarded", "x-request-id",
-})  # fmt: skip
-_NOT_SENT_ON: Final = _HOP_BY_HOP | {"date", "server"}
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _SAFE_PATHS: Final = (
     "/v1/verify",
@@ -56,21 +47,8 @@ _SAFE_PATHS: Final = (
     "/v1/edges",
 )
 """Money carries a request id, so it moves once however often it is asked for; the rest only asks."""
-_SMALL: Final = 1_048_576
-_UNAVAILABLE: Final = 503
 _ADDRESS_SECONDS: Final = 0.25
-_MARK_SECONDS: Final = 60
-"""So long may a mark be under way, by the owner's clock alone."""
 _PAUSE_SECONDS: Final = 0.05
-
-
-class _Sent(Enum):
-    """What became of a request that was passed on."""
-
-    ANSWERED = "answered"
-    NOT_CARRIED_OUT = "not carried out"
-    TOO_OLD = "not carried out, and the owner told its clock"
-    UNKNOWN = "unknown"
 
 
 class OwnerAt(NamedTuple):
@@ -90,20 +68,8 @@ class OwnerDirectory(Protocol):
         ...
 
 
-class Passed(NamedTuple):
-    """What another process of this ledger says of a request that it passes on."""
-
-    peer: str
-    """The client's address; empty: a unix socket."""
-    waited_past: int
-    """Up to which refusal its client is known to have waited."""
-
-
-class Owning(Protocol):
-    """Does this process own the partition?"""
-
-    owner: bool
-    tenure: str
+class Owning(InTenure, Protocol):
+    """Does this process own the partition, and how sure is that?"""
 
     @property
     def confirmed(self) -> bool:
@@ -131,22 +97,14 @@ class Owning(Protocol):
         ...
 
 
-class _OldMarkError(NotOwnerHereError):
-    """The mark is right but for its age: whoever made it learns what the clock shows, and makes another."""
-
-    def __init__(self, clock: int) -> None:
-        super().__init__("The request was under way for too long, or its mark is of another time.")
-        self.clock = clock
-
-
 Here = Callable[[Call[Any, Any], Send], Awaitable[None]]
 
 
 class Forwarder:
     """Passes requests on over connections that are kept alive.
 
-    `key` is a secret that all processes of one ledger share, and nobody else has: it proves that a
-    request's client address comes from one of them.
+    `key` is a secret that all processes of one ledger share, and nobody else has: what they pass on is
+    sealed with it.
     """
 
     def __init__(
@@ -161,7 +119,7 @@ class Forwarder:
         self._directory = directory
         self._ledger = ledger
         self._own_address = own_address.rstrip("/")
-        self._key = key
+        self._seals = Seals(key, ledger)
         self._patience = patience_seconds
         self._session: aiohttp.ClientSession | None = None
         self._known: OwnerAt | None = None
@@ -176,46 +134,9 @@ class Forwarder:
             await self._session.close()
             self._session = None
 
-    # -- proof of where a request came from
-
-    def _signed(self, request: Call[Any, Any], at: int, rest: str) -> str | None:
-        key = self._key()
-        if key is None:
-            return None
-        text = f"{at}\n{request.scope['method']}\n{_target(request)}\n{rest}"
-        return hmac.new(key, text.encode("utf-8", "surrogateescape"), sha256).hexdigest()
-
-    def _mark(self, request: Call[Any, Any], owner: OwnerAt, at: int) -> str | None:
-        """What to say of it to the owner; None while the key is not known that it is sealed with."""
-        client = request.scope.get("client")
-        past = request.waited_past if request.refused_in == owner.tenure else 0
-        rest = f"{owner.tenure};{past};{client[0] if client else ''}"
-        signature = self._signed(request, at, rest)
-        return None if signature is None else f"2;{at};{signature};{rest}"
-
-    def admitted(self, request: Call[Any, Any]) -> Passed | None:
-        """What another process says of it; None: no process of ours said this, it is a client's own.
-
-        Raises NotOwnerHereError for a mark that was made for another owner, is old, or cannot be checked
-        (a process that has just started may not know the key yet). To pass such a request on would make
-        two tries of one; nor may it be decided, for whoever sent it may have gone on to another owner.
-        """
-        found = _MARK.fullmatch(str(request.forwarded or b"", "latin-1"))
-        if found is None:
-            return None
-        at = int(found["at"])
-        expected = self._signed(request, at, f"{found['tenure']};{found['past']};{found['peer']}")
-        if (
-            expected is None
-            or not hmac.compare_digest(found["signature"], expected)
-            or not self._ledger.owner
-            or found["tenure"] != self._ledger.tenure
-        ):
-            raise NotOwnerHereError("This process is not the owner that the request was passed on to.")
-        clock = _own_clock()
-        if not 0 <= clock - at <= _MARK_SECONDS:
-            raise _OldMarkError(clock)
-        return Passed(found["peer"], int(found["past"]))
+    async def admitted(self, request: Call[Any, Any]) -> Passed | None:
+        """What another process says of a request that it passed on, as `Seals.admitted` tells it."""
+        return await self._seals.admitted(request)
 
     def _reason(self, why: CannotAnswerError) -> CannotAnswerError:
         """Why nobody answered in time."""
@@ -250,9 +171,9 @@ class Forwarder:
                 why, owner = error, None
             if owner is not None and owner.address != self._own_address:
                 sent = await self._pass_on(request, owner, send)
-                if sent is _Sent.ANSWERED:
+                if sent is Sent.ANSWERED:
                     return
-                if sent is _Sent.UNKNOWN and not may_repeat(request):
+                if sent is Sent.UNKNOWN and not may_repeat(request):
                     raise UnknownOutcomeError(
                         "The owner's answer was lost; look whether it was carried out before asking again."
                     )
@@ -283,20 +204,22 @@ class Forwarder:
         self._known_until = time.monotonic() + _ADDRESS_SECONDS
         return self._known
 
-    async def _pass_on(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> _Sent:
+    async def _pass_on(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> Sent:
         sent = await self._pass_on_once(request, owner, send)
         # Its clock is known now, so at once, if the client still waits.
-        return await self._pass_on_once(request, owner, send) if sent is _Sent.TOO_OLD else sent
+        return await self._pass_on_once(request, owner, send) if sent is Sent.TOO_OLD else sent
 
-    async def _pass_on_once(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> _Sent:
+    async def _pass_on_once(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> Sent:
         # Looked at last of all: what a client that hung up had asked for must not be carried out late.
         request.must_be_waited_for()
         tenure, clock = self._clock
         at = clock if tenure == owner.tenure else 0
-        mark = self._mark(request, owner, at)
+        headers = _passed_on_with(request)
+        mark = self._seals.mark(request, headers, tenure=owner.tenure, at=at)
         if mark is None:
-            return _Sent.NOT_CARRIED_OUT
-        asking = asyncio.create_task(self._ask(request, owner.address, mark))
+            return Sent.NOT_CARRIED_OUT
+        headers.append((FORWARDED, mark.encode()))
+        asking = asyncio.create_task(self._ask(request, owner.address, headers))
         gone = asyncio.create_task(request.gone())
         try:
             while not asking.done():
@@ -307,22 +230,22 @@ class Forwarder:
                     raise ClientGoneError  # The connection to the owner is closed, and so it hears of it.
                 if not asking.done() and await self._moved(owner):
                     # The owner hangs, and another has taken over meanwhile.
-                    return _Sent.UNKNOWN
+                    return Sent.UNKNOWN
             response = asking.result()
         except aiohttp.ClientConnectorError:
-            return _Sent.NOT_CARRIED_OUT
+            return Sent.NOT_CARRIED_OUT
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return _Sent.UNKNOWN
+            return Sent.UNKNOWN
         finally:
             gone.cancel()
             if not asking.done():
                 asking.cancel()
         async with response:
-            told = response.headers.get(_CLOCK.decode(), "")
-            if _NOT_OWNER.decode() in response.headers and told.isdecimal() and int(told) != at:
-                self._clock = (owner.tenure, int(told))
-                return _Sent.TOO_OLD
-            return await _hand_back(response, request, owner, send)
+            told = clock_told(response)
+            if told is not None and told != at:
+                self._clock = (owner.tenure, told)
+                return Sent.TOO_OLD
+            return await hand_back(response, request, owner.tenure, send)
 
     async def _moved(self, owner: OwnerAt) -> bool:
         if self._ledger.confirmed:
@@ -333,21 +256,12 @@ class Forwarder:
             return False
         return now is not None and now != owner
 
-    async def _ask(self, request: Call[Any, Any], address: str, mark: str) -> aiohttp.ClientResponse:
-        target = _target(request)
+    async def _ask(self, request: Call[Any, Any], address: str, headers: Headers) -> aiohttp.ClientResponse:
         method: str = request.scope["method"]
-        headers: CIMultiDict[str] = CIMultiDict()
-        for name, value in request.scope["headers"]:
-            text = str(name, "latin-1")
-            if text not in _HOP_BY_HOP:
-                headers.add(text, _text(value))
-        # The owner judges it: we may not have heard yet of the keyspace of a secret in it.
-        headers["X-Request-Id"] = request.own_id or request.request_id
-        headers[_FORWARDED] = mark
         return await self._connections().request(
             method,
-            URL(address + target, encoded=True),
-            headers=headers,
+            URL(address + str(target_of(request), "latin-1"), encoded=True),
+            headers=CIMultiDict([(str(name, "latin-1"), value.decode()) for name, value in headers]),
             data=request.data or None,
             allow_redirects=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -379,94 +293,24 @@ def may_repeat(request: Call[Any, Any]) -> bool:
     return request.idempotency_key is not None
 
 
-def _own_clock() -> int:
-    """The clock that marks are judged by: nobody but this process, as the owner, reads or compares it."""
-    return int(time.monotonic())
-
-
 def _unreachable() -> UnavailableError:
     return UnavailableError("postgresql", "PostgreSQL cannot be reached.")
 
 
-def not_owner_answer(answer: Answer, error: CannotAnswerError) -> Answer:
-    """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
-    marks = [(_NOT_OWNER, b"1")]
-    if isinstance(error, _OldMarkError):
-        marks.append((_CLOCK, b"%d" % error.clock))
-    answer.more += lines_of(marks)
-    return answer
-
-
-async def _hand_back(
-    response: aiohttp.ClientResponse, request: Call[Any, Any], owner: OwnerAt, send: Send
-) -> _Sent:
-    if (number := response.headers.get(REFUSED_LATELY)) is not None and number.isdecimal():
-        # Another try of it was refused. If its client still waits, this one is no older than that.
-        request.waited_past, request.refused_in = int(number), owner.tenure
-        return _Sent.NOT_CARRIED_OUT
-    if _NOT_OWNER.decode() in response.headers:
-        return _Sent.NOT_CARRIED_OUT
-    headers = [
-        (name.lower(), value)
-        for name, value in response.raw_headers
-        if str(name, "latin-1").lower() not in _NOT_SENT_ON
-    ]
-    told = response.headers.get("X-Request-Id", request.request_id)
-    headers.append((b"x-request-id", told.encode("utf-8", "surrogateescape")))
-    start = {"type": "http.response.start", "status": response.status, "headers": headers}
-    length = response.content_length
-    bodiless = request.scope["method"] == "HEAD" or length is None or length > _SMALL
-    if bodiless:
-        if length is not None:
-            headers.append((b"content-length", b"%d" % length))
-        await send(start)
-        await _stream(response, request, send)
-        return _Sent.ANSWERED
-    try:
-        body = await response.read()
-    except (aiohttp.ClientError, OSError):
-        return _Sent.UNKNOWN
-    if response.status == _UNAVAILABLE and b'"code":"not_owner"' in body:
-        return _Sent.NOT_CARRIED_OUT
-    headers.append((b"content-length", b"%d" % len(body)))
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
-    return _Sent.ANSWERED
-
-
-async def _stream(response: aiohttp.ClientResponse, request: Call[Any, Any], send: Send) -> None:
-    """Pass on what comes, until it ends or the client hangs up. A break is passed on as a break."""
-    pumping = asyncio.create_task(_pump(response, send))
-    gone = asyncio.create_task(request.gone())
-    tasks: set[asyncio.Task[Any]] = {pumping, gone}
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-    if pumping.done() and not pumping.cancelled():
-        pumping.result()
-
-
-async def _pump(response: aiohttp.ClientResponse, send: Send) -> None:
-    async for chunk in response.content.iter_any():
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
-
-
 def _must_name_a_path(request: Call[Any, Any]) -> None:
     """Behind the owner's address, `*@host/path` would be read as another host."""
-    if not _target(request).startswith("/"):
+    if not target_of(request).startswith(b"/"):
         raise ProblemError("malformed_request", "The target of a request begins with a slash.")
 
 
-def _target(request: Call[Any, Any]) -> str:
-    scope = request.scope
-    path = str(scope.get("raw_path") or scope["path"].encode(), "latin-1")
-    query: bytes = scope["query_string"]
-    return f"{path}?{str(query, 'latin-1')}" if query else path
-
-
-def _text(value: bytes) -> str:
-    """Aiohttp writes headers as UTF-8; what is none stays none, and is refused there as it is here."""
-    return value.decode(errors="replace")
+def _passed_on_with(request: Call[Any, Any]) -> list[tuple[bytes, bytes]]:
+    """The headers that it is passed on with. Those of the connection to the client end with that."""
+    headers = [
+        # aiohttp writes UTF-8; what is none stays none, and is refused there as it is here.
+        (name, value if value.isascii() else value.decode(errors="replace").encode())
+        for name, value in request.scope["headers"]
+        if name not in HOP_BY_HOP
+    ]
+    # The owner judges it: we may not have heard yet of the keyspace of a secret in it.
+    headers.append((b"x-request-id", (request.own_id or request.request_id).encode()))
+    return headers

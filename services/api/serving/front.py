@@ -22,7 +22,9 @@ from services.api.door import Door, as_it_is, let_it_go
 from services.api.operations import Api, Operation
 from services.api.resources.forward_auth import PATH as FORWARD_AUTH
 from services.api.serving.at_once import ReplyLater
-from services.api.serving.forwarding import Forwarder, not_owner_answer
+from services.api.serving.forwarding import Forwarder
+from services.api.serving.handing_back import not_owner_answer
+from services.api.serving.seals import NotMeantForUsError
 from services.ledger.errors import CannotAnswerError, NotOwnerHereError
 from services.ledger.jobs import WAITED_PAST
 from services.ledger.ledger import Ledger
@@ -86,9 +88,14 @@ class Front:
             await self._answer(call, operation, send)
             return
         try:
-            passed = None if self._forwarder is None else self._forwarder.admitted(call)
-        except NotOwnerHereError as error:
-            await self.door.send(call, self._not_owner(call, error), send)
+            passed = None if self._forwarder is None else await self._forwarder.admitted(call)
+        except ClientGoneError:
+            await let_it_go(call)
+            return
+        except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
+            if not isinstance(error, NotMeantForUsError):
+                call.forwarded = None  # by none of ours, as far as can be told
+            await self.door.send(call, self._not_carried_out(call, error), send)
             return
         if passed is None:
             call.forwarded = None
@@ -177,7 +184,7 @@ class Front:
         if call.is_tried_again:
             call.lost = error  # for whoever tries it, and goes on
         elif self._forwarder is None or call.forwarded is not None:
-            await self.door.send(call, self._not_owner(call, error), send)
+            await self.door.send(call, self._not_carried_out(call, error), send)
         else:
             await self._elsewhere(call, send)
 
@@ -189,7 +196,7 @@ class Front:
                 error: CannotAnswerError = NotOwnerHereError("This process owns the partition only now.")
             except CannotAnswerError as why:
                 error = why
-            await self.door.send(call, self._not_owner(call, error), send)
+            await self.door.send(call, self._not_carried_out(call, error), send)
             return
         try:
             await call.read()
@@ -212,8 +219,10 @@ class Front:
         if call.lost is not None:
             raise call.lost
 
-    def _not_owner(self, call: Call[Any, Any], error: CannotAnswerError) -> Answer:
-        return not_owner_answer(self.door.refuse(call, error), error)
+    def _not_carried_out(self, call: Call[Any, Any], error: Exception) -> Answer:
+        """What is told of it, and to another process of ours that it may go on to the next owner."""
+        answer = self.door.refuse(call, error)
+        return answer if call.forwarded is None else not_owner_answer(answer, error)
 
 
 def may_tell(ledger: Ledger, method: str) -> bool:

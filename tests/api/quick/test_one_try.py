@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import time
 from collections.abc import AsyncIterator
-from hashlib import sha256
 from itertools import count
 from typing import Any
 
@@ -16,8 +14,9 @@ import pytest
 from domain import commands as c
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
-from services.api.serving import forwarding
+from services.api.serving import seals
 from services.api.serving.forwarding import Forwarder
+from tests.api.quick.marks import mark
 from tests.api.quick.test_forwarding import KEY, Beside, beside, owning, served, world_app
 from tests.api.quick.world import Owned, Reply, World, nothing_else
 
@@ -55,7 +54,7 @@ async def test_what_was_passed_on_to_a_process_that_has_just_started_goes_no_fur
     organization, owned = poor
     async with beside(owner, None) as restarted:
         # It knows the key by which it could tell a client from a process of ours as little as the owner.
-        restarted.forwarder._key = lambda: None
+        restarted.forwarder._seals._key = lambda: None
         restarted.forwarder._patience = 5.0
         async with served(world_app(restarted)) as stale:
             other.directory.address = stale
@@ -65,7 +64,7 @@ async def test_what_was_passed_on_to_a_process_that_has_just_started_goes_no_fur
             refused = await asking
             await pay_in(owner, organization)
             restarted.directory.address = address
-            restarted.forwarder._key = lambda: KEY
+            restarted.forwarder._seals._key = lambda: KEY
             await asyncio.sleep(0.5)
 
     assert (refused.status, refused.code) == (402, "billing_shortfall")
@@ -77,9 +76,9 @@ async def test_what_was_meant_for_another_owner_is_neither_decided_nor_passed_on
     pair: tuple[World, Beside, str], owned: Owned, tenure: str
 ) -> None:
     owner, other, _ = pair
+    made = mark(owner, "/v1/charges", charge(owned), tenure=tenure)
     replies = [
-        await one.post("/v1/charges", charge(owned), x_keyledger_forwarded=mark("/v1/charges", tenure))
-        for one in (owner, other)
+        await one.post("/v1/charges", charge(owned), x_keyledger_forwarded=made) for one in (owner, other)
     ]
 
     assert {(one.status, one.code, one.headers["x-keyledger-not-owner"]) for one in replies} == {
@@ -93,19 +92,19 @@ async def test_a_mark_that_is_old_or_that_nobody_made_is_not_believed(
 ) -> None:
     owner, _, _ = pair
     owner.app.router = nothing_else
-    tenure = owner.ledger.tenure
     clock = int(time.monotonic())
-    old, early = mark(path, tenure, at=clock - 100), mark(path, tenure, at=clock + 100)
+    old, early, good = (mark(owner, path, charge(owned), at=clock + seconds) for seconds in (-100, 100, 0))
     forged = f"{old}.1"
-    good = mark(path, tenure)
 
     replies = [
         await owner.post(path, charge(owned), x_keyledger_forwarded=one) for one in (old, early, forged, good)
     ]
 
     assert [one.status for one in replies] == [503, 503, 503, 201 if path == "/v1/charges" else 200]
-    assert {one.headers["x-keyledger-not-owner"] for one in replies[:3]} == {"1"}
-    # What the owner's clock shows is told to processes of this ledger only.
+    assert {one.code for one in replies[:3]} == {"not_owner"}
+    # That it may go on to the next owner, and what the clock shows, is told to processes of this ledger only.
+    assert {one.headers["x-keyledger-not-owner"] for one in replies[:2]} == {"1"}
+    assert "x-keyledger-not-owner" not in replies[2].headers | replies[3].headers
     assert all(clock <= int(one.headers["x-keyledger-clock"]) < clock + 30 for one in replies[:2])
     assert "x-keyledger-clock" not in replies[2].headers | replies[3].headers
 
@@ -144,7 +143,7 @@ async def test_a_try_that_was_under_way_for_too_long_is_sent_again_only_while_it
     refused = await owner.post("/v1/charges", charge(owned))
     await pay_in(owner, organization)
     later = int(time.monotonic()) + 300
-    monkeypatch.setattr(forwarding, "_own_clock", lambda: later)
+    monkeypatch.setattr(seals, "_own_clock", lambda: later)
     monkeypatch.setattr(owner.ledger.bus._refusals, "_now", lambda: float(later))
     held.set()
     granted = await asking
@@ -152,14 +151,6 @@ async def test_a_try_that_was_under_way_for_too_long_is_sent_again_only_while_it
     assert (refused.status, granted.status, owner.balance(organization)) == (402, 201, 0)
     # What came late was not decided: it went back, its client still waits, and so it is a try of its own.
     assert sent == [0, 10]
-
-
-def mark(path: str, tenure: str, *, at: int | None = None, peer: str = "192.0.2.7") -> str:
-    """What a process of this ledger says of a request that it passes on."""
-    at = int(time.monotonic()) if at is None else at
-    rest = f"{tenure};0;{peer}"
-    signature = hmac.new(KEY, f"{at}\nPOST\n{path}\n{rest}".encode(), sha256).hexdigest()
-    return f"2;{at};{signature};{rest}"
 
 
 # -- A9: a client that hung up
@@ -281,9 +272,8 @@ async def test_a_try_under_way_is_granted_behind_a_refusal_only_while_its_client
     await asyncio.sleep(0.1)
     refused = await owner.post("/v1/charges", charge(owned))
     await pay_in(owner, organization)
-    straight = await owner.post(
-        "/v1/charges", charge(owned), x_keyledger_forwarded=mark("/v1/charges", owner.ledger.tenure)
-    )
+    made = mark(owner, "/v1/charges", charge(owned))
+    straight = await owner.post("/v1/charges", charge(owned), x_keyledger_forwarded=made)
     balance = owner.balance(organization)
     held.set()
     granted: Reply = await waits

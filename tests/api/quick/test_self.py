@@ -146,6 +146,18 @@ async def test_a_key_is_told_nothing_from_an_address_it_is_not_allowed_from(
     assert (await call(world.app, "GET", "/v1/self", headers=headers)).status == 200
 
 
+@pytest.mark.parametrize("length, status", [(0, 400), (1, 200), (500, 200), (501, 400)])
+async def test_a_reason_has_the_bounds_that_it_has_everywhere(
+    world: World, owned: Owned, length: int, status: int
+) -> None:
+    reply = await own(world, owned.secret, "POST", "/revoke", {"reason": "x" * length})
+    of_root = await world.post(f"/v1/keys/{owned.id}/revoke", {"reason": "x" * length})
+
+    assert (reply.status, of_root.status) == (status, status)
+    if status != 200:
+        assert [error["field"] for error in reply.json["errors"]] == ["reason"]
+
+
 async def test_whoever_holds_a_secret_may_kill_it_and_it_is_fenced(world: World, owned: Owned) -> None:
     reply = await own(world, owned.secret, "POST", "/revoke", {"reason": "leaked"})
     again = await own(world, owned.secret, "POST", "/revoke")

@@ -1,0 +1,90 @@
+"""Quotas as JSON: where they stand, and which of them said no."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from domain.events import Quota
+from domain.instants import Instant
+from domain.quotas import Level, QuotaState, Refusal, states_of
+from domain.state import Books
+from services.api.answering.times import time_of
+from services.api.answering.views import Time, View
+
+
+class RefusalView(View, frozen=True, gc=False):
+    """Which limit said no, what is left of it, and when it begins anew."""
+
+    level: Literal["key", "project", "organization", "wallet"]
+    """Whose limit it is."""
+    unit: Literal["micros", "requests"]
+    """What it counts: money in micros, or requests."""
+    window: Literal["day", "week", "month", "total"] | None
+    """Of a quota, its UTC calendar window; null for a wallet."""
+    limit: int | None
+    """The quota, or the wallet's credit limit; null: a wallet without end."""
+    remaining: int
+    """What is left, in its unit."""
+    resets_at: Time | None
+    """When the quota's next window begins; null for `total` and for a wallet."""
+
+
+class QuotaView(View, frozen=True, gc=False):
+    """A quota and where it stands."""
+
+    level: Literal["key", "project", "organization"]
+    """Whose quota it is."""
+    subject_id: str
+    """The key, project or organization that has it."""
+    unit: Literal["micros", "requests"]
+    """What is counted: money in micros, or requests."""
+    window: Literal["day", "week", "month", "total"]
+    """The UTC calendar window in which it counts; `total` never begins anew."""
+    limit: int
+    """The most in one window."""
+    alert_percents: tuple[int, ...]
+    """At these percentages of the limit an event tells of it."""
+    spent: int
+    """What was used in the present window, holds included."""
+    remaining: int
+    """What is left in the present window."""
+    resets_at: Time | None
+    """When the next window begins; null for `total`."""
+
+
+def quota_figures(states: Sequence[QuotaState]) -> list[QuotaView]:
+    """Every quota that a use was checked against, or that a subject has, and what is left of it."""
+    return [
+        QuotaView(
+            one.level,
+            one.subject_id,
+            one.unit,
+            one.window,
+            one.limit,
+            one.alert_percents,
+            one.spent,
+            one.remaining,
+            time_of(one.resets_at),
+        )
+        for one in states
+    ]
+
+
+def quotas_of(
+    books: Books, level: Level, subject: str, quotas: tuple[Quota, ...], now: Instant
+) -> list[QuotaView]:
+    """The quotas of one subject and where they stand."""
+    return quota_figures(states_of(books, ((level, subject, quotas),), now))
+
+
+def refusal_view(refusal: Refusal) -> RefusalView:
+    """Which limit said no, how much is left of it, when it begins anew."""
+    return RefusalView(
+        refusal.level,
+        refusal.unit,
+        refusal.window,
+        refusal.limit,
+        refusal.remaining,
+        time_of(refusal.resets_at),
+    )
