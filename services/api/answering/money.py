@@ -13,8 +13,6 @@ from domain.events import CreditsReserved, ReservationCaptured, UsageCharged, Us
 from domain.ids import format_position
 from keyledger_edge import RateLimitAnswer, RateState
 from services.api.answering.quotas import QuotaView
-from services.api.answering.quotas import quota_figures as quota_figures
-from services.api.answering.quotas import refusal_view as refusal_view
 from services.api.answering.times import to_text
 from services.api.answering.views import Micros, Position, Time, View
 

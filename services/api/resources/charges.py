@@ -29,12 +29,12 @@ from services.api.answering.money import (
     ChargedView,
     RefundedView,
     charge_view,
-    quota_figures,
     refund_view,
     refunded_charge_view,
     wallet_figures,
 )
 from services.api.answering.problems import ProblemError
+from services.api.answering.quotas import quota_figures
 from services.api.answering.refusals import use_refused
 from services.api.answering.verdicts import ChargesView
 from services.api.asking.call import Call

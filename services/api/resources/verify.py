@@ -17,8 +17,9 @@ from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, Refusal, levels_of, states_of
 from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict, rate_limit_headers
 from services.api.answering.answers import Answer, encode, json_answer, lines_of, results_answer
-from services.api.answering.money import charge_view, quota_figures, rate_views, refusal_view, reserved_view
+from services.api.answering.money import charge_view, rate_views, reserved_view
 from services.api.answering.problems import ProblemError
+from services.api.answering.quotas import quota_figures, refusal_view
 from services.api.answering.verdicts import VerdictsView, VerdictView
 from services.api.asking.call import Call
 from services.api.asking.callers import Caller
