@@ -1,7 +1,9 @@
 """What every test may ask for, and what a machine may lack."""
 
+import gc
 import os
 import shutil
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -46,6 +48,19 @@ settings.load_profile("untimed")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # one of several workers
         items.sort(key=_turn)
+
+
+def pytest_collection_finish() -> None:
+    # What was imported stays: the collector need not look through it again and again.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_open() -> Iterator[None]:
+    """What a file's tests did not close or await fails the last of them, and not one that runs later."""
+    yield
+    gc.collect()
 
 
 def pytest_unconfigure() -> None:
