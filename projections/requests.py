@@ -210,7 +210,9 @@ def _add_blocks(session: Session, found: dict[str, list[int]], newest: dict[int,
     blocks: dict[int, list[int]] = {}
     for name, more in found.items():
         digest = list_digest(name)
-        blocks[digest] = sorted({*blocks.get(digest, ()), *more})
+        if len(more) > 1 or digest in blocks:
+            more = sorted({*blocks.get(digest, ()), *more})  # noqa: PLW2901  # most lists grew by one block
+        blocks[digest] = more
     _learn_newest(session, blocks, newest)
     rows: list[tuple[int, int, bytes]] = []
     for digest, ascending in blocks.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import sha256
+from hashlib import blake2s, sha256
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -72,7 +72,8 @@ class Callers(Collector):
         self._kept = ledger.facts.kept
         self._known: dict[bytes, _Known] = {}
         self._welcome: dict[bytes, _Known] = {}
-        """By the digest of the whole header; only those that are good always."""
+        """By a digest of the whole header (BLAKE2s takes half of SHA-256's time, and it stands nowhere
+        else); only those that are good always."""
         self._refused: dict[str, int] = {}
         """How many were refused, by what was wrong with them."""
 
@@ -81,7 +82,7 @@ class Callers(Collector):
 
         Raises ProblemError: 401 for who it is, 403 for what it may, 400 where two callers are named.
         """
-        known = self._welcome.get(sha256(authorization or b"").digest())
+        known = self._welcome.get(blake2s(authorization or b"").digest())
         if known is not None:
             digest, facts, caller, _ = known
             if self._kept(digest) is not facts:
@@ -112,7 +113,7 @@ class Callers(Collector):
         if known.always:
             if len(self._welcome) >= _FORGET_AT:
                 self._welcome.clear()
-            self._welcome[sha256(authorization).digest()] = known
+            self._welcome[blake2s(authorization).digest()] = known
         return caller
 
     def find(self, secret: bytes, peer: str | None) -> Caller | str:
