@@ -245,6 +245,7 @@ EACH: Mapping[str, One] = {
         {
             "door.py:Door.begin": "hands the bytes to the operation's reader",
             "serving/*": "takes the bytes in and passes them on",
+            "asking/call.py:Call.as_it_came_in": "takes them over from the same call",
             "writing.py:_digest": "compares what was read already with what an Idempotency-Key stood for",
             "writing.py:_replayed": "an answer of our own that was kept",
             "resources/key_imports.py:import_keys": "one key or many: chooses which reader gets the bytes",
@@ -304,6 +305,7 @@ EACH: Mapping[str, One] = {
             "serving/bounded.py:*": "answers what is no HTTP, for which there is no call",
             "serving/not_yet.py:*": "answers while nothing is ready, when there is no call",
             "serving/forwarding.py:*": "passes it on",
+            "serving/seals.py:": "passes it on under another name",
             "serving/handing_back.py:*": "passes it back",
             "serving/seals.py:Seals.__init__": "what a process is called in the seals that it makes",
             "description/*": "describes it",

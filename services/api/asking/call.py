@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -128,6 +128,14 @@ class Call(Generic[Q, B]):
         client = scope["client"]
         self.peer: str | None = client[0] or None if client else None
         """Where it came from; the client's address where a trusted proxy forwards."""
+
+    def as_it_came_in(self, headers: Sequence[tuple[bytes, bytes]], peer: str) -> Call[Q, B]:
+        """The same call with other headers, and from this address (empty: a unix socket)."""
+        client = (peer, 0) if peer else None
+        call = type(self)(self.api, {**self.scope, "headers": headers, "client": client}, self.receive)
+        call.started, call.limit, call.forwarded = self.started, self.limit, self.forwarded
+        call.data, call._received = self.data, self._received  # noqa: SLF001  # of its own kind
+        return call
 
     def _keep(self, name: bytes, value: bytes) -> None:
         kept_as = _KEPT_AS[name]

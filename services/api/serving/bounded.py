@@ -39,7 +39,7 @@ _REQUEST_LINE: Final = 512
 """What is neither URL nor header before a request's body: method, version, line ends."""
 _ON_BEHALF: Final = b"x-keyledger-forwarded"
 _MORE_HEADERS_ON_BEHALF: Final = 8
-_MORE_BYTES_ON_BEHALF: Final = 1_024
+_MORE_BYTES_ON_BEHALF: Final = 4_096
 """Another ledger process adds a few headers to what it passes on."""
 _MOST_SMALL_CHUNKS: Final = 1_000
 _CHUNK_BYTES: Final = 64

@@ -22,6 +22,7 @@ from services.api.asking.call import Call, ClientGoneError, Send
 from services.api.serving.handing_back import HOP_BY_HOP, Sent, clock_told, hand_back
 from services.api.serving.seals import (
     FORWARDED,
+    REWRITTEN,
     Headers,
     InTenure,
     Passed,
@@ -96,6 +97,9 @@ class Owning(InTenure, Protocol):
         """Does PostgreSQL let no commit pass? Then no process can answer."""
         ...
 
+
+_OURS: Final = frozenset(REWRITTEN.values())
+"""Nobody else's word for where a request came from."""
 
 Here = Callable[[Call[Any, Any], Send], Awaitable[None]]
 
@@ -307,10 +311,10 @@ def _passed_on_with(request: Call[Any, Any]) -> list[tuple[bytes, bytes]]:
     """The headers that it is passed on with. Those of the connection to the client end with that."""
     headers = [
         # aiohttp writes UTF-8; what is none stays none, and is refused there as it is here.
-        (name, value if value.isascii() else value.decode(errors="replace").encode())
+        (REWRITTEN.get(name) or name, value if value.isascii() else value.decode(errors="replace").encode())
         for name, value in request.scope["headers"]
-        if name not in HOP_BY_HOP
+        if name not in HOP_BY_HOP and name not in _OURS
     ]
     # The owner judges it: we may not have heard yet of the keyspace of a secret in it.
-    headers.append((b"x-request-id", (request.own_id or request.request_id).encode()))
+    headers.append((REWRITTEN[b"x-request-id"], (request.own_id or request.request_id).encode()))
     return headers

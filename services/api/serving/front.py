@@ -101,8 +101,9 @@ class Front:
             call.forwarded = None
             await self._answer(call, operation, send)
             return
-        scope["client"] = (passed.peer, 0) if passed.peer else None
-        call.peer = passed.peer or None
+        call = call.as_it_came_in(passed.headers, passed.peer)
+        scope = call.scope
+        scope[CALL] = call
         mine = WAITED_PAST.set(passed.waited_past)
         try:
             await self._answer(call, operation, send)

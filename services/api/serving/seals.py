@@ -2,7 +2,8 @@
 
 It covers all that the owner acts on: method, path and query, body, every header, the client's address,
 and for which owner, when and which time it was sent. What is changed, cut, swapped or sent twice on the
-way is refused.
+way is refused. Headers that are added on the way are left out: a proxy that speaks TLS for the owner adds
+some. It may rewrite those that tell where a request came from, so these travel under another name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hashlib import sha256
 from itertools import count
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol
+from zlib import crc32
 
 import structlog
 
@@ -29,15 +31,25 @@ OF_THE_CONNECTION: Final = frozenset(
     {b"connection", b"content-length", b"host", b"transfer-encoding", FORWARDED}
 )
 """Headers that HTTP clients write by themselves. They are passed on by nobody, and no route reads them."""
+REWRITTEN: Final = {
+    name: b"x-keyledger-was-" + name
+    for name in (
+        b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-method",
+        b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-proto", b"x-forwarded-server",
+        b"x-forwarded-uri", b"x-real-ip", b"x-request-id",
+    )
+}  # fmt: skip
+"""Headers that proxies write, and the names under which they are passed on."""
+_ITS_NAME: Final[dict[bytes, bytes]] = {passed_on: name for name, passed_on in REWRITTEN.items()}
 _MARK: Final = re.compile(
     r"2;(?P<at>\d{1,12});(?P<signature>[0-9a-f]{64});(?P<said>(?P<tenure>[0-9a-f]{1,64});(?P<past>\d{1,18});"
-    r"(?P<sender>[0-9a-f]{16});(?P<number>\d{1,18});(?P<peer>.*))"
+    r"(?P<sender>[0-9a-f]{16});(?P<number>\d{1,18});(?P<names>[0-9a-f]*);(?P<peer>.*))"
 )
 """It begins as the marks of earlier versions, which sealed less: their processes, too, see that it is a
 mark which they cannot check, and do not take it for a client's own header."""
 _OTHER_MARK: Final = re.compile(r"\d+;\d{1,12};[0-9a-f]{64};.*")
 """The mark of another version. Anything else under that name is a client's own."""
-_SEALED: Final = b"keyledger forwards 3"
+_SEALED: Final = b"keyledger forwards 4"
 """What is sealed, and in which version."""
 _MARK_SECONDS: Final = 60
 """So long may a mark be under way, by the owner's clock alone."""
@@ -63,6 +75,8 @@ class Passed(NamedTuple):
     """The client's address; empty: a unix socket."""
     waited_past: int
     """Up to which refusal its client is known to have waited."""
+    headers: Headers
+    """Those that the client sent, by their own names."""
 
 
 class NotMeantForUsError(NotOwnerHereError):
@@ -99,7 +113,8 @@ class Seals:
             return None
         client = request.scope.get("client")
         past = request.waited_past if request.refused_in == tenure else 0
-        said = f"{tenure};{past};{self._name};{next(self._numbers)};{client[0] if client else ''}"
+        names = "".join(sorted({_short(name) for name, _ in headers}))
+        said = f"{tenure};{past};{self._name};{next(self._numbers)};{names};{client[0] if client else ''}"
         return f"2;{at};{_signature(key, request, at, said, headers)};{said}"
 
     async def admitted(self, request: Call[Any, Any]) -> Passed | None:
@@ -121,9 +136,10 @@ class Seals:
             return None
         await request.read()
         key, at = self._key(), int(found["at"])
-        headers = [pair for pair in request.scope["headers"] if pair[0] not in OF_THE_CONNECTION]
         if key is None:
             raise _does_not_fit()
+        names = _names_in(found["names"])
+        headers = [pair for pair in request.scope["headers"] if _short(pair[0]) in names]
         if not hmac.compare_digest(found["signature"], _signature(key, request, at, found["said"], headers)):
             self._tell_of_it(request)
             raise _does_not_fit()
@@ -136,7 +152,8 @@ class Seals:
             )
         if not self._taken.first(found["sender"], int(found["number"]), clock):
             raise UnknownOutcomeError("This request came before, with the same seal: it may be carried out.")
-        return Passed(found["peer"], int(found["past"]))
+        own = [(_ITS_NAME.get(name) or name, value) for name, value in headers]
+        return Passed(found["peer"], int(found["past"]), own)
 
     def _tell_of_it(self, request: Call[Any, Any]) -> None:
         """A proxy may do this to all requests; a client may to its own, so it is told seldom."""
@@ -203,6 +220,15 @@ def _signature(key: bytes, request: Call[Any, Any], at: int, said: str, headers:
     # With their lengths, so that nothing can move from one part into the next.
     text = b"".join([b"%d:%b" % (len(part), part) for part in parts])
     return hmac.digest(key, text, "sha256").hex()
+
+
+def _short(name: bytes) -> str:
+    """A header's name in 8 digits. Where another has the same, it is taken for sealed, and does not fit."""
+    return f"{crc32(name):08x}"
+
+
+def _names_in(text: str) -> frozenset[str]:
+    return frozenset(text[at : at + 8] for at in range(0, len(text), 8))
 
 
 def _own_clock() -> int:

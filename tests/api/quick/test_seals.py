@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from zlib import crc32
 
 import pytest
 from aiohttp import ClientSession
@@ -17,7 +18,8 @@ from tests.api.quick.world import Owned, Reply, World, call, running_world
 
 Change = Callable[[dict[str, Any]], None]
 
-KEYS = {"idempotency-key": "once", "if-match": '"1"', "x-api-key": "a", "x-forwarded-for": "10.0.0.1"}
+WAS_FOR, WAS_ID = "x-keyledger-was-x-forwarded-for", "x-keyledger-was-x-request-id"
+KEYS = {"idempotency-key": "once", "if-match": '"1"', "x-api-key": "a", WAS_FOR: "10.0.0.1"}
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +30,7 @@ def sealed(world: World) -> None:
 def asked(world: World, owned: Owned) -> dict[str, Any]:
     """A charge, as another process passes it on."""
     body = {"key_id": owned.id, "request_id": "r1", "amount_micros": 10}
-    headers = {"authorization": f"Bearer {world.root}", "x-request-id": "trace-1", **KEYS}
+    headers = {"authorization": f"Bearer {world.root}", WAS_ID: "trace-1", **KEYS}
     del headers["idempotency-key"], headers["if-match"]
     return {"method": "POST", "target": "/v1/charges", "headers": headers, "body": body}
 
@@ -84,7 +86,7 @@ def cut(request: dict[str, Any]) -> None:
 def moved(request: dict[str, Any]) -> None:
     """The same bytes in a row, divided otherwise."""
     request["headers"]["x-api-key"] = "ax"
-    request["headers"]["x-forwarded-for"] = "0.0.0.1"
+    request["headers"][WAS_FOR] = "0.0.0.1"
 
 
 def from_another(request: dict[str, Any]) -> None:
@@ -94,8 +96,22 @@ def from_another(request: dict[str, Any]) -> None:
 
 def as_another_try(request: dict[str, Any]) -> None:
     """With a number that was not used."""
-    head, number, peer = request["headers"]["x-keyledger-forwarded"].rsplit(";", 2)
-    request["headers"]["x-keyledger-forwarded"] = f"{head};{int(number) + 1_000};{peer}"
+    head, number, names, peer = request["headers"]["x-keyledger-forwarded"].rsplit(";", 3)
+    request["headers"]["x-keyledger-forwarded"] = f"{head};{int(number) + 1_000};{names};{peer}"
+
+
+def less_is_sealed(request: dict[str, Any]) -> None:
+    """As if the key had been added on the way, and was to be left out."""
+    head, names, peer = request["headers"]["x-keyledger-forwarded"].rsplit(";", 2)
+    less = names.replace(f"{crc32(b'x-api-key'):08x}", "")
+    assert less != names
+    request["headers"]["x-keyledger-forwarded"] = f"{head};{less};{peer}"
+
+
+def more_is_sealed(request: dict[str, Any]) -> None:
+    head, names, peer = request["headers"]["x-keyledger-forwarded"].rsplit(";", 2)
+    request["headers"]["if-match"] = '"2"'
+    request["headers"]["x-keyledger-forwarded"] = f"{head};{names}{crc32(b'if-match'):08x};{peer}"
 
 
 def past_a_refusal(request: dict[str, Any]) -> None:
@@ -116,16 +132,13 @@ CHANGES: dict[str, Change] = {
     "another method": part("method", "PUT"),
     "another caller": header("authorization", "Bearer kl_root_another"),
     "no caller": header("authorization", None),
-    "an Idempotency-Key": header("idempotency-key", "twice"),
-    "a version": header("if-match", '"2"'),
-    "a position": header("x-keyledger-position", "0-9"),
-    "another trace id": header("x-request-id", "trace-2"),
+    "another trace id": header(WAS_ID, "trace-2"),
+    "no trace id": header(WAS_ID, None),
     "a secret": header("x-api-key", "b"),
-    "a proxy's word": header("x-forwarded-for", "10.0.0.2"),
-    "a proxy's key": header("x-keyledger-proxy-key", "kl_root_another"),
-    "no trace id": header("x-request-id", None),
-    "a header that nobody knows": header("x-new", "1"),
-    "two values swapped": swapped("x-api-key", "x-forwarded-for"),
+    "a proxy's word": header(WAS_FOR, "10.0.0.2"),
+    "two values swapped": swapped("x-api-key", WAS_FOR),
+    "one header less": less_is_sealed,
+    "one header more": more_is_sealed,
     "one part longer, the next one shorter": moved,
     "another client": from_another,
     "another number": as_another_try,
@@ -149,6 +162,33 @@ async def test_what_is_changed_on_the_way_is_refused(world: World, owned: Owned,
     assert "x-keyledger-not-owner" not in refused.headers
     assert granted.status == 201
     assert world.ledger.state.head == charged + 1
+
+
+ADDED = {
+    # A charge takes neither of the first two: 400, if they counted.
+    "idempotency-key": "twice",
+    "if-match": '"2"',
+    "x-keyledger-position": "0-9999",
+    "x-keyledger-proxy-key": "kl_root_another",
+    "x-forwarded-for": "10.9.9.9",
+    "x-request-id": "of-the-proxy",
+    "accept-encoding": "gzip",
+    "via": "2.0 proxy",
+}
+
+
+@pytest.mark.parametrize("added", [{one: ADDED[one]} for one in ADDED] + [ADDED], ids=[*ADDED, "all"])
+async def test_what_a_proxy_adds_on_the_way_says_nothing(
+    world: World, owned: Owned, added: dict[str, str]
+) -> None:
+    """One that speaks TLS for the owner adds what it likes."""
+    request = asked(world, owned)
+    seal(world, request)
+    request["headers"].update(added)
+    reply = await send(world, request)
+
+    assert reply.status == 201
+    assert reply.headers["x-request-id"] == "trace-1"
 
 
 @pytest.mark.parametrize("name", ["idempotency-key", "if-match"])
@@ -275,6 +315,32 @@ async def test_every_header_and_byte_that_a_client_may_send_arrives_sealed(
         other.app, "GET", f"/v1/keys?organization_id={owned.key.organization_id}&limit=1", headers=headers[:1]
     )
     assert listed.status == 200
+
+
+async def test_a_client_does_not_say_what_a_proxy_was_told(pair: tuple[World, Beside], owned: Owned) -> None:
+    _, other = pair
+    headers = {"authorization": f"Bearer {other.root}", "x-request-id": "trace-7", WAS_ID: "another"}
+    request = {"key_id": owned.id, "request_id": "r1", "amount_micros": 10}
+    reply = await call(other.app, "POST", "/v1/charges", headers=headers, body=request)
+
+    assert (reply.status, reply.headers["x-request-id"]) == (201, "trace-7")
+
+
+async def test_a_proxy_between_two_processes_rewrites_where_a_client_came_from(
+    world: World, owned: Owned
+) -> None:
+    """What the client asked for is judged, here with a byte that no path has."""
+    target = f"/v1/forward-auth?keyspace_id={owned.key.keyspace_id}"
+    headers = {
+        "authorization": f"Bearer {owned.secret}", "x-keyledger-proxy-key": world.root,
+        "x-keyledger-was-x-forwarded-uri": "/v1/models?a=\x00",
+    }  # fmt: skip
+    request: dict[str, Any] = {"method": "GET", "target": target, "headers": headers, "body": b""}
+    seal(world, request)
+    request["headers"]["x-forwarded-uri"] = "/v1/models"
+    judged = await send(world, request)
+
+    assert (judged.status, judged.code) == (400, "invalid_request")
 
 
 async def test_a_body_that_comes_in_parts_is_sealed_whole(pair: tuple[World, Beside], owned: Owned) -> None:
