@@ -42,7 +42,8 @@ class MemoryLists:
     """Keys, organizations, projects, plans, keyspaces and the audit log, as of the events that were told."""
 
     def __init__(self) -> None:
-        self._database = sqlite3.connect(":memory:")
+        # Closed with its owner, in whichever thread garbage is collected.
+        self._database = sqlite3.connect(":memory:", check_same_thread=False)
         finalize(self, self._database.close)
         self._database.execute("PRAGMA case_sensitive_like = on")
         self._projections: tuple[Projection, ...] = (Lookup(), Directory(), Audit())
