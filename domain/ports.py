@@ -203,10 +203,6 @@ class Log(Protocol):
         """The events at these positions (those that exist), in order of position."""
         ...
 
-    async def read_stream(self, stream: str) -> list[RecordedEvent]:
-        """All events of one stream, in order."""
-        ...
-
     async def data_keys(self, subjects: Sequence[str] | None = None) -> dict[str, bytes]:
         """Data keys by subject: all, or those of some subjects that have one."""
         ...

@@ -249,12 +249,6 @@ class MemoryLog:
         there = range(1, len(self.storage.events) + 1)
         return [self.storage.events[position - 1] for position in sorted(set(positions)) if position in there]
 
-    async def read_stream(self, stream: str) -> list[RecordedEvent]:
-        """One stream, in order."""
-        self._reach()
-        found = [event for event in self.storage.events if event.stream == stream]
-        return sorted(found, key=lambda event: event.version)
-
     async def data_keys(self, subjects: Sequence[str] | None = None) -> dict[str, bytes]:
         """All data keys, or those of some subjects."""
         self._reach()

@@ -25,7 +25,7 @@ _NULL: Final = _LENGTH(-1)
 _SHORT: Final = tuple(_LENGTH(length) for length in range(1024))
 """Most elements are short, and a look-up is cheaper than a pack."""
 
-_MICROSECONDS_TO_2000: Final = 946_684_800_000_000
+MICROSECONDS_TO_2000: Final = 946_684_800_000_000
 """PostgreSQL counts from 2000-01-01."""
 
 
@@ -122,7 +122,7 @@ class InstantArray(PackedArray):
 
     def __new__(cls, values: Sequence[Instant | None]) -> Self:
         """Pack instants."""
-        parts = [_NULL if v is None else _BIGINT(8, v - _MICROSECONDS_TO_2000) for v in values]
+        parts = [_NULL if v is None else _BIGINT(8, v - MICROSECONDS_TO_2000) for v in values]
         return super().__new__(cls, cls._pack(len(values), b"".join(parts), has_null=None in values))
 
 

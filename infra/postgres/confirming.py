@@ -16,6 +16,7 @@ from psycopg.types.numeric import Int8
 
 from domain.ports import LogUnavailableError
 from infra.postgres.connections import ADVISORY_CLASS, connect, hang_up, wait_for_standby
+from infra.postgres.recorder import sql_has_event, sql_head
 
 CONFIRMING_CLASS: Final = ADVISORY_CLASS + 3
 """Of the lock that a confirming commit holds: one for each partition, whichever owner asks."""
@@ -86,15 +87,10 @@ class Confirmations:
         self._confirm = _statement(f"SELECT {_HELD} AS held", wanted="held")
         self._committed = _statement(
             f"SELECT EXISTS (SELECT FROM ledger.groups_p{partition} WHERE group_id = %(group)s) AS written,"
-            f" (SELECT coalesce(max(notification_id), 0) FROM ledger.events_p{partition}) > %(expected)s"
-            f" AS overtaken, {_HELD} AS held",
+            f" {sql_head(partition)} > %(expected)s AS overtaken, {_HELD} AS held",
             wanted="true",
         )
-        self._has = _statement(
-            f"SELECT EXISTS (SELECT FROM ledger.events_p{partition}"
-            " WHERE notification_id = %(position)s AND mark = %(mark)s) AS there",
-            wanted="there",
-        )
+        self._has = _statement(f"SELECT {sql_has_event(partition)} AS there", wanted="there")
 
     def confirm(self, writer: WriterSession) -> Future[bool]:
         """Does this session hold the lock, on a server that is still the primary?"""

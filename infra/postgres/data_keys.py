@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+from psycopg import Connection
+from psycopg.rows import tuple_row
 
 from domain.ports import DataKeyError, NewDataKey
+from infra.postgres.arrays import TextArray
 
 _KEY_BYTES: Final = 32
 WRAPPED_BYTES: Final = 40
@@ -127,3 +130,15 @@ class DataKeys:
             raise MasterKeyError(
                 "The data keys are wrapped with another master key: set KEYLEDGER_MASTER_KEY to that one."
             ) from None
+
+
+def select_data_keys(
+    connection: Connection[Any], subjects: Collection[str] | None = None
+) -> dict[str, bytes]:
+    """The data keys that are stored, as they are stored: all, or those of some subjects that have one."""
+    cursor = connection.cursor(row_factory=tuple_row, binary=True)
+    select = "SELECT subject, material FROM ledger.data_keys"
+    if subjects is None:
+        return dict(cursor.execute(select.encode()).fetchall())
+    some = f"{select} WHERE subject = ANY(%s)".encode()
+    return dict(cursor.execute(some, (TextArray(list(subjects)),), prepare=True).fetchall())

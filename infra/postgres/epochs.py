@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
+from psycopg import Connection
 
 from domain.ports import HistoryPoint
+from infra.postgres.arrays import register_packed_arrays
 from infra.postgres.connections import connect
-from infra.postgres.log import select_end
+from infra.postgres.datastore import SessionDatastore
+from infra.postgres.recorder import LedgerRecorder
 
 
 class History(NamedTuple):
@@ -32,27 +35,27 @@ class EpochMovedError(Exception):
 def read_history(conninfo: str, partition: int = 0) -> History:
     """Where the log ends, in which epoch, and on which server."""
     with connect(conninfo, "keyledger history") as connection:
-        end = connection.execute(select_end(partition)).fetchone()
+        end = end_of_log(connection, partition)
         row = connection.execute(
             "SELECT log_id::text, (SELECT system_identifier::text FROM pg_control_system()),"
             " CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_lsn()), 8) END"
             " FROM ledger.identity"
         ).fetchone()
-    assert end is not None, "a log has an identity"
     assert row is not None, "a log has an identity"
     log_id, system_identifier, timeline = row
-    return History(
-        log_id, HistoryPoint(*end), system_identifier, None if timeline is None else int(timeline, 16)
-    )
+    return History(log_id, end, system_identifier, None if timeline is None else int(timeline, 16))
+
+
+def end_of_log(connection: Connection[Any], partition: int = 0) -> HistoryPoint:
+    """Where the log ends, and its epoch."""
+    return _recorder(connection, partition).end()
 
 
 def marks_at(conninfo: str, positions: list[int], partition: int = 0) -> dict[int, int]:
     """The marks of these positions, those that the log has."""
     with connect(conninfo, "keyledger history") as connection:
-        select = (
-            f"SELECT notification_id, mark FROM ledger.events_p{partition} WHERE notification_id = ANY(%s)"
-        )
-        return dict(connection.execute(select.encode(), (positions,)).fetchall())
+        register_packed_arrays(connection)
+        return {one.position: one.mark for one in _recorder(connection, partition).select_at(positions)}
 
 
 def raise_epoch(conninfo: str, *, from_epoch: int, seen_epoch: int) -> int:
@@ -69,3 +72,7 @@ def raise_epoch(conninfo: str, *, from_epoch: int, seen_epoch: int) -> int:
             raise
     assert row is not None, "a function returns a row"
     return int(row[0])
+
+
+def _recorder(connection: Connection[Any], partition: int) -> LedgerRecorder:
+    return LedgerRecorder(SessionDatastore(lambda: connection), partition=partition)

@@ -13,6 +13,7 @@ from psycopg.pq.abc import PGconn
 from infra.hints import LocalHints
 from infra.postgres.connections import ledger_conninfo
 from infra.postgres.notices import hear_for, listen
+from infra.postgres.recorder import sql_head
 
 _POLL_SECONDS: Final = 0.05
 _RECONNECT_SECONDS: Final = 0.2
@@ -166,6 +167,6 @@ class Hints(LocalHints):
                 await hear_for(connection, self.hear, self._poll_seconds)
 
     async def _poll(self, connection: AsyncConnection[Any]) -> int:
-        select = f"SELECT coalesce(max(notification_id), 0) FROM ledger.events_p{self._partition}"
+        select = f"SELECT {sql_head(self._partition)}"
         row = await (await connection.execute(select.encode(), prepare=True)).fetchone()
         return int(row[0]) if row else 0

@@ -13,8 +13,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 import structlog
-from psycopg import Connection, Cursor
-from psycopg.types.numeric import Int8
+from psycopg import Connection
 
 from domain.instants import Instant, to_datetime
 from domain.ports import (
@@ -29,8 +28,7 @@ from domain.ports import (
 )
 from infra.clock import SystemClock
 from infra.owners import LogIdentity, Owner
-from infra.postgres.appending import AppendParameters, append_packed, append_parameters
-from infra.postgres.arrays import BigintArray, TextArray, UuidArray, register_packed_arrays
+from infra.postgres.arrays import UuidArray
 from infra.postgres.confirming import Confirmations, WriterSession
 from infra.postgres.connections import (
     ADVISORY_CLASS,
@@ -40,7 +38,11 @@ from infra.postgres.connections import (
     wait_for_standby,
     waits_for_standby,
 )
+from infra.postgres.data_keys import select_data_keys
+from infra.postgres.datastore import SessionDatastore
 from infra.postgres.hints import HintSender
+from infra.postgres.insertion import PackedGroup, pack_group
+from infra.postgres.recorder import LedgerRecorder
 from infra.postgres.sessions import Sessions
 
 _END_SILENT_OWNER: Final = """
@@ -55,13 +57,12 @@ log = structlog.get_logger()
 T = TypeVar("T")
 _Connection = Connection[tuple[Any, ...]]
 
-_COLUMNS: Final = "notification_id, originator_id, originator_version, topic, state, mark"
 _HEARD_SECONDS: Final = 1.0
 """The writer's session says something at least as often, or whoever stands by would end it as silent."""
 _LAST_APPEND_SECONDS: Final = 5.0
 """So long a process that stops waits for an append under way."""
-# Asked with each reading, for a reload of the server's settings may change it; once for all of its rows.
-_NAMES_STANDBY: Final = "(SELECT current_setting('synchronous_standby_names') <> '')"
+# Asked with each reading, for a reload of the server's settings may change it.
+_NAMES_STANDBY: Final = "SELECT current_setting('synchronous_standby_names') <> ''"
 _HOLDS_LOCK: Final = """
     SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -75,15 +76,6 @@ _ANNOUNCE: Final = """
     ON CONFLICT (partition) DO UPDATE SET address = excluded.address,
         incarnation = excluded.incarnation, pid = excluded.pid, since = now()
 """
-
-
-def select_end(partition: int) -> bytes:
-    """Asks where a partition's log ends: position, mark, epoch."""
-    return (
-        "SELECT coalesce(last.notification_id, 0), coalesce(last.mark, 0), i.epoch"
-        " FROM ledger.identity AS i LEFT JOIN LATERAL (SELECT notification_id, mark"
-        f" FROM ledger.events_p{partition} ORDER BY notification_id DESC LIMIT 1) AS last ON true"
-    ).encode()
 
 
 class PostgresLog:
@@ -120,20 +112,11 @@ class PostgresLog:
         # As who logs in, not as the service's role: only the same user may look, and end.
         self._watching = Sessions(conninfo, f"keyledger p{partition} watch", most=1, role="")
         self._hints = HintSender(conninfo, partition) if hints else None
-        select = f"SELECT {_COLUMNS} FROM ledger.events_p{partition} WHERE"
-        behind = "notification_id > %s ORDER BY notification_id LIMIT %s"
-        self._select_after = f"{select} {behind}".encode()
-        self._select_after_durable = (
-            f"SELECT {_COLUMNS}, {_NAMES_STANDBY} FROM ledger.events_p{partition} WHERE {behind}"
-        ).encode()
+        self._recorder = LedgerRecorder(SessionDatastore(self._readers.session), partition=partition)
+        # What is appended goes through the session that holds the lock, and no other.
+        self._appender = LedgerRecorder(SessionDatastore(self._writer_session), partition=partition)
         self._proven: tuple[int, int] | None = None
         """Position and mark of the last event that was read and that is known to be durable."""
-        self._select_at = f"{select} notification_id = ANY(%s) ORDER BY notification_id".encode()
-        self._select_stream = f"{select} originator_id = %s ORDER BY originator_version".encode()
-        self._select_head = (
-            f"SELECT coalesce(max(notification_id), 0) FROM ledger.events_p{partition}".encode()
-        )
-        self._select_end = select_end(partition)
         self._select_claims = (
             f"SELECT uuid_send(digest), position, answer FROM ledger.claims_p{partition}"
             " WHERE digest = ANY(%s) AND (expires_at IS NULL OR expires_at > %s)"
@@ -218,8 +201,15 @@ class PostgresLog:
     def append(self, group: Group) -> Awaitable[int]:
         """Write the group; the new head, once durable. It is on its way before anybody waits for it."""
         # Packed here: the writer's thread would have to wait for the interpreter to do it.
-        parameters = append_parameters(group, self._clock.now())
-        appending = self._write(lambda: self._append(group, parameters))
+        packed = pack_group(
+            group.events,
+            group_id=group.group_id,
+            behind=group.behind,
+            claims=group.claims,
+            data_keys=group.data_keys,
+            decided_at=self._clock.now(),
+        )
+        appending = self._write(lambda: self._append(group, packed))
         appending.add_done_callback(self._tell)
         return appending
 
@@ -248,11 +238,11 @@ class PostgresLog:
 
     async def head(self) -> int:
         """The position of the last event."""
-        return int((await self._rows(self._select_head, ()))[0][0])
+        return await self._readers.run(lambda _: self._recorder.max_notification_id() or 0)
 
     async def end(self) -> HistoryPoint:
         """Where the log ends, with its mark and epoch."""
-        return HistoryPoint(*(await self._rows(self._select_end, ()))[0])
+        return await self._readers.run(lambda _: self._recorder.end())
 
     async def claims(self, digests: Sequence[bytes]) -> dict[bytes, TakenClaim]:
         """Those of the claims that are taken and not expired."""
@@ -264,7 +254,7 @@ class PostgresLog:
 
     async def read(self, after: int, limit: int) -> list[RecordedEvent]:
         """Up to `limit` events behind position `after`, in order."""
-        return await self._events(self._select_after, (Int8(after), Int8(limit)))
+        return await self._readers.run(lambda _: self._behind(after, limit))
 
     async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
         """As `read`, once a synchronous standby, where one is named, has what was read.
@@ -273,14 +263,17 @@ class PostgresLog:
         """
 
         def work(connection: _Connection) -> tuple[list[RecordedEvent], bool]:
-            select, parameters = self._select_after_durable, (Int8(after), Int8(limit))
-            rows = connection.execute(select, parameters, prepare=True, binary=True).fetchall()
-            return [RecordedEvent._make(row[:-1]) for row in rows], bool(rows) and rows[-1][-1]
+            found = self._behind(after, limit)
+            named = connection.execute(_NAMES_STANDBY, prepare=True).fetchone() if found else None
+            return found, bool(named and named[0])
 
         found, standby_named = await self._readers.run(work)
         if standby_named:
             await self._prove(found[-1])
         return found
+
+    def _behind(self, after: int, limit: int) -> list[RecordedEvent]:
+        return self._recorder.select_notifications(after, limit, inclusive_of_start=False).rows()
 
     async def _prove(self, last: RecordedEvent) -> None:
         event = (last.position, last.mark)
@@ -295,25 +288,11 @@ class PostgresLog:
 
     async def read_at(self, positions: Sequence[int]) -> list[RecordedEvent]:
         """The events at these positions, in order."""
-        return await self._events(self._select_at, (BigintArray(positions),))
-
-    async def read_stream(self, stream: str) -> list[RecordedEvent]:
-        """All events of one stream, in order."""
-        return await self._events(self._select_stream, (stream,))
+        return await self._readers.run(lambda _: self._recorder.select_at(positions).rows())
 
     async def data_keys(self, subjects: Sequence[str] | None = None) -> dict[str, bytes]:
         """All data keys, or those of some subjects."""
-        select = b"SELECT subject, material FROM ledger.data_keys"
-        if subjects is None:
-            return dict(await self._rows(select, ()))
-        return dict(await self._rows(select + b" WHERE subject = ANY(%s)", (TextArray(subjects),)))
-
-    async def _events(self, select: bytes, parameters: tuple[Any, ...]) -> list[RecordedEvent]:
-        def work(connection: _Connection) -> list[RecordedEvent]:
-            cursor = Cursor(connection, row_factory=_recorded_event)
-            return cursor.execute(select, parameters, prepare=True, binary=True).fetchall()
-
-        return await self._readers.run(work)
+        return await self._readers.run(lambda connection: select_data_keys(connection, subjects))
 
     async def _rows(self, select: bytes, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return await self._readers.run(
@@ -347,7 +326,6 @@ class PostgresLog:
         try:
             refuse_unsafe_settings(connection)
             wait_for_standby(connection)
-            register_packed_arrays(connection)
             connection.add_notice_handler(self._note)
         except BaseException:
             connection.close()
@@ -397,7 +375,11 @@ class PostgresLog:
             except psycopg.Error:
                 self._drop_writer()
 
-    def _append(self, group: Group, parameters: AppendParameters) -> int:
+    def _writer_session(self) -> _Connection:
+        assert self._writer is not None, "there is one while the partition is held"
+        return self._writer
+
+    def _append(self, group: Group, packed: PackedGroup) -> int:
         if not self._owned or self._writer is None:
             raise NotOwnerError("this process does not hold the partition")
         if self._writer.closed:
@@ -405,7 +387,7 @@ class PostgresLog:
             raise LogUnavailableError("the writer's connection is closed; nothing was sent")
         self._appending = True
         try:
-            head = append_packed(self._writer, self.partition, parameters)
+            head = self._appender.begin_insert(packed).complete()
             if self._noticed is not None:
                 self._make_sure(group)
         except (NotOwnerError, OutcomeUnknownError):
@@ -445,7 +427,3 @@ class PostgresLog:
             self._writer.execute(_ANNOUNCE, (self.partition, address, incarnation, os.getpid()))
         except psycopg.Error as error:
             raise LogUnavailableError(f"PostgreSQL: {error}") from error
-
-
-def _recorded_event(_: Any) -> Callable[[Sequence[Any]], RecordedEvent]:
-    return RecordedEvent._make

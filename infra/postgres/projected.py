@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 from infra.postgres.connections import ledger_conninfo
 from infra.postgres.notices import hear_for, listen
 from infra.postgres.projection_schema import LIVE, projected_channel
+from infra.postgres.tracking import TRACKING_TABLE, sql_tracked
 
 _POLL_SECONDS: Final = 0.05
 _RECONNECT_SECONDS: Final = 0.1
@@ -86,12 +87,12 @@ class Projected:
     async def _poll(self, connection: AsyncConnection[Any]) -> int:
         # Asked first: a missing table would be an error in PostgreSQL's log at every poll.
         if not self._exists:
-            exists = await self._value(connection, f"SELECT to_regclass('{LIVE}.checkpoints') IS NOT NULL")
-            self._exists = bool(exists)
+            exists = f"SELECT to_regclass('{LIVE}.{TRACKING_TABLE}') IS NOT NULL"
+            self._exists = bool(await self._value(connection, exists))
         if not self._exists:
             return 0  # the projector has not made it yet
         try:
-            position = await self._value(connection, f"SELECT min(position) FROM {LIVE}.checkpoints")
+            position = await self._value(connection, f"SELECT {sql_tracked(LIVE, self._partition)}")
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
             self._exists = False
             return 0

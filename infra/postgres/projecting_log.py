@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from itertools import groupby
-from typing import Any, Final, NamedTuple, Union
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from psycopg import Connection
-from psycopg.types.numeric import Int8
 
 from domain import events as e
 from domain.events import Event
 from domain.personal import key_subject
 from domain.ports import OtherHistoryError, RecordedEvent
 from domain.projecting import Run
-from infra.postgres.arrays import BigintArray, TextArray
-from infra.postgres.data_keys import DataKeys
-from infra.postgres.mapper import EventMapper
+from infra.postgres.data_keys import DataKeys, select_data_keys
+from infra.postgres.datastore import SessionDatastore
+from infra.postgres.mapper import EventMapper, is_wrapped
+from infra.postgres.notifications import Notifications
+from infra.postgres.recorder import LedgerRecorder
 
 MOST_BYTES: Final = 16_000_000
 """About what a read takes at most: some events are a hundred times as large as a charge."""
-_WRAPPED: Final = 0x93
 
 _NOT_READ: Final[frozenset[type[Event]]] = frozenset(
     (
@@ -63,28 +63,12 @@ class RunReader:
 
     def __init__(self, connection: Connection[Any], partition: int, mapper: EventMapper[Event]) -> None:
         self._connection = connection
+        self._recorder = LedgerRecorder(SessionDatastore(lambda: connection), partition=partition)
         self._mapper = mapper
         self._public = copy(mapper)
         self._public.data_keys = DataKeys()
-        as_written: Any = Union[mapper.types_as_written()]  # noqa: UP007 - of a tuple
-        self._decode = msgspec.msgpack.Decoder(as_written).decode
-        self._decode_wrapped = msgspec.msgpack.Decoder(tuple[as_written, bytes | None, int]).decode
         self._erased: set[str] = set()
         self._bytes_each = 1
-        # One array in place of a row per event: PostgreSQL works a little more, this process a lot less.
-        events = f"ledger.events_p{partition}"
-        self._select = (
-            f"SELECT last, states, (SELECT mark FROM {events} WHERE notification_id = last),"
-            f" (SELECT mark FROM {events} WHERE notification_id = %s)"
-            " FROM (SELECT coalesce(max(notification_id), 0) AS last,"
-            " coalesce(array_agg(state), '{}') AS states"
-            f" FROM (SELECT notification_id, state FROM {events}"
-            " WHERE notification_id > %s ORDER BY notification_id LIMIT %s) AS e) AS r"
-        ).encode()
-        self._select_whole = (
-            "SELECT notification_id, originator_id, originator_version, topic, state"
-            f" FROM ledger.events_p{partition} WHERE notification_id = ANY(%s) ORDER BY notification_id"
-        ).encode()
 
     def read(self, after: int, limit: int, *, mark: int | None = None) -> Batch:
         """Up to `limit` events behind position `after`; fewer where they are large.
@@ -92,53 +76,47 @@ class RunReader:
         Raises OtherHistoryError where `after` has another mark than the one given, or is not there.
         """
         asked = min(limit, max(1, MOST_BYTES // self._bytes_each))
-        row = self._connection.execute(
-            self._select, (Int8(after), Int8(after), Int8(asked)), prepare=True, binary=True
-        ).fetchone()
-        assert row is not None, "an aggregate is a row"
-        last, states, last_mark, mark_there = row
-        if mark is not None and after > 0 and mark_there != mark:
+        known = 1 if after > 0 else 0
+        # The last one that is known is read with those behind it, and compared.
+        found = self._recorder.select_notifications(after, asked + known)
+        if known and mark is not None and not _is(found, after, mark):
             raise OtherHistoryError(
                 f"Event {after}, up to which the projections were made, is not in the log"
             )
+        states = found.states()[known:]
         if not states:
-            return Batch([], 0, asked, after, mark_there or 0)
-        if last != after + len(states):
-            raise HoleError(f"positions are missing between {after} and {last}")
+            return Batch([], 0, asked, after, mark or 0)
+        last = found[-1]
+        if last.position != after + len(states):
+            raise HoleError(f"positions are missing between {after} and {last.position}")
         self._bytes_each = max(1, sum(map(len, states)) // len(states))
-        return Batch(_runs(after + 1, self._events(after, states)), len(states), asked, last, last_mark)
+        runs = _runs(after + 1, self._events(found, states, known))
+        return Batch(runs, len(states), asked, last.position, last.mark)
 
-    def _events(self, after: int, states: Sequence[bytes]) -> list[Event]:
+    def _events(self, found: Notifications, states: Sequence[bytes], known: int) -> list[Event]:
         try:
-            events = [
-                self._decode(state) if state[0] != _WRAPPED else self._decode_wrapped(state)[0]
-                for state in states
-            ]
+            events = self._mapper.decode_public(states)
         except msgspec.ValidationError:
             # Of another time than this program: the mapper knows the older ones, and says what is unknown.
-            return self._whole(range(after + 1, after + len(states) + 1))
-        first = after + 1
+            return self._whole(found.rows()[known:])
         private = [
-            first + index
+            index
             for index, state in enumerate(states)
-            if state[0] == _WRAPPED and type(events[index]) not in _NOT_READ
+            if is_wrapped(state) and type(events[index]) not in _NOT_READ
         ]
         if private:
-            for position, event in zip(private, self._whole(private), strict=True):
-                events[position - first] = event
+            whole = self._whole([found[index + known] for index in private])
+            for index, event in zip(private, whole, strict=True):
+                events[index] = event
         return events
 
-    def _whole(self, positions: Sequence[int]) -> list[Event]:
+    def _whole(self, rows: Sequence[RecordedEvent]) -> list[Event]:
         """These events with their personal fields."""
-        found = self._connection.execute(
-            self._select_whole, (BigintArray(positions),), binary=True
-        ).fetchall()
-        rows = [RecordedEvent(*row) for row in found]
         events = [self._decode_row(row) for row in rows]
         unread = [
             (index, subject)
             for index, row in enumerate(rows)
-            if row.data[0] == _WRAPPED
+            if is_wrapped(row.data)
             and row.type not in _TAGS_NOT_READ
             and events[index].private is None
             and (subject := key_subject(events[index].organization_id)) not in self._erased
@@ -154,13 +132,13 @@ class RunReader:
 
     def _learn(self, subjects: set[str]) -> None:
         """Data keys that were not known yet; one that does not exist (any more) is asked for once."""
-        found = self._connection.execute(
-            "SELECT subject, material FROM ledger.data_keys WHERE subject = ANY(%s)",
-            (TextArray(list(subjects)),),
-            binary=True,
-        ).fetchall()
-        self._mapper.data_keys.learn(dict(found))
-        self._erased |= subjects - {subject for subject, material in found if material}
+        found = select_data_keys(self._connection, subjects)
+        self._mapper.data_keys.learn(found)
+        self._erased |= subjects - {subject for subject, material in found.items() if material}
+
+
+def _is(found: Notifications, position: int, mark: int) -> bool:
+    return bool(found) and (found[0].position, found[0].mark) == (position, mark)
 
 
 def _runs(position: int, events: Sequence[Event]) -> list[Run]:

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 from psycopg import Connection
 
 from domain.events import Event
-from domain.ports import BEGINNING, HistoryPoint
+from domain.ports import HistoryPoint
 from domain.projecting import Column, Handler, Projection, Row, Run, Writing
 from infra.postgres.arrays import (
     BigintArray,
@@ -22,6 +22,8 @@ from infra.postgres.arrays import (
     register_packed_arrays,
 )
 from infra.postgres.connections import ADVISORY_CLASS, connect
+from infra.postgres.datastore import SessionDatastore
+from infra.postgres.tracking import LedgerTrackingRecorder
 
 LIVE: Final = "projections"
 REBUILD: Final = "projections_rebuild"
@@ -31,24 +33,15 @@ PROJECTING_CLASS: Final = ADVISORY_CLASS + 1
 """Of the lock that one projector per partition holds."""
 REBUILDING_CLASS: Final = ADVISORY_CLASS + 2
 
-_CHECKPOINTS: Final = """
-CREATE TABLE {schema}.checkpoints (
-    name text COLLATE "C" PRIMARY KEY,
-    fingerprint text COLLATE "C" NOT NULL, -- of the projection's definition and version
-    position bigint NOT NULL,
-    mark bigint NOT NULL, -- of the log's history up to there
-    epoch integer NOT NULL -- of the log, when it was last seen that this is its history
-) WITH (fillfactor = 20);
+_DEFINITIONS: Final = """
+CREATE TABLE {schema}.definitions (
+    name text COLLATE "C" PRIMARY KEY, -- of a projection
+    fingerprint text COLLATE "C" NOT NULL -- of its tables and version
+);
 """
-_MOVE: Final = "UPDATE {schema}.checkpoints SET position = %s, mark = %s WHERE position = %s AND mark = %s"
-_CHECKPOINT_VERSION: Final = 2
-_TELL: Final = "RETURNING pg_notify(%s, %s)"  # once per transaction, however many rows
+_CHECKPOINT_VERSION: Final = 3
 
 _ConnectionOf = Connection[tuple[Any, ...]]
-
-
-class MovedCheckpointError(Exception):
-    """Somebody else has moved the checkpoint: a rebuild was swapped in, or a second projector runs."""
 
 
 class ProjectionSession:
@@ -86,6 +79,7 @@ class ProjectionTables:
         schema: str,
         projections: Sequence[Projection],
         *,
+        partition: int = 0,
         told_on: str | None = None,
     ) -> None:
         self.connection = connection
@@ -93,20 +87,25 @@ class ProjectionTables:
         self.projections = projections
         self._session = ProjectionSession(connection, schema)
         self._handlers = _handlers_by_type(projections)
-        self._told_on = told_on
-        self._move = f"{_MOVE.replace('{schema}', schema)} {_TELL if told_on else ''}".encode()
+        self._tracking = LedgerTrackingRecorder(
+            SessionDatastore(lambda: connection, schema=schema), partition=partition, told_on=told_on
+        )
 
     def exist(self) -> bool:
         """Has the schema been filled with tables?"""
-        row = self.connection.execute(
-            "SELECT to_regclass(%s) IS NOT NULL", (f"{self.schema}.checkpoints",)
-        ).fetchone()
+        tables = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = %s)"
+        row = self.connection.execute(tables, (self.schema,)).fetchone()
         return bool(row and row[0])
 
     def are_current(self) -> bool:
         """Are they the tables of this program's projections?"""
-        select = f"SELECT name, fingerprint FROM {self.schema}.checkpoints"
-        found: dict[str, str] = dict(self.connection.execute(select.encode()).fetchall())
+        definitions = f"{self.schema}.definitions"
+        row = self.connection.execute("SELECT to_regclass(%s) IS NULL", (definitions,)).fetchone()
+        if row and row[0]:
+            return False  # of a program before this one
+        found: dict[str, str] = dict(
+            self.connection.execute(f"SELECT name, fingerprint FROM {definitions}".encode()).fetchall()
+        )
         return found == {projection.name: fingerprint(projection) for projection in self.projections}
 
     def create(self) -> None:
@@ -114,12 +113,12 @@ class ProjectionTables:
         connection = self.connection
         with connection.transaction():
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {self.schema}".encode())
-            connection.execute(_CHECKPOINTS.replace("{schema}", self.schema).encode())
+            connection.execute(_DEFINITIONS.replace("{schema}", self.schema).encode())
+            self._tracking.create_table()
             for projection in self.projections:
                 connection.execute(projection.definition.replace("{schema}", self.schema).encode())
                 connection.execute(
-                    f"INSERT INTO {self.schema}.checkpoints SELECT %s, %s, 0, 0, epoch"
-                    " FROM ledger.identity".encode(),
+                    f"INSERT INTO {self.schema}.definitions VALUES (%s, %s)".encode(),
                     (projection.name, fingerprint(projection)),
                 )
 
@@ -127,21 +126,13 @@ class ProjectionTables:
         """Away with all of it."""
         self.connection.execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE".encode())
 
-    def position(self) -> int:
-        """The position that all projections have reached."""
-        select = f"SELECT coalesce(min(position), 0) FROM {self.schema}.checkpoints"
-        row = self.connection.execute(select.encode()).fetchone()
-        return int(row[0]) if row else 0
-
     def checkpoint(self) -> HistoryPoint:
-        """The same with its mark, and the epoch in which it was known to be in the log."""
-        select = f"SELECT position, mark, epoch FROM {self.schema}.checkpoints ORDER BY position LIMIT 1"
-        row = self.connection.execute(select.encode()).fetchone()
-        return HistoryPoint(*row) if row else BEGINNING
+        """What they show: position and mark, and the epoch in which these were known to be in the log."""
+        return self._tracking.point()
 
     def enter(self, epoch: int) -> None:
         """What they show is in the log of this epoch, too."""
-        self.connection.execute(f"UPDATE {self.schema}.checkpoints SET epoch = %s".encode(), (epoch,))
+        self._tracking.enter(epoch)
 
     def remember(self, runs: Iterable[Run]) -> None:
         """Hand events to the projections that want them."""
@@ -161,12 +152,9 @@ class ProjectionTables:
     def write(self, writings: Sequence[Writing], before: tuple[int, int], after: tuple[int, int]) -> None:
         """Within a transaction: move the checkpoint from `before` to `after`, and the rows along.
 
-        Both are a position and its mark.
+        Both are a position and its mark. Raises MovedCheckpointError.
         """
-        told = () if self._told_on is None else (self._told_on, str(after[0]))
-        moved = self.connection.execute(self._move, (*after, *before, *told), prepare=True).rowcount
-        if moved != len(self.projections):
-            raise MovedCheckpointError(f"the checkpoint in {self.schema} is not {before[0]}")
+        self._tracking.move(before, after)
         for write in writings:
             write(self._session)
 

@@ -15,11 +15,11 @@ import psycopg
 from psycopg import Connection
 
 from domain.events import Event
-from domain.ports import HistoryPoint, OtherHistoryError
+from domain.ports import OtherHistoryError
 from domain.projecting import Projection
 from infra.postgres.connections import prepare_session
+from infra.postgres.datastore import SessionDatastore
 from infra.postgres.hints import channel
-from infra.postgres.log import select_end
 from infra.postgres.mapper import EventMapper
 from infra.postgres.migrate import wait_for_migration
 from infra.postgres.notices import Listener
@@ -28,12 +28,13 @@ from infra.postgres.projection_pipeline import BATCH, MOST, Pipeline, Progress
 from infra.postgres.projection_schema import (
     LIVE,
     PROJECTING_CLASS,
-    MovedCheckpointError,
     ProjectionTables,
     connect_for_projections,
     projected_channel,
 )
 from infra.postgres.rebuilding import RebuildRunningError, rebuild
+from infra.postgres.recorder import LedgerRecorder
+from infra.postgres.tracking import MovedCheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +124,12 @@ class Projector:
         if not self._acquire(connection):
             return
         told = projected_channel(self._partition)
-        tables = ProjectionTables(connection, LIVE, self._projections, told_on=told)
+        tables = ProjectionTables(
+            connection, LIVE, self._projections, partition=self._partition, told_on=told
+        )
         tables.forget()
         # Before the log's own migrations there is nothing to follow, and nothing to stand in their way with.
-        connection.execute(f"SELECT FROM ledger.events_p{self._partition} LIMIT 0".encode())
+        self._recorder(connection).max_notification_id()
         wait_for_migration(connection)
         prepare_session(connection)  # tables made as somebody else would be closed to the service's role
         if not tables.exist():
@@ -153,9 +156,7 @@ class Projector:
         Raises OtherHistoryError where it was not.
         """
         checkpoint = tables.checkpoint()
-        row = connection.execute(select_end(self._partition)).fetchone()
-        assert row is not None, "a log has an identity"
-        epoch = HistoryPoint(*row).epoch
+        epoch = self._recorder(connection).end().epoch
         try:
             RunReader(connection, self._partition, self._mapper).read(
                 checkpoint.position, 1, mark=checkpoint.mark
@@ -167,6 +168,9 @@ class Projector:
         if checkpoint.epoch != epoch:
             tables.enter(epoch)
         return False
+
+    def _recorder(self, connection: Connection[Any]) -> LedgerRecorder:
+        return LedgerRecorder(SessionDatastore(lambda: connection), partition=self._partition)
 
     def _acquire(self, connection: Connection[tuple[Any, ...]]) -> bool:
         """Wait until no other projector holds the lock; False when stopped before."""

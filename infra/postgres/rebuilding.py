@@ -23,6 +23,7 @@ from infra.postgres.projection_schema import (
     ProjectionTables,
     connect_for_projections,
 )
+from infra.postgres.tracking import TRACKING_TABLE, sql_tracked
 
 MOST_SHOWN: Final = 20
 """Differences that are shown per table; all are counted."""
@@ -89,7 +90,7 @@ def rebuild(
         new.catch_up()
         with connection.transaction():
             # The projector waits from here on, for at most a few thousand events.
-            new.catch_up(until=_freeze_live(connection))
+            new.catch_up(until=_freeze_live(connection, partition))
             _swap(connection)
         _drop_old(connection)
         return new.position
@@ -105,14 +106,14 @@ def check(
 ) -> Check:
     """Derive everything anew up to where the live projections are, compare, and throw it away."""
     with _rebuilding(conninfo, projections, mapper, partition, on_progress) as new:
-        new.catch_up(until=_live_position(new.tables.connection))
+        new.catch_up(until=_live_position(new.tables.connection, partition))
         connection = new.tables.connection
         connection.execute(f"ANALYZE {_names(REBUILD, projections)}".encode())
         with connection.transaction():
             # One snapshot of the live rows and their checkpoint, while they move on.
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             connection.execute("SET LOCAL work_mem = '64MB'")
-            position = _live_position(connection)
+            position = _live_position(connection, partition)
             new.catch_up(until=position)
             tables = [_compare(connection, table) for p in projections for table in p.tables]
         return Check(position, tables)
@@ -136,7 +137,7 @@ def _rebuilding(
         ).fetchone()
         if not row or not row[0]:
             raise RebuildRunningError
-        tables = ProjectionTables(connection, REBUILD, projections)
+        tables = ProjectionTables(connection, REBUILD, projections, partition=partition)
         tables.forget()
         tables.drop()
         tables.create()
@@ -152,18 +153,19 @@ def _rebuilding(
                 connection.execute("SELECT pg_advisory_unlock_all()")
 
 
-def _live_position(connection: _ConnectionOf) -> int:
-    row = connection.execute(f"SELECT coalesce(min(position), 0) FROM {LIVE}.checkpoints".encode()).fetchone()
-    return int(row[0]) if row else 0
+def _live_position(connection: _ConnectionOf, partition: int) -> int:
+    row = connection.execute(f"SELECT {sql_tracked(LIVE, partition)}".encode()).fetchone()
+    return int(row[0] or 0) if row else 0
 
 
-def _freeze_live(connection: _ConnectionOf) -> int:
+def _freeze_live(connection: _ConnectionOf, partition: int) -> int:
     """Hold the projector off, and say how far it is: the new tables must not be behind it."""
-    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (f"{LIVE}.checkpoints",)).fetchone()
+    tracking = f"{LIVE}.{TRACKING_TABLE}"
+    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (tracking,)).fetchone()
     if not row or not row[0]:
         return 0
-    connection.execute(f"LOCK TABLE {LIVE}.checkpoints IN ACCESS EXCLUSIVE MODE".encode())
-    return _live_position(connection)
+    connection.execute(f"LOCK TABLE {tracking} IN ACCESS EXCLUSIVE MODE".encode())
+    return _live_position(connection, partition)
 
 
 def _swap(connection: _ConnectionOf) -> None:

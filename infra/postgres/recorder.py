@@ -1,197 +1,240 @@
-"""The log behind the eventsourcing library: a stock `Application` reads our streams and notifications.
+"""The one way to the events' tables: the eventsourcing library's recorder, with what was measured replaced.
 
-    Application(env={"PERSISTENCE_MODULE": "infra.postgres.recorder", "KEYLEDGER_DATABASE_URL": ...})
-
-Reads are the library's own; its insert path is replaced by the append function, which needs no
-table lock, leaves no holes, and is never retried blindly.
+As the library has it: `max_notification_id`, and what its `Application`, its event store and its
+projections do with a recorder. Replaced, for the reasons and figures in docs/decisions/frame.md: the
+statement that inserts, the two that select, and `subscribe`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, get_args
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+from weakref import WeakSet
 
-import msgspec
-from eventsourcing import postgres
-from eventsourcing.persistence import (
-    InfrastructureFactory,
-    IntegrityError,
-    JSONTranscoder,
-    Mapper,
-    OperationalError,
-    StoredEvent,
-)
-from eventsourcing.utils import Environment, EnvType, resolve_topic
+from eventsourcing.persistence import IntegrityError, OperationalError, StoredEvent
+from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import Connection
-from psycopg.rows import dict_row, tuple_row
+from psycopg.rows import tuple_row
+from psycopg.types.numeric import Int8
 
+from domain.instants import Instant
 from domain.ports import (
-    Group,
+    ClaimTakenError,
+    HeadMovedError,
     HistoryPoint,
     LogUnavailableError,
+    NewClaim,
+    NewDataKey,
     NewEvent,
     NotOwnerError,
     OutcomeUnknownError,
-    RecordedEvent,
 )
 from infra.clock import SystemClock
-from infra.postgres.appending import append_group
-from infra.postgres.arrays import register_packed_arrays
-from infra.postgres.connections import ADVISORY_CLASS, ledger_conninfo, prepare_session
+from infra.postgres.arrays import BigintArray, TextArray
+from infra.postgres.connections import ADVISORY_CLASS
 from infra.postgres.data_keys import DataKeys
-from infra.postgres.log import select_end
-from infra.postgres.mapper import EventMapper
+from infra.postgres.datastore import LEDGER_SCHEMA
+from infra.postgres.insertion import PackedGroup, PendingInsert, pack_group, prepare_append, send_group
+from infra.postgres.notifications import COLUMNS, Notifications, select
 
-_POOL_SIZE: Final = 4
-
-
-class StreamEvent(NamedTuple):
-    """What the library calls a domain event: ours, with its place in its stream."""
-
-    originator_id: str
-    originator_version: int
-    event: Any
+_TAKE_LOCK: Final = "SELECT pg_try_advisory_xact_lock(%s, %s) AS locked"
+_LAST: Final = 2**63 - 1
 
 
-class LedgerDatastore(postgres.PostgresDatastore):
-    """The library's datastore on our kind of connection."""
-
-    def __init__(self, conninfo: str) -> None:
-        super().__init__("", "", "", "", "", schema="ledger", originator_id_type="text")
-        self.pool = postgres.ConnectionPool(
-            ledger_conninfo(conninfo, "keyledger library"),
-            connection_class=Connection[dict[str, Any]],
-            kwargs={"row_factory": dict_row, "autocommit": True},
-            min_size=1,
-            max_size=_POOL_SIZE,
-            open=False,
-            configure=_configure,
-            timeout=5.0,
-        )
-
-    def stored_data_keys(self, subject: str) -> dict[str, bytes]:
-        """The data key of a subject, if it has one."""
-        select = "SELECT material FROM ledger.data_keys WHERE subject = %s"
-        with self.get_connection() as connection:
-            row = connection.execute(select, (subject,)).fetchone()
-        return {} if row is None else {subject: bytes(row["material"])}
+def events_table(partition: int) -> str:
+    """The name of a partition's table, without its schema."""
+    return f"events_p{partition}"
 
 
-class LedgerRecorder(postgres.PostgresApplicationRecorder):
-    """Reads as the library does; inserts with the append function."""
+def sql_head(partition: int) -> str:
+    """An expression for statements that ask other things, too: the position of the last event."""
+    return f"(SELECT coalesce(max(notification_id), 0) FROM {LEDGER_SCHEMA}.{events_table(partition)})"
+
+
+def sql_has_event(partition: int) -> str:
+    """An expression for the same: is the event `%(position)s` in the log, with the mark `%(mark)s`?"""
+    return (
+        f"EXISTS (SELECT FROM {LEDGER_SCHEMA}.{events_table(partition)}"
+        " WHERE notification_id = %(position)s AND mark = %(mark)s)"
+    )
+
+
+class LedgerRecorder(PostgresApplicationRecorder):
+    """One partition's events, on the sessions that its datastore gives.
+
+    `data_keys`: where an `Application`'s mapper makes the data keys that go with what it saves.
+    """
 
     def __init__(
-        self, datastore: LedgerDatastore, *, partition: int = 0, data_keys: DataKeys | None = None
+        self, datastore: PostgresDatastore, *, partition: int = 0, data_keys: DataKeys | None = None
     ) -> None:
-        super().__init__(datastore, events_table_name=f"events_p{partition}")
-        self._partition = partition
+        super().__init__(datastore, events_table_name=events_table(partition))
+        self.partition = partition
         self._data_keys = DataKeys() if data_keys is None else data_keys
-        self._clock = SystemClock()
+        self._table = f"{LEDGER_SCHEMA}.{self.events_table_name}"
+        self._select = f"SELECT {COLUMNS} FROM {self._table} WHERE"
+        self._prepared_on = WeakSet[Connection[Any]]()
+        """The sessions that know the append's statement."""
+        self._select_end = (
+            "SELECT coalesce(last.notification_id, 0), coalesce(last.mark, 0), i.epoch"
+            f" FROM {LEDGER_SCHEMA}.identity AS i LEFT JOIN LATERAL (SELECT notification_id, mark"
+            f" FROM {self._table} ORDER BY notification_id DESC LIMIT 1) AS last ON true"
+        )
 
     def create_table(self) -> None:
         """Nothing: our migrations made it."""
 
-    def insert_events(self, stored_events: Sequence[StoredEvent], **_: Any) -> Sequence[int] | None:
-        """Append as one group, where no owner holds the partition; never tried twice."""
+    # -- appending
+
+    def begin_insert(self, group: PackedGroup) -> PendingInsert:
+        """Send a group that `pack_group` has packed; its answer is waited for later, on the same session.
+
+        It goes where it names the end of the log, or nowhere, and is never sent twice. Raises
+        LogUnavailableError, or OutcomeUnknownError when the session broke; completing it raises the rest.
+        """
+        with self.datastore.get_connection() as connection:
+            return self._send(connection, group)
+
+    def insert_events(
+        self,
+        stored_events: Sequence[StoredEvent] | Sequence[NewEvent],
+        *,
+        group_id: bytes | None = None,
+        behind: HistoryPoint | None = None,
+        claims: Sequence[NewClaim] = (),
+        data_keys: Sequence[NewDataKey] = (),
+        decided_at: Instant | None = None,
+        **_: Any,
+    ) -> Sequence[int] | None:
+        """`begin_insert` and a wait: the positions that the events have got.
+
+        `behind`: the end of the log that the events were decided on. Without it they go behind whatever
+        is there: only where no owner holds the partition, which is how an `Application` saves. Raises the
+        library's IntegrityError where nothing was written because of what is in the log, else its
+        OperationalError; neither is tried again.
+        """
         if not stored_events:
             return None
-        events = [
-            NewEvent(str(stored.originator_id), stored.originator_version, stored.topic, stored.state)
-            for stored in stored_events
-        ]
+        events = [_new_event(one) for one in stored_events]
+        pack = partial(
+            pack_group,
+            events,
+            group_id=os.urandom(16) if group_id is None else group_id,
+            claims=claims,
+            decided_at=SystemClock().now() if decided_at is None else decided_at,
+        )
+        try:
+            if behind is None:
+                head = self._insert_at_end(pack)
+            else:
+                head = self.begin_insert(pack(behind=behind, data_keys=data_keys)).complete()
+        except (NotOwnerError, LogUnavailableError, OutcomeUnknownError) as error:
+            raise OperationalError(str(error)) from error
+        except (ValueError, ClaimTakenError, HeadMovedError) as error:
+            raise IntegrityError(str(error)) from error
+        return range(head - len(events) + 1, head + 1)
+
+    def _insert_at_end(self, pack: Callable[..., PackedGroup]) -> int:
         keys = self._data_keys.take_new()
         try:
             with self.datastore.get_connection() as connection, connection.transaction():
                 behind = self._locked_end(connection)
-                group = Group(os.urandom(16), behind, events, (), keys)
-                append_group(connection, self._partition, group, self._clock.now())
-        except ValueError as error:
+                return self._send(connection, pack(behind=behind, data_keys=keys)).complete()
+        except BaseException:
             self._data_keys.forget(key.subject for key in keys)
-            raise IntegrityError(str(error)) from error
-        except (NotOwnerError, LogUnavailableError, OutcomeUnknownError) as error:
-            self._data_keys.forget(key.subject for key in keys)
-            raise OperationalError(str(error)) from error
-        first = behind.position + 1
-        return range(first, first + len(events))
+            raise
+
+    def _send(self, connection: Connection[Any], group: PackedGroup) -> PendingInsert:
+        if connection not in self._prepared_on:
+            prepare_append(connection, self.partition)
+            self._prepared_on.add(connection)
+        return send_group(connection, group)
 
     def _locked_end(self, connection: Connection[Any]) -> HistoryPoint:
-        lock = "SELECT pg_try_advisory_xact_lock(%s, %s) AS locked"
-        row = connection.execute(lock, (ADVISORY_CLASS, self._partition)).fetchone()
+        row = connection.execute(_TAKE_LOCK, (ADVISORY_CLASS, self.partition)).fetchone()
         if not (row and row["locked"]):
-            raise NotOwnerError(f"another session owns partition {self._partition}")
-        end = connection.cursor(row_factory=tuple_row).execute(select_end(self._partition)).fetchone()
-        assert end is not None, "a log has an identity"
-        return HistoryPoint(*end)
+            raise NotOwnerError(f"another session owns partition {self.partition}")
+        return self._end_on(connection)
+
+    # -- reading
+
+    def select_events(  # type: ignore[override]  # as below
+        self,
+        originator_id: UUID | str,
+        *,
+        gt: int | None = None,
+        lte: int | None = None,
+        desc: bool = False,
+        limit: int | None = None,
+        topics: Sequence[str] = (),
+    ) -> Notifications:
+        """One stream's events by version, each with its position; `topics`: only those of these types."""
+        where, parameters = ["originator_id = %s"], list[Any]((str(originator_id),))
+        if gt is not None:
+            where.append("originator_version > %s")
+            parameters.append(Int8(gt))
+        if lte is not None:
+            where.append("originator_version <= %s")
+            parameters.append(Int8(lte))
+        if topics:
+            where.append("topic = ANY(%s)")
+            parameters.append(TextArray(topics))
+        parameters.append(Int8(_LAST if limit is None else limit))
+        order = "DESC" if desc else "ASC"
+        return self._found(f"{' AND '.join(where)} ORDER BY originator_version {order} LIMIT %s", parameters)
+
+    def select_notifications(  # type: ignore[override]  # rows that look like the library's, and carry the mark
+        self,
+        start: int | None,
+        limit: int,
+        stop: int | None = None,
+        topics: Sequence[str] = (),
+        *,
+        inclusive_of_start: bool = True,
+        containing: bytes | None = None,
+    ) -> Notifications:
+        """Up to `limit` events from position `start` (or behind it) up to `stop`, in order.
+
+        `topics`: only those of these types. `containing`: only those whose data holds these bytes.
+        """
+        where = ["notification_id >= %s" if inclusive_of_start else "notification_id > %s"]
+        parameters: list[Any] = [Int8(0 if start is None else start)]
+        if stop is not None:
+            where.append("notification_id <= %s")
+            parameters.append(Int8(stop))
+        if topics:
+            where.append("topic = ANY(%s)")
+            parameters.append(TextArray(topics))
+        if containing is not None:
+            where.append("position(%s IN state) > 0")
+            parameters.append(containing)
+        parameters.append(Int8(limit))
+        return self._found(f"{' AND '.join(where)} ORDER BY notification_id LIMIT %s", parameters)
+
+    def select_at(self, positions: Sequence[int]) -> Notifications:
+        """The events at these positions (those that exist), in order of position."""
+        return self._found("notification_id = ANY(%s) ORDER BY notification_id", (BigintArray(positions),))
+
+    def end(self) -> HistoryPoint:
+        """Where the log ends: the last event's position and mark, and the log's epoch, as of one moment."""
+        with self.datastore.get_connection() as connection:
+            return self._end_on(connection)
+
+    def _end_on(self, connection: Connection[Any]) -> HistoryPoint:
+        cursor = connection.cursor(row_factory=tuple_row, binary=True)
+        row = cursor.execute(self._select_end.encode(), prepare=True).fetchone()
+        assert row is not None, "a log has an identity"
+        return HistoryPoint(*row)
+
+    def _found(self, where: str, parameters: Sequence[Any]) -> Notifications:
+        with self.datastore.get_connection() as connection:
+            return select(connection, f"{self._select} {where}", parameters)
 
 
-class LedgerMapper(Mapper[str]):
-    """The library's mapper over ours."""
-
-    def __init__(
-        self, mapper: EventMapper[Any], find_data_keys: Callable[[str], dict[str, bytes]] = lambda _: {}
-    ) -> None:
-        super().__init__(JSONTranscoder())
-        self._mapper = mapper
-        self._find_data_keys = find_data_keys
-
-    def to_stored_event(self, domain_event: Any) -> StoredEvent:  # the library's protocol is looser
-        """The bytes of a `StreamEvent`."""
-        stream, version, event = domain_event
-        new = self._mapper.new_event(stream, version, event)
-        return StoredEvent(new.stream, new.version, new.type, new.data)
-
-    def to_domain_event(self, stored_event: StoredEvent) -> Any:
-        """The `StreamEvent` of stored bytes; erased personal fields are None."""
-        stream, version = str(stored_event.originator_id), stored_event.originator_version
-        recorded = RecordedEvent(0, stream, version, stored_event.topic, stored_event.state)
-        subject = self._mapper.subject_of(recorded)
-        if subject is not None and not self._mapper.data_keys.knows(subject):
-            self._mapper.data_keys.learn(self._find_data_keys(subject))
-        return StreamEvent(stream, version, self._mapper.decode(recorded))
-
-
-class LedgerFactory(InfrastructureFactory[postgres.PostgresTrackingRecorder]):
-    """Constructs the above for a stock `Application`."""
-
-    DATABASE_URL = "KEYLEDGER_DATABASE_URL"
-    MASTER_KEY = "KEYLEDGER_MASTER_KEY"
-    EVENT_TYPES_TOPIC = "EVENT_TYPES_TOPIC"
-
-    def __init__(self, env: Environment | EnvType | None) -> None:
-        super().__init__(env)
-        master_key = self.env.get(self.MASTER_KEY)
-        self.datastore = LedgerDatastore(self.env.get(self.DATABASE_URL, ""))
-        self._data_keys = DataKeys(bytes.fromhex(master_key) if master_key else None)
-
-    def mapper(self, *_: Any, **__: Any) -> Mapper[Any]:
-        """Over the Structs that the topic names, by default the ledger's events."""
-        types = resolve_topic(self.env.get(self.EVENT_TYPES_TOPIC) or "domain.events:LedgerEvent")
-        mapper: EventMapper[msgspec.Struct] = EventMapper(get_args(types), data_keys=self._data_keys)
-        return LedgerMapper(mapper, self.datastore.stored_data_keys)
-
-    def application_recorder(self) -> LedgerRecorder:
-        """The log's partition 0."""
-        return LedgerRecorder(self.datastore, data_keys=self._data_keys)
-
-    def aggregate_recorder(self, purpose: str = "events") -> LedgerRecorder:
-        """The same: snapshots would need a table of their own."""
-        assert purpose == "events", "the ledger keeps state rows instead of snapshots"
-        return self.application_recorder()
-
-    def tracking_recorder(self, *_: Any, **__: Any) -> Any:
-        """None: projections keep their checkpoints in their own schema."""
-        raise NotImplementedError("projections keep their checkpoints in their own schema")
-
-    def process_recorder(self) -> Any:
-        """None, likewise."""
-        raise NotImplementedError("projections keep their checkpoints in their own schema")
-
-    def close(self) -> None:
-        """Close the connections."""
-        self.datastore.close()
-
-
-def _configure(connection: Connection[Any]) -> None:
-    prepare_session(connection)
-    register_packed_arrays(connection)
+def _new_event(stored: StoredEvent | NewEvent) -> NewEvent:
+    if isinstance(stored, NewEvent):
+        return stored
+    return NewEvent(str(stored.originator_id), stored.originator_version, stored.topic, stored.state)

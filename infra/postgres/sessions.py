@@ -46,6 +46,11 @@ class Sessions:
         """Run it on one of the threads; LogUnavailableError when PostgreSQL can't be reached."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
 
+    def session(self) -> Connection[tuple[Any, ...]]:
+        """The calling thread's, while it runs work."""
+        connection: Connection[tuple[Any, ...]] = self._local.connection
+        return connection
+
     async def close(self) -> None:
         """Let work that has begun finish, if it does so soon, and close all connections."""
         self._closing = True

@@ -29,7 +29,7 @@ from infra.postgres.connections import (
     waits_for_standby,
 )
 from infra.postgres.data_keys import MasterKeyError
-from infra.postgres.epochs import marks_at, read_history
+from infra.postgres.epochs import end_of_log, marks_at, read_history
 from infra.postgres.master_key import check_master_key
 from infra.postgres.migrate import MigrationMismatchError, check_migrated
 from keyledger_edge import position_prefix
@@ -340,13 +340,13 @@ def _owner(connection: psycopg.Connection[Any]) -> Finding:
 
 def _projections(connection: psycopg.Connection[Any]) -> Finding:
     head, epoch = _head_of(connection)
-    exists = connection.execute("SELECT to_regclass('projections.checkpoints') IS NOT NULL").fetchone()
+    exists = connection.execute("SELECT to_regclass('projections.tracking') IS NOT NULL").fetchone()
     if not exists or not exists[0]:
         return Finding(
             "attention", "projections", "not made yet", "the worker makes them: `keyledger project`"
         )
-    row = connection.execute("SELECT coalesce(min(position), 0) FROM projections.checkpoints").fetchone()
-    return _lag("projections", head - int(row[0] if row else 0), head, epoch)
+    row = connection.execute("SELECT min(notification_id) FROM projections.tracking").fetchone()
+    return _lag("projections", head - int((row and row[0]) or 0), head, epoch)
 
 
 def _head(url: str) -> tuple[int, int] | None:
@@ -359,10 +359,8 @@ def _head(url: str) -> tuple[int, int] | None:
 
 def _head_of(connection: psycopg.Connection[Any]) -> tuple[int, int]:
     """Where the log ends, and its epoch."""
-    row = connection.execute(
-        "SELECT (SELECT coalesce(max(notification_id), 0) FROM ledger.events_p0), epoch FROM ledger.identity"
-    ).fetchone()
-    return (int(row[0]), int(row[1])) if row else (0, 1)
+    end = end_of_log(connection)
+    return end.position, end.epoch
 
 
 def _place(epoch: int, number: int) -> str:

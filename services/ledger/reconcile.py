@@ -326,10 +326,10 @@ def compare_with_usage(sums: Sums, usage: UsageSums) -> Iterator[Finding]:
 async def usage_sums(queries: Queries) -> UsageSums:
     """All counters of the usage projection and the position they are as of: one statement sees both."""
     rows = await queries.rows("""
-        SELECT (SELECT min(position) FROM {schema}.checkpoints), organization_id, key_id,
+        SELECT (SELECT min(notification_id) FROM {schema}.tracking), organization_id, key_id,
             sum(requests), sum(charged_micros) - sum(refunded_micros)
         FROM {schema}.usage_dimensions JOIN {schema}.usage_hours USING (dimension) GROUP BY 2, 3
-        UNION ALL SELECT (SELECT min(position) FROM {schema}.checkpoints), NULL, NULL, 0, 0
+        UNION ALL SELECT (SELECT min(notification_id) FROM {schema}.tracking), NULL, NULL, 0, 0
     """)
     by_key = {(row[1], row[2]): (int(row[3]), int(row[4])) for row in rows if row[1] is not None}
     return UsageSums(int(rows[-1][0] or 0), by_key)

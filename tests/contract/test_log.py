@@ -89,7 +89,7 @@ async def test_text_and_bytes_come_back_as_they_were(log: OwnedLog) -> None:
 
     await log.append(group(0, odd))
 
-    assert (await log.read_stream("schlüssel_✓"))[0][1:5] == odd
+    assert (await log.read(0, 1))[0][1:5] == odd
 
 
 async def test_it_is_read_in_pages(log: OwnedLog) -> None:
@@ -105,13 +105,6 @@ async def test_events_are_read_by_position_and_those_that_do_not_exist_are_left_
     await log.append(group(0, *(event("key_1", n) for n in range(1, 8))))
 
     assert [e.position for e in await log.read_at([6, 2, 99, 0, 2])] == [2, 6]
-
-
-async def test_a_stream_is_read_in_order_of_its_versions(log: OwnedLog) -> None:
-    await log.append(group(0, event("key_1", 1), event("key_2", 1), event("key_1", 2)))
-
-    assert [(e.position, e.version) for e in await log.read_stream("key_1")] == [(1, 1), (3, 2)]
-    assert await log.read_stream("key_3") == []
 
 
 async def test_a_writer_that_is_behind_writes_nothing(log: OwnedLog) -> None:
@@ -134,7 +127,6 @@ async def test_every_event_has_the_mark_of_its_group(log: OwnedLog) -> None:
     marks = [mark_of(first.group_id), mark_of(first.group_id), mark_of(second.group_id)]
     assert [e.mark for e in await log.read(0, 10)] == marks
     assert [e.mark for e in await log.read_at([1, 2, 3])] == marks
-    assert [e.mark for e in await log.read_stream("key_1")] == marks
     assert await log.end() == second.end == HistoryPoint(3, marks[-1], 1)
 
 

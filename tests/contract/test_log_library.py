@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ from eventsourcing.persistence import IntegrityError, OperationalError
 
 from domain.ports import Group, HistoryPoint, NewEvent
 from infra.postgres.log import PostgresLog
-from infra.postgres.recorder import StreamEvent
+from infra.postgres.mapper import StreamEvent
 from tests.contract.log_samples import Charged, Personal, Renamed
 
 RENAME = Renamed(at=2, organization_id="org_1", private=Personal(name="Ada"))
@@ -19,12 +20,16 @@ RENAME = Renamed(at=2, organization_id="org_1", private=Personal(name="Ada"))
 @pytest.fixture
 def application(ledger_database: str) -> Iterator[Application[str]]:
     env = {
-        "PERSISTENCE_MODULE": "infra.postgres.recorder",
+        "PERSISTENCE_MODULE": "infra.postgres.factory",
         "KEYLEDGER_DATABASE_URL": ledger_database,
         "EVENT_TYPES_TOPIC": "tests.contract.log_samples:SampleEvent",
     }
     with Application[str](env=env) as application:
         yield application
+
+
+def found(application: Application[str], stream: str) -> list[Any]:
+    return list(application.events.get(stream))
 
 
 async def test_it_reads_what_the_append_function_wrote(
@@ -39,7 +44,7 @@ async def test_it_reads_what_the_append_function_wrote(
     )
     await log.close()
 
-    assert list(application.events.get("key_1")) == [StreamEvent("key_1", 1, charge)]
+    assert found(application, "key_1") == [charge]
     notifications = application.notification_log.select(start=1, limit=10)
     assert [(n.id, n.originator_id, n.topic) for n in notifications] == [(1, "key_1", "sample.charged")]
     assert application.recorder.max_notification_id() == 1
@@ -54,7 +59,7 @@ async def test_what_it_writes_gets_positions_without_holes_and_its_data_keys(
     [recording] = application.events.put([StreamEvent("key_1", 2, RENAME)])
 
     assert recording.notification.id == 3
-    assert list(application.events.get("key_2")) == [StreamEvent("key_2", 1, RENAME)]
+    assert found(application, "key_2") == [RENAME]
     log = PostgresLog(ledger_database)
     assert [e.position for e in await log.read(0, 10)] == [1, 2, 3]
     assert list(await log.data_keys()) == ["org_1"]

@@ -1,17 +1,14 @@
 """What the log's mapper promises: names on disk, personal fields that can be forgotten, old shapes."""
 
-import os
 import timeit
 
 import msgspec
 import pytest
 
-from domain.ports import Group, RecordedEvent
-from infra.memory.log import MemoryLog
+from domain.ports import RecordedEvent
 from infra.postgres import data_keys
 from infra.postgres.data_keys import DataKeys, MasterKeyError
 from infra.postgres.mapper import EventMapper, UnknownEventError, Upcaster
-from infra.postgres.reading import EventReader
 from tests.contract.log_samples import Charged, Personal, Renamed, Sample
 
 CHARGE = Charged(at=1, organization_id="org_1", amount_micros=5, fingerprint=bytes(32))
@@ -225,32 +222,6 @@ def test_a_type_may_be_renamed() -> None:
     reader: EventMapper[Sample] = EventMapper([Renamed], upcasters={("sample.charged", 1): renamed})
 
     assert reader.decode(recorded(mapper(), CHARGE)) == Renamed(at=1, organization_id="org_1")
-
-
-# -- readers in other processes -------------------------------------------------------------------
-
-
-async def test_a_reader_learns_keys_as_it_meets_them() -> None:
-    log, writer = MemoryLog(), mapper()
-    reader = EventReader(log, mapper())
-    await log.acquire()
-    for version in (1, 2):
-        event = msgspec.structs.replace(RENAME, organization_id=f"org_{version}")
-        new = writer.new_event("key_1", version, event)
-        await log.append(Group(os.urandom(16), await log.end(), [new], (), writer.take_new_data_keys()))
-
-        assert [(r.position, e) for r, e in await reader.read(version - 1, 10)] == [(version, event)]
-
-
-async def test_a_reader_gets_over_keys_that_were_deleted() -> None:
-    log, writer = MemoryLog(), mapper()
-    await log.acquire()
-    await log.append(Group(os.urandom(16), await log.end(), [writer.new_event("key_1", 1, RENAME)]))
-
-    reader = EventReader(log, mapper())
-
-    for _ in range(2):
-        assert [e.private for _, e in await reader.read(0, 10)] == [None]
 
 
 # -- speed ----------------------------------------------------------------------------------------

@@ -147,19 +147,19 @@ async def test_projections_of_events_that_the_log_lost_stop_and_are_made_anew_in
                 await until_problem(projector)
         if projector_then == "is away":
             await put_another_history_below(database, log.head)
-        before = table_rows(database, "checkpoints")
+        before = table_rows(database, "tracking")
 
         with projecting(database) as projector:
             await until_problem(projector)
             assert "keyledger new-epoch" in str(projector.problem)
-            assert table_rows(database, "checkpoints") == before
+            assert table_rows(database, "tracking") == before
 
             raise_epoch(database, from_epoch=1, seen_epoch=0)
             async with asyncio.timeout(30):
                 while projector.problem is not None:
                     await asyncio.sleep(0.01)
             await reached(projector, log.head)
-        assert table_rows(database, "checkpoints") != before
+        assert table_rows(database, "tracking") != before
         assert check(database, every_projection(), mapper()).clean
 
 
@@ -218,7 +218,7 @@ def cut_off(database: str, application_name: str) -> None:
 
 
 async def test_a_projector_that_is_there_before_the_role_makes_its_tables_as_the_role() -> None:
-    owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'projections' AND tablename = 'checkpoints'"
+    owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'projections' AND tablename = 'tracking'"
     with (
         server_folder() as folder,
         EmbeddedServers(initialised(folder / "data"), nats=False) as servers,

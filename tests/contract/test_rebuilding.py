@@ -131,9 +131,9 @@ async def test_a_rebuild_beside_live_traffic_loses_nothing(database: str) -> Non
 
 async def test_the_projector_rebuilds_by_itself_when_a_projection_changed(projected: str) -> None:
     before = everything(projected)
-    change(projected, "UPDATE projections.checkpoints SET fingerprint = 'older' WHERE name = 'audit'")
+    change(projected, "UPDATE projections.definitions SET fingerprint = 'older' WHERE name = 'audit'")
     change(projected, "DELETE FROM projections.audit")
-    head = int(str(table_rows(projected, "checkpoints")[0][0]).rstrip(")").rsplit(",", 1)[1])
+    head = int(str(table_rows(projected, "tracking")[0][0]).split(",")[1])
 
     with projecting(projected) as projector:
         await reached(projector, head)
