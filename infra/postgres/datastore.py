@@ -11,7 +11,7 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 
 from infra.postgres.arrays import register_packed_arrays
-from infra.postgres.connections import ledger_conninfo, prepare_session
+from infra.postgres.connections import connect, ledger_conninfo, prepare_session
 
 LEDGER_SCHEMA: Final = "ledger"
 _POOL_SIZE: Final = 4
@@ -48,6 +48,7 @@ class PooledDatastore(PostgresDatastore):
 
     def __init__(self, conninfo: str, *, schema: str = LEDGER_SCHEMA) -> None:
         super().__init__("", "", "", "", "", schema=schema, originator_id_type="text")
+        self._conninfo = conninfo
         self.pool = ConnectionPool(
             ledger_conninfo(conninfo, "keyledger library"),
             connection_class=Connection[dict[str, Any]],
@@ -61,6 +62,12 @@ class PooledDatastore(PostgresDatastore):
 
     def register_type_adapters(self) -> None:
         """None, as above."""
+
+    def new_session(self, application_name: str) -> Connection[tuple[Any, ...]]:
+        """One that is the caller's own. Raises psycopg.OperationalError."""
+        connection = connect(self._conninfo, application_name)
+        register_packed_arrays(connection)
+        return connection
 
 
 def _configure(connection: Connection[Any]) -> None:

@@ -12,16 +12,11 @@ from psycopg.pq.abc import PGconn
 
 from infra.hints import LocalHints
 from infra.postgres.connections import ledger_conninfo
-from infra.postgres.notices import hear_for, listen
+from infra.postgres.notices import channel, hear_for, listen
 from infra.postgres.recorder import sql_head
 
 _POLL_SECONDS: Final = 0.05
 _RECONNECT_SECONDS: Final = 0.2
-
-
-def channel(partition: int) -> str:
-    """The NOTIFY channel of a partition."""
-    return f"ledger_p{partition}"
 
 
 class HintSender:

@@ -20,6 +20,11 @@ _LAST_POSITION: Final = 2**63 - 1
 Hear = Callable[[int], None]
 
 
+def channel(partition: int) -> str:
+    """The NOTIFY channel on which a partition's commits are told."""
+    return f"ledger_p{partition}"
+
+
 async def listen(connection: AsyncConnection[Any], channel: str, hear: Hear) -> None:
     """Listen on this channel, and tell `hear` of each position that comes with the answer to a statement."""
     connection.add_notify_handler(lambda notice: _tell(notice.payload, hear))
@@ -57,21 +62,26 @@ async def hear_for(connection: AsyncConnection[Any], hear: Hear, seconds: float)
 
 
 class Listener:
-    """A synchronous connection that listens on one channel, and waits for what it tells."""
+    """A synchronous connection that listens on one channel, and waits for what it tells.
 
-    def __init__(self, connection: Connection[Any], channel: str) -> None:
+    `waking`: a file descriptor that ends the wait as soon as there is something to read from it.
+    """
+
+    def __init__(self, connection: Connection[Any], channel: str, *, waking: int | None = None) -> None:
         self._pgconn = connection.pgconn
         self._told: list[int] = []
         connection.add_notify_handler(lambda notice: _tell(notice.payload, self._told.append))
         connection.execute(f'LISTEN "{channel}"'.encode())
         self._ready = select.poll()
         self._ready.register(self._pgconn.socket, select.POLLIN)
+        if waking is not None:
+            self._ready.register(waking, select.POLLIN)
 
     def wait(self, seconds: float) -> list[int]:
         """The positions that came since the last call; where none did, those that come first within the time.
 
-        Empty when the time is over, or when what came was no position. Raises psycopg.OperationalError
-        when the connection breaks.
+        Empty when the time is over, when it was woken, or when what came was no position. Raises
+        psycopg.OperationalError when the connection breaks.
         """
         if not self._told and self._ready.poll(seconds * 1_000):
             for payload in _taken(self._pgconn):

@@ -19,10 +19,9 @@ from domain.ports import OtherHistoryError
 from domain.projecting import Projection
 from infra.postgres.connections import prepare_session
 from infra.postgres.datastore import SessionDatastore
-from infra.postgres.hints import channel
 from infra.postgres.mapper import EventMapper
 from infra.postgres.migrate import wait_for_migration
-from infra.postgres.notices import Listener
+from infra.postgres.notices import Listener, channel
 from infra.postgres.projecting_log import RunReader
 from infra.postgres.projection_pipeline import BATCH, MOST, Pipeline, Progress
 from infra.postgres.projection_schema import (

@@ -14,7 +14,14 @@ from typing import Any, Final
 from uuid import UUID
 from weakref import WeakSet
 
-from eventsourcing.persistence import IntegrityError, OperationalError, StoredEvent
+from eventsourcing.persistence import (
+    ApplicationRecorder,
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    StoredEvent,
+    Subscription,
+)
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import Connection
 from psycopg.rows import tuple_row
@@ -36,9 +43,10 @@ from infra.clock import SystemClock
 from infra.postgres.arrays import BigintArray, TextArray
 from infra.postgres.connections import ADVISORY_CLASS
 from infra.postgres.data_keys import DataKeys
-from infra.postgres.datastore import LEDGER_SCHEMA
+from infra.postgres.datastore import LEDGER_SCHEMA, PooledDatastore, SessionDatastore
 from infra.postgres.insertion import PackedGroup, PendingInsert, pack_group, prepare_append, send_group
 from infra.postgres.notifications import COLUMNS, Notifications, select
+from infra.postgres.subscription import LedgerSubscription
 
 _TAKE_LOCK: Final = "SELECT pg_try_advisory_xact_lock(%s, %s) AS locked"
 _LAST: Final = 2**63 - 1
@@ -217,6 +225,23 @@ class LedgerRecorder(PostgresApplicationRecorder):
     def select_at(self, positions: Sequence[int]) -> Notifications:
         """The events at these positions (those that exist), in order of position."""
         return self._found("notification_id = ANY(%s) ORDER BY notification_id", (BigintArray(positions),))
+
+    def subscribe(
+        self, gt: int | None = None, topics: Sequence[str] = ()
+    ) -> Subscription[ApplicationRecorder]:
+        """All events behind position `gt`, those of these types, then new ones as they are committed.
+
+        On a session of its own. Raises OtherHistoryError where the log has no event `gt`.
+        """
+        if not isinstance(self.datastore, PooledDatastore):
+            raise NotSupportedError("A recorder on somebody's session cannot open another one.")
+        return LedgerSubscription(self, self._new_session, gt=gt, topics=topics)
+
+    def _new_session(self) -> tuple[Connection[Any], LedgerRecorder]:
+        """A session, and a recorder on it."""
+        assert isinstance(self.datastore, PooledDatastore), "it subscribes"
+        session = self.datastore.new_session(f"keyledger p{self.partition} subscription")
+        return session, LedgerRecorder(SessionDatastore(lambda: session), partition=self.partition)
 
     def end(self) -> HistoryPoint:
         """Where the log ends: the last event's position and mark, and the log's epoch, as of one moment."""

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection, Connection
 
-from infra.postgres.hints import Hints, HintSender, channel
-from infra.postgres.notices import Listener, hear_for, listen
+from infra.postgres.hints import Hints, HintSender
+from infra.postgres.notices import Listener, channel, hear_for, listen
 
 CHANNEL = "of_the_test"
 NO_POSITIONS = ("", "rubbish", "-1", "1.5", "9223372036854775808", "9" * 5_000)
