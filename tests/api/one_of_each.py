@@ -214,6 +214,7 @@ def finds_secrets(node: ast.AST) -> bool:
     return (
         (text is not None and ("[redacted]" in text or re.search(r"\{2[0-9],?\}", text) is not None))
         or _names(node, "may_hold_secret", "without_long_runs", "known_shapes", "shape.anywhere")
+        or _imports(node, "keyledger_language.redact", "keyledger_language.SecretShape")
         or _imports(node, "keyledger_edge.redact", "keyledger_edge.SecretShape")
         or (isinstance(node, ast.ImportFrom) and node.module == "services.redaction")
     )

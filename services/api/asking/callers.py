@@ -16,7 +16,7 @@ from domain.facts import FactsBook
 from domain.keyspaces import ROOT_KEYSPACE_ID
 from domain.ports import Clock
 from domain.state import State
-from keyledger_edge import IP_DENIED, KeyFacts, ip_allowed, is_easy, state_of
+from keyledger_language import IP_DENIED, KeyFacts, ip_allowed, is_easy, state_of
 from services.api.answering.problems import ProblemError, challenge
 from services.api.asking.call import CONFLICTING
 

@@ -11,20 +11,18 @@ from domain.events import Origin
 from domain.keys import Key
 from domain.quotas import quota_states
 from domain.state import State
-from keyledger_edge import (
+from keyledger_edge import BadRequestError, find_secret, read_headers
+from keyledger_language import (
     IP_DENIED,
     MALFORMED,
     MISSING,
     NOT_FOUND,
     STATUS_OF_CODE,
-    BadRequestError,
     KeyFacts,
     RateLimitAnswer,
     Verdict,
-    find_secret,
     fingerprint,
     ip_allowed,
-    read_headers,
     state_of,
 )
 from services.api.answering.fencing import fence_of

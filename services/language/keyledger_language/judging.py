@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from keyledger_edge import _codes as codes
-from keyledger_edge._facts import NO_USE, Allowed, KeyFacts, Tenant, Use
+from keyledger_language import codes
+from keyledger_language.facts import KeyFacts
+from keyledger_language.scopes import Allowed
+from keyledger_language.uses import NO_USE, Tenant, Use
 
 
 def judge(facts: KeyFacts, use: Use, now: int) -> str:  # noqa: PLR0911 - one line per reason
