@@ -154,7 +154,7 @@ def looks_at_a_caller(node: ast.AST) -> bool:
         text == "authorization"
         or (text is not None and text.startswith("bearer "))
         or _names(node, "call.authorization", "request.authorization", "permissions_of", "facts.find")
-        or _makes(node, "sha256", "state_of", "compare_digest")
+        or _makes(node, "sha256", "judge_key", "state_of", "compare_digest")
     )
 
 

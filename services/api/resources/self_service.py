@@ -18,12 +18,12 @@ from keyledger_language import (
     MISSING,
     NOT_FOUND,
     STATUS_OF_CODE,
+    VALID,
     KeyFacts,
     RateLimitAnswer,
     Verdict,
     fingerprint,
-    ip_allowed,
-    state_of,
+    judge_key,
 )
 from services.api.answering.fencing import fence_of
 from services.api.answering.keys import OwnKeyView, key_view
@@ -137,10 +137,8 @@ async def get_self(call: Call[SelfQuery, Any]) -> Reply:
     if not ledger.confirmed:
         ledger.must_own()
     facts, now = _shown(call).facts, call.now
-    code = state_of(facts, now)
-    if code is None and facts.allowed_ips and not ip_allowed(facts.allowed_ips, call.peer):
-        code = IP_DENIED
-    if code is not None:
+    code = judge_key(facts, call.peer, now)
+    if code != VALID:
         raise _refused(code)
     key, state = ledger.state.keys[facts.key_id], ledger.state
     wallet = state.wallets.get(key.organization_id or "")

@@ -284,9 +284,10 @@ class Verifier:
         found = self._looked_up(digest, secret, gate.keyspace)
         if not isinstance(found, KeyFacts):
             return found
-        if self._cache is not None and is_easy(found):
+        verdict = self._judged(found, use, self._source.at)
+        if self._cache is not None and verdict is not None and verdict.code is _VALID and is_easy(found):
             self._cache.welcome(digest, found)
-        return self._judged(found, use, self._source.at)
+        return verdict
 
     def find(self, secret: str, keyspace: KeyspaceView, digest: bytes = b"") -> KeyFacts | Verdict | None:
         """The first half of a check: the secret's facts, the verdict without any, or None (ask the ledger).

@@ -22,10 +22,12 @@ from keyledger_language.codes import (
     STATUS_OF_CODE,
     TENANT_DENIED,
     TITLE_OF_CODE,
+    UNUSABLE,
+    UNUSABLE_FROM_THERE,
     VALID,
 )
 from keyledger_language.facts import KeyFacts
-from keyledger_language.judging import ip_allowed, is_easy, judge, judge_use, state_of
+from keyledger_language.judging import ip_allowed, is_easy, judge, judge_key, judge_use, state_of
 from keyledger_language.messages import (
     CHANGES_SUBJECT,
     GRANT_SUBJECT,
@@ -118,6 +120,8 @@ __all__ = [
     "TENANT_DENIED",
     "TITLE_OF_CODE",
     "Tenant",
+    "UNUSABLE",
+    "UNUSABLE_FROM_THERE",
     "Use",
     "VALID",
     "Verdict",
@@ -130,6 +134,7 @@ __all__ = [
     "ip_allowed",
     "is_easy",
     "judge",
+    "judge_key",
     "judge_use",
     "next_chain",
     "open_grant",
