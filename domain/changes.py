@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from domain import events as e
 from domain.state import Books
-from keyledger_edge import Change, Scopes
+from keyledger_language import Change, Scopes
 
 _GRANTING = (
     e.KeyspaceDefined,

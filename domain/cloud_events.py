@@ -12,7 +12,7 @@ import msgspec
 from domain.events import Event, LedgerEvent, RevocationFenced, public_name
 from domain.ids import format_position, placed_id
 from domain.instants import DAY, Instant, to_text
-from keyledger_edge import position_prefix
+from keyledger_language import position_prefix
 
 TYPE_PREFIX: Final = "keyledger."
 TYPES: Final = frozenset(kind.__name__ for kind in LedgerEvent.__args__)

@@ -8,7 +8,7 @@ import msgspec
 
 from domain.events import Denial, Origin, Quota
 from domain.instants import Instant
-from keyledger_edge import NO_USE, AcceptedFormat, Allowed, RateLimit, SecretFormat, Use
+from keyledger_language import NO_USE, AcceptedFormat, Allowed, RateLimit, SecretFormat, Use
 
 UNSET = msgspec.UNSET
 UnsetType = msgspec.UnsetType

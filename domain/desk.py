@@ -14,7 +14,7 @@ from domain.instants import Instant
 from domain.keys import Key, Secret
 from domain.ports import NewClaim
 from domain.state import Draft
-from keyledger_edge import KeyFacts, RateLimit, RateState
+from keyledger_language import KeyFacts, RateLimit, RateState
 
 
 class Limiter(Protocol):

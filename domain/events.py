@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from domain.instants import Instant
-from keyledger_edge import AcceptedFormat, RateLimit, Scopes, SecretFormat
+from keyledger_language import AcceptedFormat, RateLimit, Scopes, SecretFormat
 
 SYSTEM = "system"
 """The actor of what the ledger does by itself: expiry, receipts, thresholds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from domain.keys import Key, Secret
 from domain.state import Books, State
-from keyledger_edge import KeyFacts
+from keyledger_language import KeyFacts
 
 _KEEP = 2_000_000
 

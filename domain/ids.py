@@ -89,7 +89,7 @@ def is_id(kind: str, text: str) -> bool:
 def format_position(prefix: str, number: int) -> str:
     """A position as the outside sees it: opaque there, `<partition>-<number>` here.
 
-    `prefix`: of the log and its epoch (`keyledger_edge.position_prefix`). In a later epoch than the
+    `prefix`: of the log and its epoch (`keyledger_language.position_prefix`). In a later epoch than the
     first, the text is `<partition>.<epoch>-<number>`: a log that has lost events gives their numbers to
     others.
     """

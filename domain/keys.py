@@ -8,7 +8,7 @@ import msgspec
 
 from domain.events import Quota
 from domain.instants import Instant
-from keyledger_edge import RateLimit, Scopes
+from keyledger_language import RateLimit, Scopes
 
 Status = Literal["active", "disabled", "revoked", "expired"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from domain.instants import Instant
-from keyledger_edge import AcceptedFormat, SecretFormat, SecretShape
+from keyledger_language import AcceptedFormat, SecretFormat, SecretShape
 
 ROOT_PREFIX = "kl_root_"
 ROOT_KEYSPACE_ID = "ks_00000000000000000000000000"

@@ -9,7 +9,7 @@ from typing import Final
 
 from domain.ids import ID_PATTERN
 from domain.keyspaces import PRESETS, ROOT_SHAPE
-from keyledger_edge import SecretShape, redact
+from keyledger_language import SecretShape, redact
 
 Redaction = Callable[[str], str]
 

@@ -11,7 +11,7 @@ from domain.evolve import evolve
 from domain.ids import new_id, placed_id
 from domain.instants import DAY, SECOND, Instant
 from domain.state import State
-from keyledger_edge import Scopes, SecretFormat
+from keyledger_language import Scopes, SecretFormat
 
 NOON: Instant = 1_790_000_000 * SECOND
 ROOT = "key_00000000000000000000000000"

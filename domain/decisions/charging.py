@@ -34,7 +34,7 @@ from domain.quotas import (
     wallet_refusal,
 )
 from domain.windows import window_starts
-from keyledger_edge import KeyFacts, RateState, judge, state_of
+from keyledger_language import KeyFacts, RateState, judge, state_of
 
 VALID = "valid"
 _MAX_RESERVATION_SECONDS = 30 * 86_400

@@ -57,7 +57,7 @@ from domain.errors import (
 from domain.instants import SECOND
 from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, ROOT_SHAPE
-from keyledger_edge import Scopes
+from keyledger_language import Scopes
 
 _MAX_OVERLAP_SECONDS = 90 * 86_400
 _FINGERPRINT_BYTES = 32

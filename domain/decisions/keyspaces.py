@@ -27,7 +27,7 @@ from domain.errors import (
 from domain.keyspaces import DIMENSIONS, MINIMUM_BITS, PRESETS, Keyspace, prefixes_overlap
 from domain.money import parse_multiplier
 from domain.organizations import Plan
-from keyledger_edge import STATUS_OF_CODE, AcceptedFormat, SecretFormat
+from keyledger_language import STATUS_OF_CODE, AcceptedFormat, SecretFormat
 
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _PLACE = r"header:[A-Za-z0-9-]{1,64}|query:[A-Za-z0-9_-]{1,64}"

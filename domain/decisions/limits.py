@@ -12,7 +12,7 @@ from domain.errors import EmptyScopeError, InvalidError
 from domain.events import Quota
 from domain.metadata import MAX_METADATA_DEPTH, is_deeper
 from domain.money import MAX_MICROS
-from keyledger_edge import Allowed, RateLimit, Scopes
+from keyledger_language import Allowed, RateLimit, Scopes
 
 SCOPE_DIMENSIONS = ("permissions", "projects", "models", "tenants")
 _WHOLE = 100

@@ -25,7 +25,7 @@ from domain.money import MAX_MICROS, ONE, price
 from domain.ports import NewClaim
 from domain.state import owned
 from domain.windows import window_starts
-from keyledger_edge import judge
+from keyledger_language import judge
 
 
 class _Purse(NamedTuple):

@@ -33,7 +33,7 @@ from domain.quotas import (
     wallet_refusal,
 )
 from domain.windows import window_starts
-from keyledger_edge import Tenant, Use, judge
+from keyledger_language import Tenant, Use, judge
 
 
 class CaptureOutcome(msgspec.Struct, kw_only=True):

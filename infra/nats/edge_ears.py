@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from keyledger_edge import LEASE_SUBJECT
+from keyledger_language import LEASE_SUBJECT
 
 log = structlog.get_logger()
 

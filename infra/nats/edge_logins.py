@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 import nkeys
 
-from keyledger_edge import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT
+from keyledger_language import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT
 
 LOGIN_SUBJECT: Final = "$SYS.REQ.USER.AUTH"
 GLOBAL_ACCOUNT: Final = "$G"

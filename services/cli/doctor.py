@@ -32,7 +32,7 @@ from infra.postgres.data_keys import MasterKeyError
 from infra.postgres.epochs import end_of_log, marks_at, read_history
 from infra.postgres.master_key import check_master_key
 from infra.postgres.migrate import MigrationMismatchError, check_migrated
-from keyledger_edge import position_prefix
+from keyledger_language import position_prefix
 from services.api.resources.edge_membership import edge_address
 from services.cli.databases import running_servers
 from services.cli.faults import REFUSED

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_SHAPE
-from keyledger_edge import fingerprint
+from keyledger_language import fingerprint
 from services.bootstrap import Assembled
 from services.cli.root_key import FILE_NAME, read_private, write_private
 from services.ledger.errors import CannotAnswerError

@@ -99,7 +99,7 @@ def _told_at(place: Place, number: int | None = None) -> str:
 
 def _position(epoch: int, number: int) -> str:
     from domain.ids import format_position  # noqa: PLC0415 - a quick start
-    from keyledger_edge import position_prefix  # noqa: PLC0415 - a quick start
+    from keyledger_language import position_prefix  # noqa: PLC0415 - a quick start
 
     return format_position(position_prefix(0, epoch), number)
 

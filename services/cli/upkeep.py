@@ -125,7 +125,7 @@ def _epoch(url: str) -> int:
 
 def _place(position: int | None, epoch: int) -> str | None:
     from domain.ids import format_position  # noqa: PLC0415 - a quick start
-    from keyledger_edge import position_prefix  # noqa: PLC0415 - a quick start
+    from keyledger_language import position_prefix  # noqa: PLC0415 - a quick start
 
     return None if position is None else format_position(position_prefix(0, epoch), position)
 

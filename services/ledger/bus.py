@@ -37,7 +37,7 @@ from domain.ports import (
     TakenClaim,
 )
 from domain.state import Draft, Due, State
-from keyledger_edge import Change
+from keyledger_language import Change
 from services.ledger.errors import (
     Lost,
     NotOwnerHereError,

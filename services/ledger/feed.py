@@ -13,7 +13,7 @@ from domain.events import LedgerEvent
 from domain.ids import format_position
 from domain.ports import LogUnavailableError
 from domain.projecting import Placed
-from keyledger_edge import position_prefix
+from keyledger_language import position_prefix
 from services.ledger.tail import Channel, Tail, TailEvents, Wakeups, Wanted
 
 MOST_SCANNED: Final = 5_000

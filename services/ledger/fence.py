@@ -15,15 +15,14 @@ from typing import Final, Protocol
 import msgspec
 
 from domain.ids import format_position
-from keyledger_edge import (
-    UNKNOWN,
+from keyledger_edge import UNKNOWN, Unknown
+from keyledger_language import (
     Change,
     ChangeMessage,
     EdgeIdentity,
     Grant,
     KeyFacts,
     LeaseRequest,
-    Unknown,
     next_chain,
     position_prefix,
     read_request,

@@ -20,7 +20,7 @@ from domain.instants import SECOND, Instant
 from domain.personal import PLATFORM, key_subject
 from domain.ports import NewClaim, TakenClaim
 from domain.state import Draft, Due, State
-from keyledger_edge import Change
+from keyledger_language import Change
 from services.ledger.errors import RefusedLatelyError
 from services.ledger.handlers import CLAIM, DECIDE, ENDS, REPLAY, RESTRICTS, may_take_away
 from services.ledger.jobs import Done, Idempotency, Job

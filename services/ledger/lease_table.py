@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from keyledger_edge import EdgeIdentity, LeaseRequest, prove_identity, request_is_sealed
+from keyledger_language import EdgeIdentity, LeaseRequest, prove_identity, request_is_sealed
 
 _NS: Final = 1_000_000_000
 _MICROS: Final = 1_000_000

@@ -33,7 +33,7 @@ from domain.ports import (
     StateRows,
 )
 from domain.state import State
-from keyledger_edge import Change, RateLimiter, fingerprint, hint, position_prefix
+from keyledger_language import Change, RateLimiter, fingerprint, hint, position_prefix
 from services.ledger.bus import Bus
 from services.ledger.errors import (
     CannotAnswerError,

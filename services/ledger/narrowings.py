@@ -13,7 +13,7 @@ from domain import events as e
 from domain.changes import change_of
 from domain.instants import Instant
 from domain.state import Books
-from keyledger_edge import Change
+from keyledger_language import Change
 
 _MONEY_AND_SIGHTINGS: Final = (e.WalletEvent, e.UsageDenied, e.KeysSeen)
 

@@ -14,7 +14,7 @@ from domain.commands import Denied, RecordSeen
 from domain.events import Denial
 from domain.instants import SECOND, Instant
 from domain.money import price
-from keyledger_edge import Tenant, Use
+from keyledger_language import Tenant, Use
 
 _SEEN_EVERY: Instant = 60 * SECOND
 _MAX_KEYS_PER_WRITE = 5_000

@@ -154,7 +154,7 @@ def looks_at_a_caller(node: ast.AST) -> bool:
         text == "authorization"
         or (text is not None and text.startswith("bearer "))
         or _names(node, "call.authorization", "request.authorization", "permissions_of", "facts.find")
-        or _makes(node, "sha256", "state_of", "compare_digest")
+        or _makes(node, "sha256", "judge_key", "state_of", "compare_digest")
     )
 
 
@@ -214,6 +214,7 @@ def finds_secrets(node: ast.AST) -> bool:
     return (
         (text is not None and ("[redacted]" in text or re.search(r"\{2[0-9],?\}", text) is not None))
         or _names(node, "may_hold_secret", "without_long_runs", "known_shapes", "shape.anywhere")
+        or _imports(node, "keyledger_language.redact", "keyledger_language.SecretShape")
         or _imports(node, "keyledger_edge.redact", "keyledger_edge.SecretShape")
         or (isinstance(node, ast.ImportFrom) and node.module == "services.redaction")
     )

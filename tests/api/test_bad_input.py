@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from keyledger_edge import SecretFormat, SecretShape
+from keyledger_language import SecretFormat, SecretShape
 from services.api.asking.call import MAX_BODY_BYTES
 from services.api.operations import Operation
 from services.api.serving.app import ROUTES

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from domain import commands as c
-from keyledger_edge import fingerprint
+from keyledger_language import fingerprint
 from tests.api.quick.world import Reply, World
 from tests.api.world import Management
 

@@ -6,7 +6,7 @@ from msgspec.structs import force_setattr
 
 from domain.events import Quota
 from domain.keyspaces import ROOT_KEYSPACE_ID
-from keyledger_edge import Scopes
+from keyledger_language import Scopes
 from tests.api.world import Management
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, Keyspace
-from keyledger_edge import AcceptedFormat
+from keyledger_language import AcceptedFormat
 from tests.api.world import Management
 
 # -- keyspaces

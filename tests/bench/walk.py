@@ -20,7 +20,10 @@ from typing import Any, Final, Self
 from tests.api.quick.world import running_world
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-LAYERS: Final = ("services/api/", "services/ledger/", "projections/", "infra/", "domain/", "services/edge/")
+LAYERS: Final = (
+    "services/api/", "services/ledger/", "projections/", "infra/", "domain/",
+    "services/edge/", "services/language/",
+)  # fmt: skip
 """From the top; who calls upwards climbs back."""
 _OF_THE_CLIENT: Final = {"Answer.headers", "_headers"}
 """The short way of the HTTP server has no need of them; the test's client reads them."""

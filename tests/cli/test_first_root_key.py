@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from domain.keyspaces import ROOT_KEYSPACE_ID
-from keyledger_edge import fingerprint
+from keyledger_language import fingerprint
 from services.bootstrap import Assembled
 from services.cli.first_root_key import ensure_root_key
 from services.cli.root_key import write_private

@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from domain.keyspaces import PRESETS, ROOT_PREFIX
-from keyledger_edge import SecretFormat, SecretShape, redact
+from keyledger_language import SecretFormat, SecretShape, redact
 from services.cli.logs import configure_logs
 from services.redaction import kept_out_of_logs, without_long_runs
 from services.settings import Settings

@@ -17,7 +17,7 @@ import pytest
 
 from domain.keyspaces import ROOT_KEYSPACE_ID
 from infra.embedded import EmbeddedServers
-from keyledger_edge import fingerprint
+from keyledger_language import fingerprint
 from services.api.description import examples
 from services.api.description.examples import Example
 from services.api.operations import Operation

@@ -2,7 +2,7 @@
 
 import re
 
-from keyledger_edge import STATUS_OF_CODE
+from keyledger_language import STATUS_OF_CODE
 from tests.docs.examples import ROOT
 
 PAGE = (ROOT / "docs" / "verdicts.md").read_text()

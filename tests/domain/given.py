@@ -28,7 +28,7 @@ from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan, Project
 from domain.quotas import QuotaState, quota_states
 from domain.state import Due, State
-from keyledger_edge import NO_USE, RateLimiter, Use
+from keyledger_language import NO_USE, RateLimiter, Use
 from services.ledger.group import DecidedGroup, KnownClaim, Tools
 from services.ledger.jobs import Done, Job
 

@@ -7,7 +7,7 @@ from domain import events as e
 from domain.changes import change_of, narrows
 from domain.events import Quota
 from domain.instants import DAY
-from keyledger_edge import Allowed, RateLimit
+from keyledger_language import Allowed, RateLimit
 from tests.domain.given import Shop, fingerprint_of
 
 

@@ -31,7 +31,7 @@ from domain.events import (
 from domain.ids import place_of
 from domain.instants import from_text
 from domain.publishing import Place, event_message
-from keyledger_edge import RateLimit, Scopes
+from keyledger_language import RateLimit, Scopes
 
 AT = from_text("2026-11-21T02:44:15.123456Z")
 LATER = from_text("2026-12-01T00:00:00Z")

@@ -18,7 +18,7 @@ from domain.errors import (
 )
 from domain.events import Quota
 from domain.instants import DAY, SECOND
-from keyledger_edge import RateLimit
+from keyledger_language import RateLimit
 from tests.domain.given import Shop, World, fingerprint_of, refusal_of
 
 

@@ -14,7 +14,7 @@ from domain.errors import (
     VersionConflictError,
 )
 from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, shape_of, why_unfit
-from keyledger_edge import AcceptedFormat, SecretFormat
+from keyledger_language import AcceptedFormat, SecretFormat
 from tests.domain.given import World, fingerprint_of
 
 

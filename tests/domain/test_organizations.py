@@ -5,7 +5,7 @@ import pytest
 from domain import commands as c
 from domain import events as e
 from domain.errors import InvalidError, NotFoundError, VersionConflictError
-from keyledger_edge import Use
+from keyledger_language import Use
 from tests.domain.given import Shop
 
 

@@ -8,7 +8,7 @@ from domain.errors import InvalidError
 from domain.events import Quota
 from domain.instants import from_text, to_text
 from domain.money import MAX_MICROS
-from keyledger_edge import Use
+from keyledger_language import Use
 from tests.domain.given import Shop, charge_id_of
 
 

@@ -8,7 +8,7 @@ from domain import commands as c
 from domain import events as e
 from domain.errors import IdempotencyConflictError
 from domain.events import Quota
-from keyledger_edge import NO_USE, RateLimit, Tenant, Use
+from keyledger_language import NO_USE, RateLimit, Tenant, Use
 from tests.domain.given import Shop, charge_id_of, fingerprint_of
 
 

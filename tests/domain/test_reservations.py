@@ -8,7 +8,7 @@ from domain.accounts import Reservation
 from domain.errors import AmountOutOfRangeError, InvalidError, NotFoundError, ReservationClosedError
 from domain.events import Quota
 from domain.money import MAX_MICROS
-from keyledger_edge import Use
+from keyledger_language import Use
 from tests.domain.given import Shop, World
 
 

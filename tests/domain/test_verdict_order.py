@@ -8,7 +8,7 @@ import pytest
 from domain import commands as c
 from domain.events import Quota
 from domain.instants import SECOND
-from keyledger_edge import RateLimit, Tenant, Use
+from keyledger_language import RateLimit, Tenant, Use
 from tests.domain.given import Shop, fingerprint_of
 
 ORDER = (

@@ -1,4 +1,4 @@
-"""A FastAPI application in a fresh virtual environment, with nothing of ours but the edge's wheel."""
+"""Fresh virtual environments: the language's wheel alone; the edge's and it, with a FastAPI application."""
 
 from __future__ import annotations
 
@@ -24,29 +24,38 @@ __all__ = ["ledger"]
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"keyledger-edge", "msgspec", "nats-py", "pip", "setuptools"}
+SMALLEST = {"keyledger-language", "msgspec", "pip", "setuptools"}
+SMALL = SMALLEST | {"keyledger-edge", "nats-py"}
+
+
+@pytest.fixture(scope="module")
+def language_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the language's wheel, and nothing else."""
+    folder = tmp_path_factory.mktemp("language")
+    python = _made(folder)
+    _install(python, str(_wheel("services/language", folder)))
+    return python
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel, and first with nothing else."""
+    """A virtual environment with the edge's wheel and the language's, and first with nothing else."""
     folder = tmp_path_factory.mktemp("fresh")
-    _run(
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "-o",
-        str(folder),
-        ".",
-        cwd=ROOT / "services/edge",
-    )
-    [wheel] = folder.glob("*.whl")
-    _run(sys.executable, "-m", "venv", str(folder / "venv"))
-    python = folder / "venv" / "bin" / "python"
-    _install(python, str(wheel))
+    python = _made(folder)
+    _install(python, *(str(_wheel(source, folder)) for source in ("services/language", "services/edge")))
     return python
+
+
+def _made(folder: Path) -> Path:
+    _run(sys.executable, "-m", "venv", str(folder / "venv"))
+    return folder / "venv" / "bin" / "python"
+
+
+def _wheel(source: str, folder: Path) -> Path:
+    built = folder / source
+    _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(built), ".", cwd=ROOT / source)
+    [wheel] = built.glob("*.whl")
+    return wheel
 
 
 def _install(python: Path, *packages: str) -> None:
@@ -65,12 +74,31 @@ def _run(*command: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def _installed(python: Path) -> set[str]:
+    return {one["name"] for one in json.loads(_run(str(python), "-m", "pip", "list", "--format", "json"))}
+
+
+def test_the_language_needs_msgspec_only_and_judges_a_key(language_alone: Path) -> None:
+    script = """
+import sys
+from keyledger_language import NO_USE, KeyFacts, Scopes, judge
+facts = KeyFacts(
+    key_id="key_1", keyspace_id="ks_1", organization_id=None, kind="solo", generation=1, scopes=Scopes(),
+    revoked=True,
+)
+print(judge(facts, NO_USE, 0), sorted({"asyncio", "logging", "socket", "ssl"} & set(sys.modules)))
+"""
+    names = _installed(language_alone)
+
+    assert {"keyledger-language", "msgspec"} <= names <= SMALLEST
+    assert _run(str(language_alone), "-I", "-c", script).strip() == "revoked []"
+
+
 def test_what_is_installed_is_small(environment: Path) -> None:
-    listed = json.loads(_run(str(environment), "-m", "pip", "list", "--format", "json"))
-    names = {one["name"] for one in listed}
+    names = _installed(environment)
     size = sum(
         one.stat().st_size
-        for package in ("keyledger_edge", "msgspec", "nats")
+        for package in ("keyledger_edge", "keyledger_language", "msgspec", "nats")
         for one in environment.parents[1].glob(f"lib/*/site-packages/{package}/**/*")
         if one.is_file() and one.suffix != ".pyc"
     )

@@ -11,7 +11,7 @@ from keyledger_edge import FillAnswer, LedgerUnreachableError, RefusedByLedgerEr
 from keyledger_edge import _ledger_client as client_module
 from keyledger_edge._http import HttpClient, HttpReply
 from keyledger_edge._ledger_client import LedgerClient
-from keyledger_edge._messages import VerifyBatchRequest, VerifyRequest
+from keyledger_language.messages import VerifyBatchRequest, VerifyRequest
 
 
 class CountingHttp(HttpClient):

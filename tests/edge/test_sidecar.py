@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from keyledger_edge import KeyspaceView, RateLimit, SecretFormat, SecretShape, Sidecar, Verifier
-from keyledger_edge._messages import VerifyRequest
-from keyledger_edge._verdicts import VerifyAnswer
 from keyledger_edge.testing import FakeLedger
+from keyledger_language.messages import VerifyRequest
+from keyledger_language.verdicts import VerifyAnswer
 from tests.edge.asgi import AtOnce, call
 
 

@@ -234,7 +234,7 @@ async def test_a_stale_owner_cannot_append(world: World, ledger: Process) -> Non
 async def test_rate_limits_are_given_back_when_a_group_comes_to_nothing(
     world: World, ledger: Process
 ) -> None:
-    from keyledger_edge import RateLimit  # noqa: PLC0415  # only here
+    from keyledger_language import RateLimit  # noqa: PLC0415  # only here
 
     limits = (RateLimit(name="burst", limit=2, window_seconds=60),)
     key = await ledger.key(100, rate_limits=limits)

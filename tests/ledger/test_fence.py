@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from keyledger_edge import (
-    UNKNOWN,
+from keyledger_edge import UNKNOWN
+from keyledger_language import (
     Change,
     EdgeIdentity,
     Grant,

@@ -6,7 +6,7 @@ import pytest
 
 from domain import commands as c
 from domain import events as e
-from keyledger_edge import Change
+from keyledger_language import Change
 from tests.ledger.world import Process, World, charge, until
 
 

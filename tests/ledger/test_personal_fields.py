@@ -16,7 +16,7 @@ from domain.ports import StateRow, TakenClaim
 from domain.state import Books
 from infra.postgres.data_keys import MasterKeyError
 from infra.postgres.mapper import EventMapper
-from keyledger_edge import RateLimit
+from keyledger_language import RateLimit
 from services.ledger import row_format
 from services.ledger.jobs import Done, Idempotency
 from tests.ledger.world import Process, World, deep_state

@@ -10,7 +10,7 @@ from domain import commands as c
 from domain.desk import SYSTEM_ASKING
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
-from keyledger_edge import Use
+from keyledger_language import Use
 from services.ledger.errors import RefusedLatelyError
 from services.ledger.jobs import WAITED_PAST
 from services.ledger.recent_refusals import KEPT_SECONDS, RecentRefusals

@@ -100,7 +100,7 @@ async def test_a_request_id_used_for_something_else_is_a_conflict(
 async def test_a_retry_is_not_refused_by_a_scope_that_was_narrowed_since(
     ledger: Process, *, forgotten: bool
 ) -> None:
-    from keyledger_edge import Use  # noqa: PLC0415  # only here
+    from keyledger_language import Use  # noqa: PLC0415  # only here
 
     key = await ledger.key(100)
     use = Use(model="opus")

@@ -6,7 +6,8 @@ import pytest
 
 from domain import commands as c
 from domain import events as e
-from keyledger_edge import UNKNOWN, KeyFacts
+from keyledger_edge import UNKNOWN
+from keyledger_language import KeyFacts
 from services.ledger import ledger as ledger_module
 from services.ledger import sure_append
 from services.ledger.errors import NotOwnerHereError, UnknownOutcomeError, WaitsForStandbyError

@@ -21,7 +21,7 @@ from infra.memory.clock import FixedClock
 from infra.memory.log import MemoryLog, MemoryStorage
 from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.mapper import EventMapper
-from keyledger_edge import fingerprint
+from keyledger_language import fingerprint
 from services.ledger.jobs import Done, Idempotency, Render
 from services.ledger.ledger import Ledger, Ports, Terms
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from keyledger_edge import STATUS_OF_CODE
+from keyledger_language import STATUS_OF_CODE
 from services.api.answering.problems import TABLE
 from services.ledger.fence import LeaseTerms
 from services.ledger.ledger import Terms

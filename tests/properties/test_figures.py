@@ -13,7 +13,7 @@ from domain.ids import format_position, is_id, new_id, parse_position, place_of,
 from domain.instants import DAY, from_datetime, from_text, to_datetime, to_text
 from domain.money import MAX_MICROS, price
 from domain.windows import WINDOWS, window_end, window_start, window_starts
-from keyledger_edge import position_prefix
+from keyledger_language import position_prefix
 from tests.properties.recount import windows_of
 
 MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9990, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001

@@ -32,7 +32,7 @@ from domain.state import TABLES, State
 from domain.windows import WINDOWS, window_starts
 from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.data_keys import DataKeys
-from keyledger_edge import Use
+from keyledger_language import Use
 from services.ledger.narrowings import Narrowings
 from services.ledger.saving import StateKeeper
 from tests.domain.given import BOOTSTRAP, Shop, World

@@ -19,7 +19,7 @@ from domain.desk import SYSTEM_ASKING
 from domain.events import Quota
 from domain.instants import DAY, SECOND
 from domain.state import TABLES
-from keyledger_edge import NO_USE, RateLimit, Tenant, Use
+from keyledger_language import NO_USE, RateLimit, Tenant, Use
 from tests.domain.given import Shop, World, fingerprint_of
 
 MAX = 2**63 - 1

@@ -13,7 +13,7 @@ from domain.changes import change_of, narrows
 from domain.errors import LedgerError
 from domain.facts import FactsBook
 from domain.instants import SECOND
-from keyledger_edge import NO_USE, RateLimit, Tenant, Use, judge
+from keyledger_language import NO_USE, RateLimit, Tenant, Use, judge
 from tests.domain.given import Shop, fingerprint_of
 from tests.domain.test_verdict_order import CAUSED_IN, ORDER, Trouble
 

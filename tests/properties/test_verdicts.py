@@ -13,7 +13,7 @@ import pytest
 from domain.events import Quota
 from domain.instants import SECOND
 from domain.keyspaces import Keyspace
-from keyledger_edge import RateLimit
+from keyledger_language import RateLimit
 from services.api.answering.verdicts import VerdictView
 from tests.api.quick.world import World, running_world
 

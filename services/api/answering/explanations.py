@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
-from keyledger_edge import Allowed, RateLimitAnswer, Tenant
+from keyledger_language import Allowed, RateLimitAnswer, Tenant
 from services.api.answering.views import Micros, Position, Time, VerdictCode, View
 
 Outcome = Literal["passes", "refuses", "not_asked", "unknown"]

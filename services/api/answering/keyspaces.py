@@ -6,7 +6,7 @@ from typing import Literal
 
 from domain.ids import format_position
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
-from keyledger_edge import AcceptedFormat, SecretFormat
+from keyledger_language import AcceptedFormat, SecretFormat
 from services.api.answering.times import to_text
 from services.api.answering.views import Position, Time, View
 

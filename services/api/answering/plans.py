@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from domain.ids import format_position
 from domain.organizations import Plan
-from keyledger_edge import Allowed
+from keyledger_language import Allowed
 from services.api.answering.times import to_text
 from services.api.answering.views import Position, Time, View
 

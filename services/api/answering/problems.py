@@ -9,7 +9,7 @@ import msgspec
 
 from domain.errors import CallerRefusedError, EmptyScopeError, InvalidError, LedgerError
 from domain.ports import LogUnavailableError
-from keyledger_edge import STATUS_OF_CODE, TITLE_OF_CODE
+from keyledger_language import STATUS_OF_CODE, TITLE_OF_CODE
 from services.api.answering.quotas import RefusalView
 from services.ledger.errors import CannotAnswerError, RefusedLatelyError, UnavailableError
 

@@ -10,7 +10,7 @@ import structlog
 
 from domain.keyspaces import Keyspace
 from domain.quotas import Refusal
-from keyledger_edge import STATUS_OF_CODE, RateState
+from keyledger_language import STATUS_OF_CODE, RateState
 from services.api.answering.answers import Answer, encode, problem_answer
 from services.api.answering.problems import (
     TABLE,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from keyledger_edge import RateLimitAnswer, Scopes
+from keyledger_language import RateLimitAnswer, Scopes
 from services.api.answering.money import ChargedView, ChargeView, ReservationView
 from services.api.answering.problems import Problem
 from services.api.answering.quotas import QuotaView, RefusalView

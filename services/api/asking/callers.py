@@ -16,7 +16,7 @@ from domain.facts import FactsBook
 from domain.keyspaces import ROOT_KEYSPACE_ID
 from domain.ports import Clock
 from domain.state import State
-from keyledger_edge import IP_DENIED, KeyFacts, ip_allowed, is_easy, state_of
+from keyledger_language import VALID, KeyFacts, is_easy, judge_key
 from services.api.answering.problems import ProblemError, challenge
 from services.api.asking.call import CONFLICTING
 
@@ -127,11 +127,9 @@ class Callers(Collector):
         if facts is None or facts.keyspace_id != ROOT_KEYSPACE_ID:
             return self._count("not_found")
         # A root key's own permissions are looked at by whoever asked for it: here only whether it works.
-        code = state_of(facts, max(ledger.clock.now(), ledger.state.at))
-        if code is not None:
+        code = judge_key(facts, peer, max(ledger.clock.now(), ledger.state.at))
+        if code != VALID:
             return self._count(code)
-        if facts.allowed_ips and not ip_allowed(facts.allowed_ips, peer):
-            return self._count(IP_DENIED)
         if known is not None and known.facts is facts:
             return known.caller
         return self._gather(digest, facts)

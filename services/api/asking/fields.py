@@ -12,7 +12,7 @@ from domain.events import Quota
 from domain.instants import Instant, from_datetime
 from domain.metadata import MAX_METADATA_DEPTH
 from domain.money import MAX_MICROS
-from keyledger_edge import Allowed, RateLimit
+from keyledger_language import Allowed, RateLimit
 from services.api.answering.problems import invalid
 
 MAX_METADATA_BYTES: Final = 16_384

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import unquote
 
-from keyledger_edge import ip_allowed
+from keyledger_language import ip_allowed
 from services.api.asking.secrets import Redactor
 
 _MOST_USER_AGENT: Final = 256

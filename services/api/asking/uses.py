@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from domain.errors import InvalidError
-from keyledger_edge import NO_USE, Tenant, Use
+from keyledger_language import NO_USE, Tenant, Use
 from services.api.asking.fields import NOT_KEPT, Metadata, Reason, Secret
 
 MAX_MICROS = 2**63 - 1

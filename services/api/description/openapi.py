@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from keyledger_edge import STATUS_OF_CODE
+from keyledger_language import STATUS_OF_CODE
 from services.api.answering.problems import PROBLEM_JSON, TABLE, TYPE_PREFIX, Problem
 from services.api.asking.fields import NoBody
 from services.api.description import headers

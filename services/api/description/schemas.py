@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from keyledger_edge import STATUS_OF_CODE, VALID
+from keyledger_language import STATUS_OF_CODE, VALID
 from services.api.answering.problems import TABLE
 from services.api.answering.verdicts import ONE_OF
 from services.api.description.field_notes import notes_of, structs_in

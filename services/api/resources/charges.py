@@ -15,7 +15,7 @@ from domain.ids import format_position, is_id
 from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, quota_states
-from keyledger_edge import VALID, Use
+from keyledger_language import VALID, Use
 from services.api.answering.answers import (
     Answer,
     Later,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from domain.keyspaces import Keyspace, shape_of
 from domain.quotas import Refusal, balance_refusal
-from keyledger_edge import (
+from keyledger_edge import Verifier
+from keyledger_language import (
     NO_USE,
     NOT_FOUND,
     VALID,
@@ -15,7 +16,6 @@ from keyledger_edge import (
     KeyspaceView,
     Use,
     Verdict,
-    Verifier,
     is_easy,
     judge_use,
 )

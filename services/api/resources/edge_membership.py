@@ -13,7 +13,7 @@ import msgspec
 from domain.decisions.access import find_keyspace
 from domain.ids import is_id, new_id
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
-from keyledger_edge import (
+from keyledger_language import (
     ConnectAnswer,
     ConnectRequest,
     EdgeIdentity,

@@ -20,7 +20,7 @@ from domain.quotas import (
     states_of,
     wallet_refusal,
 )
-from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Scopes, Use, Verdict, judge
+from keyledger_language import STATUS_OF_CODE, VALID, KeyFacts, RateState, Scopes, Use, Verdict, judge
 from services.api.answering.explanations import (
     AskedQuotaView,
     AskedView,

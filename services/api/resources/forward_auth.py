@@ -11,13 +11,8 @@ import msgspec
 from domain.errors import InvalidError
 from domain.keyspaces import Keyspace
 from keyledger_edge import (
-    VALID,
     BadRequestError,
     HttpAnswer,
-    KeyFacts,
-    KeyspaceView,
-    Tenant,
-    Verdict,
     answer_error,
     answer_problem,
     answer_verdict,
@@ -25,6 +20,7 @@ from keyledger_edge import (
     refuse_fragment,
 )
 from keyledger_edge import ForwardedUse as Forwarded
+from keyledger_language import VALID, KeyFacts, KeyspaceView, Tenant, Verdict
 from services.api.answering.answers import Answer, head_of, wire
 from services.api.answering.problems import headers_of
 from services.api.asking.call import CONFLICTING, Call

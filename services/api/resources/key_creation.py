@@ -16,7 +16,7 @@ from domain.decisions.access import find_open_keyspace
 from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.state import Books
-from keyledger_edge import fingerprint, hint
+from keyledger_language import fingerprint, hint
 from services.api.answering.keys import KeyView
 from services.api.answering.views import Position, View
 from services.api.asking.call import Call

@@ -6,7 +6,7 @@ from typing import Any
 
 from domain.commands import DeleteKey, DisableKey, EnableKey, RevokeKey, RotateKey
 from domain.decisions.access import find_key
-from keyledger_edge import fingerprint, hint
+from keyledger_language import fingerprint, hint
 from services.api.answering.keys import KeyView
 from services.api.asking.call import Call
 from services.api.asking.fields import Amount, Body, Reason

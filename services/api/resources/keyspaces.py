@@ -10,7 +10,7 @@ from domain.commands import UNSET, ArchiveKeyspace, ChangeKeyspace, Command, Def
 from domain.decisions.access import find_keyspace
 from domain.keyspaces import Keyspace
 from domain.state import Books
-from keyledger_edge import AcceptedFormat, SecretFormat
+from keyledger_language import AcceptedFormat, SecretFormat
 from projections.directory import list_keyspaces
 from services.api.answering.keyspaces import ShownKeyspace, keyspace_view
 from services.api.answering.views import Position, View

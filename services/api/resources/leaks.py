@@ -12,7 +12,7 @@ from domain.decisions.access import find_key
 from domain.errors import NotFoundError
 from domain.keys import Key
 from domain.state import Books
-from keyledger_edge import fingerprint
+from keyledger_language import fingerprint
 from services.api.answering.keys import KeyView
 from services.api.answering.problems import invalid
 from services.api.answering.views import Position, View

@@ -10,7 +10,7 @@ from domain.decisions.charging import UseOutcome
 from domain.errors import InvalidError, NotFoundError
 from domain.keyspaces import Keyspace, shape_of
 from domain.money import ONE
-from keyledger_edge import MALFORMED, MISSING, VALID, Use, fingerprint
+from keyledger_language import MALFORMED, MISSING, VALID, Use, fingerprint
 from services.api.answering.problems import ProblemError
 from services.api.answering.refusals import use_refused
 from services.api.asking.callers import Caller

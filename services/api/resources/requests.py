@@ -11,7 +11,7 @@ import msgspec
 from domain.decisions.access import find_key
 from domain.errors import NotFoundError
 from domain.instants import Instant, to_text
-from keyledger_edge import STATUS_OF_CODE
+from keyledger_language import STATUS_OF_CODE
 from projections.request_lists import GRANTED, RequestPage, Wanted, first_since, list_requests
 from projections.requests import (
     MOST_SEARCHED,

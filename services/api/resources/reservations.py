@@ -12,7 +12,7 @@ from domain.decisions.reservations import CaptureOutcome, ReleaseOutcome
 from domain.errors import NotFoundError
 from domain.events import CreditsReserved
 from domain.ids import format_position, is_id
-from keyledger_edge import VALID, Tenant, Use
+from keyledger_language import VALID, Tenant, Use
 from services.api.answering.money import (
     CapturedView,
     HeldView,

@@ -11,21 +11,19 @@ from domain.events import Origin
 from domain.keys import Key
 from domain.quotas import quota_states
 from domain.state import State
-from keyledger_edge import (
+from keyledger_edge import BadRequestError, find_secret, read_headers
+from keyledger_language import (
     IP_DENIED,
     MALFORMED,
     MISSING,
     NOT_FOUND,
     STATUS_OF_CODE,
-    BadRequestError,
+    VALID,
     KeyFacts,
     RateLimitAnswer,
     Verdict,
-    find_secret,
     fingerprint,
-    ip_allowed,
-    read_headers,
-    state_of,
+    judge_key,
 )
 from services.api.answering.fencing import fence_of
 from services.api.answering.keys import OwnKeyView, key_view
@@ -139,10 +137,8 @@ async def get_self(call: Call[SelfQuery, Any]) -> Reply:
     if not ledger.confirmed:
         ledger.must_own()
     facts, now = _shown(call).facts, call.now
-    code = state_of(facts, now)
-    if code is None and facts.allowed_ips and not ip_allowed(facts.allowed_ips, call.peer):
-        code = IP_DENIED
-    if code is not None:
+    code = judge_key(facts, call.peer, now)
+    if code != VALID:
         raise _refused(code)
     key, state = ledger.state.keys[facts.key_id], ledger.state
     wallet = state.wallets.get(key.organization_id or "")

@@ -15,7 +15,8 @@ from domain.ids import format_position
 from domain.instants import to_text
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, Refusal, levels_of, states_of
-from keyledger_edge import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict, rate_limit_headers
+from keyledger_edge import rate_limit_headers
+from keyledger_language import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict
 from services.api.answering.answers import Answer, encode, json_answer, lines_of, results_answer
 from services.api.answering.money import charge_view, rate_views, reserved_view
 from services.api.answering.problems import ProblemError

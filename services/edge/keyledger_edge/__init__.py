@@ -1,7 +1,36 @@
 """Verify keys from memory, near the traffic."""
 
 from keyledger_edge._clock import boottime_ns
-from keyledger_edge._codes import (
+from keyledger_edge._forward_auth import (
+    ForwardedUse,
+    HttpAnswer,
+    answer_error,
+    answer_problem,
+    answer_verdict,
+    find_secret,
+    rate_limit_headers,
+    read_direct_use,
+    read_headers,
+    read_use,
+    refuse_fragment,
+    retry_after,
+    status_of,
+)
+from keyledger_edge._leased_cache import UNKNOWN, LeasedCache, Membership, Unknown
+from keyledger_edge._middleware import KeyledgerMiddleware
+from keyledger_edge._sidecar import Sidecar
+from keyledger_edge._verifier import FactsSource, FillableSource, Ledger, Verifier
+from keyledger_edge._version import VERSION
+from keyledger_edge.errors import (
+    AmbiguousCredentialsError,
+    BadRequestError,
+    EdgeError,
+    LedgerUnreachableError,
+    NotConnectedError,
+    RefusedByLedgerError,
+    UnknownKeyspaceError,
+)
+from keyledger_language.codes import (
     API_KEY_QUOTA_EXCEEDED,
     BILLING_SHORTFALL,
     DISABLED,
@@ -25,25 +54,9 @@ from keyledger_edge._codes import (
     TITLE_OF_CODE,
     VALID,
 )
-from keyledger_edge._facts import NO_USE, Allowed, KeyFacts, RateLimit, Scopes, Tenant, Use
-from keyledger_edge._forward_auth import (
-    ForwardedUse,
-    HttpAnswer,
-    answer_error,
-    answer_problem,
-    answer_verdict,
-    find_secret,
-    rate_limit_headers,
-    read_direct_use,
-    read_headers,
-    read_use,
-    refuse_fragment,
-    retry_after,
-    status_of,
-)
-from keyledger_edge._judge import ip_allowed, is_easy, judge, judge_use, state_of
-from keyledger_edge._leased_cache import UNKNOWN, LeasedCache, Membership, Unknown
-from keyledger_edge._messages import (
+from keyledger_language.facts import KeyFacts
+from keyledger_language.judging import ip_allowed, is_easy, judge, judge_use, state_of
+from keyledger_language.messages import (
     CHANGES_SUBJECT,
     GRANT_SUBJECT,
     LEASE_SUBJECT,
@@ -71,10 +84,10 @@ from keyledger_edge._messages import (
     seal_request,
     write_changes,
 )
-from keyledger_edge._middleware import KeyledgerMiddleware
-from keyledger_edge._positions import position_prefix
-from keyledger_edge._rate_limits import RateLimiter, RateState
-from keyledger_edge._secrets import (
+from keyledger_language.positions import position_prefix
+from keyledger_language.rate_limits import RateLimit, RateLimiter, RateState
+from keyledger_language.scopes import Allowed, Scopes
+from keyledger_language.secrets import (
     AcceptedFormat,
     SecretFormat,
     SecretShape,
@@ -83,19 +96,8 @@ from keyledger_edge._secrets import (
     hint,
     redact,
 )
-from keyledger_edge._sidecar import Sidecar
-from keyledger_edge._verdicts import RateLimitAnswer, Verdict, VerifyAnswer
-from keyledger_edge._verifier import FactsSource, FillableSource, Ledger, Verifier
-from keyledger_edge._version import VERSION
-from keyledger_edge.errors import (
-    AmbiguousCredentialsError,
-    BadRequestError,
-    EdgeError,
-    LedgerUnreachableError,
-    NotConnectedError,
-    RefusedByLedgerError,
-    UnknownKeyspaceError,
-)
+from keyledger_language.uses import NO_USE, Tenant, Use
+from keyledger_language.verdicts import RateLimitAnswer, Verdict, VerifyAnswer
 
 __version__ = VERSION
 

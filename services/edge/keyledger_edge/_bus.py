@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error
 
-from keyledger_edge._messages import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT, ConnectAnswer
+from keyledger_language.messages import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT, ConnectAnswer
 
 _CONNECT_SECONDS: Final = 2
 _CLOSE_SECONDS: Final = 0.5

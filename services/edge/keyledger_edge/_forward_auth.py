@@ -14,13 +14,13 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from keyledger_edge import _codes as codes
-from keyledger_edge._facts import NO_USE, Tenant, Use
-from keyledger_edge._judge import ip_allowed
-from keyledger_edge._messages import KeyspaceView
-from keyledger_edge._rate_limits import RateState
-from keyledger_edge._verdicts import Verdict
 from keyledger_edge.errors import AmbiguousCredentialsError, BadRequestError
+from keyledger_language import codes
+from keyledger_language.judging import ip_allowed
+from keyledger_language.messages import KeyspaceView
+from keyledger_language.rate_limits import RateState
+from keyledger_language.uses import NO_USE, Tenant, Use
+from keyledger_language.verdicts import Verdict
 
 Headers = Iterable[tuple[bytes, bytes]]
 """As ASGI has them: names in lower case."""

@@ -11,9 +11,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from keyledger_edge._facts import KeyFacts
 from keyledger_edge._memory import Entry, Memory
-from keyledger_edge._messages import (
+from keyledger_edge._tombstones import Tombstones
+from keyledger_edge._views import Told
+from keyledger_language.facts import KeyFacts
+from keyledger_language.messages import (
     Change,
     ChangeMessage,
     EdgeIdentity,
@@ -25,10 +27,8 @@ from keyledger_edge._messages import (
     read_changes,
     seal_request,
 )
-from keyledger_edge._positions import position_prefix
-from keyledger_edge._tombstones import Tombstones
-from keyledger_edge._verdicts import Verdict
-from keyledger_edge._views import Told
+from keyledger_language.positions import position_prefix
+from keyledger_language.verdicts import Verdict
 
 _MAX_OUTSTANDING: Final = 64
 _MAX_UNVOUCHED: Final = 65_536

@@ -10,7 +10,8 @@ from uuid import uuid4
 import msgspec
 
 from keyledger_edge._http import HttpClient, HttpReply
-from keyledger_edge._messages import (
+from keyledger_edge.errors import LedgerUnreachableError, RefusedByLedgerError
+from keyledger_language.messages import (
     ConnectAnswer,
     ConnectRequest,
     FillAnswer,
@@ -20,8 +21,7 @@ from keyledger_edge._messages import (
     VerifyBatchRequest,
     VerifyRequest,
 )
-from keyledger_edge._verdicts import VerifyAnswer
-from keyledger_edge.errors import LedgerUnreachableError, RefusedByLedgerError
+from keyledger_language.verdicts import VerifyAnswer
 
 _Kind = TypeVar("_Kind")
 

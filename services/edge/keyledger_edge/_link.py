@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from keyledger_edge._leased_cache import LeasedCache, Membership
 from keyledger_edge._ledger_client import LedgerClient
-from keyledger_edge._messages import (
+from keyledger_edge._views import KeyspaceViews, Told
+from keyledger_edge.errors import EdgeError, LedgerUnreachableError, RefusedByLedgerError
+from keyledger_language.messages import (
     ConnectAnswer,
     ConnectRequest,
     EdgeIdentity,
     prove_identity,
 )
-from keyledger_edge._views import KeyspaceViews, Told
-from keyledger_edge.errors import EdgeError, LedgerUnreachableError, RefusedByLedgerError
 
 if TYPE_CHECKING:
     from keyledger_edge._bus import EdgeBus

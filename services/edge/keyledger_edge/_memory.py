@@ -8,9 +8,9 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from keyledger_edge import _codes as codes
-from keyledger_edge._facts import KeyFacts
-from keyledger_edge._verdicts import Verdict
+from keyledger_language import codes
+from keyledger_language.facts import KeyFacts
+from keyledger_language.verdicts import Verdict
 
 _SHARDS: Final = 256
 _HOT: Final = 8_192

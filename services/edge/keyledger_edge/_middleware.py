@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from keyledger_edge._facts import Use
 from keyledger_edge._forward_auth import (
     ForwardedUse,
     Headers,
@@ -14,10 +13,11 @@ from keyledger_edge._forward_auth import (
     answer_verdict,
     read_direct_use,
 )
-from keyledger_edge._messages import KeyspaceView
-from keyledger_edge._verdicts import MISSING, UNREACHABLE, Verdict
 from keyledger_edge._verifier import Verifier
 from keyledger_edge.errors import BadRequestError, UnknownKeyspaceError
+from keyledger_language.messages import KeyspaceView
+from keyledger_language.uses import Use
+from keyledger_language.verdicts import MISSING, UNREACHABLE, Verdict
 
 # Every framework spells ASGI's types in its own way; only this fits all of them.
 Scope = Any

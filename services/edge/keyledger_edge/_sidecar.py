@@ -14,8 +14,6 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from keyledger_edge import _codes as codes
-from keyledger_edge._facts import NO_USE, KeyFacts, Use
 from keyledger_edge._forward_auth import (
     ForwardedUse,
     HttpAnswer,
@@ -25,10 +23,13 @@ from keyledger_edge._forward_auth import (
     read_use,
     refuse_fragment,
 )
-from keyledger_edge._messages import KeyspaceView, VerifyBatchRequest, VerifyRequest
-from keyledger_edge._verdicts import MISSING, UNREACHABLE, Verdict, VerifyAnswer
 from keyledger_edge._verifier import Verifier
 from keyledger_edge.errors import BadRequestError, RefusedByLedgerError, UnknownKeyspaceError
+from keyledger_language import codes
+from keyledger_language.facts import KeyFacts
+from keyledger_language.messages import KeyspaceView, VerifyBatchRequest, VerifyRequest
+from keyledger_language.uses import NO_USE, Use
+from keyledger_language.verdicts import MISSING, UNREACHABLE, Verdict, VerifyAnswer
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from keyledger_edge._facts import KeyFacts
-from keyledger_edge._messages import Change
+from keyledger_language.facts import KeyFacts
+from keyledger_language.messages import Change
 
 
 class Tombstones:

@@ -8,21 +8,22 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, Protocol, Self
 
-from keyledger_edge import _codes as codes
 from keyledger_edge._clock import boottime_ns
-from keyledger_edge._facts import NO_USE, KeyFacts, Use
 from keyledger_edge._http import HttpClient
-from keyledger_edge._judge import is_easy, judge, judge_use
 from keyledger_edge._leased_cache import Lease, LeasedCache, Unknown
 from keyledger_edge._ledger_client import LedgerClient
 from keyledger_edge._link import EdgeLink
-from keyledger_edge._messages import FillAnswer, KeyspaceView, VerifyRequest
-from keyledger_edge._positions import position_prefix
-from keyledger_edge._rate_limits import RateLimiter
-from keyledger_edge._verdicts import MALFORMED, MISSING, NOT_FOUND, UNREACHABLE, Verdict, VerifyAnswer
 from keyledger_edge._version import VERSION
 from keyledger_edge._views import KeyspaceViews
 from keyledger_edge.errors import LedgerUnreachableError, NotConnectedError, UnknownKeyspaceError
+from keyledger_language import codes
+from keyledger_language.facts import KeyFacts
+from keyledger_language.judging import is_easy, judge, judge_use
+from keyledger_language.messages import FillAnswer, KeyspaceView, VerifyRequest
+from keyledger_language.positions import position_prefix
+from keyledger_language.rate_limits import RateLimiter
+from keyledger_language.uses import NO_USE, Use
+from keyledger_language.verdicts import MALFORMED, MISSING, NOT_FOUND, UNREACHABLE, Verdict, VerifyAnswer
 
 _FLIGHTS_PER_USE = 3
 _PAUSE_SECONDS = 0.1
@@ -283,9 +284,10 @@ class Verifier:
         found = self._looked_up(digest, secret, gate.keyspace)
         if not isinstance(found, KeyFacts):
             return found
-        if self._cache is not None and is_easy(found):
+        verdict = self._judged(found, use, self._source.at)
+        if self._cache is not None and verdict is not None and verdict.code is _VALID and is_easy(found):
             self._cache.welcome(digest, found)
-        return self._judged(found, use, self._source.at)
+        return verdict
 
     def find(self, secret: str, keyspace: KeyspaceView, digest: bytes = b"") -> KeyFacts | Verdict | None:
         """The first half of a check: the secret's facts, the verdict without any, or None (ask the ledger).

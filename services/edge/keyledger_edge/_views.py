@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from keyledger_edge._messages import KeyspacesAnswer, KeyspaceView
 from keyledger_edge.errors import EdgeError
+from keyledger_language.messages import KeyspacesAnswer, KeyspaceView
 
 _FLIGHTS_PER_USE: Final = 3
 

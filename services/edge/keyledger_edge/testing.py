@@ -9,16 +9,18 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from keyledger_edge import _codes as codes
-from keyledger_edge._facts import KeyFacts, Scopes, Use
-from keyledger_edge._judge import judge
 from keyledger_edge._leased_cache import UNKNOWN, Unknown
-from keyledger_edge._messages import FillAnswer, KeyspaceView, VerifyRequest
-from keyledger_edge._rate_limits import RateLimiter
-from keyledger_edge._secrets import SecretFormat, SecretShape, fingerprint
-from keyledger_edge._verdicts import Verdict, VerifyAnswer
 from keyledger_edge._verifier import Verifier
 from keyledger_edge.errors import LedgerUnreachableError
+from keyledger_language import codes
+from keyledger_language.facts import KeyFacts
+from keyledger_language.judging import judge
+from keyledger_language.messages import FillAnswer, KeyspaceView, VerifyRequest
+from keyledger_language.rate_limits import RateLimiter
+from keyledger_language.scopes import Scopes
+from keyledger_language.secrets import SecretFormat, SecretShape, fingerprint
+from keyledger_language.uses import Use
+from keyledger_language.verdicts import Verdict, VerifyAnswer
 
 
 class FakeLedger:

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 from domain.decisions.access import ROOT_PERMISSIONS
 from domain.ids import format_position
 from domain.keyspaces import Keyspace
-from keyledger_edge import fingerprint
+from keyledger_language import fingerprint
 from tests.api.operations.document import Described, Place, Schema, is_of, resolved, schema_at
 from tests.api.quick.world import Owned, Reply, World, call
 from tests.api.world import Management, managed

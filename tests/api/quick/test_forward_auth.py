@@ -9,8 +9,9 @@ import pytest
 from domain import commands as c
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
-from keyledger_edge import RateLimit, Sidecar
+from keyledger_edge import Sidecar
 from keyledger_edge.testing import FakeLedger
+from keyledger_language import RateLimit
 from tests.api.quick.test_forwarding import served
 from tests.api.quick.world import Owned, Reply, World, call
 

@@ -11,7 +11,7 @@ from domain.events import Quota
 from domain.instants import SECOND
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan
-from keyledger_edge import AcceptedFormat, RateLimit, fingerprint
+from keyledger_language import AcceptedFormat, RateLimit, fingerprint
 from tests.api.quick.world import Owned, World
 
 Change = Callable[[Owned, Plan], c.Command]

@@ -9,7 +9,7 @@ from domain.events import Quota
 from domain.instants import SECOND
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
 from domain.organizations import Organization
-from keyledger_edge import RateLimit
+from keyledger_language import RateLimit
 from tests.api.quick.world import Owned, World, call, nothing_else
 
 

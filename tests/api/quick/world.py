@@ -25,7 +25,8 @@ from infra.memory.log import MemoryLog, MemoryStorage
 from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.data_keys import DataKeys
 from infra.postgres.mapper import EventMapper, tag_of
-from keyledger_edge import SecretFormat, SecretShape, boottime_ns, fingerprint, hint
+from keyledger_edge import boottime_ns
+from keyledger_language import SecretFormat, SecretShape, fingerprint, hint
 from projections.requests import BLOCK
 from services.api.resources.edge_membership import EdgeAccess, edge_routes
 from services.api.serving.app import build_app

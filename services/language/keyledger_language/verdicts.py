@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from keyledger_edge import _codes as codes
-from keyledger_edge._facts import KeyFacts, Scopes
-from keyledger_edge._rate_limits import RateState
+from keyledger_language import codes
+from keyledger_language.facts import KeyFacts
+from keyledger_language.rate_limits import RateState
+from keyledger_language.scopes import Scopes
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -1,4 +1,4 @@
-"""What a verifier knows of a key, and of the use it is asked about."""
+"""What a verifier knows of a key."""
 
 from __future__ import annotations
 
@@ -6,34 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
-Allowed = tuple[str, ...] | Literal["*"]
-"""A list of what is allowed, or `"*"` for everything."""
-
-
-class Scopes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a key may be used for."""
-
-    permissions: Allowed = "*"
-    """Permissions that uses may ask for, or `*` for all."""
-    projects: Allowed = "*"
-    """Projects that uses may name, or `*` for all."""
-    models: Allowed = "*"
-    """Models that uses may name, or `*` for all."""
-    tenants: Allowed = "*"
-    """Tenants that uses may name, or `*` for all."""
-
-
-class RateLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Requests per seconds; with a provider, only uses that name it are counted."""
-
-    name: str
-    """The customer's own name of it."""
-    limit: int
-    """The most requests in a window."""
-    window_seconds: int
-    """How long a window is."""
-    provider: str | None = None
-    """Only uses that name this provider count; null: all."""
+from keyledger_language.rate_limits import RateLimit
+from keyledger_language.scopes import Allowed, Scopes
 
 
 class KeyFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -88,26 +62,3 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The customer's own, as it was given."""
     as_of: int = 0
     """The log position up to which these facts are known to be true."""
-
-
-class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose work the use is, inside the customer's own product."""
-
-    org_id: str | None = None
-    """The customer's own customer."""
-    user_id: str | None = None
-    """The user."""
-
-
-class Use(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What somebody wants to do with a key."""
-
-    permissions: tuple[str, ...] = ()
-    project_id: str | None = None
-    model: str | None = None
-    provider: str | None = None
-    tenant: Tenant | None = None
-    ip: str | None = None
-
-
-NO_USE = Use()

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from keyledger_edge._facts import KeyFacts, Tenant
-from keyledger_edge._secrets import SecretShape
+from keyledger_language.facts import KeyFacts
+from keyledger_language.secrets import SecretShape
+from keyledger_language.uses import Tenant
 
 LEASE_SUBJECT: Final = "keyledger.edge.lease"
 """Followed by `.<root key id>`: what the edges of one root key say is heard apart from all others."""

@@ -25,6 +25,12 @@ ORGANIZATION_QUOTA_EXCEEDED: Final = "organization_quota_exceeded"
 BILLING_SHORTFALL: Final = "billing_shortfall"
 VALID: Final = "valid"
 
+UNUSABLE: Final = frozenset({REVOKED, EXPIRED, ROTATED, DISABLED, ORGANIZATION_SUSPENDED})
+"""Of a key that cannot be used at all, whatever for and from wherever."""
+
+UNUSABLE_FROM_THERE: Final = UNUSABLE | {IP_DENIED}
+"""Of a key that cannot be used from an address, whatever for."""
+
 STATUS_OF_CODE: Final[dict[str, int]] = {
     LEDGER_UNREACHABLE: 503,
     MISSING: 401,

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from keyledger_edge._facts import RateLimit
+import msgspec
 
 _SWEEP_AT = 65_536
+
+
+class RateLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Requests per seconds; with a provider, only uses that name it are counted."""
+
+    name: str
+    """The customer's own name of it."""
+    limit: int
+    """The most requests in a window."""
+    window_seconds: int
+    """How long a window is."""
+    provider: str | None = None
+    """Only uses that name this provider count; null: all."""
 
 
 class RateState(NamedTuple):

@@ -5,8 +5,24 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from keyledger_edge import _codes as codes
-from keyledger_edge._facts import NO_USE, Allowed, KeyFacts, Tenant, Use
+from keyledger_language.codes import (
+    DISABLED,
+    EXPIRED,
+    IP_DENIED,
+    MODEL_DENIED,
+    ORGANIZATION_SUSPENDED,
+    PERMISSION_DENIED,
+    PROJECT_DENIED,
+    REVOKED,
+    ROTATED,
+    TENANT_DENIED,
+    UNUSABLE,
+    UNUSABLE_FROM_THERE,
+    VALID,
+)
+from keyledger_language.facts import KeyFacts
+from keyledger_language.scopes import Allowed
+from keyledger_language.uses import NO_USE, Tenant, Use
 
 
 def judge(facts: KeyFacts, use: Use, now: int) -> str:  # noqa: PLR0911 - one line per reason
@@ -15,67 +31,67 @@ def judge(facts: KeyFacts, use: Use, now: int) -> str:  # noqa: PLR0911 - one li
     Rate limits, quotas and the wallet come after this; they have state of their own.
     """
     if facts.revoked:
-        return codes.REVOKED
+        return REVOKED
     if facts.expires_at is not None and now >= facts.expires_at:
-        return codes.EXPIRED
+        return EXPIRED
     if facts.secret_ends_at is not None and now >= facts.secret_ends_at:
-        return codes.ROTATED
+        return ROTATED
     if facts.disabled:
-        return codes.DISABLED
+        return DISABLED
     if facts.organization_suspended:
-        return codes.ORGANIZATION_SUSPENDED
+        return ORGANIZATION_SUSPENDED
     if facts.allowed_ips and not ip_allowed(facts.allowed_ips, use.ip):
-        return codes.IP_DENIED
+        return IP_DENIED
     return judge_use(facts, use)
 
 
-def judge_use(facts: KeyFacts, use: Use) -> str:  # noqa: C901, PLR0911 - one line per reason
+def judge_use(facts: KeyFacts, use: Use) -> str:
     """Of a key that works: may it do this? No clock has a say in it."""
     required = facts.required_dimensions
     if use is NO_USE and not required and facts.kind == "solo":
-        return codes.VALID
+        return VALID
     scopes = facts.scopes
-    if not use.permissions:
-        if required and "permission" in required:
-            return codes.PERMISSION_DENIED
-    elif scopes.permissions != "*" and not _all_in(use.permissions, scopes.permissions):
-        return codes.PERMISSION_DENIED
-    if use.project_id is None:
-        if required and "project" in required:
-            return codes.PROJECT_DENIED
-    elif use.project_id not in facts.projects or not _allows(scopes.projects, use.project_id):
-        return codes.PROJECT_DENIED
-    if use.model is None:
-        if required and "model" in required:
-            return codes.MODEL_DENIED
-    elif not (_allows(scopes.models, use.model) and _allows(facts.plan_models, use.model)):
-        return codes.MODEL_DENIED
-    if use.tenant is None and facts.kind == "solo":
-        return codes.TENANT_DENIED if required and "tenant" in required else codes.VALID
-    return codes.VALID if _tenant_allowed(facts, use.tenant) else codes.TENANT_DENIED
+    if (
+        required and "permission" in required
+        if not use.permissions
+        else scopes.permissions != "*" and not _all_in(use.permissions, scopes.permissions)
+    ):
+        return PERMISSION_DENIED
+    if (
+        required and "project" in required
+        if use.project_id is None
+        else use.project_id not in facts.projects or not _allows(scopes.projects, use.project_id)
+    ):
+        return PROJECT_DENIED
+    if (
+        required and "model" in required
+        if use.model is None
+        else not (_allows(scopes.models, use.model) and _allows(facts.plan_models, use.model))
+    ):
+        return MODEL_DENIED
+    if (
+        required and "tenant" in required
+        if use.tenant is None and facts.kind == "solo"
+        else not _tenant_allowed(facts, use.tenant)
+    ):
+        return TENANT_DENIED
+    return VALID
 
 
-def _all_in(asked: tuple[str, ...], allowed: Allowed) -> bool:
-    return all(one in allowed for one in asked)
+# The reasons that concern a use come last. So what `judge` says first is why the key cannot be used at
+# all, where it cannot, and no reason has to be written twice.
 
 
-def _allows(allowed: Allowed, one: str) -> bool:
-    return allowed == "*" or one in allowed
+def judge_key(facts: KeyFacts, ip: str | None, now: int) -> str:
+    """May the key be used at all at `now` from this address, whatever for?"""
+    code = judge(facts, Use(ip=ip) if facts.allowed_ips else NO_USE, now)
+    return code if code in UNUSABLE_FROM_THERE else VALID
 
 
 def state_of(facts: KeyFacts, now: int) -> str | None:
-    """Why the key cannot be used at all at `now`, whatever for; None when it can."""
-    if facts.revoked:
-        return codes.REVOKED
-    if facts.expires_at is not None and now >= facts.expires_at:
-        return codes.EXPIRED
-    if facts.secret_ends_at is not None and now >= facts.secret_ends_at:
-        return codes.ROTATED
-    if facts.disabled:
-        return codes.DISABLED
-    if facts.organization_suspended:
-        return codes.ORGANIZATION_SUSPENDED
-    return None
+    """Why the key cannot be used at all at `now`, whatever for and from wherever; None when it can."""
+    code = judge(facts, NO_USE, now)
+    return code if code in UNUSABLE else None
 
 
 def is_easy(facts: KeyFacts) -> bool:
@@ -88,8 +104,16 @@ def is_easy(facts: KeyFacts) -> bool:
         and not facts.allowed_ips
         and not facts.required_dimensions
         and not facts.require_balance
-        and state_of(facts, 0) is None
+        and judge(facts, NO_USE, 0) == VALID
     )
+
+
+def _all_in(asked: tuple[str, ...], allowed: Allowed) -> bool:
+    return all(one in allowed for one in asked)
+
+
+def _allows(allowed: Allowed, one: str) -> bool:
+    return allowed == "*" or one in allowed
 
 
 def _tenant_allowed(facts: KeyFacts, tenant: Tenant | None) -> bool:
