@@ -275,3 +275,11 @@ class Clock(Protocol):
     def now(self) -> Instant:
         """Now, in microseconds since the Unix epoch, UTC."""
         ...
+
+
+class FenceClock(Clock, Protocol):
+    """The two clocks of one machine that leases and fences need."""
+
+    def boottime_ns(self) -> int:
+        """Nanoseconds since some fixed point; never steps, goes on while the machine sleeps."""
+        ...

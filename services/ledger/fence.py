@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import msgspec
 
 from domain.ids import format_position
+from domain.ports import FenceClock
 from keyledger_edge import (
     UNKNOWN,
     Change,
@@ -45,18 +46,6 @@ _EXPECTED_EDGES: Final = 100
 
 def _nothing() -> None:
     pass
-
-
-class Clock(Protocol):
-    """The two clocks that a fence needs."""
-
-    def boottime_ns(self) -> int:
-        """Nanoseconds; never steps, goes on while the machine sleeps."""
-        ...
-
-    def now(self) -> int:
-        """The time of day, microseconds since the Unix epoch, UTC."""
-        ...
 
 
 class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +157,7 @@ class FenceKeeper:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: FenceClock,
         *,
         terms: LeaseTerms,
         partition: int,
@@ -602,7 +591,7 @@ class OwnedFacts:
         self,
         ownership: Ownership,
         facts_of: Callable[[bytes], KeyFacts | None],
-        clock: Clock,
+        clock: FenceClock,
     ) -> None:
         self.at = 0
         self._ownership = ownership

@@ -25,6 +25,7 @@ from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, ROOT_SHAPE
 from domain.ports import (
     CheckpointMovedError,
     Clock,
+    FenceClock,
     Log,
     LogUnavailableError,
     NewDataKey,
@@ -43,7 +44,6 @@ from services.ledger.errors import (
     UnavailableError,
     WaitsForStandbyError,
 )
-from services.ledger.fence import Clock as FenceClock
 from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms
 from services.ledger.following import Follower
 from services.ledger.group import Tools
