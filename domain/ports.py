@@ -269,6 +269,14 @@ class StateRows(Protocol):
         ...
 
 
+class Wakeups(Protocol):
+    """Tells that the log has grown."""
+
+    async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
+        """The head, once it is beyond `position` or the time is over."""
+        ...
+
+
 class Clock(Protocol):
     """The time of day."""
 

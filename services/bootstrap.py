@@ -243,7 +243,6 @@ async def run_server(
             parts.reader,
             forwarder=forwarder,
             source=parts.source,
-            wakeups=ledger.head_watch,
             published=lambda: parts.published.position,
             nats_reachable=lambda: parts.edge_bus.connected and parts.published.reachable,
             trusted_proxies=settings.trusted_proxies,
