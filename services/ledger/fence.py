@@ -31,6 +31,7 @@ from keyledger_edge import (
     seal_grant,
     write_changes,
 )
+from keyledger_edge._bounded import NewestDict
 from services.ledger.lease_table import EdgeBounds, LeasedEdge, LeaseTable
 
 _KEPT_CHANGES: Final = 100_000
@@ -186,10 +187,12 @@ class FenceKeeper:
         self._record_receipt = record_receipt
         self._lineage = random_bytes(8)
         self._chain = random_bytes(16)
-        self._known_chains: dict[bytes, int] = {self._chain: head}
+        self._known_chains = NewestDict[bytes, int](_KEPT_CHANGES)
+        self._known_chains[self._chain] = head
         self._head = head
         self._mark = mark
-        self._marks = {head: mark}
+        self._marks = NewestDict[int, int](_KEPT_MARKS)
+        self._marks[head] = mark
         """Of positions that edges may name: which history they are of (rule 15)."""
         self._last_message = head
         self._changes: list[Change] = []
@@ -254,7 +257,9 @@ class FenceKeeper:
 
         `marks`: of the positions from there, to recognise what that owner vouched for.
         """
-        self._marks = {**dict(marks), **self._marks}
+        own = list(self._marks.items())
+        self._marks.clear()
+        self._marks.update([*marks, *own])
         self._changes = sorted(changes, key=lambda change: change.position)
         self._change_positions = [change.position for change in self._changes]
         self._changes_after = after
@@ -292,8 +297,6 @@ class FenceKeeper:
         self._last_message = position
         self._chain = next_chain(self._chain, data)
         self._known_chains[self._chain] = position
-        if len(self._known_chains) > _KEPT_CHANGES:
-            del self._known_chains[next(iter(self._known_chains))]
         self._publish(data)
 
     def _raise_fence(self, narrowing: Sequence[Change]) -> None:
@@ -432,8 +435,6 @@ class FenceKeeper:
     def _note_mark(self) -> None:
         """Whoever hears of this head may name it."""
         self._marks[self._head] = self._mark
-        if len(self._marks) > _KEPT_MARKS:
-            del self._marks[next(iter(self._marks))]
 
     def _is_of_our_history(self, request: LeaseRequest) -> bool:
         """Rule 15: is what the edge knows a part of this log? Our own chains are drawn at random."""

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from keyledger_edge import _codes as codes
+from keyledger_edge._bounded import BoundedCache
 from keyledger_edge._facts import NO_USE, Tenant, Use
 from keyledger_edge._judge import ip_allowed
 from keyledger_edge._messages import KeyspaceView
@@ -121,7 +122,7 @@ _USE_HEADERS: Final = frozenset(
 _NOTHING: Final[Mapping[str, Any]] = {}
 _URI_HEADERS: Final = frozenset({b"x-original-uri", b"x-forwarded-uri"})
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
-_known_wanted: Final[dict[tuple[int, bool], _Wanted]] = {}
+_known_wanted: Final = BoundedCache[tuple[int, bool], _Wanted](_MOST_REMEMBERED)
 
 
 def _wanted(keyspace: KeyspaceView, *, believed: bool) -> _Wanted:
@@ -136,9 +137,8 @@ def _wanted(keyspace: KeyspaceView, *, believed: bool) -> _Wanted:
     if believed:
         headers |= {b"x-forwarded-for", b"x-real-ip"}
     alone = {} if query or believed else _alone(keyspace)
-    if len(_known_wanted) >= _MOST_REMEMBERED:
-        _known_wanted.clear()
-    wanted = _known_wanted[id(keyspace), believed] = _Wanted(keyspace, _USE_HEADERS | headers, query, alone)
+    wanted = _Wanted(keyspace, _USE_HEADERS | headers, query, alone)
+    _known_wanted.put((id(keyspace), believed), wanted)
     return wanted
 
 
