@@ -26,7 +26,6 @@ _RETRY_MILLISECONDS: Final = 1_000
 
 _TAGS: Final = {kind.__name__: str(kind.__struct_config__.tag) for kind in get_args(LedgerEvent)}
 """Each event's public name to its name on disk."""
-EVERYTHING: Final = Wanted(tuple(_TAGS.values()))
 
 
 class UnknownTypeError(ValueError):

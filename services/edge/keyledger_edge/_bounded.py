@@ -21,9 +21,6 @@ class BoundedCache(Generic[K, V]):
         self.get: Callable[[K], V | None] = self._entries.get
         """The entry, or None. The dict's own method, for whoever asks at each request."""
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def put(self, key: K, value: V) -> None:
         """Keep it."""
         entries = self._entries
