@@ -62,7 +62,6 @@ class Feed:
     ) -> None:
         self._events = events
         self._head = head
-        self._wakeups = wakeups
         self._partition = partition
         self._epoch = epoch
         self._source = source

@@ -229,11 +229,6 @@ class FenceKeeper:
         return self.owner_until_ns - now
 
     @property
-    def is_owner(self) -> bool:
-        """May this process verify, fill, grant and answer fences now?"""
-        return self._remaining_ns(self._clock.boottime_ns()) > 0
-
-    @property
     def head(self) -> int:
         """The position up to which grants carry everything."""
         return self._head
