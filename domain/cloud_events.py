@@ -9,14 +9,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from domain.events import Event, LedgerEvent, RevocationFenced, public_name
+from domain.events import Event, RevocationFenced, public_name
 from domain.ids import format_position, placed_id
 from domain.instants import DAY, Instant, to_text
 from keyledger_language import position_prefix
 
 TYPE_PREFIX: Final = "keyledger."
-TYPES: Final = frozenset(kind.__name__ for kind in LedgerEvent.__args__)
-"""The public names of all events, such as `KeyRevoked`."""
 
 # The envelope says these; a fingerprint is no secret, but nobody outside needs it: there are
 # the hint and the generation.

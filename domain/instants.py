@@ -27,16 +27,3 @@ def from_datetime(moment: datetime) -> Instant:
 def to_text(at: Instant) -> str:
     """RFC 3339 in UTC, such as `2026-11-21T02:44:15.123456Z`."""
     return to_datetime(at).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def from_text(text: str) -> Instant:
-    """Read RFC 3339; ValueError for anything else, a missing zone included."""
-    moment = datetime.fromisoformat(text.upper())
-    if moment.tzinfo is None:
-        msg = "a time needs its zone, such as Z"
-        raise ValueError(msg)
-    try:
-        return from_datetime(moment.astimezone(UTC))
-    except OverflowError:
-        msg = "a time is from year 1 to year 9999 in UTC"
-        raise ValueError(msg) from None

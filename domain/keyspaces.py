@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ MINIMUM_BITS = 128
 DIMENSIONS = ("permission", "project", "model", "tenant")
 
 
-class Keyspace(msgspec.Struct, frozen=True, kw_only=True):
+class Keyspace(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The present state of one keyspace."""
 
     id: str
@@ -42,10 +43,10 @@ class Keyspace(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1
     position: int = 0
 
-    @property
+    @cached_property
     def shape(self) -> SecretShape:
-        """What its secrets look like."""
-        return shape_of(self)
+        """What its secrets look like, compiled once per state of it."""
+        return SecretShape(prefix=self.prefix, format=self.secret_format, accepted=self.accepted_formats)
 
 
 _GAP = re.compile(r"[.*\u2026\u2022]+")
@@ -61,7 +62,7 @@ def why_unfit(keyspace: Keyspace, hint: str | None) -> str | None:
     ends. Where imported secrets have no shape of their own (`accepted_formats`), the hint must say that
     this one has the keyspace's: with the wrong shape the key would be `malformed` for ever.
     """
-    shape = shape_of(keyspace)
+    shape = keyspace.shape
     head, tail = _ends_in(hint or "")
     if not keyspace.accepted_formats and not head.startswith(keyspace.prefix):
         return (
@@ -92,26 +93,6 @@ def _may_have_ends(shape: AcceptedFormat, head: str, tail: str) -> bool:
         return False
     seen = head[len(shape.prefix) :] + tail[-shape.min_length :]
     return _ALPHABETS[shape.alphabet].fullmatch(seen) is not None
-
-
-_SHAPES_KEPT = 10_000
-_SHAPES: dict[int, tuple[Keyspace, SecretShape]] = {}
-
-
-def shape_of(keyspace: Keyspace) -> SecretShape:
-    """The shape, compiled once per state of a keyspace."""
-    known = _SHAPES.get(id(keyspace))
-    if known is not None and known[0] is keyspace:
-        return known[1]
-    shape = SecretShape(
-        prefix=keyspace.prefix,
-        format=keyspace.secret_format,
-        accepted=keyspace.accepted_formats,
-    )
-    if len(_SHAPES) > _SHAPES_KEPT:
-        _SHAPES.clear()
-    _SHAPES[id(keyspace)] = (keyspace, shape)
-    return shape
 
 
 def prefixes_overlap(one: str, other: str) -> bool:

@@ -47,11 +47,6 @@ _WITHOUT: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
 }
 
 
-def fields_of(subject: type[msgspec.Struct]) -> tuple[str, ...]:
-    """The personal fields of a kind of subject."""
-    return tuple(_WITHOUT.get(subject, ()))
-
-
 def taken_apart(row: S) -> tuple[S, Private | None]:
     """A subject without its personal fields, and those; None where it has none."""
     without = _WITHOUT[type(row)]

@@ -265,9 +265,25 @@ class StateRows(Protocol):
         ...
 
 
+class Wakeups(Protocol):
+    """Tells that the log has grown."""
+
+    async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
+        """The head, once it is beyond `position` or the time is over."""
+        ...
+
+
 class Clock(Protocol):
     """The time of day."""
 
     def now(self) -> Instant:
         """Now, in microseconds since the Unix epoch, UTC."""
+        ...
+
+
+class FenceClock(Clock, Protocol):
+    """The two clocks of one machine that leases and fences need."""
+
+    def boottime_ns(self) -> int:
+        """Nanoseconds since some fixed point; never steps, goes on while the machine sleeps."""
         ...

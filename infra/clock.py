@@ -1,15 +1,20 @@
-"""The time of day, from the machine."""
+"""The clocks of this machine."""
 
 from __future__ import annotations
 
 import time
 
 from domain.instants import Instant
+from keyledger_language.clock import boottime_ns
 
 
 class SystemClock:
-    """The machine's clock, in microseconds UTC."""
+    """The time of day, and the time that leases are measured with."""
 
     def now(self) -> Instant:
-        """Now."""
+        """Now, in microseconds UTC."""
         return time.time_ns() // 1_000
+
+    def boottime_ns(self) -> int:
+        """Nanoseconds since the machine started; goes on while it sleeps."""
+        return boottime_ns()

@@ -386,24 +386,14 @@ async def charge_and_refunds(
     return ChargeAndRefunds(placed[0], refunds)
 
 
-async def find_charge(queries: Queries, events: EventReader, charge_id: str) -> RequestEntry | None:
-    """A charge (of a captured reservation, too) by its id, with what was given back of it."""
-    return await _find_placed(queries, events, "chg", charge_id)
-
-
 async def find_reservation(queries: Queries, events: EventReader, reservation_id: str) -> RequestEntry | None:
     """A reservation by its id, as it stands."""
-    return await _find_placed(queries, events, "rsv", reservation_id)
-
-
-async def _find_placed(queries: Queries, events: EventReader, kind: str, wanted: str) -> RequestEntry | None:
-    if not is_id(kind, wanted):
+    if not is_id("rsv", reservation_id):
         return None
-    field = "charge_id" if kind == "chg" else "reservation_id"
     placed = [
         one
-        for one in await events.at([place_of(wanted)[1]])
-        if type(one.event) in KINDS and getattr(one.event, field, None) == wanted
+        for one in await events.at([place_of(reservation_id)[1]])
+        if type(one.event) in KINDS and getattr(one.event, "reservation_id", None) == reservation_id
     ]
     entries = await with_settlements(queries, events, placed)
     return entries[0] if entries else None

@@ -8,7 +8,6 @@ import gc
 import hmac
 import socket
 import sys
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import structlog
 
 from domain.cloud_events import source_of
 from domain.events import Event, LedgerEvent
-from domain.instants import DAY, Instant
+from domain.instants import DAY
 from infra.clock import SystemClock
 from infra.nats.edge_bus import EdgeBus
 from infra.nats.edge_logins import EdgeLogins
@@ -36,7 +35,6 @@ from infra.postgres.projection_queries import PostgresEventReader, PostgresQueri
 from infra.postgres.projector import Projector, run_projector
 from infra.postgres.sessions import Sessions
 from infra.postgres.state_rows import PostgresStateRows
-from keyledger_edge import boottime_ns
 from projections.every import every_projection
 from services.api.answering.streams import Streams
 from services.api.resources.edge_membership import NO_EDGE_ADDRESS, EdgeAccess, edge_address, edge_routes
@@ -58,18 +56,6 @@ _PRUNE_PAUSE_SECONDS = 0.5
 
 _READERS = 4
 """Sessions for lists, audit and the like."""
-
-
-class MachineClock:
-    """The two clocks of this machine that a fence needs."""
-
-    def boottime_ns(self) -> int:
-        """Nanoseconds since the machine started; goes on while it sleeps."""
-        return boottime_ns()
-
-    def now(self) -> Instant:
-        """The time of day."""
-        return time.time_ns() // 1_000
 
 
 def tune_interpreter() -> None:
@@ -146,7 +132,7 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
             rows=rows,
             mapper=mapper,
             clock=clock,
-            fence_clock=MachineClock(),
+            fence_clock=clock,
             learn_data_keys=mapper.data_keys.learn,
             announce=lambda tenure: postgres_log.announce(settings.advertised, tenure),
             publish_change=edge_bus.publish_change,
@@ -257,7 +243,6 @@ async def run_server(
             parts.reader,
             forwarder=forwarder,
             source=parts.source,
-            wakeups=ledger.head_watch,
             published=lambda: parts.published.position,
             nats_reachable=lambda: parts.edge_bus.connected and parts.published.reachable,
             trusted_proxies=settings.trusted_proxies,

@@ -1,4 +1,4 @@
-"""A clock that stands still until it is moved."""
+"""Clocks that stand still until they are moved."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ _START: Instant = 20_000 * DAY  # 2024-10-04, a Friday
 
 
 class FixedClock:
-    """The time is what the test says."""
+    """The time is what the test says; the time since the machine's start is moved by itself."""
 
     def __init__(self, now: Instant = _START) -> None:
         self._now = now
+        self.boottime_us = 1_000_000
 
     def now(self) -> Instant:
         """The time that was set."""
@@ -22,5 +23,9 @@ class FixedClock:
         self._now = now
 
     def advance(self, microseconds: int) -> None:
-        """Let time pass."""
+        """Let the time of day pass."""
         self._now += microseconds
+
+    def boottime_ns(self) -> int:
+        """The time since the machine's start."""
+        return self.boottime_us * 1_000

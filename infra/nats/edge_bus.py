@@ -19,9 +19,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error
 
-from infra.nats.connection import NatsUnreachableError, abandon, connect_once
+from infra.nats.connection import NatsUnreachableError, connect_once
 from infra.nats.edge_ears import Ears
 from infra.nats.edge_logins import LOGIN_SUBJECT, EdgeLogins
+from keyledger_edge._bus import abandon
 from keyledger_language import CHANGES_SUBJECT, GRANT_SUBJECT
 
 log = structlog.get_logger()

@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol, Self
 
 from domain.cloud_events import source_of
 from domain.events import Event
-from domain.ports import HistoryPoint, LogUnavailableError, RecordedEvent
+from domain.ports import HistoryPoint, LogUnavailableError, RecordedEvent, Wakeups
 from domain.publishing import (
     Message,
     Place,
@@ -78,14 +78,6 @@ class LogReader(Protocol):
 
     async def waits_for_standby(self) -> bool:
         """Does a commit wait for a standby that is away?"""
-        ...
-
-
-class Wakeups(Protocol):
-    """Tells that the log has grown."""
-
-    async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
-        """The head, once it is beyond `position` or the time is over."""
         ...
 
 

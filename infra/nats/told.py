@@ -11,8 +11,9 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from domain.publishing import Place, StreamUnavailableError, place_in
-from infra.nats.connection import NatsUnreachableError, abandon, connect_once, reason
+from infra.nats.connection import NatsUnreachableError, connect_once, reason
 from infra.nats.streams import stream_name
+from keyledger_edge._bus import abandon
 
 MOST_LISTED: Final = 1_000
 _MOST_PENDING_BYTES: Final = 1 << 20

@@ -14,6 +14,7 @@ from psycopg.rows import tuple_row
 
 from domain.ports import DataKeyError, NewDataKey
 from infra.postgres.arrays import TextArray
+from keyledger_language.bounded import BoundedCache
 
 _KEY_BYTES: Final = 32
 WRAPPED_BYTES: Final = 40
@@ -40,7 +41,7 @@ class DataKeys:
             raise MasterKeyError("The master key must have 32 bytes.")
         self._master_key = master_key
         self._stored: dict[str, bytes] = {}
-        self._ciphers: dict[str, AESGCM] = {}
+        self._ciphers = BoundedCache[str, AESGCM](_CIPHERS_KEPT)
         """Of keys that were used: a cipher takes 2.5 KB, and longer to make than to use."""
         self._new: list[NewDataKey] = []
 
@@ -61,7 +62,7 @@ class DataKeys:
         """Unlearn: their group was not written, or the keys were deleted."""
         gone = frozenset(subjects)
         for subject in gone:
-            self._ciphers.pop(subject, None)
+            self._ciphers.drop(subject)
             self._stored.pop(subject, None)
         self._new = [key for key in self._new if key.subject not in gone]
 
@@ -102,16 +103,16 @@ class DataKeys:
         cipher = self._ciphers.get(subject)
         stored = self._stored.get(subject, _FORGOTTEN)
         if cipher is None and stored != _FORGOTTEN:
-            if len(self._ciphers) >= _CIPHERS_KEPT:
-                self._ciphers.clear()
-            cipher = self._ciphers[subject] = AESGCM(self._unwrapped(stored))
+            cipher = AESGCM(self._unwrapped(stored))
+            self._ciphers.put(subject, cipher)
         return cipher
 
     def _make(self, subject: str) -> AESGCM:
         material = os.urandom(_KEY_BYTES)
         stored = self._stored[subject] = self._wrapped(material)
         self._new.append(NewDataKey(subject, stored))
-        cipher = self._ciphers[subject] = AESGCM(material)
+        cipher = AESGCM(material)
+        self._ciphers.put(subject, cipher)
         return cipher
 
     def _wrapped(self, material: bytes) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 import psycopg
 from psycopg import AsyncConnection
 
+from infra.position_watch import PositionWatch
 from infra.postgres.connections import ledger_conninfo
 from infra.postgres.notices import hear_for, listen
 from infra.postgres.projection_schema import LIVE, projected_channel
@@ -27,7 +28,7 @@ class Projected:
     def __init__(self, conninfo: str, partition: int = 0) -> None:
         self._conninfo = conninfo
         self._partition = partition
-        self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
+        self._watch = PositionWatch(lambda: self.position)
         self._listening: asyncio.Task[None] | None = None
         self._exists = False
         self.position = 0
@@ -49,26 +50,12 @@ class Projected:
 
     async def wait_for(self, position: int, timeout: float = 2.0) -> bool:
         """Do the projections show this position, at the latest when the time is over?"""
-        if self.position >= position:
-            return True
-        reached = asyncio.get_running_loop().create_future()
-        waiting = (position, reached)
-        self._waiting.add(waiting)
-        try:
-            async with asyncio.timeout(timeout):
-                await reached
-        except TimeoutError:
-            return self.position >= position
-        finally:
-            self._waiting.discard(waiting)
-        return True
+        return await self._watch.wait_for(position, timeout)
 
     def _hear(self, position: int) -> None:
         # It goes back, too: a crash of the server takes the last commits of the projector with it.
         self.position = position
-        for wanted, reached in tuple(self._waiting):
-            if wanted <= position and not reached.done():
-                reached.set_result(None)
+        self._watch.moved()
 
     async def _listen(self) -> None:
         while True:

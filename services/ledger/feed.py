@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final, get_args
@@ -11,10 +10,10 @@ from typing import Final, get_args
 from domain.cloud_events import TYPE_PREFIX, CloudEvent, cloud_event, to_json
 from domain.events import LedgerEvent
 from domain.ids import format_position
-from domain.ports import LogUnavailableError
+from domain.ports import LogUnavailableError, Wakeups
 from domain.projecting import Placed
 from keyledger_language import position_prefix
-from services.ledger.tail import Channel, Tail, TailEvents, Wakeups, Wanted
+from services.ledger.tail import Channel, Tail, TailEvents, Wanted
 
 MOST_SCANNED: Final = 5_000
 """How many positions one page looks at, however few of their events it wants."""
@@ -27,22 +26,6 @@ _RETRY_MILLISECONDS: Final = 1_000
 
 _TAGS: Final = {kind.__name__: str(kind.__struct_config__.tag) for kind in get_args(LedgerEvent)}
 """Each event's public name to its name on disk."""
-EVERYTHING: Final = Wanted(tuple(_TAGS.values()))
-
-
-class Looking:
-    """Wakes by looking at the head now and then, where nobody tells."""
-
-    def __init__(self, head: Callable[[], int]) -> None:
-        self._head = head
-
-    async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
-        """The head, once it is beyond `position` or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                while self._head() <= position:  # noqa: ASYNC110 - nobody here could set an event
-                    await asyncio.sleep(_LOOK_SECONDS)
-        return self._head()
 
 
 class UnknownTypeError(ValueError):
@@ -79,7 +62,6 @@ class Feed:
     ) -> None:
         self._events = events
         self._head = head
-        self._wakeups = wakeups
         self._partition = partition
         self._epoch = epoch
         self._source = source

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import msgspec
 
 from domain.ids import format_position
+from domain.ports import FenceClock
 from keyledger_edge import UNKNOWN, Unknown
 from keyledger_language import (
     Change,
@@ -29,6 +30,7 @@ from keyledger_language import (
     seal_grant,
     write_changes,
 )
+from keyledger_language.bounded import NewestDict
 from services.ledger.lease_table import EdgeBounds, LeasedEdge, LeaseTable
 
 _KEPT_CHANGES: Final = 100_000
@@ -44,18 +46,6 @@ _EXPECTED_EDGES: Final = 100
 
 def _nothing() -> None:
     pass
-
-
-class Clock(Protocol):
-    """The two clocks that a fence needs."""
-
-    def boottime_ns(self) -> int:
-        """Nanoseconds; never steps, goes on while the machine sleeps."""
-        ...
-
-    def now(self) -> int:
-        """The time of day, microseconds since the Unix epoch, UTC."""
-        ...
 
 
 class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +157,7 @@ class FenceKeeper:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: FenceClock,
         *,
         terms: LeaseTerms,
         partition: int,
@@ -196,10 +186,12 @@ class FenceKeeper:
         self._record_receipt = record_receipt
         self._lineage = random_bytes(8)
         self._chain = random_bytes(16)
-        self._known_chains: dict[bytes, int] = {self._chain: head}
+        self._known_chains = NewestDict[bytes, int](_KEPT_CHANGES)
+        self._known_chains[self._chain] = head
         self._head = head
         self._mark = mark
-        self._marks = {head: mark}
+        self._marks = NewestDict[int, int](_KEPT_MARKS)
+        self._marks[head] = mark
         """Of positions that edges may name: which history they are of (rule 15)."""
         self._last_message = head
         self._changes: list[Change] = []
@@ -236,11 +228,6 @@ class FenceKeeper:
         return self.owner_until_ns - now
 
     @property
-    def is_owner(self) -> bool:
-        """May this process verify, fill, grant and answer fences now?"""
-        return self._remaining_ns(self._clock.boottime_ns()) > 0
-
-    @property
     def head(self) -> int:
         """The position up to which grants carry everything."""
         return self._head
@@ -264,7 +251,9 @@ class FenceKeeper:
 
         `marks`: of the positions from there, to recognise what that owner vouched for.
         """
-        self._marks = {**dict(marks), **self._marks}
+        own = list(self._marks.items())
+        self._marks.clear()
+        self._marks.update([*marks, *own])
         self._changes = sorted(changes, key=lambda change: change.position)
         self._change_positions = [change.position for change in self._changes]
         self._changes_after = after
@@ -302,8 +291,6 @@ class FenceKeeper:
         self._last_message = position
         self._chain = next_chain(self._chain, data)
         self._known_chains[self._chain] = position
-        if len(self._known_chains) > _KEPT_CHANGES:
-            del self._known_chains[next(iter(self._known_chains))]
         self._publish(data)
 
     def _raise_fence(self, narrowing: Sequence[Change]) -> None:
@@ -442,8 +429,6 @@ class FenceKeeper:
     def _note_mark(self) -> None:
         """Whoever hears of this head may name it."""
         self._marks[self._head] = self._mark
-        if len(self._marks) > _KEPT_MARKS:
-            del self._marks[next(iter(self._marks))]
 
     def _is_of_our_history(self, request: LeaseRequest) -> bool:
         """Rule 15: is what the edge knows a part of this log? Our own chains are drawn at random."""
@@ -601,7 +586,7 @@ class OwnedFacts:
         self,
         ownership: Ownership,
         facts_of: Callable[[bytes], KeyFacts | None],
-        clock: Clock,
+        clock: FenceClock,
     ) -> None:
         self.at = 0
         self._ownership = ownership

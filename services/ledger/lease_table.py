@@ -9,10 +9,11 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator
 from hashlib import sha256
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
+from domain.ports import FenceClock
 from keyledger_language import EdgeIdentity, LeaseRequest, prove_identity, request_is_sealed
 
 _NS: Final = 1_000_000_000
@@ -49,18 +50,6 @@ class TooManyEdgesError(Exception):
     def __init__(self, bound: str, most: int) -> None:
         super().__init__(f"{bound} has {most} edges, and no more may take part.")
         self.most = most
-
-
-class Clock(Protocol):
-    """The two clocks of this machine."""
-
-    def boottime_ns(self) -> int:
-        """Nanoseconds; never steps."""
-        ...
-
-    def now(self) -> int:
-        """The time of day, microseconds."""
-        ...
 
 
 class LeasedEdge:
@@ -114,7 +103,7 @@ class LeaseTable:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: FenceClock,
         master_key: bytes,
         bounds: EdgeBounds,
         random_bytes: Callable[[int], bytes],

@@ -25,6 +25,7 @@ from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, ROOT_SHAPE
 from domain.ports import (
     CheckpointMovedError,
     Clock,
+    FenceClock,
     Log,
     LogUnavailableError,
     NewDataKey,
@@ -33,6 +34,7 @@ from domain.ports import (
     StateRows,
 )
 from domain.state import State
+from infra.position_watch import PositionWatch
 from keyledger_language import Change, RateLimiter, fingerprint, hint, position_prefix
 from services.ledger.bus import Bus
 from services.ledger.errors import (
@@ -43,11 +45,9 @@ from services.ledger.errors import (
     UnavailableError,
     WaitsForStandbyError,
 )
-from services.ledger.fence import Clock as FenceClock
 from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms
 from services.ledger.following import Follower
 from services.ledger.group import Tools
-from services.ledger.head_watch import HeadWatch
 from services.ledger.jobs import Done, Idempotency, Mapper, Render
 from services.ledger.lease_table import EdgeBounds
 from services.ledger.loading import garbage_kept
@@ -206,7 +206,7 @@ class Ledger:
             note_changed=self.bus.note_changed,
             find_reservation=self._keeper.find_reservation,
         )
-        self.head_watch = HeadWatch(lambda: self.state.head)
+        self.head_watch = PositionWatch(lambda: self.state.head)
         self.fences = self._new_fences(os.urandom(32))
         self._receipts: list[FenceReceipt] = []
         self._fence_woken = asyncio.Event()

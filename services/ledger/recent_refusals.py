@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from keyledger_language.bounded import TwoGenerations
+
 KEPT_SECONDS: Final = 120.0
 """At least so long, and at most twice as long: twice what a forwarded try may be old, which is
 judged by this same clock."""
@@ -13,21 +15,17 @@ _MOST: Final = 50_000
 
 
 class RecentRefusals:
-    """Claims that were refused, each with its number; refusals are counted.
-
-    Two generations, of which the older is dropped whole: at most 100,000 claims.
-    """
+    """Claims that were refused, each with its number; refusals are counted. At most 100,000 claims."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic, most: int = _MOST) -> None:
         self._now = now
-        self._most = most
         self._count = 0
-        self._newer: dict[bytes, int] = {}
-        self._older: dict[bytes, int] = {}
+        self._claims = TwoGenerations[bytes, int](most)
         self._since = now()
+        """When the newer generation began."""
 
     def __len__(self) -> int:
-        return len(self._newer) + len(self._older)
+        return len(self._claims)
 
     @property
     def any(self) -> bool:
@@ -37,12 +35,15 @@ class RecentRefusals:
     def note(self, claim: bytes) -> None:
         """It was refused just now."""
         now = self._now()
-        if len(self._newer) >= self._most or now - self._since > KEPT_SECONDS:
-            stale = now - self._since > 2 * KEPT_SECONDS
-            self._older, self._newer, self._since = {} if stale else self._newer, {}, now
+        if now - self._since > 2 * KEPT_SECONDS:
+            self._claims.clear()
+            self._since = now
+        elif self._claims.full or now - self._since > KEPT_SECONDS:
+            self._claims.turn()
+            self._since = now
         self._count += 1
-        self._newer[claim] = self._count
+        self._claims.put(claim, self._count)
 
     def find(self, claim: bytes) -> int:
         """The number of its last refusal; 0: it was not refused lately."""
-        return self._newer.get(claim) or self._older.get(claim) or 0
+        return self._claims.get(claim) or 0

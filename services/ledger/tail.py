@@ -10,9 +10,9 @@ from typing import Final, NamedTuple, Protocol
 import structlog
 
 from domain.events import Event
-from domain.ports import LogUnavailableError
+from domain.ports import LogUnavailableError, Wakeups
 from domain.projecting import Placed
-from services.ledger.head_watch import HeadWatch
+from infra.position_watch import PositionWatch
 
 log: Final = structlog.get_logger()
 
@@ -52,14 +52,6 @@ class TailEvents(Protocol):
         ...
 
 
-class Wakeups(Protocol):
-    """Tells that the log has grown."""
-
-    async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
-        """The head, once it is beyond `position` or the time is over."""
-        ...
-
-
 class Channel:
     """What is new for all readers who are shown the same; the latest is kept for who is a little behind."""
 
@@ -74,7 +66,7 @@ class Channel:
         self._positions: list[int] = []
         self._messages: list[bytes] = []
         self._size = 0
-        self._watch = HeadWatch(self._newest)
+        self._watch = PositionWatch(self._newest)
 
     def _newest(self) -> int:
         if self.ended:

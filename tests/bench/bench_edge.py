@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import nats
 import pytest
 
+from infra.clock import SystemClock
 from infra.embedded.folder import DataFolder
 from infra.embedded.nats import EmbeddedNats
 from infra.nats.edge_bus import EdgeBus as LedgerEnd
@@ -214,14 +215,6 @@ class Fence(NamedTuple):
     fence_p99_ms: float
 
 
-class _Clock:
-    def boottime_ns(self) -> int:
-        return boottime_ns()
-
-    def now(self) -> int:
-        return time.time_ns() // 1000
-
-
 def bench_fence(server: EmbeddedNats, edges: int, rounds: int = 200) -> Fence:
     """Fences and raw publish-and-acknowledge, taking turns, with the same edges on the same NATS."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
@@ -241,7 +234,7 @@ def bench_fence(server: EmbeddedNats, edges: int, rounds: int = 200) -> Fence:
 async def _measure_fences(url: str, edges: int, rounds: int) -> Fence:
     stop = asyncio.Event()
     bus = LedgerEnd(url)
-    clock = _Clock()
+    clock = SystemClock()
     keeper = FenceKeeper(
         clock, terms=LeaseTerms(lease_ms=2_000, ping_ms=250), partition=0, epoch=1, head=1,
         master_key=MASTER_KEY, publish=bus.publish_change, record_receipt=lambda _receipt: None,

@@ -26,7 +26,6 @@ import pytest
 
 from domain.keyspaces import Keyspace
 from infra.clock import SystemClock
-from keyledger_edge import boottime_ns
 from services.api.serving.server import listen, run, serve
 from services.bootstrap import tune_interpreter
 from tests.api.quick.world import World
@@ -99,19 +98,11 @@ async def _serve_both(pipe: Connection) -> None:
     await world.stop()
 
 
-class MachineClock(SystemClock):
-    """This machine's two clocks, as a running ledger has them."""
-
-    def boottime_ns(self) -> int:
-        """Goes on while the machine sleeps."""
-        return boottime_ns()
-
-
 class RealWorld(World):
     """With the machine's clocks, and a log in memory: what is measured is HTTP, not the disk."""
 
     def __init__(self) -> None:
-        super().__init__(clock=MachineClock())
+        super().__init__(clock=SystemClock())
 
 
 async def _asks(world: World) -> list[Ask]:

@@ -22,7 +22,6 @@ from infra.postgres.log import PostgresLog
 from infra.postgres.mapper import EventMapper
 from infra.postgres.state_rows import PostgresStateRows
 from keyledger_edge import fingerprint
-from services.bootstrap import MachineClock
 from services.ledger import bus as buses
 from services.ledger.errors import CannotAnswerError
 from services.ledger.fence import LeaseTerms
@@ -60,7 +59,7 @@ class Process:
                 rows=self.rows,
                 mapper=mapper,
                 clock=SystemClock(),
-                fence_clock=MachineClock(),
+                fence_clock=SystemClock(),
                 learn_data_keys=mapper.data_keys.learn,
                 announce=lambda tenure: self.log.announce(f"http://{name}", tenure),
                 publish_change=lambda _: None,

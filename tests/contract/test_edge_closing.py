@@ -10,15 +10,19 @@ import pytest
 
 from infra.nats.connection import connect_once
 from keyledger_edge import _link
-from keyledger_edge._bus import BusUnreachableError, EdgeBus
-from keyledger_edge._clock import boottime_ns
+from keyledger_edge._bus import BusUnreachableError, EdgeBus, abandon
 from keyledger_edge._http import HttpClient
 from keyledger_edge._leased_cache import LeasedCache
 from keyledger_edge._ledger_client import LedgerClient
 from keyledger_edge._link import EdgeLink
+from keyledger_language.clock import boottime_ns
 from tests.contract.test_edge_http import TERMS, Server, write
 
 _SECONDS = 5.0
+
+
+async def _ignore(_message: object) -> None:
+    pass
 
 
 class SilentNats:
@@ -85,6 +89,53 @@ async def test_a_ledger_that_gives_up_connecting_leaves_no_socket_either(nats: S
 
     assert connecting.cancelled()
     await asyncio.wait_for(nats.left.wait(), _SECONDS)
+
+
+async def test_a_server_that_hangs_is_given_its_time_and_the_socket_is_dropped() -> None:
+    left, serving = asyncio.Event(), set[asyncio.Task[Any] | None]()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
+        writer.write(b'INFO {"max_payload":1048576}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        # From here on nothing is read: what is published fills both ends' buffers, and stays there.
+        while not writer.is_closing():
+            try:
+                await asyncio.sleep(0.01)
+                writer.write(b"+OK\r\n")
+                await writer.drain()
+            except OSError:
+                break
+        left.set()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0, limit=1_024) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = await connect_once(url, "test", most_pending_bytes=64 << 20)
+        await client.subscribe("answers", cb=_ignore)
+        others = asyncio.all_tasks()
+        for _ in range(16):
+            await client.publish("subject", bytes(1 << 20))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+
+        await asyncio.wait_for(abandon(client, seconds=0.2), _SECONDS)
+
+        assert loop.time() - began >= 0.2
+        await asyncio.wait_for(left.wait(), _SECONDS)
+        assert all(task.done() for task in others - {asyncio.current_task(), *serving})
+
+
+async def test_a_server_that_answers_is_left_at_once(nats_url: str) -> None:
+    client = await connect_once(nats_url, "test", most_pending_bytes=1_000)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    await abandon(client, seconds=_SECONDS)
+
+    assert client.is_closed
+    assert loop.time() - began < _SECONDS / 2
 
 
 async def test_a_cancellation_that_was_lost_is_said_again(

@@ -33,9 +33,9 @@ from infra.embedded import (
 from infra.embedded.postgres import programs
 from infra.embedded.process import running
 from infra.nats import connection
-from infra.nats.connection import abandon
 from infra.nats.edge_bus import EdgeBus
 from infra.nats.edge_logins import LOGIN_SUBJECT, EdgeLogins
+from keyledger_edge._bus import abandon
 from tests.servers import server_folder
 
 ROOT = os.geteuid() == 0

@@ -159,7 +159,6 @@ def test_the_service_may_make_what_is_derived(ledger_database: str) -> None:
         connection.execute("CREATE SCHEMA projections_next")
         connection.execute("DROP SCHEMA projections CASCADE")
         connection.execute("ALTER SCHEMA projections_next RENAME TO projections")
-        connection.execute("INSERT INTO ledger.directory VALUES ('org_1', 0)")
 
 
 def test_a_conninfo_keeps_what_it_says(ledger_database: str) -> None:

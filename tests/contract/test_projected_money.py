@@ -19,7 +19,6 @@ from projections.requests import (
     RequestEntry,
     TooManyOrganizationsError,
     charge_and_refunds,
-    find_charge,
     find_request,
     find_reservation,
 )
@@ -219,15 +218,6 @@ async def test_a_request_is_looked_for_in_so_many_organizations_and_not_in_one_m
     assert found == named
 
 
-async def test_a_charge_knows_how_much_was_given_back(history: History, asked: Reading) -> None:
-    for charge in history.charges:
-        found = await find_charge(asked.queries, asked.events, charge.charge_id)
-
-        assert found is not None
-        assert history.refunded.get(charge.charge_id, 0) == found.refunded_micros
-        assert charge.amount_micros == found.amount_micros
-
-
 async def test_a_charge_is_found_with_all_its_refunds(history: History, asked: Reading) -> None:
     refunds: dict[str, list[int]] = {}
     for position, event in enumerate(history.events, start=1):
@@ -257,7 +247,7 @@ async def test_a_reservation_is_shown_as_it_stands(history: History, asked: Read
 
 @pytest.mark.parametrize("unknown", ["", "chg_1", "chg_00000000000000000000000000", "\0", "rsv_" + "Z" * 26])
 async def test_unknown_ids_are_not_found(history: History, asked: Reading, unknown: str) -> None:
-    assert await find_charge(asked.queries, asked.events, unknown) is None
+    assert await charge_and_refunds(asked.queries, asked.events, unknown) is None
     assert await find_reservation(asked.queries, asked.events, unknown) is None
     assert await find_request(asked.queries, asked.events, unknown, now=history.at) == []
 

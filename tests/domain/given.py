@@ -22,7 +22,7 @@ from domain.desk import SYSTEM_ASKING, Placed
 from domain.errors import LedgerError
 from domain.facts import FactsBook
 from domain.ids import place_of
-from domain.instants import SECOND, Instant, from_text
+from domain.instants import SECOND, Instant
 from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan, Project
@@ -31,6 +31,7 @@ from domain.state import Due, State
 from keyledger_language import NO_USE, RateLimiter, Use
 from services.ledger.group import DecidedGroup, KnownClaim, Tools
 from services.ledger.jobs import Done, Job
+from tests.moments import from_text
 
 FRIDAY_NOON: Instant = from_text("2026-10-16T12:00:00Z")
 IDEMPOTENCY_SECONDS = 86_400

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from domain import commands as c
@@ -13,7 +14,7 @@ from domain.errors import (
     PrefixOverlapError,
     VersionConflictError,
 )
-from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, shape_of, why_unfit
+from domain.keyspaces import PRESETS, ROOT_KEYSPACE_ID, why_unfit
 from keyledger_language import AcceptedFormat, SecretFormat
 from tests.domain.given import World, fingerprint_of
 
@@ -21,12 +22,24 @@ from tests.domain.given import World, fingerprint_of
 @pytest.mark.parametrize("preset", PRESETS)
 def test_each_preset_makes_secrets_that_it_recognises_and_that_hold_128_bits(preset: str) -> None:
     keyspace = World().keyspace(preset=preset, prefix=None)
-    secret = shape_of(keyspace).generate()
+    secret = keyspace.shape.generate()
 
     assert secret.startswith(keyspace.prefix)
-    assert shape_of(keyspace).recognises(secret)
-    assert not shape_of(keyspace).recognises(secret[:-1])
+    assert keyspace.shape.recognises(secret)
+    assert not keyspace.shape.recognises(secret[:-1])
     assert keyspace.secret_format.bits >= 128
+
+
+def test_a_changed_keyspace_has_the_shape_that_it_was_given() -> None:
+    world = World()
+    before = world.keyspace(prefix=None)
+    old = before.shape
+    accepted = AcceptedFormat(prefix="old_", alphabet="hex", min_length=40, max_length=40)
+    after = msgspec.structs.replace(before, accepted_formats=(accepted,))
+
+    assert before.shape is old
+    assert not old.recognises("old_" + 40 * "a")
+    assert after.shape.recognises("old_" + 40 * "a")
 
 
 # there, new: taken?

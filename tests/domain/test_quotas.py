@@ -6,10 +6,11 @@ from domain import commands as c
 from domain import events as e
 from domain.errors import InvalidError
 from domain.events import Quota
-from domain.instants import from_text, to_text
+from domain.instants import to_text
 from domain.money import MAX_MICROS
 from keyledger_language import Use
 from tests.domain.given import Shop, charge_id_of
+from tests.moments import from_text
 
 
 def quota(limit: int, *, unit: str = "micros", window: str = "day", alerts: tuple[int, ...] = ()) -> Quota:

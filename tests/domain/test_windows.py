@@ -3,9 +3,10 @@
 import pytest
 
 from domain.events import Quota
-from domain.instants import DAY, from_text, to_text
+from domain.instants import DAY, to_text
 from domain.windows import WINDOWS, Window, window_end, window_start, window_starts
 from tests.domain.given import Shop
+from tests.moments import from_text
 
 # moment: day, week (from Monday), month
 CALENDAR = """

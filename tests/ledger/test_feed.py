@@ -13,9 +13,11 @@ from infra.memory.log import MemoryLog
 from infra.postgres.mapper import EventMapper
 from services.ledger import feed as feeds
 from services.ledger import tail as tails
-from services.ledger.feed import EVERYTHING, MOST_SCANNED, Feed, UnknownTypeError, tags_of
+from services.ledger.feed import MOST_SCANNED, Feed, UnknownTypeError, tags_of
 from services.ledger.tail import Wanted
 from tests.contract.relay_worlds import ORGANIZATION, GrowingLog, Polling, revocation
+
+EVERYTHING = Wanted(tags_of(()))
 
 
 class MemoryEvents:

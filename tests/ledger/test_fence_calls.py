@@ -47,7 +47,7 @@ async def receipts(world: World, count: int = 1) -> list[e.RevocationFenced]:
 
 async def let_leases_end(world: World, ledger: Process) -> None:
     for _ in range(2):
-        world.machine.boottime_us += 1_020_000
+        world.clock.boottime_us += 1_020_000
         await until(lambda: ledger.ledger.confirmed)
         ledger.ledger._fence_woken.set()
 

@@ -117,7 +117,7 @@ async def test_an_owner_that_was_paused_answers_nothing_before_it_is_sure_again(
 ) -> None:
     key = await ledger.key(10)
 
-    world.machine.boottime_us += 990_001  # a lease of 1 s, less 1 % for clocks that drift
+    world.clock.boottime_us += 990_001  # a lease of 1 s, less 1 % for clocks that drift
 
     assert not ledger.ledger.confirmed
     with pytest.raises(NotOwnerHereError):
@@ -138,7 +138,7 @@ async def test_what_was_decided_before_a_pause_is_answered_only_if_nobody_took_o
     await asyncio.sleep(0)
 
     # Paused for longer than its lease: another takes over, and revokes.
-    world.machine.boottime_us += 2_000_000
+    world.clock.boottime_us += 2_000_000
     world.storage.owner = None
     other = await world.process().started()
     await other.execute(c.RevokeKey(key_id=key.id))
@@ -155,7 +155,7 @@ async def test_a_refusal_alone_is_not_answered_by_an_owner_that_was_overtaken(
 ) -> None:
     key = await ledger.key(10)
     bus = ledger.ledger.bus
-    world.machine.boottime_us += 2_000_000
+    world.clock.boottime_us += 2_000_000
     world.storage.owner = None
     other = await world.process().started()
     await other.execute(

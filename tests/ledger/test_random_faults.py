@@ -130,7 +130,7 @@ class Chaos:
         """Its append hangs for so long that it cannot be sure of its lock any more."""
         process.log.hold()
         await asyncio.sleep(0.02)
-        self._world.machine.boottime_us += 1_000_000
+        self._world.clock.boottime_us += 1_000_000
         if self._chance.random() < 0.5:
             process.log.cut_off()
         await asyncio.sleep(self._chance.random() * 0.1)

@@ -263,7 +263,7 @@ async def test_who_stands_by_keeps_no_more_than_the_owner(
     await ledger.ledger._save_once()
 
     for _ in range(2):
-        world.machine.boottime_us += 3_000_000
+        world.clock.boottime_us += 3_000_000
         await asyncio.sleep(0.25)
 
     assert len(other.ledger.state.reservations) == 3

@@ -32,7 +32,7 @@ async def test_an_owner_that_cannot_confirm_answers_nothing_from_memory_after_it
 ) -> None:
     key = await ledger.key(10)
     digest = key.secrets[0].fingerprint
-    facts = OwnedFacts(ledger.ledger, ledger.ledger.facts.find, world.machine)
+    facts = OwnedFacts(ledger.ledger, ledger.ledger.facts.find, world.clock)
     world.storage.lose_standby()
     assert isinstance(facts.facts_of(digest), KeyFacts), "the lease of the last confirmation still runs"
 
@@ -41,7 +41,7 @@ async def test_an_owner_that_cannot_confirm_answers_nothing_from_memory_after_it
 
     assert not ledger.ledger.confirmed
     assert facts.facts_of(digest) is UNKNOWN
-    assert ledger.ledger.owner_until_ns <= world.machine.boottime_ns()
+    assert ledger.ledger.owner_until_ns <= world.clock.boottime_ns()
     with pytest.raises(WaitsForStandbyError, match="waits for its standby"):
         await ledger.charge(key, "r1", 4)
 
@@ -235,7 +235,7 @@ async def test_load_adds_no_confirmations(
 
     monkeypatch.setattr(ledger.log, "confirm", counted)
     for n in range(30):
-        world.machine.boottime_us += 100_000
+        world.clock.boottime_us += 100_000
         await ledger.charge(key, f"r{n}", 1)
         await asyncio.sleep(0.02)
         assert ledger.ledger.confirmed
@@ -249,7 +249,7 @@ async def test_an_append_counts_from_when_it_was_sent(world: World) -> None:
     ledger.log.hold()
     asked = ledger.ask(charge(key, "r1", 1))
     await ledger.log.arrived.wait()
-    sent = world.machine.boottime_ns()
+    sent = world.clock.boottime_ns()
     world.pass_time(50)
 
     ledger.log.gate.set()

@@ -26,20 +26,6 @@ from services.ledger.jobs import Done, Idempotency, Render
 from services.ledger.ledger import Ledger, Ports, Terms
 
 
-class FenceClock:
-    """A machine's time since its start, and its time of day: each is moved by itself."""
-
-    def __init__(self, clock: FixedClock) -> None:
-        self._clock = clock
-        self.boottime_us = 1_000_000
-
-    def boottime_ns(self) -> int:
-        return self.boottime_us * 1_000
-
-    def now(self) -> int:
-        return self._clock.now()
-
-
 class WatchedLog(MemoryLog):
     """A log whose appends can be held back and looked at."""
 
@@ -81,7 +67,6 @@ class World:
 
     def __init__(self) -> None:
         self.clock = FixedClock()
-        self.machine = FenceClock(self.clock)
         self.storage = MemoryStorage()
         self.rows = MemoryStateRows()
         self.published: list[bytes] = []
@@ -91,7 +76,7 @@ class World:
 
     def pass_time(self, seconds: float) -> None:
         """Leases go by; the time of day goes on as well."""
-        self.machine.boottime_us += int(seconds * SECOND)
+        self.clock.boottime_us += int(seconds * SECOND)
         self.clock.advance(int(seconds * SECOND))
 
     def process(self, **terms: Any) -> Process:
@@ -132,7 +117,7 @@ class Process:
                 rows=world.rows,
                 mapper=self.mapper,
                 clock=world.clock,
-                fence_clock=world.machine,
+                fence_clock=world.clock,
                 learn_data_keys=self.mapper.data_keys.learn,
                 announce=lambda tenure: self.log.announce(f"http://{id(self)}", tenure),
                 publish_change=world.published.append,

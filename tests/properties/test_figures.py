@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.ids import format_position, is_id, new_id, parse_position, place_of, placed_id
-from domain.instants import DAY, from_datetime, from_text, to_datetime, to_text
+from domain.instants import DAY, from_datetime, to_datetime, to_text
 from domain.money import MAX_MICROS, price
 from domain.windows import WINDOWS, window_end, window_start, window_starts
 from keyledger_language import position_prefix
+from tests.moments import from_text
 from tests.properties.recount import windows_of
 
 MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(9990, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
@@ -54,15 +55,6 @@ def test_a_window_holds_its_moment_and_begins_and_ends_by_the_calendar(moment: d
 def test_an_instant_is_the_same_after_a_trip_through_text(at: int) -> None:
     assert from_text(to_text(at)) == at
     assert from_datetime(to_datetime(at)) == at
-
-
-@given(st.text(max_size=40))
-def test_any_text_is_a_time_or_a_value_error(text: str) -> None:
-    try:
-        at = from_text(text)
-    except ValueError:
-        return
-    assert from_text(to_text(at)) == at
 
 
 @given(INSTANTS, st.integers(0, 2**31), st.integers(0, 2**48 - 1))

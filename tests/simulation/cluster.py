@@ -478,7 +478,7 @@ class LedgerMachine(Machine):
 
     def commit(self, make: Callable[[int], list[Entry]]) -> None:
         """Group commit: one at a time."""
-        if self.keeper is None or self.committing or not self.keeper.is_owner:
+        if self.keeper is None or self.committing or self.keeper.owner_until_ns <= self.boottime_ns():
             return
         self.committing = True
         self._ask_database(self._append, self.session, self.view.head, self.view.mark, make)
@@ -540,7 +540,9 @@ class LedgerMachine(Machine):
     def take_away_again(self, subject: Subject) -> None:
         """Somebody asks for what was taken away already: nothing is written, yet it waits (rule 13)."""
         keeper = self.keeper
-        if keeper is not None and keeper.is_owner and subject.name in self.view.bad:
+        if keeper is None or keeper.owner_until_ns <= self.boottime_ns():
+            return
+        if subject.name in self.view.bad:
             newest = keeper.newest_open()
             position = self.view.head if newest is None else newest
             self.create_task(self._taken_away_again(keeper, position, subject.bad_position))
@@ -612,7 +614,7 @@ class LedgerMachine(Machine):
                 self.cluster.send_down(edge, edge.bus, edge.hear_grant, grant)
 
     def fill(self, digest: bytes, reply: Callable[[FillAnswer | None], None]) -> None:
-        if self.keeper is None or not self.keeper.is_owner:
+        if self.keeper is None or self.keeper.owner_until_ns <= self.boottime_ns():
             reply(None)
             return
         facts = self._facts_of(digest)

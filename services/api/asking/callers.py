@@ -17,6 +17,7 @@ from domain.keyspaces import ROOT_KEYSPACE_ID
 from domain.ports import Clock
 from domain.state import State
 from keyledger_language import VALID, KeyFacts, is_easy, judge_key
+from keyledger_language.bounded import BoundedCache
 from services.api.answering.problems import ProblemError, challenge
 from services.api.asking.call import CONFLICTING
 
@@ -70,10 +71,11 @@ class Callers(Collector):
     def __init__(self, ledger: CallersLedger) -> None:
         self._ledger = ledger
         self._kept = ledger.facts.kept
-        self._known: dict[bytes, _Known] = {}
-        self._welcome: dict[bytes, _Known] = {}
+        self._known = BoundedCache[bytes, _Known](_FORGET_AT)
+        self._welcome = BoundedCache[bytes, _Known](_FORGET_AT)
         """By a digest of the whole header (BLAKE2s takes half of SHA-256's time, and it stands nowhere
         else); only those that are good always."""
+        self._welcome_of = self._welcome.get
         self._refused: dict[str, int] = {}
         """How many were refused, by what was wrong with them."""
 
@@ -82,7 +84,7 @@ class Callers(Collector):
 
         Raises ProblemError: 401 for who it is, 403 for what it may, 400 where two callers are named.
         """
-        known = self._welcome.get(blake2s(authorization or b"").digest())
+        known = self._welcome_of(blake2s(authorization or b"").digest())
         if known is not None:
             digest, facts, caller, _ = known
             if self._kept(digest) is not facts:
@@ -109,11 +111,9 @@ class Callers(Collector):
         caller = self.find(secret, peer)
         if isinstance(caller, str):
             raise _refusal(caller)
-        known = self._known[sha256(secret).digest()]
-        if known.always:
-            if len(self._welcome) >= _FORGET_AT:
-                self._welcome.clear()
-            self._welcome[blake2s(authorization).digest()] = known
+        known = self._known.get(sha256(secret).digest())
+        if known is not None and known.always:
+            self._welcome.put(blake2s(authorization).digest(), known)
         return caller
 
     def find(self, secret: bytes, peer: str | None) -> Caller | str:
@@ -158,9 +158,7 @@ class Callers(Collector):
                 actor=key.id, organization_id=key.organization_id, keyspace_id=key.bound_keyspace_id
             ),
         )
-        if len(self._known) >= _FORGET_AT:
-            self._known.clear()
-        self._known[digest] = _Known(digest, facts, caller, is_easy(facts))
+        self._known.put(digest, _Known(digest, facts, caller, is_easy(facts)))
         return caller
 
 

@@ -18,7 +18,6 @@ from services.api.description.schemas import REF, Schemas
 from services.api.operations import Operation
 
 _JSON: Final = "application/json"
-_CREATED: Final = 201
 _EVERYWHERE: Final = (
     "invalid_request",
     "internal_error",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import NamedTuple
 
-from domain.keyspaces import Keyspace, shape_of
+from domain.keyspaces import Keyspace
 from domain.quotas import Refusal, balance_refusal
 from keyledger_edge import Verifier
 from keyledger_language import (
@@ -19,6 +19,7 @@ from keyledger_language import (
     is_easy,
     judge_use,
 )
+from keyledger_language.bounded import BoundedCache, TwoGenerations
 from services.api.asking.secrets import Redactor
 from services.api.asking.uses import MAX_SECRET_LENGTH
 from services.ledger.fence import OwnedFacts
@@ -42,27 +43,6 @@ class _Welcome(NamedTuple):
     facts: KeyFacts
     keyspace: Keyspace
     verdict: Verdict
-
-
-class CountedUses:
-    """Request ids that a rate limit has counted already: one `request_id` counts once.
-
-    Two generations, the older one dropped whole, so that memory stays bounded.
-    """
-
-    def __init__(self, capacity: int = _REMEMBERED_USES) -> None:
-        self._young: set[tuple[str, str]] = set()
-        self._old: set[tuple[str, str]] = set()
-        self._limit = max(1, capacity // 2)
-
-    def __contains__(self, use: tuple[str, str]) -> bool:
-        return use in self._young or use in self._old
-
-    def add(self, use: tuple[str, str]) -> None:
-        """Remember (key id, request id)."""
-        if len(self._young) >= self._limit:
-            self._old, self._young = self._young, set()
-        self._young.add(use)
 
 
 class _Time:
@@ -96,9 +76,11 @@ class Checker:
         self._now, self._boottime_ns = time.now, time.boottime_ns
         # It is shown the keyspace with each secret, as that is now; so it need not know any.
         self._verifier = Verifier(self._facts, {}, limiter=ledger.limiter)
-        self._welcomes: dict[bytes, _Welcome] = {}
+        self._welcomes = BoundedCache[bytes, _Welcome](_MOST_WELCOMES)
         """Of keys that nothing but a change can make bad: valid while facts and keyspace are the same."""
-        self.counted = CountedUses()
+        self._welcome_of = self._welcomes.get
+        self.counted = TwoGenerations[tuple[str, str], None](_REMEMBERED_USES // 2)
+        """(key id, request id) that a rate limit has counted already: one `request_id` counts once."""
 
     def check(
         self,
@@ -114,7 +96,7 @@ class Checker:
             digest = sha256(secret.encode()).digest() if secret and len(secret) <= MAX_SECRET_LENGTH else b""
         except UnicodeEncodeError:
             digest = b""
-        known = self._welcomes.get(digest)
+        known = self._welcome_of(digest)
         if known is not None:
             facts, shown_to, welcome = known
             if (
@@ -145,13 +127,10 @@ class Checker:
             short = Shortfall(refusal.code, found, refusal=refusal)
             return self._denied(short, found, request_id)
         if request_id is not None and counts and found.rate_limits:
-            self.counted.add((found.key_id, request_id))
+            self.counted.put((found.key_id, request_id), None)
         self._seen(found.key_id, self._facts.at)
         if digest and is_easy(found):
-            if len(self._welcomes) >= _MOST_WELCOMES:
-                self._welcomes.clear()
-            welcome = Verdict(VALID, found)
-            self._welcomes[digest] = _Welcome(found, keyspace, welcome)
+            self._welcomes.put(digest, _Welcome(found, keyspace, Verdict(VALID, found)))
         return verdict
 
     def find(
@@ -191,25 +170,24 @@ class Checker:
         return verdict
 
 
-_VIEWS: dict[int, tuple[Keyspace, KeyspaceView]] = {}
+_VIEWS = BoundedCache[int, tuple[Keyspace, KeyspaceView]](_MOST_VIEWS)
+_view_of = _VIEWS.get
 
 
 def view_of_keyspace(keyspace: Keyspace) -> KeyspaceView:
     """What reading and answering forwarded requests needs of a keyspace; made once per state of it."""
-    known = _VIEWS.get(id(keyspace))
+    known = _view_of(id(keyspace))
     if known is not None and known[0] is keyspace:
         return known[1]
     view = KeyspaceView(
         keyspace_id=keyspace.id,
         name=keyspace.name,
-        shape=shape_of(keyspace),
+        shape=keyspace.shape,
         credential_locations=keyspace.credential_locations,
         tenant_locations=keyspace.tenant_locations,
         denial_status=keyspace.denial_status,
         require_balance=keyspace.require_balance,
         required_dimensions=keyspace.required_dimensions,
     )
-    if len(_VIEWS) > _MOST_VIEWS:
-        _VIEWS.clear()
-    _VIEWS[id(keyspace)] = (keyspace, view)
+    _VIEWS.put(id(keyspace), (keyspace, view))
     return view

@@ -11,7 +11,7 @@ from domain.decisions.access import is_root
 from domain.errors import InvalidError, NotFoundError
 from domain.instants import to_text
 from domain.keys import Key
-from domain.keyspaces import Keyspace, shape_of
+from domain.keyspaces import Keyspace
 from domain.money import ONE, price
 from domain.quotas import (
     CODE_OF_LEVEL,
@@ -155,7 +155,7 @@ def _cost(body: ExplainBody) -> int | None:
 
 
 def _why_malformed(secret: str, keyspace: Keyspace) -> dict[str, Any]:
-    shape = shape_of(keyspace)
+    shape = keyspace.shape
     if len(secret) <= MAX_SECRET_LENGTH and shape.looks_right(secret):
         return {"reason": "its checksum is wrong: it was mistyped or cut off"}
     if not secret.startswith(shape.prefix):

@@ -21,6 +21,7 @@ from keyledger_edge import (
 )
 from keyledger_edge import ForwardedUse as Forwarded
 from keyledger_language import VALID, KeyFacts, KeyspaceView, Tenant, Verdict
+from keyledger_language.bounded import BoundedCache
 from services.api.answering.answers import Answer, head_of, wire
 from services.api.answering.problems import headers_of
 from services.api.asking.call import CONFLICTING, Call
@@ -87,7 +88,8 @@ class ForwardAuth:
         self._metering = metering
         self._trusted = trusted_proxies
         self._asks: dict[bytes, _Ask] = {}
-        self._welcomes: dict[int, tuple[KeyFacts, str | None, Answer]] = {}
+        self._welcomes = BoundedCache[int, tuple[KeyFacts, str | None, Answer]](_MOST_WELCOMES)
+        self._welcome_of = self._welcomes.get
 
     def answer(self, request: Call[Any, Any]) -> Answer | Awaitable[Answer]:
         """The verdict as the proxy and its client understand it; only a use with a cost has to wait."""
@@ -132,13 +134,12 @@ class ForwardAuth:
 
     def _welcome(self, facts: KeyFacts, proxy: str | None) -> Answer:
         """The answer to a good use: it says who the key is, the same each time until the key changes."""
-        known = self._welcomes.get(id(facts))
+        known = self._welcome_of(id(facts))
         if known is None or known[0] is not facts or known[1] != proxy:
-            if len(self._welcomes) >= _MOST_WELCOMES:
-                self._welcomes.clear()
             verdict = Verdict(VALID, facts)
             answer = _sent(answer_verdict(verdict, None, proxy=proxy), VALID)
-            known = self._welcomes[id(facts)] = (facts, proxy, answer)
+            known = (facts, proxy, answer)
+            self._welcomes.put(id(facts), known)
         answer = known[2]
         return Answer(answer.status, answer.head, answer.body, answer.code, self._ledger.state.head)
 

@@ -8,7 +8,7 @@ from typing import Any
 from domain.commands import Asking, ChargeUsage, ReserveCredits
 from domain.decisions.charging import UseOutcome
 from domain.errors import InvalidError, NotFoundError
-from domain.keyspaces import Keyspace, shape_of
+from domain.keyspaces import Keyspace
 from domain.money import ONE
 from keyledger_language import MALFORMED, MISSING, VALID, Use, fingerprint
 from services.api.answering.problems import ProblemError
@@ -95,7 +95,7 @@ def shown_to(keyspace: Keyspace, secret: str | None) -> bytes | UseOutcome:
     """The secret's fingerprint; or what shape and checksum say without a look-up."""
     if not secret:
         return _MISSING
-    if len(secret) > MAX_SECRET_LENGTH or not shape_of(keyspace).recognises(secret):
+    if len(secret) > MAX_SECRET_LENGTH or not keyspace.shape.recognises(secret):
         return _MALFORMED
     return fingerprint(secret)
 

@@ -17,6 +17,7 @@ from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, Refusal, levels_of, states_of
 from keyledger_edge import rate_limit_headers
 from keyledger_language import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict
+from keyledger_language.bounded import BoundedCache
 from services.api.answering.answers import Answer, encode, json_answer, lines_of, results_answer
 from services.api.answering.money import charge_view, rate_views, reserved_view
 from services.api.answering.problems import ProblemError
@@ -52,7 +53,8 @@ class Verify:
         self._state = ledger.state
         self._checker = checker
         self._metering = metering
-        self._described: dict[int, tuple[KeyFacts, bytes]] = {}
+        self._described = BoundedCache[int, tuple[KeyFacts, bytes]](_FORGET_AT)
+        self._described_as = self._described.get
         self._written = (-1, b"")
         ledger.at_new_epoch.append(self._forget_position)
 
@@ -107,7 +109,7 @@ class Verify:
         facts, code = verdict.facts, verdict.code
         if facts is None:
             return _NOBODY[code] + self._position()
-        known = self._described.get(id(facts))
+        known = self._described_as(id(facts))
         described = known[1] if known is not None and known[0] is facts else self._describe(facts)
         said = _VALID if code == VALID else b'%b"%b",' % (_NO, code.encode())
         head, position = self._written
@@ -148,9 +150,7 @@ class Verify:
 
     def _describe(self, facts: KeyFacts) -> bytes:
         text = encode(describe(facts))[1:-1]
-        if len(self._described) >= _FORGET_AT:
-            self._described.clear()
-        self._described[id(facts)] = (facts, text)
+        self._described.put(id(facts), (facts, text))
         return text
 
     # -- with a cost
@@ -205,7 +205,7 @@ class Verify:
         command = ChargeUsage if cost_micros is not None else ReserveCredits
         outcome, position = await self._metering.ask(command, ask, secret, keyspace, caller.asking)
         if outcome.rates and outcome.code == VALID and outcome.key is not None:
-            self._checker.counted.add((outcome.key.id, request_id))
+            self._checker.counted.put((outcome.key.id, request_id), None)
         return outcome, position
 
 

@@ -55,9 +55,8 @@ from services.api.resources.checking import Checker
 from services.api.resources.metering import Metering
 from services.api.serving.forwarding import Forwarder
 from services.api.serving.front import CALL, Front
-from services.ledger.feed import Feed, Looking
+from services.ledger.feed import Feed
 from services.ledger.ledger import Ledger
-from services.ledger.tail import Wakeups
 
 _RESOURCES: Final = (
     keyspaces,
@@ -103,7 +102,6 @@ def build_app(
     *,
     forwarder: Forwarder | None = None,
     source: str = "urn:keyledger",
-    wakeups: Wakeups | None = None,
     published: Callable[[], int | None] = lambda: None,
     nats_reachable: Callable[[], bool] = lambda: True,
     trusted_proxies: tuple[str, ...] = (),
@@ -116,12 +114,11 @@ def build_app(
     """The API beside a ledger.
 
     `forwarder` passes on what another process answers; `source` is where its events come from (a
-    CloudEvents source); `wakeups` tell streams of events that there are more, and `streams` bounds these;
-    `published` is how far NATS is, as far as is known, `nats_reachable` whether it answers; `trusted_proxies`
-    are networks (or `unix`) whose X-Forwarded-For is believed; `log_granted`: a line in the log for each
-    quick request that was granted, too; `metrics_need_a_key`: `/metrics` is not open; `more_routes` are
-    those of other parts, and `api.registry` is where
-    these may register what they count.
+    CloudEvents source), and `streams` bounds streams of them; `published` is how far NATS is, as far as is
+    known, `nats_reachable` whether it answers; `trusted_proxies` are networks (or `unix`) whose
+    X-Forwarded-For is believed; `log_granted`: a line in the log for each quick request that was granted,
+    too; `metrics_need_a_key`: `/metrics` is not open; `more_routes` are those of other parts, and
+    `api.registry` is where these may register what they count.
     """
     routes = (*ROUTES, *more_routes)
     if metrics_need_a_key:
@@ -143,7 +140,7 @@ def build_app(
         feed=Feed(
             reader.events,
             lambda: ledger.state.head,
-            wakeups or Looking(lambda: ledger.state.head),
+            ledger.head_watch,
             partition=ledger.partition,
             epoch=lambda: ledger.epoch,
             source=source,

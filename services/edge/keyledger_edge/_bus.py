@@ -80,22 +80,27 @@ class EdgeBus:
             await self._client.publish(self._lease_subject, data)
 
     async def close(self) -> None:
-        """Close it; a server that hangs is not waited for."""
-        # nats-py can neither drop unsent data nor end its tasks when closing fails half-way, so this
-        # reaches into it; everything is taken before `close`, which forgets some of it.
-        client = self._client
-        transport, tasks = client._transport, _tasks_of(client)  # noqa: SLF001
-        closing = asyncio.ensure_future(client.close())
-        await asyncio.wait({closing}, timeout=_CLOSE_SECONDS)
-        writer = getattr(transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
-        for task in (closing, *tasks):
-            task.cancel()
-        await asyncio.wait({closing, *tasks}, timeout=_CLOSE_SECONDS)
-        for task in (closing, *tasks):
-            if task.done() and not task.cancelled():
-                task.exception()  # seen: asyncio would log it
+        """Close it; a server that hangs is given half a second."""
+        await abandon(self._client, seconds=_CLOSE_SECONDS)
+
+
+async def abandon(client: Client, *, seconds: float = 1.0) -> None:
+    """Close it; a server that hangs is given so many seconds, then the socket is dropped."""
+    # nats-py can neither drop unsent data nor end its tasks when closing fails half-way, so this reaches
+    # into it; everything is taken before `close`, which forgets some of it.
+    transport, tasks = client._transport, _tasks_of(client)  # noqa: SLF001
+    closing = asyncio.ensure_future(client.close())
+    # Not wait_for, which waits on when a cancellation is swallowed, as nats-py does with some.
+    await asyncio.wait({closing}, timeout=seconds)
+    writer = getattr(transport, "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+    for task in (closing, *tasks):
+        task.cancel()
+    await asyncio.wait({closing, *tasks}, timeout=seconds)
+    for task in (closing, *tasks):
+        if task.done() and not task.cancelled():
+            task.exception()  # seen: asyncio would log it
 
 
 def _tasks_of(client: Client) -> list[asyncio.Task[Any]]:

@@ -16,6 +16,7 @@ import msgspec
 
 from keyledger_edge.errors import AmbiguousCredentialsError, BadRequestError
 from keyledger_language import codes
+from keyledger_language.bounded import BoundedCache
 from keyledger_language.judging import ip_allowed
 from keyledger_language.messages import KeyspaceView
 from keyledger_language.rate_limits import RateState
@@ -121,7 +122,7 @@ _USE_HEADERS: Final = frozenset(
 _NOTHING: Final[Mapping[str, Any]] = {}
 _URI_HEADERS: Final = frozenset({b"x-original-uri", b"x-forwarded-uri"})
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
-_known_wanted: Final[dict[tuple[int, bool], _Wanted]] = {}
+_known_wanted: Final = BoundedCache[tuple[int, bool], _Wanted](_MOST_REMEMBERED)
 
 
 def _wanted(keyspace: KeyspaceView, *, believed: bool) -> _Wanted:
@@ -136,9 +137,8 @@ def _wanted(keyspace: KeyspaceView, *, believed: bool) -> _Wanted:
     if believed:
         headers |= {b"x-forwarded-for", b"x-real-ip"}
     alone = {} if query or believed else _alone(keyspace)
-    if len(_known_wanted) >= _MOST_REMEMBERED:
-        _known_wanted.clear()
-    wanted = _known_wanted[id(keyspace), believed] = _Wanted(keyspace, _USE_HEADERS | headers, query, alone)
+    wanted = _Wanted(keyspace, _USE_HEADERS | headers, query, alone)
+    _known_wanted.put((id(keyspace), believed), wanted)
     return wanted
 
 

@@ -6,6 +6,7 @@ The rules by number are those of docs/fence.md.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -14,6 +15,7 @@ import msgspec
 from keyledger_edge._memory import Entry, Memory
 from keyledger_edge._tombstones import Tombstones
 from keyledger_edge._views import Told
+from keyledger_language.bounded import NewestDict
 from keyledger_language.facts import KeyFacts
 from keyledger_language.messages import (
     Change,
@@ -123,11 +125,11 @@ class LeasedCache:
         self.lease = Lease(clock_ns, self._memory.welcomes)
         self._utc_offset = 0
         self._number = 0
-        self._sent: dict[int, _Asked] = {}
+        self._sent = NewestDict[int, _Asked](_MAX_OUTSTANDING)
         self._epoch = -1
         self._lineage = b""
         self._vouched = self._mark = 0
-        self._unvouched: dict[bytes, int] = {}
+        self._unvouched = OrderedDict[bytes, int]()
         """Fills as of positions that no grant has reached yet."""
         self._position = 0
         self._chain = _NO_CHAIN
@@ -271,8 +273,6 @@ class LeasedCache:
         if self._member is None:
             return None
         self._number += 1
-        if len(self._sent) >= _MAX_OUTSTANDING:
-            del self._sent[next(iter(self._sent))]
         self._sent[self._number] = _Asked(self._clock(), self._chain, self._last_message)
         return self._sealed(self._number)
 
@@ -363,8 +363,8 @@ class LeasedCache:
         for change in grant.changes:
             self._apply(change)
         if self._unvouched:
-            beyond = {digest: as_of for digest, as_of in self._unvouched.items() if as_of > grant.head}
-            self._unvouched = beyond
+            beyond = [(digest, as_of) for digest, as_of in self._unvouched.items() if as_of > grant.head]
+            self._unvouched = OrderedDict(beyond)
         self._vouched = self._position = grant.head
         self._mark = grant.mark
         self._chain = grant.chain
@@ -446,15 +446,14 @@ class LeasedCache:
             assert answer.facts.as_of == answer.as_of, "facts say what their answer says"
             self._memory.put(digest, answer.facts)
         else:
-            self._memory.put_absent(digest, answer.as_of)
+            self._memory.put_absent(digest)
         if answer.as_of > self._vouched:
             self._note_unvouched(digest, answer.as_of)
         return True
 
     def _note_unvouched(self, digest: bytes, as_of: int) -> None:
         if len(self._unvouched) >= _MAX_UNVOUCHED:
-            oldest = next(iter(self._unvouched))
-            del self._unvouched[oldest]
+            oldest, _ = self._unvouched.popitem(last=False)
             self._memory.drop(oldest)
         self._unvouched[digest] = as_of
 

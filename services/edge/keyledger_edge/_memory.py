@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from keyledger_language import codes
+from keyledger_language.bounded import BoundedCache, TwoGenerations
 from keyledger_language.facts import KeyFacts
 from keyledger_language.verdicts import Verdict
 
@@ -27,16 +28,6 @@ class Entry(msgspec.Struct, gc=False):
     as_of: int
 
 
-class _Shard:
-    """Two generations: what is found in the old one moves to the young one; the old one is dropped whole."""
-
-    __slots__ = ("old", "young")
-
-    def __init__(self) -> None:
-        self.young: dict[bytes, Entry] = {}
-        self.old: dict[bytes, Entry] = {}
-
-
 class Memory:
     """Facts by fingerprint, at most `capacity` of them; what nobody asks for goes first.
 
@@ -53,29 +44,25 @@ class Memory:
         self.welcomes: dict[bytes, Verdict] = {}
         """Of those, the ones that nothing but a change or the lease's end can make bad, once they were
         shown as a secret of their keyspace's shape."""
-        self._shards = [_Shard() for _ in range(_SHARDS)]
-        self._shard_limit = max(1, capacity // (2 * _SHARDS))
-        self._interned: dict[bytes, KeyFacts] = {}
-        self._absent: dict[bytes, int] = {}
-        self._absent_before: dict[bytes, int] = {}
-        self._absent_limit = max(1, negative_capacity // 2)
+        kept = capacity // (2 * _SHARDS)
+        self._shards = [TwoGenerations[bytes, Entry](kept) for _ in range(_SHARDS)]
+        self._interned = BoundedCache[bytes, KeyFacts](_MAX_INTERNED)
+        """Entries keep what they refer to: when it is full, only sharing begins anew."""
+        self._absent = TwoGenerations[bytes, None](negative_capacity // 2)
+        self.is_absent: Callable[[bytes], bool] = self._absent.__contains__
+        """Is it known that there is no such secret?"""
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_Own).decode
 
     def put(self, digest: bytes, facts: KeyFacts) -> None:
         """Remember the facts."""
-        self._absent.pop(digest, None)
-        self._absent_before.pop(digest, None)
-        self._into(self._shards[digest[0]], digest, self._packed(facts))
+        self._absent.drop(digest)
+        self._shards[digest[0]].put(digest, self._packed(facts))
         self._warm(digest, facts)
 
     def entry(self, digest: bytes) -> Entry | None:
         """The packed facts, if they are remembered."""
-        shard = self._shards[digest[0]]
-        entry = shard.young.get(digest)
-        if entry is None and (entry := shard.old.pop(digest, None)) is not None:
-            self._into(shard, digest, entry)
-        return entry
+        return self._shards[digest[0]].renew(digest)
 
     def unpack(self, digest: bytes, entry: Entry) -> KeyFacts:
         """The facts of an entry, kept at hand for the next time."""
@@ -102,27 +89,17 @@ class Memory:
         """What was just looked up is good until it is dropped or cooled."""
         self.welcomes[digest] = Verdict(codes.VALID, facts, (), None, self.prefix)
 
-    def put_absent(self, digest: bytes, as_of: int) -> None:
+    def put_absent(self, digest: bytes) -> None:
         """Remember that there is no such secret, apart from the good ones: garbage cannot push those out."""
-        if len(self._absent) >= self._absent_limit:
-            self._absent_before = self._absent
-            self._absent = {}
-        self._absent[digest] = as_of
-
-    def is_absent(self, digest: bytes) -> bool:
-        """Is it known that there is no such secret?"""
-        return digest in self._absent or digest in self._absent_before
+        self._absent.put(digest, None)
 
     def drop(self, digest: bytes) -> None:
         """Forget one fingerprint, present or absent."""
         self.hot.pop(digest, None)
         self.welcomes.pop(digest, None)
-        shard = self._shards[digest[0]] if digest else None
-        if shard is not None:
-            shard.young.pop(digest, None)
-            shard.old.pop(digest, None)
-        self._absent.pop(digest, None)
-        self._absent_before.pop(digest, None)
+        if digest:
+            self._shards[digest[0]].drop(digest)
+        self._absent.drop(digest)
 
     def cool(self) -> None:
         """Unpack everything anew: some of it may have changed."""
@@ -132,25 +109,17 @@ class Memory:
     def clear(self) -> None:
         """Forget everything."""
         self.cool()
-        self._shards = [_Shard() for _ in range(_SHARDS)]
+        for shard in self._shards:
+            shard.clear()
         self._interned.clear()
-        self._absent = {}
-        self._absent_before = {}
+        self._absent.clear()
 
     def __len__(self) -> int:
-        return sum(len(one.young) + len(one.old) for one in self._shards)
+        return sum(map(len, self._shards))
 
     def __iter__(self) -> Iterator[bytes]:
         for shard in self._shards:
-            yield from shard.young
-            yield from shard.old
-
-    def _into(self, shard: _Shard, digest: bytes, entry: Entry) -> None:
-        if len(shard.young) >= self._shard_limit and digest not in shard.young:
-            shard.old = shard.young
-            shard.young = {}
-        shard.old.pop(digest, None)
-        shard.young[digest] = entry
+            yield from shard
 
     def _warm(self, digest: bytes, facts: KeyFacts) -> None:
         if len(self.hot) >= _HOT:
@@ -191,7 +160,5 @@ class Memory:
         name = self._encode(template)
         found = self._interned.get(name)
         if found is None:
-            if len(self._interned) >= _MAX_INTERNED:
-                self._interned.clear()  # entries keep what they refer to; only sharing begins anew
-            found = self._interned[name] = template
+            self._interned.put(name, found := template)
         return found

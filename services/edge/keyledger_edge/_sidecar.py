@@ -26,6 +26,7 @@ from keyledger_edge._forward_auth import (
 from keyledger_edge._verifier import Verifier
 from keyledger_edge.errors import BadRequestError, RefusedByLedgerError, UnknownKeyspaceError
 from keyledger_language import codes
+from keyledger_language.bounded import BoundedCache
 from keyledger_language.facts import KeyFacts
 from keyledger_language.messages import KeyspaceView, VerifyBatchRequest, VerifyRequest
 from keyledger_language.uses import NO_USE, Use
@@ -70,9 +71,11 @@ class Sidecar:
         self._one = msgspec.json.Decoder(VerifyRequest).decode
         self._batch = msgspec.json.Decoder(VerifyBatchRequest).decode
         self._asked: dict[bytes, tuple[str | None, str | None]] = {}
-        self._good: dict[int, tuple[KeyFacts, HttpAnswer]] = {}
+        self._good = BoundedCache[int, tuple[KeyFacts, HttpAnswer]](_MAX_ANSWERS)
+        self._good_of = self._good.get
         self._bad: dict[str, HttpAnswer] = {}
-        self._welcome: dict[int, tuple[KeyFacts, str | None, HttpAnswer]] = {}
+        self._welcome = BoundedCache[int, tuple[KeyFacts, str | None, HttpAnswer]](_MAX_ANSWERS)
+        self._welcome_of = self._welcome.get
         self.answers: dict[str, int] = {}
         """How often each code was answered."""
 
@@ -169,13 +172,11 @@ class Sidecar:
 
     def _let_in(self, verdict: Verdict, facts: KeyFacts, proxy: str | None) -> HttpAnswer:
         """The answer to a good use: it says who the key is, the same until its facts change."""
-        known = self._welcome.get(id(facts))
+        known = self._welcome_of(id(facts))
         if known is not None and known[0] is facts and known[1] == proxy:
             return known[2]
         answer = _whole(answer_verdict(verdict, None, proxy=proxy))
-        if len(self._welcome) >= _MAX_ANSWERS:
-            self._welcome.clear()
-        self._welcome[id(facts)] = facts, proxy, answer
+        self._welcome.put(id(facts), (facts, proxy, answer))
         return answer
 
     async def _told_later(
@@ -188,13 +189,11 @@ class Sidecar:
         code, facts = verdict.code, verdict.facts
         self.answers[code] = self.answers.get(code, 0) + 1
         if facts is not None and code == codes.VALID and not verdict.rate_limits:
-            known = self._good.get(id(facts))
+            known = self._good_of(id(facts))
             if known is not None and known[0] is facts:
                 return known[1]
             answer = self._written(verdict)
-            if len(self._good) >= _MAX_ANSWERS:
-                self._good.clear()
-            self._good[id(facts)] = facts, answer
+            self._good.put(id(facts), (facts, answer))
             return answer
         if facts is not None or verdict.answer is not None:
             return self._written(verdict)

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncGenerator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from struct import pack
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 from domain import commands as c
@@ -18,7 +18,7 @@ from domain.ids import place_of
 from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, Keyspace
 from domain.organizations import Organization, Plan, Project
-from domain.ports import Clock
+from domain.ports import Clock, FenceClock
 from domain.projecting import Placed, Row
 from infra.memory.clock import FixedClock
 from infra.memory.log import MemoryLog, MemoryStorage
@@ -42,7 +42,7 @@ ROOT_SHAPE = SecretShape(
 )
 
 
-class FenceClock:
+class RunningLeases:
     """Leases run on the machine's time; the time of day is what the test says."""
 
     def __init__(self, clock: Clock) -> None:
@@ -53,12 +53,6 @@ class FenceClock:
 
     def now(self) -> int:
         return self._clock.now()
-
-
-class BothClocks(Clock, Protocol):
-    """A clock that has the fence's as well."""
-
-    def boottime_ns(self) -> int: ...
 
 
 class Reply(NamedTuple):
@@ -272,7 +266,7 @@ EDGES = edge_routes(EdgeAccess(nats_url="nats://nats.test:4222", lease=LeaseTerm
 class World:
     """One ledger process: everything is done as `system`, asked about over HTTP."""
 
-    def __init__(self, storage: MemoryStorage | None = None, clock: BothClocks | None = None) -> None:
+    def __init__(self, storage: MemoryStorage | None = None, clock: FenceClock | None = None) -> None:
         self.clock = FixedClock()
         now = clock or self.clock
         self.storage = storage or MemoryStorage()
@@ -292,7 +286,7 @@ class World:
                 rows=MemoryStateRows(),
                 mapper=mapper,
                 clock=now,
-                fence_clock=clock or FenceClock(now),
+                fence_clock=clock or RunningLeases(now),
                 learn_data_keys=mapper.data_keys.learn,
                 announce=announce,
                 publish_change=lambda _data: None,

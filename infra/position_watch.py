@@ -1,0 +1,46 @@
+"""Waiting for a position: of the log, or of what is derived from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class PositionWatch:
+    """Wakes those who wait for a position when it is reached, and nobody else.
+
+    `position` says where it is now. It may go back: who was woken by then is told what was reached.
+    """
+
+    def __init__(self, position: Callable[[], int]) -> None:
+        self._position = position
+        self._waiting: set[tuple[int, asyncio.Future[int]]] = set()
+
+    def moved(self) -> None:
+        """The position is another one."""
+        if not self._waiting:
+            return
+        position = self._position()
+        for behind, reached in self._waiting:
+            if behind < position and not reached.done():
+                reached.set_result(position)
+
+    async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
+        """Where it is, as soon as that is beyond `position`, or when the seconds are over."""
+        now = self._position()
+        if now > position:
+            return now
+        reached: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting = position, reached
+        self._waiting.add(waiting)
+        try:
+            async with asyncio.timeout(timeout):
+                return await reached
+        except TimeoutError:
+            return self._position()
+        finally:
+            self._waiting.discard(waiting)
+
+    async def wait_for(self, position: int, timeout: float | None = None) -> bool:
+        """Is `position` reached, at the latest when the seconds are over?"""
+        return await self.wait_beyond(position - 1, timeout) >= position

@@ -1,0 +1,10 @@
+"""Times as the tests write them."""
+
+from datetime import datetime
+
+from domain.instants import Instant, from_datetime
+
+
+def from_text(text: str) -> Instant:
+    """Read RFC 3339."""
+    return from_datetime(datetime.fromisoformat(text))
