@@ -16,7 +16,7 @@ from domain.accounts import Reservation
 from domain.changes import change_of
 from domain.commands import Asking, BootstrapRootKey, Command, RecordFence
 from domain.decisions.access import is_root, permissions_of
-from domain.desk import SYSTEM_ASKING
+from domain.desk import SYSTEM_ASKING, Desk
 from domain.errors import LedgerError
 from domain.facts import FactsBook
 from domain.instants import Instant
@@ -32,7 +32,7 @@ from domain.ports import (
     OtherHistoryError,
     StateRows,
 )
-from domain.state import State
+from domain.state import Books, Draft, State
 from keyledger_edge import Change, RateLimiter, fingerprint, hint, position_prefix
 from services.ledger.bus import Bus
 from services.ledger.errors import (
@@ -50,6 +50,7 @@ from services.ledger.group import Tools
 from services.ledger.head_watch import HeadWatch
 from services.ledger.jobs import Done, Idempotency, Mapper, Render
 from services.ledger.lease_table import EdgeBounds
+from services.ledger.ledger_time import LedgerTime
 from services.ledger.loading import garbage_kept
 from services.ledger.saving import StateKeeper, take_part
 from services.ledger.sightings import Refused, Sightings
@@ -136,18 +137,20 @@ class Ledger:
     """The log's epoch, as it was read last; 0 before that."""
     position_prefix: str
     """What every position begins with that is told in this epoch."""
-    at_new_epoch: list[Callable[[], None]]
-    """Called when the epoch is another: for those who keep positions as they wrote them."""
 
     def __init__(self, ports: Ports, terms: Terms | None = None) -> None:
         self.ports = ports
         self.terms = terms or Terms()
-        self.clock = ports.clock
         self.partition = ports.log.partition
         self.state = State()
+        self.books: Books = self.state
+        """The committed state, to be read."""
+        self.time = LedgerTime(ports.clock, ports.fence_clock, self.books)
         self.facts = FactsBook(self.state)
         self.limiter = RateLimiter(lambda: ports.fence_clock.boottime_ns() / 1e9)
         self.sightings = Sightings()
+        self.seen = self.sightings.seen
+        """(key id, when) A use was found valid; recorded at most once a minute."""
         self.tenure = ""
         """What this process calls the time since it became the owner last: another one each time."""
         self.owner = False
@@ -161,7 +164,7 @@ class Ledger:
         self.caught_up = False
         """Was the log read to its end since the start? What is in memory is then what was committed."""
         self.position_prefix = position_prefix(self.partition, self.epoch)
-        self.at_new_epoch = []
+        self._at_new_epoch: list[Callable[[], None]] = []
         self.other_history: OtherHistoryHereError | None = None
         """Why this process answers nothing: what it knows is not in the log."""
         self.shared_key: bytes | None = None
@@ -188,12 +191,7 @@ class Ledger:
         )
         self._keeper = StateKeeper(ports.rows, self.state, self.bus.narrowings, ports.mapper.data_keys)
         self.bus.find_reservation = self._keeper.find_reservation
-        self.bus.committed = self._committed
-        self.bus.newest_open = self._newest_open
-        self.bus.is_sure = lambda: self.confirmed
-        self.bus.appends.doubted = self._doubt
-        self.bus.appends.boottime_ns = ports.fence_clock.boottime_ns
-        self.bus.appends.held = self._append_held
+        self._listen_to_bus()
         self._stops = asyncio.Event()
         """Set when this process is told to stop."""
         self._appended_ns = 0
@@ -211,6 +209,14 @@ class Ledger:
         self._receipts: list[FenceReceipt] = []
         self._fence_woken = asyncio.Event()
 
+    def _listen_to_bus(self) -> None:
+        self.bus.committed = self._committed
+        self.bus.newest_open = self._newest_open
+        self.bus.is_sure = lambda: self.confirmed
+        self.bus.appends.doubted = self._doubt
+        self.bus.appends.boottime_ns = self.ports.fence_clock.boottime_ns
+        self.bus.appends.held = self._append_held
+
     # -- what it offers
 
     def execute(
@@ -227,6 +233,33 @@ class Ledger:
         """
         self.must_own()
         return self.bus.submit(command, asking, idempotency, render)
+
+    @property
+    def head(self) -> int:
+        """The position of the last event that was committed here, or read."""
+        return self.books.head
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait to be decided."""
+        return self.bus.waiting
+
+    def desk(self, asking: Asking) -> Desk:
+        """The domain's own rules over the committed state, for reading as somebody sees it."""
+        desk = Desk(
+            Draft(self.state),
+            now=self.time.now(),
+            facts=self.facts,
+            limiter=self.limiter,
+            entropy=lambda: 0,
+            partition=self.partition,
+        )
+        desk.asking = asking
+        return desk
+
+    def at_new_epoch(self, forget: Callable[[], None]) -> None:
+        """Have it called when the epoch is another: for who keeps positions as they were written."""
+        self._at_new_epoch.append(forget)
 
     @property
     def confirmed(self) -> bool:
@@ -250,10 +283,6 @@ class Ledger:
             raise WaitsForStandbyError
         raise NotOwnerHereError("This process does not own the partition.")
 
-    def seen(self, key_id: str) -> None:
-        """A use was found valid; recorded at most once a minute."""
-        self.sightings.seen(key_id, self.clock.now())
-
     def denied(
         self,
         key_id: str,
@@ -261,7 +290,7 @@ class Ledger:
         request: str | Refused | None = None,
     ) -> None:
         """A use of a known key was refused (its id, or all that it asked for); recorded in bulk."""
-        self.sightings.denied(key_id, code, self.clock.now(), request)
+        self.sightings.denied(key_id, code, self.ports.clock.now(), request)
 
     def last_used_at(self, key_id: str) -> Instant | None:
         """When the key was last charged or seen."""
@@ -426,7 +455,7 @@ class Ledger:
         was, self.epoch = self.epoch, epoch
         self.bus.epoch = self._keeper.epoch = epoch
         self.position_prefix = position_prefix(self.partition, epoch)
-        for forget in self.at_new_epoch:
+        for forget in self._at_new_epoch:
             forget()
         if was:
             log.warning("log.epoch_raised", epoch=epoch, was=was)
@@ -585,7 +614,7 @@ class Ledger:
     def may_connect(self, root_key_id: str) -> bool:
         """Is this a root key that works, as committed, and may edges take part with it?"""
         key = self.state.keys.get(root_key_id)
-        if key is None or not is_root(key) or key.deleted or key.status(self.clock.now()) != "active":
+        if key is None or not is_root(key) or key.deleted or key.status(self.ports.clock.now()) != "active":
             return False
         organization = self.state.organizations.get(key.organization_id) if key.organization_id else None
         suspended = organization is not None and organization.suspended
@@ -770,7 +799,7 @@ class Ledger:
     async def _write_sightings(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            command = self.sightings.take(self.clock.now())
+            command = self.sightings.take(self.ports.clock.now())
             if command is None:
                 continue
             try:

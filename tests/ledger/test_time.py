@@ -213,7 +213,7 @@ def test_what_could_not_be_written_is_due_again(sightings: Sightings) -> None:
 async def test_uses_that_were_seen_reach_the_log(world: World, ledger: Process) -> None:
     key = await ledger.key(10)
     for _ in range(3):
-        ledger.ledger.seen(key.id)
+        ledger.ledger.seen(key.id, world.clock.now())
     ledger.ledger.denied(key.id, "ip_denied")
     assert ledger.ledger.last_used_at(key.id) == world.clock.now()
 

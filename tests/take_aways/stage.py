@@ -119,7 +119,7 @@ class Edge:
             as_of=head,
             partition=0,
             epoch=ledger.fences.epoch,
-            utc=ledger.clock.now(),
+            utc=ledger.time.now(),
             lineage=ledger.fences.lineage,
         )
 

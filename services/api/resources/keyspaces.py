@@ -166,7 +166,7 @@ async def get_keyspaces(call: Call[ListKeyspaces, Any]) -> Reply:
     bound = call.asking.keyspace_id
 
     def show(keyspace_id: str) -> ShownKeyspace | None:
-        keyspace = call.ledger.state.keyspaces.find(keyspace_id)
+        keyspace = call.books.keyspaces.find(keyspace_id)
         if keyspace is None or (keyspace.archived and not call.query.include_archived):
             return None
         if bound is not None and bound != keyspace.id and not keyspace.builtin:

@@ -122,7 +122,7 @@ async def get_plans(call: Call[ListPlans, Any]) -> Reply:
     page = list_plans(call.reader.queries, **filters)
 
     def show(plan_id: str) -> PlanView | None:
-        plan = call.ledger.state.plans.find(plan_id)
+        plan = call.books.plans.find(plan_id)
         return None if plan is None else plan_view(plan, call.prefix)
 
     return await listed(call, page, show)

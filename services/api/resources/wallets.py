@@ -140,8 +140,8 @@ class StatementView(View, frozen=True, kw_only=True):
 async def get_wallet(call: Call[Any, Any]) -> Reply:
     """A wallet, from the ledger's committed state."""
     organization = find_organization(call.desk, call.path["organization_id"])
-    state = call.ledger.state
-    return Reply(wallet_view(state.wallets[organization.id], call.place(state.head)))
+    books = call.books
+    return Reply(wallet_view(books.wallets[organization.id], call.place(books.head)))
 
 
 @operation(
@@ -228,7 +228,7 @@ async def add_credits(call: Call[Any, NewCredit]) -> Reply:
 async def get_statement(call: Call[ListLines, Any]) -> Reply:
     """One page of the statement, never behind a write."""
     organization = find_organization(call.desk, call.path["organization_id"])
-    head = call.ledger.state.head
+    head = call.ledger.head
     page = await read_page(
         list_statement(
             call.reader.events,

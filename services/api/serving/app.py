@@ -126,7 +126,7 @@ def build_app(
     routes = (*ROUTES, *more_routes)
     if metrics_need_a_key:
         routes = tuple(map(metrics.with_a_key, routes))
-    redactor = Redactor(ledger.state, lambda: ledger.confirmed)
+    redactor = Redactor(ledger.books, lambda: ledger.confirmed)
     callers, checker, metering = Callers(ledger), Checker(ledger, redactor), Metering(ledger)
     verifying = verify.Verify(ledger, checker, metering)
     streams = streams or Streams()
@@ -142,8 +142,8 @@ def build_app(
         description=Description(routes),
         feed=Feed(
             reader.events,
-            lambda: ledger.state.head,
-            wakeups or Looking(lambda: ledger.state.head),
+            lambda: ledger.head,
+            wakeups or Looking(lambda: ledger.head),
             partition=ledger.partition,
             epoch=lambda: ledger.epoch,
             source=source,
