@@ -586,7 +586,7 @@ class FenceKeeper:
         ]
 
 
-class Ownership(Protocol):
+class OwnedUntil(Protocol):
     """Who can tell until when this process is the partition's owner."""
 
     @property
@@ -600,7 +600,7 @@ class OwnedFacts:
 
     def __init__(
         self,
-        ownership: Ownership,
+        ownership: OwnedUntil,
         facts_of: Callable[[bytes], KeyFacts | None],
         clock: Clock,
     ) -> None:

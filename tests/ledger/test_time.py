@@ -8,7 +8,7 @@ from domain import commands as c
 from domain import events as e
 from domain.instants import SECOND
 from keyledger_edge import Tenant, Use
-from services.ledger import ledger as ledgers
+from services.ledger import upkeep
 from services.ledger.sightings import Refused, Sightings
 from tests.ledger.world import Process, World, charge, reserve, until
 
@@ -228,8 +228,8 @@ async def test_uses_that_were_seen_reach_the_log(world: World, ledger: Process) 
 async def test_the_owner_lets_the_log_forget_what_nobody_asks_for_any_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledgers, "_FIRST_PRUNE_SECONDS", 0.01)
-    monkeypatch.setattr(ledgers, "_PRUNE_SECONDS", 0.01)
+    monkeypatch.setattr(upkeep, "_FIRST_PRUNE_SECONDS", 0.01)
+    monkeypatch.setattr(upkeep, "_PRUNE_SECONDS", 0.01)
     owner, follower = await world.process().started(), world.process()
     follower.start()
 

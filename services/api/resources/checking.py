@@ -73,10 +73,10 @@ class Checker:
     """
 
     def __init__(self, ledger: Ledger, redactor: Redactor) -> None:
-        self._ledger = ledger
+        self._ledger, self._standing = ledger, ledger.standing
         self._redactor = redactor
         self._books, self._limiter, time = ledger.books, ledger.limiter, ledger.time
-        self._facts = OwnedFacts(ledger, ledger.facts.find, time)
+        self._facts = OwnedFacts(ledger.standing, ledger.facts.find, time)
         self._find, self._kept = ledger.facts.find, ledger.facts.kept
         self._seen = ledger.seen
         self._now, self._boottime_ns = time.now, time.boottime_ns
@@ -106,7 +106,7 @@ class Checker:
             if (
                 self._kept(digest) is facts
                 and shown_to is keyspace
-                and self._boottime_ns() < self._ledger.owner_until_ns
+                and self._boottime_ns() < self._standing.owner_until_ns
                 and (organization_id is None or facts.organization_id == organization_id)
                 and (use is NO_USE or judge_use(facts, use) is VALID)
             ):
