@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Protocol
@@ -19,19 +19,15 @@ from typing import Protocol
 import structlog
 
 from domain import commands as c
-from domain import events as e
 from domain.commands import Asking, Command
-from domain.ids import is_id, place_of
 from domain.ports import (
     ClaimTakenError,
-    DataKeyError,
     Group,
     HistoryPoint,
     LogUnavailableError,
     NewClaim,
     NewDataKey,
     NewEvent,
-    TakenClaim,
 )
 from domain.state import Due
 from keyledger_edge import Change
@@ -42,9 +38,10 @@ from services.ledger.errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
-from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools, with_event
+from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools
 from services.ledger.jobs import Done, Idempotency, Job, Render
-from services.ledger.kept_answers import close_answers, open_answer, subject_of
+from services.ledger.kept_answers import close_answers
+from services.ledger.look_ups import LookUps
 from services.ledger.memory import Memory
 from services.ledger.ports import Ports
 from services.ledger.recent_refusals import RecentRefusals
@@ -120,8 +117,7 @@ class Bus:
         self._clock = ports.clock
         self._tools = tools
         self._owner = owner
-        self._find_reservation = find_reservation
-        """Brings a settled reservation back into the state, if there is one of that id."""
+        self._look_ups = LookUps(ports, memory, find_reservation)
         self._max_waiting = max_waiting
         self._waiting: deque[Job] = deque()
         self._woken = asyncio.Event()
@@ -282,7 +278,7 @@ class Bus:
         known: dict[bytes, KnownClaim] = {}
         checked: set[bytes] = set()
         if self._ahead is None:
-            await self._read_ahead(jobs, known)
+            await self._look_ups.before(jobs, known)
         tries = 0
         while tries < _MAX_TRIES:
             try:
@@ -306,17 +302,17 @@ class Bus:
         if batch is None:
             due = self._pop_due()
             now = self._clock.now()
-            batch = _Batch(jobs, self._group(now, self._finder(known)))
+            batch = _Batch(jobs, self._group(now, self._look_ups.finder(known)))
         group = batch.group
         done = False
         try:
             if not decided:
                 group.decide(due, jobs, frozenset(checked))
-            checked |= await self._settle_unsure(group, known)
+            checked |= await self._look_ups.settle(group, known)
             self._under_way = batch
             done = await self._append(batch)
             if not done:
-                checked |= await self._look_up([one.digest for one in group.desk.claims], known)
+                checked |= await self._look_ups.look_up([one.digest for one in group.desk.claims], known)
         finally:
             self._under_way = None
             if not done:
@@ -455,84 +451,6 @@ class Bus:
             raise PoisonedError(job, error) from error
         return events
 
-    # -- what the decision needs to know
-
-    async def _read_ahead(self, jobs: list[Job], known: dict[bytes, KnownClaim]) -> None:
-        """Idempotency keys, and the charges that refunds name: rare, so looked up first."""
-        claims = [job.idempotency.claim for job in jobs if job.idempotency is not None]
-        if claims:
-            await self._look_up(claims, known)
-        refunds = [job for job in jobs if isinstance(job.command, c.RefundCharge)]
-        if refunds:
-            await self._read_charges(refunds)
-        for job in jobs:
-            command = job.command
-            if (
-                isinstance(command, c.CaptureReservation | c.ReleaseReservation)
-                and command.reservation_id not in self._state.reservations
-            ):
-                await self._find_reservation(command.reservation_id)
-
-    async def _read_charges(self, refunds: list[Job]) -> None:
-        """What stands where the charges' ids say; whether it is that charge, the decision checks."""
-        places: dict[Job, int] = {}
-        for job in refunds:
-            assert isinstance(job.command, c.RefundCharge), "only refunds name a charge"
-            charge_id = job.command.charge_id
-            if not is_id("chg", charge_id):
-                continue
-            partition, position = place_of(charge_id)
-            if partition == self._log.partition and position <= self._state.head:
-                places[job] = position
-        if not places:
-            return
-        events = await self._events_at(set(places.values()))
-        for job, position in places.items():
-            job.charge = events.get(position)
-
-    async def _events_at(self, positions: Iterable[int]) -> dict[int, e.Event]:
-        recorded = await self._log.read_at(sorted(positions))
-        return {one.position: self._mapper.decode(one) for one in recorded}
-
-    async def _look_up(self, claims: list[bytes], known: dict[bytes, KnownClaim]) -> frozenset[bytes]:
-        """Ask the log for claims; those that are taken become known, with their events."""
-        taken = await self._log.claims(claims)
-        if any(one.answer is not None for one in taken.values()):
-            taken = await self._opened(dict(taken))
-        positions = {one.position for one in taken.values() if one.answer is None}
-        events = await self._events_at(positions) if positions else {}
-        for digest, one in taken.items():
-            known[digest] = with_event(one, None if one.answer is not None else events.get(one.position))
-        return frozenset(claims)
-
-    async def _opened(self, taken: dict[bytes, TakenClaim]) -> dict[bytes, TakenClaim]:
-        """Kept answers as they were given; one is empty that cannot be read any more."""
-        data_keys = self._mapper.data_keys
-        answers = {digest: one.answer for digest, one in taken.items() if one.answer is not None}
-        subjects = {subject for kept in answers.values() if (subject := subject_of(kept)) is not None}
-        if unknown := [subject for subject in subjects if not data_keys.knows(subject)]:
-            data_keys.learn(await self._log.data_keys(unknown))
-        for digest, kept in answers.items():
-            try:
-                opened = open_answer(digest, kept, data_keys)
-            except DataKeyError as error:
-                log.error("answer.unreadable", problem=str(error))  # noqa: TRY400 - a sentence says it all
-                opened = None
-            taken[digest] = taken[digest]._replace(answer=opened or b"")
-        return taken
-
-    async def _settle_unsure(self, group: DecidedGroup, known: dict[bytes, KnownClaim]) -> frozenset[bytes]:
-        """Money that was refused may have been granted to an earlier try: then that is the answer."""
-        if not group.unsure:
-            return frozenset()
-        claims = list(group.unsure)
-        await self._look_up(claims, known)
-        for claim in claims:
-            found = known.get(claim)
-            if found is not None and found.event is not None:
-                group.settle(claim, found.event, found.position)
-        return frozenset(claims)
-
     # -- after the commit
 
     def _finish(self, group: DecidedGroup) -> None:
@@ -552,11 +470,6 @@ class Bus:
                 job.future.set_result(outcome)
             else:
                 job.future.set_exception(outcome)
-
-    def _finder(self, known: dict[bytes, KnownClaim]) -> Callable[[bytes], KnownClaim | None]:
-        """Finds claims that were looked up for a group, or were made by groups before it."""
-        recent = self._memory.recent.find
-        return lambda digest: known.get(digest) or recent(digest)
 
     # -- time
 
