@@ -45,8 +45,8 @@ from services.api.serving.app import build_app
 from services.api.serving.connections import Connections, bounds_of
 from services.api.serving.forwarding import Forwarder, OwnerAt
 from services.api.serving.server import serve
-from services.ledger.fence import LeaseTerms
 from services.ledger.lease_table import EdgeBounds
+from services.ledger.lease_terms import LeaseTerms
 from services.ledger.ledger import Ledger
 from services.ledger.ports import Ports, Terms
 from services.redaction import kept_out_of_logs

@@ -8,9 +8,9 @@ import msgspec
 
 from domain.ports import Clock, Log, StateRows
 from services.ledger.fence import Clock as FenceClock
-from services.ledger.fence import LeaseTerms
 from services.ledger.jobs import Mapper
 from services.ledger.lease_table import EdgeBounds
+from services.ledger.lease_terms import LeaseTerms
 
 
 async def _nothing() -> None:

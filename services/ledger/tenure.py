@@ -16,7 +16,8 @@ from keyledger_edge import Change
 from services.ledger.bus import Bus
 from services.ledger.edge_rights import may_connect, root_keys_with_edges
 from services.ledger.errors import CannotAnswerError
-from services.ledger.fence import FenceKeeper, FenceReceipt
+from services.ledger.fence import FenceKeeper
+from services.ledger.fence_results import FenceReceipt
 from services.ledger.memory import Memory
 from services.ledger.ports import Ports, Terms
 

@@ -13,7 +13,7 @@ import msgspec
 from services.api.answering.problems import TABLE, Problem
 from services.api.description.schema import Description
 from services.api.serving.app import ROUTES
-from services.ledger.fence import LeaseTerms
+from services.ledger.lease_terms import LeaseTerms
 from services.ledger.ports import Terms
 from tests.api.quick.world import EDGES, Reply, World
 

@@ -25,7 +25,7 @@ from keyledger_edge import fingerprint
 from services.bootstrap import MachineClock
 from services.ledger import bus as buses
 from services.ledger.errors import CannotAnswerError
-from services.ledger.fence import LeaseTerms
+from services.ledger.lease_terms import LeaseTerms
 from services.ledger.ledger import Ledger
 from services.ledger.ports import Ports, Terms
 from tests.campaigns.checker import check, record

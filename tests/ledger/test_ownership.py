@@ -9,7 +9,7 @@ from domain import events as e
 from domain.errors import NotFoundError
 from domain.ports import OtherHistoryError
 from services.ledger.errors import NotOwnerHereError
-from services.ledger.fence import LeaseTerms
+from services.ledger.lease_terms import LeaseTerms
 from tests.ledger.world import Process, World, charge, deep_state, reserve, until
 
 

@@ -9,7 +9,8 @@ from domain import events as e
 from keyledger_edge import UNKNOWN, KeyFacts
 from services.ledger import ownership, standby_watch, sure_append
 from services.ledger.errors import NotOwnerHereError, UnknownOutcomeError, WaitsForStandbyError
-from services.ledger.fence import LeaseTerms, OwnedFacts
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.owned_facts import OwnedFacts
 from tests.ledger.world import Process, World, charge, until
 
 

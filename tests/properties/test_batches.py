@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from keyledger_edge import STATUS_OF_CODE
 from services.api.answering.problems import TABLE
-from services.ledger.fence import LeaseTerms
+from services.ledger.lease_terms import LeaseTerms
 from services.ledger.ports import Terms
 from tests.api.quick.world import Owned, World
 

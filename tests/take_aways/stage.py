@@ -31,7 +31,7 @@ from keyledger_edge import (
 )
 from keyledger_edge._views import KeyspaceViews
 from services.api.resources.checking import view_of_keyspace
-from services.ledger.fence import LeaseTerms
+from services.ledger.lease_terms import LeaseTerms
 from services.ledger.ledger import Ledger
 from services.ledger.ports import Terms
 from tests.api.quick.world import Reply, call

@@ -21,8 +21,8 @@ from keyledger_edge import (
 )
 from services.api.asking.secrets import Redactor
 from services.api.asking.uses import MAX_SECRET_LENGTH
-from services.ledger.fence import OwnedFacts
 from services.ledger.ledger import Ledger
+from services.ledger.owned_facts import OwnedFacts
 
 _REMEMBERED_USES = 100_000
 _MOST_VIEWS = 10_000

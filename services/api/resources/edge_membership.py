@@ -26,8 +26,8 @@ from keyledger_edge import (
 from services.api.answering.problems import ProblemError, invalid
 from services.api.asking.call import Call
 from services.api.operations import NoQuery, Operation, Reply, operation
-from services.ledger.fence import LeaseTerms
 from services.ledger.lease_table import IncarnationTakenError, LeasedEdge, TooManyEdgesError
+from services.ledger.lease_terms import LeaseTerms
 
 _INCARNATION_BYTES = 16
 _NONCE_BYTES = 24

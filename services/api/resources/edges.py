@@ -12,7 +12,7 @@ from services.api.answering.views import Position, Time, View
 from services.api.asking.call import Call
 from services.api.lists import Paging, cursor_of, next_cursor_of
 from services.api.operations import Reply, operation
-from services.ledger.fence import EdgeView
+from services.ledger.fence_results import EdgeView
 
 _BY_ID: Final = Sort("id", "id", str, descending=False)
 

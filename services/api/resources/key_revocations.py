@@ -19,7 +19,7 @@ from services.api.lists import Filter, Search
 from services.api.operations import Reply, operation
 from services.api.resources.keys import MOST_AT_ONCE, TAG, reachable
 from services.api.writing import Fencing, carry_out
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 
 class KeyFilter(Body, frozen=True, kw_only=True):

@@ -53,7 +53,7 @@ from services.api.lists import (
 from services.api.operations import Query, Reply, operation
 from services.api.resources.audit import AuditPageView, HistoryQuery, audit_page
 from services.api.writing import Fencing, carry_out, expected_version
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 TAG: Final = "Keys"
 MOST_AT_ONCE: Final = 1_000

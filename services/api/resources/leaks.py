@@ -22,7 +22,7 @@ from services.api.operations import Reply, operation
 from services.api.resources.key_imports import digest_of
 from services.api.resources.keys import show_key
 from services.api.writing import Fencing, carry_out
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 UNSET = msgspec.UNSET
 

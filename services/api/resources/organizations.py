@@ -26,7 +26,7 @@ from services.api.asking.fields import Body, ForeignId, Metadata, Name, Quotas, 
 from services.api.lists import Filter, Paging, Search, asked_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Because, Fencing, carry_out, expected_version
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Organizations"
 _READ: Final = ("organizations:read",)

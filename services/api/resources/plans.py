@@ -18,7 +18,7 @@ from services.api.asking.fields import Body, ModelName, Name
 from services.api.lists import Paging, Search, asked_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out, expected_version
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Plans"
 _READ: Final = ("plans:read",)

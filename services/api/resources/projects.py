@@ -16,7 +16,7 @@ from services.api.asking.fields import Body, Name, Quotas, quotas_of
 from services.api.lists import Paging, Search, cursor_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Because, Fencing, carry_out, expected_version
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Projects"
 _PATH: Final = "/v1/organizations/{organization_id}/projects"

@@ -38,7 +38,7 @@ from services.api.asking.traces import user_agent_of
 from services.api.asking.uses import MAX_SECRET_LENGTH, RevokeSelfBody
 from services.api.operations import Query, Reply, operation
 from services.api.resources.checking import view_of_keyspace
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Self"
 _UNAUTHORIZED: Final = 401

@@ -20,7 +20,7 @@ from services.api.asking.fields import Amount, Body, Reason, SignedAmount
 from services.api.lists import Paging, cursor_of, next_cursor_of, read_page
 from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Wallets"
 _PATH: Final = "/v1/organizations/{organization_id}/wallet"

@@ -32,7 +32,7 @@ from services.api.serving.app import build_app
 from services.api.serving.at_once import AnswersAtOnce, ReplyLater
 from services.api.serving.forwarding import Forwarder
 from services.api.serving.front import Front
-from services.ledger.fence import LeaseTerms
+from services.ledger.lease_terms import LeaseTerms
 from services.ledger.ledger import Ledger
 from services.ledger.ports import Ports, Terms
 from tests.memory_lists import MemoryLists
