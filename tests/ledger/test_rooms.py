@@ -10,6 +10,8 @@ from services.ledger.ledger import Ledger
 from tests.ledger.world import Process, World, until
 
 ROOT = Path(__file__).parents[2]
+LEDGERS = {"ledger", "_ledger"}
+"""What a ledger is called wherever there is one."""
 
 
 def set_on_a_ledger(source: str) -> Iterator[str]:
@@ -17,7 +19,7 @@ def set_on_a_ledger(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
             owner = ast.unparse(node.value).rpartition(".")[2]
-            if owner in {"ledger", "_ledger", "ledger_"}:
+            if owner in LEDGERS:
                 yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
@@ -52,6 +54,23 @@ def test_its_own_methods_set_nothing_either() -> None:
         stored = [one for one in ast.walk(method) if isinstance(one, ast.Attribute | ast.Subscript)]
         kept = [ast.unparse(one) for one in stored if not isinstance(one.ctx, ast.Load)]
         assert [one for one in kept if not one.startswith("desk.")] == [], method.name
+
+
+def test_whatever_it_offers_is_asked_by_the_api_the_command_line_or_the_wiring() -> None:
+    inside = ROOT / "services" / "ledger"
+    others = [
+        path.read_text() for path in (ROOT / "services").rglob("*.py") if not path.is_relative_to(inside)
+    ]
+    asked = {
+        node.attr
+        for source in others
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition(".")[2] in LEDGERS
+    }
+    offered = {name for name in vars(Ledger) if not name.startswith("_")}
+
+    assert len(offered) > 20
+    assert offered - asked == set()
 
 
 async def test_its_rooms_outlive_tenures_and_epochs(world: World) -> None:
