@@ -129,14 +129,19 @@ class State(Books):
     """The committed state: as of position `head`, true and durable."""
 
     def __init__(self) -> None:
+        self.settings_changed = False
+        self.agenda: list[Due] = []
+        """A heap of what time will bring about; entries may be out of date."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, before the first event."""
         for name in TABLES:
             setattr(self, name, Table())
         self.head = 0
         self.mark = 0
         self.at = 0
-        self.settings_changed = False
-        self.agenda: list[Due] = []
-        """A heap of what time will bring about; entries may be out of date."""
+        self.agenda = []
 
     def due(self, when: Instant, kind: str, subject: str, generation: int = 0) -> None:
         """Put an entry on the agenda."""

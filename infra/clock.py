@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from domain.instants import Instant
-from keyledger_language.clock import boottime_ns
+from keyledger_edge._clock import boottime_ns
 
 
 class SystemClock:

@@ -43,9 +43,10 @@ from services.api.serving.app import build_app
 from services.api.serving.connections import Connections, bounds_of
 from services.api.serving.forwarding import Forwarder, OwnerAt
 from services.api.serving.server import serve
-from services.ledger.fence import LeaseTerms
 from services.ledger.lease_table import EdgeBounds
-from services.ledger.ledger import Ledger, Ports, Terms
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.ledger import Ledger
+from services.ledger.ports import Ports, Terms
 from services.redaction import kept_out_of_logs
 from services.settings import Settings
 
@@ -145,7 +146,7 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
         )
         ledger = Ledger(ports, _terms(settings))
         edge_bus.speakers = ledger.speakers
-        edge_bus.handle = lambda data: ledger.fences.handle(data) if ledger.owner else None
+        edge_bus.handle = ledger.hear
         if settings.edge_nats_issuer is not None:
             edge_bus.logins = EdgeLogins(
                 settings.edge_nats_issuer,

@@ -53,7 +53,7 @@ class Door:
         self._trusted = api.trusted_proxies
         self._log_granted = api.log_granted
         self._placed, self._place = -1, b""
-        api.ledger.at_new_epoch.append(self._forget_place)
+        api.ledger.at_new_epoch(self._forget_place)
 
     # -- in
 
@@ -78,7 +78,7 @@ class Door:
         return self._handled(call, operation)
 
     def _query(self, call: Call[Any, Any], operation: Operation) -> Any:
-        others = operation.others(self._ledger.state)
+        others = operation.others(self._ledger.books)
         return of_this_epoch(
             self._ledger, read_query(call.scope["query_string"], operation.query, others=others)
         )
@@ -101,7 +101,7 @@ class Door:
         number = number_in(self._ledger, text)
         if number is None:
             raise invalid(POSITION_HEADER, "not a position of this ledger")
-        reached = number <= self._ledger.state.head
+        reached = number <= self._ledger.head
         if not reached or operation.projected:
             reached = await self._ledger.wait_for_projections(number, _WAIT_SECONDS)
         if not reached:
@@ -250,5 +250,5 @@ def _answer_of(call: Call[Any, Any], operation: Operation, reply: Reply) -> Answ
     headers["Content-Length"] = str(len(body))
     position = reply.position
     if position is None and operation.permissions:
-        position = call.ledger.state.head
+        position = call.ledger.head
     return Answer(reply.status, head_of(*wire(headers)), body, position=position)

@@ -12,7 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from domain.projecting import EventReader, Queries
-from domain.state import State
+from domain.state import Books
 from services.api.answering.streams import Streams
 from services.api.asking.fields import NoBody
 from services.api.asking.reading import BatchReader, reader_of
@@ -145,7 +145,7 @@ class Operation:
     proxied: bool = False
     """Is it a client's request that a proxy shows? Its query, body and headers are the client's then."""
     query: type[msgspec.Struct] = NoQuery
-    other_parameters: Callable[[State], Callable[[str], bool]] | None = None
+    other_parameters: Callable[[Books], Callable[[str], bool]] | None = None
     """Which names in a query are not ours to refuse."""
     body: type[msgspec.Struct] = NoBody
     items: type[msgspec.Struct] | None = None
@@ -218,9 +218,9 @@ class Operation:
         first, *others = self.handler.__name__.split("_")
         return self.operation_id or first + "".join(word.capitalize() for word in others)
 
-    def others(self, state: State) -> Callable[[str], bool] | None:
+    def others(self, books: Books) -> Callable[[str], bool] | None:
         """Says which names in a query are somebody else's."""
-        return None if self.other_parameters is None else self.other_parameters(state)
+        return None if self.other_parameters is None else self.other_parameters(books)
 
 
 def _id_in(body: Any, thing: str) -> str:

@@ -100,7 +100,7 @@ async def carry_out(
     done = await call.ledger.execute(command, call.asking, idempotency=idempotency_of(call), render=render)
     if done.replay is not None:
         return await _replayed(call, done)
-    view = show(done.result, call.ledger.state, done.position)
+    view = show(done.result, call.books, done.position)
     body = msgspec.to_builtins(view) | (first or {})
     reply = Reply(body, status, position=done.position, version=version_of(view))
     return await _settled(call, reply, done)

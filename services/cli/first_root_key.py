@@ -49,7 +49,7 @@ async def _ensure(ledger: Ledger, settings: Settings) -> Path | None:
         return None
     candidate = settings.data_dir / _CANDIDATE
     secret = read_private(candidate) if candidate.is_file() else None
-    known = any(key.keyspace_id == ROOT_KEYSPACE_ID for key in ledger.state.keys.values())
+    known = any(key.keyspace_id == ROOT_KEYSPACE_ID for key in ledger.books.keys.values())
     if not known:
         if secret is None:
             secret = new_root_secret()

@@ -254,7 +254,7 @@ class _Up:
         if self._with_worker:
             # Whoever reads that it is ready may ask for a list next, from tables the worker makes first.
             ledger = assembled.ledger
-            await ledger.wait_for_projections(ledger.state.head, _WORKER_BEGINS_SECONDS)
+            await ledger.wait_for_projections(ledger.head, _WORKER_BEGINS_SECONDS)
         if self._as_json:
             click.echo(json.dumps(self._told(file)))
             return

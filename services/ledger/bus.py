@@ -11,33 +11,28 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
-from typing import Any
+from typing import Protocol
 
 import structlog
 
 from domain import commands as c
-from domain import events as e
 from domain.commands import Asking, Command
-from domain.decisions.passing_time import is_open
-from domain.ids import is_id, place_of
 from domain.ports import (
     ClaimTakenError,
-    Clock,
-    DataKeyError,
     Group,
     HistoryPoint,
-    Log,
     LogUnavailableError,
     NewClaim,
     NewDataKey,
     NewEvent,
-    TakenClaim,
 )
-from domain.state import Draft, Due, State
-from keyledger_language import Change
+from domain.state import Due
+from keyledger_language import (
+    Change,
+)
 from services.ledger.errors import (
     Lost,
     NotOwnerHereError,
@@ -45,11 +40,12 @@ from services.ledger.errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
-from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools, with_event
-from services.ledger.jobs import Done, Idempotency, Job, Mapper, Render
-from services.ledger.kept_answers import close_answers, open_answer, subject_of
-from services.ledger.narrowings import Narrowings
-from services.ledger.recent_claims import RecentClaims
+from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools
+from services.ledger.jobs import Done, Idempotency, Job, Render
+from services.ledger.kept_answers import close_answers
+from services.ledger.look_ups import LookUps
+from services.ledger.memory import Memory
+from services.ledger.ports import Ports
 from services.ledger.recent_refusals import RecentRefusals
 from services.ledger.sure_append import SureAppends
 
@@ -62,8 +58,30 @@ _LONGEST_WAIT_SECONDS = 3_600.0
 _WORTH_HALVING = 256
 """With more callers than this, two groups under way beat one (docs/benchmarks.md)."""
 
-Committed = Callable[[int, Sequence[Change]], None]
-"""Told of each commit, right when it is known: the head, and what edges must hear."""
+
+class Owner(Protocol):
+    """Who owns the partition: asked whether it is certain, told of what appends show."""
+
+    @property
+    def confirmed(self) -> bool:
+        """Is it certain, without asking, that nobody else decides?"""
+        ...
+
+    def newest_open(self, subjects: Collection[str] | None) -> int | None:
+        """The newest fence that is open, of all or of those that touch these subjects."""
+        ...
+
+    def committed(self, position: int, changes: Sequence[Change]) -> None:
+        """Told of each commit, right when it is known: the head, and what edges must hear."""
+        ...
+
+    def held(self, sent_ns: int) -> None:
+        """Told when an append was sent (boottime) that is durable now: the partition was held then."""
+        ...
+
+    def lost(self) -> None:
+        """Told that somebody else may own the partition, or may have in between."""
+        ...
 
 
 class _Batch:
@@ -86,23 +104,25 @@ class Bus:
 
     def __init__(
         self,
-        log_: Log,
-        state: State,
-        mapper: Mapper,
-        clock: Clock,
+        ports: Ports,
+        memory: Memory,
         tools: Tools,
+        owner: Owner,
         *,
+        find_reservation: Callable[[str], Awaitable[None]],
         max_waiting: int = 20_000,
     ) -> None:
-        self._log = log_
-        self._state = state
-        self._mapper = mapper
-        self._clock = clock
+        self._log = ports.log
+        self._memory = memory
+        self._state = memory.state
+        self._mapper = ports.mapper
+        self._clock = ports.clock
         self._tools = tools
+        self._owner = owner
+        self._look_ups = LookUps(ports, memory, find_reservation)
         self._max_waiting = max_waiting
         self._waiting: deque[Job] = deque()
         self._woken = asyncio.Event()
-        self._recent = RecentClaims()
         self._refusals = RecentRefusals()
         self._ahead: _Batch | None = None
         """Decided while the group before it was being appended."""
@@ -110,24 +130,13 @@ class Bus:
         """Its outcome is waited for."""
         self._finishing = False
         self._draining = False
-        self.appends = SureAppends(log_)
-        self.epoch = 0
-        """The epoch of the log that was read: nothing is appended to another."""
+        self._appends = SureAppends(
+            ports.log, boottime_ns=ports.fence_clock.boottime_ns, held=owner.held, doubted=self._doubted
+        )
+        self._new_data_keys: tuple[NewDataKey, ...] = ()
+        """To be written with the next group."""
         self.accepting = False
         """False while this process does not own the partition."""
-        self.committed: Committed = lambda _position, _changes: None
-        self.newest_open: Callable[[Collection[str] | None], int | None] = lambda _subjects: None
-        """The newest fence that is open, of all or of those that touch these subjects."""
-        self.is_sure: Callable[[], bool] = lambda: False
-        """Is it certain, without asking, that nobody else decides?"""
-        self.find_reservation: Callable[[str], Awaitable[None]] | None = None
-        """Brings a settled reservation back into the state, if there is one of that id."""
-        self.dirty: dict[str, set[Any]] = {}
-        """Rows changed since the state was last saved, by table."""
-        self.narrowings = Narrowings()
-        """What was taken away and has no receipt yet that it is fenced."""
-        self.new_data_keys: tuple[NewDataKey, ...] = ()
-        """To be written with the next group."""
 
     # -- asking
 
@@ -150,6 +159,15 @@ class Bus:
         self._waiting.append(Job(command, asking, future, idempotency, render))
         self._woken.set()
         return future
+
+    def accept(self, new_data_keys: tuple[NewDataKey, ...]) -> None:
+        """This process owns the partition now: take commands. These data keys are written with the first."""
+        self._new_data_keys = new_data_keys
+        self.accepting = True
+
+    def _doubted(self) -> None:
+        self.accepting = False
+        self._owner.lost()
 
     @property
     def waiting(self) -> int:
@@ -189,7 +207,7 @@ class Bus:
     async def run(self) -> None:
         """Decide and commit until told to finish, or the partition is lost. Raises Lost."""
         self._finishing = False
-        self.appends.reset()
+        self._appends.reset()
         try:
             while not self._finishing or self._is_on_its_way() or (self._draining and self._has_work()):
                 await self._next_group()
@@ -229,7 +247,7 @@ class Bus:
 
     def _answer_to(self, error: BaseException) -> Exception:
         """What to tell those whose group was not finished; `NotOwnerHereError` means: not carried out."""
-        in_doubt, self.appends.in_doubt = self.appends.in_doubt, False
+        in_doubt, self._appends.in_doubt = self._appends.in_doubt, False
         if in_doubt:
             return _unknown()
         if isinstance(error, Lost):
@@ -262,7 +280,7 @@ class Bus:
         known: dict[bytes, KnownClaim] = {}
         checked: set[bytes] = set()
         if self._ahead is None:
-            await self._read_ahead(jobs, known)
+            await self._look_ups.before(jobs, known)
         tries = 0
         while tries < _MAX_TRIES:
             try:
@@ -286,17 +304,17 @@ class Bus:
         if batch is None:
             due = self._pop_due()
             now = self._clock.now()
-            batch = _Batch(jobs, self._group(now, self._finder(known)))
+            batch = _Batch(jobs, self._group(now, self._look_ups.finder(known)))
         group = batch.group
         done = False
         try:
             if not decided:
                 group.decide(due, jobs, frozenset(checked))
-            checked |= await self._settle_unsure(group, known)
+            checked |= await self._look_ups.settle(group, known)
             self._under_way = batch
             done = await self._append(batch)
             if not done:
-                checked |= await self._look_up([one.digest for one in group.desk.claims], known)
+                checked |= await self._look_ups.look_up([one.digest for one in group.desk.claims], known)
         finally:
             self._under_way = None
             if not done:
@@ -307,7 +325,7 @@ class Bus:
             self._begin_ahead()
             self._finish(group)
             self._rest_ahead_on_state()
-            if self.appends.session_lost:
+            if self._appends.session_lost:
                 raise Lost(NotOwnerHereError("The lock's session was lost; nothing was written."))
         return done
 
@@ -332,15 +350,15 @@ class Bus:
                 # After the events: an organization's data key is made with its first.
                 claims = close_answers(claims, kept, self._mapper.data_keys)
             batch.keys = self._mapper.take_new_data_keys()
-            behind = HistoryPoint(batch.group.base, batch.group.base_mark, self.epoch)
+            behind = HistoryPoint(batch.group.base, batch.group.base_mark, self._memory.epoch)
             batch.to_write = Group(os.urandom(16), behind, events, claims, batch.keys)
             batch.group.draft.mark = batch.to_write.end.mark
 
     def _begin(self, batch: _Batch, to_write: Group) -> asyncio.Task[None]:
         """Send it on its way, with what else is to be written first of all."""
-        if self.new_data_keys:
-            to_write = to_write._replace(data_keys=(*batch.keys, *self.new_data_keys))
-        batch.appending = self.appends.begin(to_write)
+        if self._new_data_keys:
+            to_write = to_write._replace(data_keys=(*batch.keys, *self._new_data_keys))
+        batch.appending = self._appends.begin(to_write)
         return batch.appending
 
     async def _append(self, batch: _Batch) -> bool:
@@ -362,7 +380,7 @@ class Bus:
             appending.cancel()
             self._mapper.forget_data_keys(batch.keys)
             raise
-        self.new_data_keys = ()
+        self._new_data_keys = ()
         return True
 
     async def _decide_ahead(self, under_way: DecidedGroup) -> None:
@@ -379,7 +397,7 @@ class Bus:
                 jobs.append(job)
         if not jobs:
             return
-        group = self._group(self._clock.now(), self._recent.find, above=under_way)
+        group = self._group(self._clock.now(), self._memory.recent.find, above=under_way)
         ahead = self._ahead = _Batch(jobs, group)
         try:
             group.decide((), jobs, frozenset())
@@ -393,7 +411,7 @@ class Bus:
     def _begin_ahead(self) -> None:
         """The group under way is durable: the next is sent before anything else is done."""
         ahead = self._ahead
-        if ahead is not None and ahead.to_write is not None and not self.appends.session_lost:
+        if ahead is not None and ahead.to_write is not None and not self._appends.session_lost:
             self._begin(ahead, ahead.to_write)
 
     def _rest_ahead_on_state(self) -> None:
@@ -419,7 +437,7 @@ class Bus:
 
         A process that was paused finds out here that its lease on the partition is over.
         """
-        if not self.is_sure() and not await self._log.confirm():
+        if not self._owner.confirmed and not await self._log.confirm():
             raise Lost(NotOwnerHereError("Another process may own the partition."))
 
     def _encoded(self, group: DecidedGroup) -> list[NewEvent]:
@@ -435,95 +453,16 @@ class Bus:
             raise PoisonedError(job, error) from error
         return events
 
-    # -- what the decision needs to know
-
-    async def _read_ahead(self, jobs: list[Job], known: dict[bytes, KnownClaim]) -> None:
-        """Idempotency keys, and the charges that refunds name: rare, so looked up first."""
-        claims = [job.idempotency.claim for job in jobs if job.idempotency is not None]
-        if claims:
-            await self._look_up(claims, known)
-        refunds = [job for job in jobs if isinstance(job.command, c.RefundCharge)]
-        if refunds:
-            await self._read_charges(refunds)
-        for job in jobs:
-            command = job.command
-            if (
-                isinstance(command, c.CaptureReservation | c.ReleaseReservation)
-                and command.reservation_id not in self._state.reservations
-                and self.find_reservation is not None
-            ):
-                await self.find_reservation(command.reservation_id)
-
-    async def _read_charges(self, refunds: list[Job]) -> None:
-        """What stands where the charges' ids say; whether it is that charge, the decision checks."""
-        places: dict[Job, int] = {}
-        for job in refunds:
-            assert isinstance(job.command, c.RefundCharge), "only refunds name a charge"
-            charge_id = job.command.charge_id
-            if not is_id("chg", charge_id):
-                continue
-            partition, position = place_of(charge_id)
-            if partition == self._log.partition and position <= self._state.head:
-                places[job] = position
-        if not places:
-            return
-        events = await self._events_at(set(places.values()))
-        for job, position in places.items():
-            job.charge = events.get(position)
-
-    async def _events_at(self, positions: Iterable[int]) -> dict[int, e.Event]:
-        recorded = await self._log.read_at(sorted(positions))
-        return {one.position: self._mapper.decode(one) for one in recorded}
-
-    async def _look_up(self, claims: list[bytes], known: dict[bytes, KnownClaim]) -> frozenset[bytes]:
-        """Ask the log for claims; those that are taken become known, with their events."""
-        taken = await self._log.claims(claims)
-        if any(one.answer is not None for one in taken.values()):
-            taken = await self._opened(dict(taken))
-        positions = {one.position for one in taken.values() if one.answer is None}
-        events = await self._events_at(positions) if positions else {}
-        for digest, one in taken.items():
-            known[digest] = with_event(one, None if one.answer is not None else events.get(one.position))
-        return frozenset(claims)
-
-    async def _opened(self, taken: dict[bytes, TakenClaim]) -> dict[bytes, TakenClaim]:
-        """Kept answers as they were given; one is empty that cannot be read any more."""
-        data_keys = self._mapper.data_keys
-        answers = {digest: one.answer for digest, one in taken.items() if one.answer is not None}
-        subjects = {subject for kept in answers.values() if (subject := subject_of(kept)) is not None}
-        if unknown := [subject for subject in subjects if not data_keys.knows(subject)]:
-            data_keys.learn(await self._log.data_keys(unknown))
-        for digest, kept in answers.items():
-            try:
-                opened = open_answer(digest, kept, data_keys)
-            except DataKeyError as error:
-                log.error("answer.unreadable", problem=str(error))  # noqa: TRY400 - a sentence says it all
-                opened = None
-            taken[digest] = taken[digest]._replace(answer=opened or b"")
-        return taken
-
-    async def _settle_unsure(self, group: DecidedGroup, known: dict[bytes, KnownClaim]) -> frozenset[bytes]:
-        """Money that was refused may have been granted to an earlier try: then that is the answer."""
-        if not group.unsure:
-            return frozenset()
-        claims = list(group.unsure)
-        await self._look_up(claims, known)
-        for claim in claims:
-            found = known.get(claim)
-            if found is not None and found.event is not None:
-                group.settle(claim, found.event, found.position)
-        return frozenset(claims)
-
     # -- after the commit
 
     def _finish(self, group: DecidedGroup) -> None:
         if group.desk.placed:
             group.merge()
-            self._remember(group)
-            self.committed(self._state.head, group.changes)
+            self._memory.remember(group)
+            self._owner.committed(self._state.head, group.changes)
         # Rule 13 of the fence; nothing may come between the commit and this.
         for waiting in group.take_aways:
-            waiting.settle(self.newest_open(waiting.subjects))
+            waiting.settle(self._owner.newest_open(waiting.subjects))
         for job in reversed(group.deferred):
             self._waiting.appendleft(job)
         for job, outcome in group.outcomes:
@@ -533,28 +472,6 @@ class Bus:
                 job.future.set_result(outcome)
             else:
                 job.future.set_exception(outcome)
-
-    def _finder(self, known: dict[bytes, KnownClaim]) -> Callable[[bytes], KnownClaim | None]:
-        """Finds claims that were looked up for a group, or were made by groups before it."""
-        recent = self._recent.find
-        return lambda digest: known.get(digest) or recent(digest)
-
-    def _remember(self, group: DecidedGroup) -> None:
-        placed = group.desk.placed
-        self._recent.remember(group.base, group.desk.taken, placed)
-        self.narrowings.committed(group.changes, group.draft.at, (one.event for one in placed))
-        self.note_changed(group.draft)
-
-    def note_changed(self, draft: Draft) -> None:
-        """Remember which rows are to be saved."""
-        for table, ids in draft.changed():
-            self.dirty.setdefault(table, set()).update(ids)
-
-    def forget(self) -> None:
-        """The state is to be read anew: keep nothing that was known of it."""
-        self._recent.clear()
-        self.dirty = {}
-        self.narrowings.open.clear()
 
     # -- time
 
@@ -568,12 +485,6 @@ class Bus:
     def _push_due(self, due: list[Due]) -> None:
         for entry in due:
             heappush(self._state.agenda, entry)
-
-    def drop_settled_due(self) -> None:
-        """What the owner has recorded need not be on the agenda of those who follow."""
-        state = self._state
-        while state.agenda and state.agenda[0][0] <= state.at and not is_open(state, state.agenda[0]):
-            heappop(state.agenda)
 
 
 def _is_simple(job: Job) -> bool:

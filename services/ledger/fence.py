@@ -8,37 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final, Protocol
-
-import msgspec
+from typing import Final
 
 from domain.ids import format_position
 from domain.ports import FenceClock
-from keyledger_edge import UNKNOWN, Unknown
 from keyledger_language import (
     Change,
     ChangeMessage,
     EdgeIdentity,
     Grant,
-    KeyFacts,
     LeaseRequest,
-    next_chain,
     position_prefix,
     read_request,
     seal_grant,
     write_changes,
 )
-from keyledger_language.bounded import NewestDict
+from services.ledger.fence_results import EdgeView, FenceReceipt, FenceResult
 from services.ledger.lease_table import EdgeBounds, LeasedEdge, LeaseTable
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.told_changes import ToldChanges
 
-_KEPT_CHANGES: Final = 100_000
-_KEPT_MARKS: Final = 100_000
 _QUIET: Final = 0
 """Where no event is: the fence that holds once nobody believes the owner before us any more (rule 9)."""
 _KEPT_FENCES: Final = 10_000
-_MAX_GRANTED_CHANGES: Final = 4_000
 _EXPECTS_NS: Final = 60 * 1_000_000_000
 """An edge of the owner before us that was silent for so long connects anew, over HTTP."""
 _EXPECTED_EDGES: Final = 100
@@ -46,74 +39,6 @@ _EXPECTED_EDGES: Final = 100
 
 def _nothing() -> None:
     pass
-
-
-class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an edge may rely on what it heard."""
-
-    lease_ms: int = 1_000
-    ping_ms: int = 250
-    drift: float = 0.01
-    """Allowed for clocks that run at different rates: at least 1.5 times what they do."""
-    max_serve_stale_ms: int = 0
-    """The longest `serve_stale` that an edge may choose; a restarted ledger waits for it."""
-
-    @property
-    def granted_ns(self) -> int:
-        """What an edge may count, from sending: L(1 - e)."""
-        return int(self.lease_ms * 1_000_000 * (1 - self.drift))
-
-    def booked_ns(self, serve_stale_ms: int) -> int:
-        """What the ledger waits for, from receiving: L(1 + e), a stale bound included."""
-        return int((self.lease_ms + serve_stale_ms) * 1_000_000 * (1 + self.drift)) + 1
-
-    def stale_ns(self, asked_ms: int) -> int:
-        """The part of a grant beyond the lease that the edge's owner chose to risk."""
-        return int(self.stale_ms(asked_ms) * 1_000_000 * (1 - self.drift))
-
-    def stale_ms(self, asked_ms: int) -> int:
-        """The bound asked for, as far as it is allowed."""
-        return max(0, min(asked_ms, self.max_serve_stale_ms))
-
-
-class FenceResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Has a change been fenced: can no edge accept what was taken away up to it?"""
-
-    position: str
-    """Up to where in the log this is said; opaque."""
-    held: bool
-    """True only where it is known: nothing that was taken away up to here is without its fence."""
-    edges: int
-    """Edges that held a lease when the change was committed."""
-    acknowledged: int
-    """Of them, those that said that they know of it."""
-    expired: int
-    """Of them, those whose lease ended without a word."""
-    waited_ms: float
-    """How long it took to hold, or has taken so far, in milliseconds."""
-
-
-class FenceReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """Proof that a fence held, to be recorded as RevocationFenced."""
-
-    positions: tuple[int, ...]
-    """The narrowing changes of one commit."""
-    committed_at: int
-    fenced_at: int
-    edges_acknowledged: int
-    edges_expired: int
-
-
-class EdgeView(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is connected, for people."""
-
-    edge_id: str
-    root_key_id: str
-    incarnation: str
-    version: str
-    position: str
-    lease_left_ms: int
-    last_heard_ms: int
 
 
 class _Fence:
@@ -185,18 +110,9 @@ class FenceKeeper:
         self._publish = publish
         self._record_receipt = record_receipt
         self._lineage = random_bytes(8)
-        self._chain = random_bytes(16)
-        self._known_chains = NewestDict[bytes, int](_KEPT_CHANGES)
-        self._known_chains[self._chain] = head
+        self._told = ToldChanges(head, mark, chain=random_bytes(16))
         self._head = head
         self._mark = mark
-        self._marks = NewestDict[int, int](_KEPT_MARKS)
-        self._marks[head] = mark
-        """Of positions that edges may name: which history they are of (rule 15)."""
-        self._last_message = head
-        self._changes: list[Change] = []
-        self._change_positions: list[int] = []
-        self._changes_after = head
         self._leases = self.lease_table(clock, master_key, bounds or EdgeBounds(), random_bytes)
         self._open: dict[int, _Fence] = {}
         """By first position, which is the order in which they were raised."""
@@ -251,12 +167,7 @@ class FenceKeeper:
 
         `marks`: of the positions from there, to recognise what that owner vouched for.
         """
-        own = list(self._marks.items())
-        self._marks.clear()
-        self._marks.update([*marks, *own])
-        self._changes = sorted(changes, key=lambda change: change.position)
-        self._change_positions = [change.position for change in self._changes]
-        self._changes_after = after
+        self._told.preload(changes, after=after, marks=marks)
 
     def committed(self, position: int, changes: Sequence[Change] = (), *, mark: int = 0) -> None:
         """The log's head is `position` now, durably, with this mark; and this is what the commit changed.
@@ -269,28 +180,18 @@ class FenceKeeper:
         self._mark = mark
         if not changes:
             return
-        self._remember(changes)
+        self._told.remember(changes)
         narrowing = [one for one in changes if one.narrowing]
         if narrowing:
             self._raise_fence(narrowing)
         self._broadcast(position, tuple(changes))
 
-    def _remember(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            self._changes.append(change)
-            self._change_positions.append(change.position)
-        if len(self._changes) > 2 * _KEPT_CHANGES:
-            self._changes_after = self._change_positions[-_KEPT_CHANGES - 1]
-            self._changes = self._changes[-_KEPT_CHANGES:]
-            self._change_positions = self._change_positions[-_KEPT_CHANGES:]
-
     def _broadcast(self, position: int, changes: tuple[Change, ...]) -> None:
+        told = self._told
         data = write_changes(
-            ChangeMessage(self._partition, self._epoch, self._lineage, self._last_message, position, changes)
+            ChangeMessage(self._partition, self._epoch, self._lineage, told.last_message, position, changes)
         )
-        self._last_message = position
-        self._chain = next_chain(self._chain, data)
-        self._known_chains[self._chain] = position
+        told.sent(data, position)
         self._publish(data)
 
     def _raise_fence(self, narrowing: Sequence[Change]) -> None:
@@ -383,7 +284,7 @@ class FenceKeeper:
         edge.position = request.position if request.epoch == self._epoch else 0
         edge.version = request.version
         if request.epoch == self._epoch:
-            known = max(edge.proven_head(request.vouched), self._known_chains.get(request.chain, 0))
+            known = max(edge.proven_head(request.vouched), self._told.heard_up_to(request.chain))
             if known > edge.known:
                 edge.known = known
                 self._acknowledge(edge, now)
@@ -403,8 +304,8 @@ class FenceKeeper:
         stale_ms = self._terms.stale_ms(request.serve_stale_ms)
         self._book(edge, now, stale_ms)
         edge.note_grant(self._head)
-        self._note_mark()
-        confirmed = request.chain in self._known_chains
+        told = self._told
+        told.note_mark(self._head, self._mark)
         changes = self._changes_since(request)
         return Grant(
             request.who,
@@ -414,9 +315,9 @@ class FenceKeeper:
             self._lineage,
             self._head,
             self._mark,
-            self._last_message,
-            self._chain,
-            confirmed,
+            told.last_message,
+            told.chain,
+            told.knows(request.chain),
             changes is None,
             changes or (),
             remaining + self._terms.stale_ns(stale_ms),
@@ -426,13 +327,9 @@ class FenceKeeper:
     def _book(self, edge: LeasedEdge, now: int, stale_ms: int) -> None:
         edge.ends = max(edge.ends, now + self._terms.booked_ns(stale_ms))
 
-    def _note_mark(self) -> None:
-        """Whoever hears of this head may name it."""
-        self._marks[self._head] = self._mark
-
     def _is_of_our_history(self, request: LeaseRequest) -> bool:
         """Rule 15: is what the edge knows a part of this log? Our own chains are drawn at random."""
-        return request.chain in self._known_chains or self._marks.get(request.vouched) == request.mark
+        return self._told.knows(request.chain) or self._told.has_mark(request.vouched, request.mark)
 
     def _changes_since(self, request: LeaseRequest) -> tuple[Change, ...] | None:
         """Rule 3: the changes in (vouched, head]; None when they cannot be had any more.
@@ -441,13 +338,7 @@ class FenceKeeper:
         """
         if request.epoch != self._epoch or not self._is_of_our_history(request):
             return None
-        since = max(request.vouched, self._known_chains.get(request.chain, 0))
-        if since < self._changes_after:
-            return None
-        first = bisect_right(self._change_positions, since)
-        if len(self._changes) - first > _MAX_GRANTED_CHANGES:
-            return None
-        return tuple(self._changes[first:])
+        return self._told.since(max(request.vouched, self._told.heard_up_to(request.chain)))
 
     # -- fences -----------------------------------------------------------------------------
 
@@ -518,12 +409,12 @@ class FenceKeeper:
         held = waits_for is None and self._knows_all and position <= self._head
         fence = self._fences.get(position) or waits_for
         if fence is None:
-            return self._told(position, held=held)
+            return self._result(position, held=held)
         until = fence.held_ns if held and fence.held_ns is not None else self._clock.boottime_ns()
         waited_ms = round((until - fence.committed_ns) / 1_000_000, 3)
-        return self._told(position, held=held, fence=fence, waited_ms=waited_ms)
+        return self._result(position, held=held, fence=fence, waited_ms=waited_ms)
 
-    def _told(
+    def _result(
         self, position: int, *, held: bool, fence: _Fence | None = None, waited_ms: float = 0.0
     ) -> FenceResult:
         return FenceResult(
@@ -568,40 +459,6 @@ class FenceKeeper:
             for edge in self._leases
             if edge.spoke
         ]
-
-
-class Ownership(Protocol):
-    """Who can tell until when this process is the partition's owner."""
-
-    @property
-    def owner_until_ns(self) -> int:
-        """Until then (boottime) it may verify, fill, grant and answer fences."""
-        ...
-
-
-class OwnedFacts:
-    """The owner's committed state as a verifier reads it: it stops when the lock is in doubt (rule 9)."""
-
-    def __init__(
-        self,
-        ownership: Ownership,
-        facts_of: Callable[[bytes], KeyFacts | None],
-        clock: FenceClock,
-    ) -> None:
-        self.at = 0
-        self._ownership = ownership
-        self._facts_of = facts_of
-        self._boottime_ns = clock.boottime_ns
-        self._now = clock.now
-
-    def facts_of(self, digest: bytes, /) -> KeyFacts | Unknown | None:
-        """The facts as committed, or UNKNOWN when somebody else may own the partition by now."""
-        if self._boottime_ns() >= self._ownership.owner_until_ns:
-            return UNKNOWN
-        facts = self._facts_of(digest)
-        if facts is not None:
-            self.at = self._now()
-        return facts
 
 
 def _wake(fence: _Fence) -> None:

@@ -34,12 +34,20 @@ _ROW_OF_STREAM: Final = {"key": "keys", "org": "wallets", "ks": "keyspaces", "pl
 class StateKeeper:
     """Saves what changed, each second; loads it at the start."""
 
-    def __init__(self, rows: StateRows, state: State, narrowings: Narrowings, keyring: DataKeyring) -> None:
+    def __init__(
+        self,
+        rows: StateRows,
+        state: State,
+        narrowings: Narrowings,
+        keyring: DataKeyring,
+        *,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._rows = rows
         self._state = state
         self._narrowings = narrowings
         self._keyring = keyring
-        self.epoch = 0
+        self._epoch = epoch
         """The epoch of the log that the state was read from."""
         self._behind = BEGINNING
         """The checkpoint that the rows have, as far as we know."""
@@ -70,7 +78,7 @@ class StateKeeper:
             # Rows of another history, or changed by somebody: the log tells what is true.
             log.error("state.unreadable", problem=str(error))  # noqa: TRY400  # a sentence says it all
             loading.lazy.release()
-            State.__init__(self._state)
+            self._state.forget()
             self._foreign = True
 
     async def _read(self) -> Loading | None:
@@ -147,7 +155,7 @@ class StateKeeper:
         encoded and written while decisions go on. `in_parts`: leave the checkpoint at 0, so that
         what is written counts for nothing yet. Raises CheckpointMovedError.
         """
-        through = BEGINNING if in_parts else HistoryPoint(self._state.head, self._state.mark, self.epoch)
+        through = BEGINNING if in_parts else HistoryPoint(self._state.head, self._state.mark, self._epoch())
         if through == self._behind and self._attempted is None and not dirty:
             return
         gathered = self._gather(dirty)

@@ -27,18 +27,25 @@ _RESOLVE_PAUSE_SECONDS = 0.1
 class SureAppends:
     """Appends groups, and asks what became of one when the connection broke meanwhile."""
 
-    def __init__(self, log_: Log) -> None:
+    def __init__(
+        self,
+        log_: Log,
+        *,
+        boottime_ns: Callable[[], int],
+        held: Callable[[int], None],
+        doubted: Callable[[], None],
+    ) -> None:
         self._log = log_
+        self._boottime_ns = boottime_ns
+        self._held = held
+        """Told, after an append that is durable, when it was sent: the partition was held then."""
+        self._doubted = doubted
+        """Told when an append showed that nothing may be answered from memory: the lock's session was
+        lost, or the log is not the one that was read."""
         self.in_doubt = False
         """Is an append under way whose outcome is not known yet?"""
         self.session_lost = False
         """Was the lock's session lost at an append? Then another may have owned the partition since."""
-        self.doubted: Callable[[], None] = lambda: None
-        """Told when an append showed that nothing may be answered from memory: the lock's session was
-        lost, or the log is not the one that was read."""
-        self.boottime_ns: Callable[[], int] = lambda: 0
-        self.held: Callable[[int], None] = lambda _sent_ns: None
-        """Told, after an append that is durable, when it was sent: the partition was held then."""
 
     def reset(self) -> None:
         """The partition is owned anew."""
@@ -51,7 +58,7 @@ class SureAppends:
         """
         self.in_doubt = True
         # Before the task runs: it waits its turn behind all who were answered just now.
-        sent_ns = self.boottime_ns()
+        sent_ns = self._boottime_ns()
         appending = asyncio.create_task(self._append(group, self._send(group), sent_ns), name="append")
         # Should nobody wait for it to its end: its outcome is in doubt then, and nobody is told.
         appending.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -68,10 +75,10 @@ class SureAppends:
     async def _append(self, group: Group, sent: Awaitable[int], sent_ns: int) -> None:
         try:
             await sent
-            self.held(sent_ns)
+            self._held(sent_ns)
         except OutcomeUnknownError:
             self.session_lost = True
-            self.doubted()
+            self._doubted()
             written = await self._resolve(group)
             self.in_doubt = False
             if not written:
@@ -79,7 +86,7 @@ class SureAppends:
         except HeadMovedError as error:
             # Another process appended behind the lock, or the log is another than was decided on.
             self.in_doubt = False
-            self.doubted()
+            self._doubted()
             raise Lost(NotOwnerHereError("The log is not as it was when this was decided.")) from error
         except NotOwnerError as error:
             self.in_doubt = False

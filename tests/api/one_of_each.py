@@ -11,6 +11,8 @@
 | trace id | `asking/call.py` |
 | way to declare a route | `operations.py` |
 | struct for each thing that is shown | `answering/`, a file for each (`shown_twice.py`) |
+
+And of some things there is none at all: `NONE_OF`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 API = Path(__file__).parents[2] / "services" / "api"
 
@@ -238,6 +240,54 @@ def declares_a_route(node: ast.AST) -> bool:
         and any(one.name in {"get", "post", "put", "patch", "delete", "route", "asgi"} for one in node.names)
     )
 
+
+_HANDED_OUT: Final = {"facts", "fences", "limiter", "time"}
+"""What the ledger hands out to be asked itself; of the committed state a call has `books`."""
+_OF_THE_LEDGER_ALONE: Final = {"bus", "ports", "state"}
+
+
+def _is_a_ledger(node: ast.AST) -> bool:
+    return _name_of(node).rpartition(".")[2] in {"ledger", "_ledger"}
+
+
+def reaches_through_the_ledger(node: ast.AST) -> bool:
+    """Takes something out of a part of the ledger's, in place of asking the ledger."""
+    if not isinstance(node, ast.Attribute):
+        return False
+    if _is_a_ledger(node.value):
+        return node.attr in _OF_THE_LEDGER_ALONE or node.attr.startswith("_")
+    part = node.value
+    return isinstance(part, ast.Attribute) and _is_a_ledger(part.value) and part.attr not in _HANDED_OUT
+
+
+def changes_the_ledger(node: ast.AST) -> bool:
+    """Sets something of a ledger that others use."""
+    return isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_a_ledger(node.value)
+
+
+class NoneOf(NamedTuple):
+    """Something that nobody does."""
+
+    sign: Sign
+    planted: str
+    """Source of somebody who does."""
+
+
+NONE_OF: Mapping[str, NoneOf] = {
+    "reaches through the ledger": NoneOf(
+        reaches_through_the_ledger,
+        "def head(call):\n    return call.ledger.books.keys.find('key_1')\n",
+    ),
+    "takes the ledger's own state": NoneOf(
+        reaches_through_the_ledger, "def state_of(ledger):\n    state = ledger.books\n"
+    ),
+    "goes to the bus beside the ledger": NoneOf(
+        reaches_through_the_ledger, "def ask(self, command):\n    self._ledger._bus.submit(command)\n"
+    ),
+    "sets an attribute of the ledger": NoneOf(
+        changes_the_ledger, "def listen(call):\n    call.ledger.on_commit = print\n"
+    ),
+}
 
 EACH: Mapping[str, One] = {
     "reader": One(

@@ -63,7 +63,7 @@ async def test_a_refused_quick_request_is_found_by_its_request_id(api: Managemen
 
     assert (line["status"], line["code"]) == (refused.status, "not_found") == (404, "not_found")
     assert line["request_id"] == refused.headers["x-request-id"]
-    assert line["caller"] == next(iter(api.ledger.state.keys))
+    assert line["caller"] == next(iter(api.ledger.books.keys))
 
 
 async def test_of_a_flood_of_refusals_some_have_a_line_and_the_rest_is_a_number(

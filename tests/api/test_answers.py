@@ -118,7 +118,7 @@ async def test_the_root_leads_people_on(api: Management) -> None:
 
 
 async def test_the_root_is_answered_by_a_process_that_owns_nothing(api: Management) -> None:
-    api.ledger.owner = api.ledger.reachable = api.ledger.caught_up = False
+    api.ledger.standing.owner = api.ledger.standing.reachable = api.ledger._memory.caught_up = False
 
     assert (await api.get("/")).status == 200
     assert (await api.get("/v1/plans")).status == 503

@@ -89,7 +89,7 @@ async def test_an_ordinary_key_is_no_root_key(api: Management) -> None:
 
 async def test_a_root_key_works_until_it_is_stopped(api: Management) -> None:
     secret = await api.make_root("keys:read")
-    key_id = list(api.ledger.state.keys)[-1]
+    key_id = list(api.ledger.books.keys)[-1]
     before = (await api.get("/v1/keys", as_=secret)).status
     await api.post(f"/v1/keys/{key_id}/disable", b"")
     disabled = await api.get("/v1/keys", as_=secret)
@@ -106,7 +106,7 @@ async def test_a_root_key_works_until_it_is_stopped(api: Management) -> None:
 
 async def test_a_rotated_root_key_needs_its_new_secret(api: Management) -> None:
     secret = await api.make_root("keys:read")
-    key_id = list(api.ledger.state.keys)[-1]
+    key_id = list(api.ledger.books.keys)[-1]
     rotated = (await api.post(f"/v1/keys/{key_id}/rotate", b"")).json["secret"]
 
     assert (await api.get("/v1/keys", as_=secret)).status == 401

@@ -452,7 +452,7 @@ async def test_an_answer_says_up_to_where_it_is_true(api: Management, things: Th
 
 
 async def test_a_position_ahead_of_the_log_is_unknown_to_the_feed(api: Management, things: Things) -> None:
-    head = api.ledger.state.head
+    head = api.ledger.books.head
 
     assert (await api.get(f"/v1/events?after=0-{head}")).json["items"] == []
     reply = await api.get(f"/v1/events?after=0-{head + 1}")

@@ -98,7 +98,7 @@ async def test_deeper_metadata_in_the_log_is_shown_as_far_as_it_can_be(api: Mana
 
 def deepen(api: Management, position: int) -> None:
     """Let the log hold what was taken once: metadata as deep as it could be sent."""
-    mapper, events = api.ledger.ports.mapper, api.storage.events
+    mapper, events = api.ledger._ports.mapper, api.storage.events
     recorded = events[position - 1]
     event = mapper.decode(recorded)
     assert event.private is not None

@@ -55,12 +55,12 @@ async def test_everything_that_is_told_says_the_new_epoch_and_is_taken(api: Mana
     made = await api.create()
     key, hot = made["key"], api.app
     first = await verify(hot, api, made)
-    assert first.json["position"] == f"0-{api.ledger.state.head}"
-    seen = api.ledger.state.head
+    assert first.json["position"] == f"0-{api.ledger.books.head}"
+    seen = api.ledger.books.head
     await raise_epoch(api)
 
     # Nothing was written since: what was kept as text is of the epoch before all the same.
-    assert api.ledger.state.head == seen
+    assert api.ledger.books.head == seen
     head = f"0.2-{seen}"
     again = await verify(hot, api, made)
     shown = await api.get(f"/v1/keys/{key['id']}")
@@ -71,12 +71,12 @@ async def test_everything_that_is_told_says_the_new_epoch_and_is_taken(api: Mana
     assert [one["position"] for one in feed.json["items"]] == [f"0.2-{n}" for n in range(1, seen + 1)]
 
     revoked = await api.post(f"/v1/keys/{key['id']}/revoke", {})
-    written = f"0.2-{api.ledger.state.head}"
+    written = f"0.2-{api.ledger.books.head}"
     position = revoked.json["fence"]["position"]
     assert position.startswith("0.2-")
     assert (await api.get(f"/v1/fences/{position}")).json["held"]
     assert (await api.get(f"/v1/events?after={written}")).json["items"] == []
-    assert len((await api.get(f"/v1/events?after={head}")).json["items"]) == api.ledger.state.head - seen
+    assert len((await api.get(f"/v1/events?after={head}")).json["items"]) == api.ledger.books.head - seen
     assert (await api.get("/v1/plans", x_keyledger_position=written)).status == 200
 
 
@@ -136,16 +136,16 @@ async def test_what_is_no_cursor_is_refused(text: str, api: Management) -> None:
 
 async def test_a_stream_ends_with_its_epoch_and_the_next_one_is_told_nothing_of_it(api: Management) -> None:
     old = Listener(api)
-    seen = api.ledger.state.head
+    seen = api.ledger.books.head
     await old.heard(seen)
     await api.create()
-    told = api.ledger.state.head
+    told = api.ledger.books.head
     await old.heard(told)
     await raise_epoch(api)
     anew = Listener(api)  # while the other may be about to end still
     await anew.heard(told)
     await api.make_organization()
-    now = api.ledger.state.head
+    now = api.ledger.books.head
     messages = await anew.heard(now)
     async with asyncio.timeout(5):
         await old.task
@@ -156,4 +156,4 @@ async def test_a_stream_ends_with_its_epoch_and_the_next_one_is_told_nothing_of_
 
 
 def test_a_ledger_that_has_not_read_its_epoch_tells_none(api: Management) -> None:
-    assert Ledger(api.ledger.ports).position_prefix == "0-"
+    assert Ledger(api.ledger._ports).position_prefix == "0-"

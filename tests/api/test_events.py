@@ -22,7 +22,7 @@ async def sequences(api: Management, query: str = "", **named: str) -> list[int]
 
 async def test_the_feed_tells_everything_from_the_first_event_on(api: Management) -> None:
     await api.create(name="Ada's key")
-    head = api.ledger.state.head
+    head = api.ledger.books.head
 
     answer = await api.get("/v1/events?limit=500")
 
@@ -37,12 +37,12 @@ async def test_types_and_a_position_narrow_it(api: Management) -> None:
     number = int(revoked.headers["x-keyledger-position"].removeprefix("0-"))
     types = "types=keyledger.KeyRevoked,KeyCreated"
 
-    assert await sequences(api, f"&after=0-{api.ledger.state.head}") == []
+    assert await sequences(api, f"&after=0-{api.ledger.books.head}") == []
     assert await sequences(api, f"&after={made['position']}&{types}") == [number]
 
 
 async def test_a_position_that_the_log_has_not_reached_is_gone(api: Management) -> None:
-    beyond = f"0-{api.ledger.state.head + 1}"
+    beyond = f"0-{api.ledger.books.head + 1}"
 
     page = await api.get(f"/v1/events?after={beyond}")
     fence = await api.get(f"/v1/fences/{beyond}")
@@ -72,7 +72,7 @@ async def test_a_key_of_one_organization_sees_its_events_only(api: Management) -
 
 async def test_a_stream_resumes_behind_the_last_event_id_and_follows(api: Management) -> None:
     root = await api.make_root("events:read")
-    seen = f"0-{api.ledger.state.head}"
+    seen = f"0-{api.ledger.books.head}"
     reading = asyncio.create_task(
         api.get("/v1/events", as_=root, accept="text/event-stream", last_event_id=seen)
     )
@@ -154,7 +154,7 @@ def follow(api: Management, secret: str) -> Coroutine[Any, Any, Reply]:
 
 
 async def test_a_head_of_the_stream_ends_at_once_and_takes_no_place(api: Management) -> None:
-    root, seen = await api.make_root("events:read"), f"0-{api.ledger.state.head}"
+    root, seen = await api.make_root("events:read"), f"0-{api.ledger.books.head}"
     asking = {"accept": "text/event-stream", "last_event_id": seen}
 
     answer = await asyncio.wait_for(World.ask(api, "HEAD", "/v1/events", as_=root, **asking), 5)

@@ -26,10 +26,10 @@ async def test_every_operation_has_a_good_request(api: Management, one: Operatio
 @pytest.mark.parametrize("one", OURS, ids=named)
 async def test_if_match_is_compared_or_refused(api: Management, one: Operation) -> None:
     things = await one_of_everything(api)
-    head = api.ledger.state.head
+    head = api.ledger.books.head
     answer = await ask_well(api, things, one, if_match='"77"')
 
-    assert api.ledger.state.head == head, "nothing is written"
+    assert api.ledger.books.head == head, "nothing is written"
     if one.conditional:
         assert (answer.status, answer.code) == (412, "version_conflict")
     else:
@@ -48,13 +48,13 @@ async def test_a_change_of_what_has_a_version_may_name_it(api: Management, one: 
 @pytest.mark.parametrize("one", OURS, ids=named)
 async def test_an_idempotency_key_is_kept_or_refused(api: Management, one: Operation) -> None:
     things = await one_of_everything(api)
-    head = api.ledger.state.head
+    head = api.ledger.books.head
     first = await ask_well(api, things, one, idempotency_key="mine")
-    wrote = api.ledger.state.head
+    wrote = api.ledger.books.head
     again = await ask_well(api, things, one, idempotency_key="mine")
 
     assert (wrote > head) is one.idempotent
-    assert api.ledger.state.head == wrote or not one.idempotent, "it is carried out once"
+    assert api.ledger.books.head == wrote or not one.idempotent, "it is carried out once"
     if one.idempotent:
         assert again.headers["idempotent-replayed"] == "true"
         assert "idempotent-replayed" not in first.headers
@@ -67,10 +67,10 @@ async def test_an_idempotency_key_is_kept_or_refused(api: Management, one: Opera
 @pytest.mark.parametrize("one", CHANGES, ids=named)
 async def test_a_change_of_state_is_idempotent_or_has_another_name(api: Management, one: Operation) -> None:
     things = await one_of_everything(api)
-    head = api.ledger.state.head
+    head = api.ledger.books.head
     await ask_well(api, things, one)
 
-    if api.ledger.state.head > head and not one.idempotent:
+    if api.ledger.books.head > head and not one.idempotent:
         assert one.instead_of_a_key != Operation.instead_of_a_key, "it does change something"
 
 

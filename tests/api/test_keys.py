@@ -65,7 +65,7 @@ async def test_a_get_carries_an_etag_and_a_position(api: Management) -> None:
     answer = await api.get(f"/v1/keys/{key['id']}")
 
     assert answer.headers["etag"] == '"1"'
-    assert answer.headers["x-keyledger-position"] == f"0-{api.ledger.state.head}"
+    assert answer.headers["x-keyledger-position"] == f"0-{api.ledger.books.head}"
     assert answer.json == key
 
 
@@ -188,10 +188,10 @@ async def test_history_tells_actor_position_before_and_after(api: Management) ->
 
     (line,) = newest["items"]
     assert line["action"] == "KeyRenamed"
-    assert line["actor"] == next(iter(api.ledger.state.keys))
+    assert line["actor"] == next(iter(api.ledger.books.keys))
     assert line["before"] == {"name": "Checkout"}
     assert line["after"]["name"] == "Billing"
-    assert line["position"] == f"0-{api.ledger.state.head}"
+    assert line["position"] == f"0-{api.ledger.books.head}"
     assert (line["ip"], line["user_agent"], line["request_id"]) == ("192.0.2.7", "curl/8", "t-1")
     assert newest["next_cursor"] is not None
 
@@ -203,7 +203,7 @@ async def test_many_are_revoked_by_a_list_each_on_its_own(api: Management) -> No
     ]
     await api.post(f"/v1/keys/{dead.id}/revoke", b"")
     unknown = "key_01JD0000000000000000000000"
-    root = next(key.id for key in api.ledger.state.keys.values() if key.keyspace_id == ROOT_KEYSPACE_ID)
+    root = next(key.id for key in api.ledger.books.keys.values() if key.keyspace_id == ROOT_KEYSPACE_ID)
     caller = await api.make_root("keys:write", organization_id=organization.id)
     asked = [unknown, live.id, dead.id, foreign.id, root, live.id]
     revoked = await api.post("/v1/keys/revoke", {"key_ids": asked, "reason": "offboarded"}, as_=caller)
@@ -228,7 +228,7 @@ async def test_many_are_revoked_by_a_list_each_on_its_own(api: Management) -> No
 
 async def test_a_root_key_beyond_the_callers_powers_saves_no_other(api: Management) -> None:
     live = (await api.create())["key"]["id"]
-    root = next(key.id for key in api.ledger.state.keys.values() if key.keyspace_id == ROOT_KEYSPACE_ID)
+    root = next(key.id for key in api.ledger.books.keys.values() if key.keyspace_id == ROOT_KEYSPACE_ID)
     caller = await api.make_root("keys:write")
     answer = await api.post("/v1/keys/revoke", {"key_ids": [root, live]}, as_=caller)
 
@@ -236,7 +236,7 @@ async def test_a_root_key_beyond_the_callers_powers_saves_no_other(api: Manageme
         {"key_id": root, "revoked": False, "code": "permission_denied"},
         {"key_id": live, "revoked": True},
     ]
-    assert api.ledger.state.keys[root].revoked_at is None
+    assert api.ledger.books.keys[root].revoked_at is None
 
 
 async def test_many_of_which_none_can_be_revoked_are_answered_when_open_fences_hold(api: Management) -> None:
@@ -343,7 +343,7 @@ async def test_a_root_key_may_be_said_to_have_none_of_what_nothing_reads(api: Ma
 async def test_a_root_key_that_has_some_of_it_from_before_goes_on_and_may_lose_it(api: Management) -> None:
     body = {"keyspace_id": ROOT_KEYSPACE_ID, "name": "ci", "scopes": {"permissions": ["keys:read"]}}
     made = (await api.post("/v1/keys", body)).json
-    key = api.ledger.state.keys[made["key"]["id"]]
+    key = api.ledger.books.keys[made["key"]["id"]]
     force_setattr(key, "scopes", Scopes(permissions=("keys:read",), models=("gpt-5",)))
     force_setattr(key, "quotas", (Quota(unit="requests", window="day", limit=1),))
     edited = await api.patch(f"/v1/keys/{key.id}/scopes", {"permissions": ["keys:read", "keys:write"]})

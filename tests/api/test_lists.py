@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.ledger.fence import EdgeView
+from services.ledger.fence_results import EdgeView
 from tests.api.world import Management
 
 

@@ -68,7 +68,7 @@ async def test_every_request_that_is_refused_for_its_root_key_is_counted_by_what
 ) -> None:
     keyspace = await api.make_keyspace()
     revoked = await api.make_root("keys:read")
-    dead = list(api.ledger.state.keys.values())[-1]
+    dead = list(api.ledger.books.keys.values())[-1]
     fenced_in = await api.make_root("keys:read", allowed_ips=("10.0.0.0/8",))
     await api.do(c.RevokeKey(key_id=dead.id))
     twice = [("Authorization", "Bearer a"), ("Authorization", "Bearer b")]

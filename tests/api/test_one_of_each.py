@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from services.api.operations import Operation
-from tests.api.one_of_each import API, EACH, One, seconds_of, signs_in, sources
+from tests.api.one_of_each import API, EACH, NONE_OF, NoneOf, One, seconds_of, signs_in, sources
 from tests.api.shown_twice import THINGS, described_twice, shown
 from tests.api.world import DESCRIPTION, EVERY_OPERATION
 
@@ -39,6 +39,21 @@ def test_what_is_excused_is_there(one: One) -> None:
     seen = {found.where for file, source in sources() for found in signs_in(source, file, one.sign)}
 
     assert [each for each in one.excused if not any(fnmatchcase(where, each) for where in seen)] == []
+
+
+NOBODY = pytest.mark.parametrize("what", NONE_OF.values(), ids=NONE_OF)
+
+
+@NOBODY
+def test_nobody_does_it(what: NoneOf) -> None:
+    found = [one for file, source in sources() for one in signs_in(source, file, what.sign)]
+
+    assert not found, "\n".join(f"services/api/{each.file}:{each.line} ({each.function})" for each in found)
+
+
+@NOBODY
+def test_somebody_who_does_it_is_seen(what: NoneOf) -> None:
+    assert list(signs_in(what.planted, "resources/planted.py", what.sign))
 
 
 def test_every_operation_that_a_module_declares_is_served() -> None:

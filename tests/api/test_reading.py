@@ -26,9 +26,9 @@ async def test_the_feed_is_paged_by_position(api: Management) -> None:
     end = (await api.get(f"/v1/events?after={rest['next_after']}")).json
 
     assert [one["sequence"] for one in first["items"]] == [1, 2]
-    assert [one["sequence"] for one in rest["items"]] == list(range(3, api.ledger.state.head + 1))
+    assert [one["sequence"] for one in rest["items"]] == list(range(3, api.ledger.books.head + 1))
     assert (end["items"], end["next_after"]) == ([], rest["next_after"])
-    assert rest["position"] == f"0-{api.ledger.state.head}"
+    assert rest["position"] == f"0-{api.ledger.books.head}"
 
 
 async def test_an_event_is_a_cloud_event(api: Management) -> None:
@@ -53,7 +53,7 @@ async def test_the_feed_is_filtered_by_type_and_organization(api: Management) ->
     ).json
 
     assert [one["subject"] for one in events["items"]] == [key["id"]]
-    assert events["next_after"] == f"0-{api.ledger.state.head}"
+    assert events["next_after"] == f"0-{api.ledger.books.head}"
 
 
 async def test_a_bound_root_key_hears_of_its_own_only(api: Management) -> None:
@@ -151,7 +151,7 @@ class Listener:
 
 
 async def test_server_sent_events_go_on_and_resume(api: Management) -> None:
-    before = api.ledger.state.head
+    before = api.ledger.books.head
     listener = Listener(api)
     await listener.heard(before)
     key = (await api.create())["key"]
@@ -172,7 +172,7 @@ async def test_server_sent_events_go_on_and_resume(api: Management) -> None:
 async def test_a_stream_ends_when_the_partition_is_lost(api: Management) -> None:
     listener = Listener(api)
     await listener.heard(1)
-    api.ledger.owner = False
+    api.ledger.standing.owner = False
     async with asyncio.timeout(5):
         await listener.task
 
@@ -306,7 +306,7 @@ async def test_a_change_that_took_nothing_away_is_fenced_anyhow(api: Management)
 @pytest.mark.parametrize("tail", ["", "?wait=true"])
 async def test_only_the_owner_says_that_a_fence_holds(api: Management, tail: str) -> None:
     """Who reads on without PostgreSQL knows of no fence that is open, and must not call it held."""
-    api.ledger.owner = api.ledger.reachable = False
+    api.ledger.standing.owner = api.ledger.standing.reachable = False
     answer = await api.get(f"/v1/fences/0-1{tail}")
 
     assert (answer.status, answer.code) == (503, "dependency_unavailable")
@@ -322,8 +322,8 @@ async def test_without_postgresql_a_process_reads_on_unless_it_was_still_startin
     made = await api.create()
     path = f"/v1/organizations/{made['key']['organization_id']}/wallet"
     assert (await api.get(path)).status == 200
-    api.ledger.owner = api.ledger.reachable = False
-    api.ledger.caught_up = caught_up
+    api.ledger.standing.owner = api.ledger.standing.reachable = False
+    api.ledger._memory.caught_up = caught_up
 
     assert (await api.get(path)).status == status
 
@@ -406,7 +406,7 @@ async def test_figures_for_prometheus(api: Management) -> None:
     await api.get("/v1/keys/x")
     text = (await api.get("/metrics")).body.decode()
 
-    assert f"keyledger_position {api.ledger.state.head:.1f}" in text
+    assert f"keyledger_position {api.ledger.books.head:.1f}" in text
     assert 'keyledger_answers_total{code="ok",method="POST",route="/v1/keys",status="201"} 1.0' in text
     assert 'route="/v1/keys/{key_id}",status="404"' in text
     assert "kl_live_" not in text

@@ -31,7 +31,7 @@ async def two(api: Management) -> Two:
         assert (await api.post("/v1/charges", body)).status == 201
     refused = {"key_id": own.id, "request_id": "r-3", "amount_micros": 4_000}
     assert (await api.post("/v1/charges", refused)).status == 402
-    seen = api.ledger.sightings.take(api.clock.now())
+    seen = api.ledger._sightings.take(api.clock.now())
     assert seen is not None
     await api.do(seen)
     return Two(own, other)
@@ -57,7 +57,7 @@ async def test_all_requests_are_listed_newest_first(api: Management, two: Two) -
 
 
 async def test_requests_are_chosen_by_organization_key_and_code(api: Management, two: Two) -> None:
-    organization_id = api.ledger.state.keys[two.other.id].organization_id
+    organization_id = api.ledger.books.keys[two.other.id].organization_id
 
     assert await listed(api, f"?organization_id={organization_id}") == ["r-2"]
     assert await listed(api, f"?key_id={two.own.id}") == ["r-3", "r-1"]
@@ -97,7 +97,7 @@ async def test_pages_follow_each_other_without_a_gap(api: Management, two: Two) 
 
 
 async def test_a_bound_root_key_sees_the_requests_of_its_own_only(api: Management, two: Two) -> None:
-    keys = api.ledger.state.keys
+    keys = api.ledger.books.keys
     own, other = keys[two.own.id], keys[two.other.id]
     of_organization = await api.make_root("usage:read", organization_id=other.organization_id)
     of_keyspace = await api.make_root("usage:read", bound_keyspace_id=other.keyspace_id)
@@ -123,7 +123,7 @@ async def test_requests_need_usage_read(api: Management) -> None:
 async def test_a_platform_with_many_organizations_names_one_to_find_a_request(
     api: Management, two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    organization_id = api.ledger.state.keys[two.own.id].organization_id
+    organization_id = api.ledger.books.keys[two.own.id].organization_id
     searched = await api.get("/v1/requests/r-1")
     monkeypatch.setattr(projected, "MOST_SEARCHED", 1)
     refused = await api.get("/v1/requests/r-1")

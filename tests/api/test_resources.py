@@ -329,7 +329,7 @@ async def test_a_digest_comes_as_hex_or_base64(api: Management, encode: str) -> 
     made = await api.post("/v1/keys/import", body)
 
     assert made.status == 201
-    assert api.ledger.state.secrets.find(raw) is not None
+    assert api.ledger.books.secrets.find(raw) is not None
 
 
 @pytest.mark.parametrize("given", ["x" * 43, "z" * 64, "a" * 50, "a" * 63, "=" * 44])

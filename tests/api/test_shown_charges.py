@@ -65,7 +65,7 @@ async def test_the_charge_of_a_capture_is_shown_with_its_reservation(api: Manage
 async def test_who_may_not_see_a_charge_is_told_that_there_is_none(api: Management, owned: Owned) -> None:
     made = await charge(api, owned)
     path = f"/v1/charges/{made['id']}"
-    own, other = (api.ledger.state.keys[owned.id].organization_id, (await api.make_organization()).id)
+    own, other = (api.ledger.books.keys[owned.id].organization_id, (await api.make_organization()).id)
     keyspace = (await api.make_keyspace("leadmagic")).id
 
     for fields, status in (

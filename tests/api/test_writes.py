@@ -279,7 +279,7 @@ async def test_without_a_fence_a_take_away_waits_for_no_projections(api: Managem
 
 
 async def test_a_get_waits_for_the_position_it_names(api: Management) -> None:
-    head = api.ledger.state.head
+    head = api.ledger.books.head
     reached = await api.ask("GET", "/v1/plans", x_keyledger_position=f"0-{head}")
 
     async def never(position: int, timeout: float = 2.0) -> bool:

@@ -13,8 +13,8 @@ import msgspec
 from services.api.answering.problems import TABLE, Problem
 from services.api.description.schema import Description
 from services.api.serving.app import ROUTES
-from services.ledger.fence import LeaseTerms
-from services.ledger.ledger import Terms
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.ports import Terms
 from tests.api.quick.world import EDGES, Reply, World
 
 
@@ -104,9 +104,8 @@ def assert_no_more_fields(answer: Any, kind: Any) -> None:
 @asynccontextmanager
 async def managed(lease_ms: int = 60_000) -> AsyncGenerator[Management]:
     """A world that owns its partition, with a root key of the platform."""
-    world = Management()
     # On a busy machine the lock's confirmation may be late, and few tests are about that.
-    world.ledger.terms = Terms(lease=LeaseTerms(lease_ms=lease_ms))
+    world = Management(terms=Terms(lease=LeaseTerms(lease_ms=lease_ms)))
     await world.start()
     try:
         secret = await world.ledger.bootstrap()

@@ -66,7 +66,7 @@ async def running_ledger(database: str, lease_ms: int = 10_000) -> AsyncGenerato
 
 async def make_keys(ledger: Ledger) -> list[str]:
     """An organization with money enough, and its keys."""
-    root = next(iter(ledger.state.keys.values()))
+    root = next(iter(ledger.books.keys.values()))
     asking = Asking(actor=root.id)
     keyspace = (await ledger.execute(c.DefineKeyspace(name="bench"), asking)).result
     organization = (await ledger.execute(c.OpenOrganization(name="bench"), asking)).result

@@ -47,8 +47,9 @@ from keyledger_edge import (
     seal_grant,
 )
 from keyledger_edge._bus import EdgeBus as EdgeEnd
-from services.ledger.fence import FenceKeeper, LeaseTerms
+from services.ledger.fence import FenceKeeper
 from services.ledger.lease_table import derive_edge_key
+from services.ledger.lease_terms import LeaseTerms
 from tests.bench.targets import at_most
 from tests.servers import server_folder
 

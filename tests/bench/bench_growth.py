@@ -19,7 +19,7 @@ from domain import commands as c
 from domain.commands import Asking
 from domain.desk import SYSTEM_ASKING
 from keyledger_edge import fingerprint
-from services.ledger import ledger as owning
+from services.ledger import upkeep
 from services.ledger.ledger import Ledger
 from tests.bench.bench_charges import running_ledger
 from tests.bench.bench_log import ledger
@@ -55,7 +55,7 @@ class Grower:
 
     def __init__(self, ledger_: Ledger, *, charged: int = 0) -> None:
         self.ledger = ledger_
-        root, *self.keys = ledger_.state.keys
+        root, *self.keys = ledger_.books.keys
         self._asking = Asking(actor=root)
         self._charged = charged
 
@@ -125,9 +125,9 @@ async def test_growth() -> None:
                 keys_rate = await grower.add_keys(KEYS // STEPS)
                 charge_rate = await grower.charge(CHARGES // STEPS)
                 disk = disk_bytes(database)
-                per_event = sum(disk.values()) / running.state.head
+                per_event = sum(disk.values()) / running.books.head
                 print(
-                    f"{len(grower.keys):>10,} {running.state.head:>10,} {keys_rate:>8,.0f}"
+                    f"{len(grower.keys):>10,} {running.books.head:>10,} {keys_rate:>8,.0f}"
                     f" {charge_rate:>10,.0f} {memory_mib():>7,.0f} {per_event:>13,.0f}"
                 )
             print(f"  memory of the owner: {(memory_mib() - before) * 2**20 / KEYS:,.0f} bytes a key")
@@ -144,16 +144,16 @@ async def restart(database: str) -> None:
     async with running_ledger(database, lease_ms=1_000) as again:
         seconds, cpu = time.perf_counter() - started, time.process_time() - worked
         held = memory_mib() - before
-        keys = len(again.state.keys)
+        keys = len(again.books.keys)
         print(
             f"  ready again after {seconds:.1f} s, {cpu:.1f} s of its CPU: {keys:,} keys,"
-            f" {again.state.head:,} events, {held:,.0f} MiB, {held * 2**20 / keys:,.0f} bytes a key"
+            f" {again.books.head:,} events, {held:,.0f} MiB, {held * 2**20 / keys:,.0f} bytes a key"
         )
 
 
 async def die(database: str) -> None:
     """Charge, and end as if killed: with the next start begins a replay."""
-    owning._SAVE_SECONDS = 3_600.0  # the replay is to be as long as said, however slow this is
+    upkeep._SAVE_SECONDS = 3_600.0  # the replay is to be as long as said, however slow this is
     async with running_ledger(database) as running:
         rate = await Grower(running, charged=CHARGES).charge(TAIL)
         print(f"  killed after {TAIL:,} more charges, {rate:,.0f} a second", flush=True)

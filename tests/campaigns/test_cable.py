@@ -24,8 +24,9 @@ from infra.postgres.state_rows import PostgresStateRows
 from keyledger_edge import fingerprint
 from services.ledger import bus as buses
 from services.ledger.errors import CannotAnswerError
-from services.ledger.fence import LeaseTerms
-from services.ledger.ledger import Ledger, Ports, Terms
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.ledger import Ledger
+from services.ledger.ports import Ports, Terms
 from tests.campaigns.checker import check, record
 from tests.contract.cable import Cable
 from tests.ledger.test_random_faults import Client
@@ -145,9 +146,9 @@ async def strike(what: str, process: Process, chance: random.Random) -> None:
     elif what == "kill":
         await process.killed()
     elif what == "save" and process.ledger.owner:
-        await asyncio.gather(process.ledger._save_once(), return_exceptions=True)
+        await asyncio.gather(process.ledger._saved.save(), return_exceptions=True)
     elif what == "forget":
-        process.ledger.bus._recent.clear()
+        process.ledger._memory.recent.clear()
 
 
 async def break_and_check(database: str, strikes: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,9 +193,9 @@ async def rows_tell_the_log(database: str) -> None:
     for process in (loaded, replayed):
         process.task.cancel()
         await asyncio.gather(process.task, return_exceptions=True)
-        process.ledger._forget_state()
-    await loaded.ledger._follow()
-    await replayed.ledger.follower.catch_up()
+        process.ledger._saved.forget()
+    await loaded.ledger._ownership.follow()
+    await replayed.ledger._saved.follower.catch_up()
     assert deep_state(loaded.ledger) == deep_state(replayed.ledger)
     for process in (loaded, replayed):
         await process.rows.close()

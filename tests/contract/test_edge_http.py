@@ -16,11 +16,11 @@ from keyledger_edge import (
     Verifier,
     VerifyRequest,
 )
+from keyledger_edge._clock import boottime_ns
 from keyledger_edge._http import HttpClient
 from keyledger_edge._leased_cache import LeasedCache
 from keyledger_edge._ledger_client import LedgerClient
 from keyledger_edge._link import EdgeLink
-from keyledger_language.clock import boottime_ns
 
 Answer = Callable[[str, dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
 

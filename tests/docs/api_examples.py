@@ -107,7 +107,7 @@ class Recorder:
         """Have the projections show what was written."""
         placed = self._world.reader.events.placed()[self._log.head :]
         await self._log.write([one.event for one in placed])
-        assert self._log.head == self._world.ledger.state.head, "both logs have the same positions"
+        assert self._log.head == self._world.ledger.books.head, "both logs have the same positions"
         await reached(self._reader.projector, self._log.head)
         self._world.clock.advance(10_000)  # so that lists in order of time have one order
 
@@ -185,8 +185,8 @@ async def recorded(database: str) -> dict[str, Example]:
         with projecting(database) as projector, pytest.MonkeyPatch.context() as monkeypatch:
             reader = _Reader(found, projector)
             # What is written by itself, a while after an answer, would stand elsewhere each time.
-            monkeypatch.setattr(world.ledger.sightings, "take", lambda _now: None)
-            monkeypatch.setattr(world.ledger, "_write_receipts", lambda: None)
+            monkeypatch.setattr(world.ledger._sightings, "take", lambda _now: None)
+            monkeypatch.setattr(world.ledger.standing.tenure, "_write_receipts", lambda _bus: None)
             world.app = build_app(world.ledger, reader, more_routes=EDGES)
             recorder = Recorder(world, log, reader)
             await _ask_everything(recorder)

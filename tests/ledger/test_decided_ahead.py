@@ -22,7 +22,7 @@ async def under_way_and_ahead(
     await asyncio.sleep(0)
     behind = [ledger.ask(command) for command in second]
     await ledger.log.arrived.wait()
-    await until(lambda: ledger.ledger.bus.waiting == 0)
+    await until(lambda: ledger.ledger._bus.waiting == 0)
     return written, behind  # type: ignore[return-value]  # tasks are not covariant
 
 
@@ -55,7 +55,7 @@ async def test_a_retry_decided_ahead_joins_the_charge_that_is_being_written(ledg
 
 async def test_what_was_decided_ahead_of_a_group_that_failed_never_was(world: World, ledger: Process) -> None:
     key = await ledger.key(10)
-    head = ledger.ledger.state.head
+    head = ledger.ledger.books.head
 
     [first], [second] = await under_way_and_ahead(ledger, [reserve(key, "r1", 6)], [charge(key, "r2", 4)])
     world.storage.owner = None
@@ -64,7 +64,7 @@ async def test_what_was_decided_ahead_of_a_group_that_failed_never_was(world: Wo
     for task in (first, second):
         with pytest.raises(CannotAnswerError):
             await task
-    assert ledger.ledger.state.head == head
+    assert ledger.ledger.books.head == head
     assert ledger.wallet(key).balance == 10
     assert ledger.wallet(key).reserved == 0
 
@@ -74,7 +74,7 @@ async def test_a_claim_that_was_taken_meanwhile_is_looked_up_and_what_was_decide
 ) -> None:
     key = await ledger.key(10)
     await ledger.charge(key, "r1", 6)
-    ledger.ledger.bus._recent.clear()
+    ledger.ledger._memory.recent.clear()
 
     [again], [second] = await under_way_and_ahead(ledger, [charge(key, "r1", 4)], [charge(key, "r2", 4)])
     ledger.log.gate.set()
@@ -178,9 +178,9 @@ async def test_what_was_decided_ahead_is_sent_before_the_state_knows_of_what_it_
 ) -> None:
     """Or the log would wait while those under way are answered."""
     key = await ledger.key(10)
-    head = ledger.ledger.state.head
+    head = ledger.ledger.books.head
     heads: list[int] = []
-    ledger.log.on_send = lambda: heads.append(ledger.ledger.state.head)
+    ledger.log.on_send = lambda: heads.append(ledger.ledger.books.head)
     [first], [second] = await under_way_and_ahead(ledger, [charge(key, "r1", 6)], [charge(key, "r2", 4)])
 
     ledger.log.gate.set()
@@ -196,7 +196,7 @@ async def test_what_was_sent_ahead_and_meets_a_claim_of_another_is_decided_anew(
 ) -> None:
     key = await ledger.key(10)
     await ledger.charge(key, "r0", 3)
-    ledger.ledger.bus._recent.clear()
+    ledger.ledger._memory.recent.clear()
 
     [first], [again] = await under_way_and_ahead(ledger, [charge(key, "r1", 4)], [charge(key, "r0", 3)])
     ledger.log.gate.set()

@@ -206,7 +206,7 @@ async def test_a_head_that_moved_means_that_somebody_else_wrote(world: World, le
     world.storage.owner = ledger.log  # both believe that they own the partition now
 
     with pytest.raises(NotOwnerHereError):
-        await ledger.ledger.bus.submit(charge(key, "r1", 4), ledger.asking)
+        await ledger.ledger._bus.submit(charge(key, "r1", 4), ledger.asking)
 
     assert not world.of(e.UsageCharged)
     await thief.stopped()
@@ -262,13 +262,13 @@ async def test_a_failure_nobody_foresaw_makes_the_ledger_read_its_state_anew(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(ledger.ledger.bus, "committed", breaks)
+        patched.setattr(ledger.ledger.standing, "committed", breaks)
         with pytest.raises((UnknownOutcomeError, NotOwnerHereError)):
             await ledger.charge(key, "r1", 4)
     await ledger.owns_again()
 
     fresh = world.process()
-    await fresh.ledger._follow()
+    await fresh.ledger._ownership.follow()
     assert deep_state(fresh.ledger) == deep_state(ledger.ledger)
 
 
@@ -277,7 +277,7 @@ async def test_a_process_knows_what_was_committed_once_it_has_read_the_log_to_it
 ) -> None:
     """Not before: what it has loaded then is as old as its rows, and no answer may be made of it."""
     await ledger.key(10)
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     other = world.process()
     held, read = asyncio.Event(), other.log.read
 
@@ -287,7 +287,7 @@ async def test_a_process_knows_what_was_committed_once_it_has_read_the_log_to_it
 
     monkeypatch.setattr(other.log, "read", slow)
     other.start()
-    await until(lambda: other.ledger.state.head > 0)
+    await until(lambda: other.ledger.books.head > 0)
     assert (other.ledger.caught_up, other.ledger.reachable) == (False, False)
 
     held.set()

@@ -18,8 +18,11 @@ from keyledger_language import (
     read_changes,
     seal_request,
 )
-from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms, OwnedFacts
+from services.ledger.fence import FenceKeeper
+from services.ledger.fence_results import FenceReceipt
 from services.ledger.lease_table import EdgeBounds, IncarnationTakenError, TooManyEdgesError
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.owned_facts import OwnedFacts
 
 MS = 1_000_000
 MASTER_KEY = b"m" * 32

@@ -15,15 +15,15 @@ async def test_the_fence_is_told_of_a_commit_before_anybody_is_answered(
 ) -> None:
     key = await ledger.key(10)
     told: list[tuple[int, tuple[Change, ...]]] = []
-    committed = ledger.ledger.bus.committed
+    committed = ledger.ledger.standing.committed
 
     def tells(position: int, changes: list[Change]) -> None:
         assert not asked.done()
-        assert position == ledger.ledger.state.head
+        assert position == ledger.ledger.books.head
         told.append((position, tuple(changes)))
         committed(position, changes)
 
-    monkeypatch.setattr(ledger.ledger.bus, "committed", tells)
+    monkeypatch.setattr(ledger.ledger.standing, "committed", tells)
     asked = ledger.ask(c.RevokeKey(key_id=key.id))
     done = await asked
 
@@ -49,7 +49,7 @@ async def let_leases_end(world: World, ledger: Process) -> None:
     for _ in range(2):
         world.clock.boottime_us += 1_020_000
         await until(lambda: ledger.ledger.confirmed)
-        ledger.ledger._fence_woken.set()
+        ledger.ledger.standing.tenure._woken.set()
 
 
 async def test_a_fence_that_holds_is_recorded_once(world: World, ledger: Process) -> None:
@@ -60,7 +60,7 @@ async def test_a_fence_that_holds_is_recorded_once(world: World, ledger: Process
     [receipt] = await receipts(world)
 
     assert receipt.fenced == (done.fence_position,)
-    assert ledger.ledger.bus.narrowings.open == {}
+    assert ledger.ledger._memory.narrowings.open == {}
 
 
 async def test_a_fence_goes_on_after_a_restart_however_much_came_after_it(
@@ -105,7 +105,7 @@ async def test_a_receipt_that_finds_no_room_is_written_later(world: World) -> No
     await asyncio.sleep(0.05)
     ledger.log.gate.set()
     await asyncio.gather(under_way, waiting)
-    ledger.ledger._fence_woken.set()
+    ledger.ledger.standing.tenure._woken.set()
 
     assert await receipts(world)
 

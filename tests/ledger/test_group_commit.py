@@ -205,7 +205,7 @@ async def test_a_command_that_would_change_too_much_at_once_is_refused(
 
     assert isinstance(refused, InvalidError)
     assert charged.result.code == "valid"
-    assert [key.revoked_at for key in ledger.ledger.state.keys.values()] == [None] * 4
+    assert [key.revoked_at for key in ledger.ledger.books.keys.values()] == [None] * 4
 
 
 async def test_revoking_more_keys_than_one_commit_holds_is_refused_by_name(ledger: Process) -> None:
@@ -229,7 +229,7 @@ async def test_a_caller_that_hangs_up_does_not_undo_what_it_asked_for(world: Wor
 
 async def test_a_refusal_writes_nothing(world: World, ledger: Process) -> None:
     key = await ledger.key(3)
-    head = ledger.ledger.state.head
+    head = ledger.ledger.books.head
 
     outcome = await ledger.charge(key, "r1", 4)
     with pytest.raises(LedgerError):

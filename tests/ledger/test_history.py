@@ -30,7 +30,7 @@ async def test_a_stand_by_that_slept_through_a_lossy_fail_over_stops_itself(
     backup = world.storage.copy()
     sleeper = world.process()
     await ledger.execute(c.RevokeKey(key_id=key.id))
-    await sleeper.ledger._follow()
+    await sleeper.ledger._ownership.follow()
     await ledger.killed()
 
     # Another log of the same length, and then a longer one.
@@ -43,11 +43,11 @@ async def test_a_stand_by_that_slept_through_a_lossy_fail_over_stops_itself(
 
     sleeper.start()
     assert COMMAND in await stopped_itself(sleeper)
-    assert sleeper.ledger.state.keys[key.id].status(world.clock.now()) == "revoked"  # nothing was folded
+    assert sleeper.ledger.books.keys[key.id].status(world.clock.now()) == "revoked"  # nothing was folded
 
     world.storage.raise_epoch()
     await until(lambda: sleeper.ledger.owner)
-    assert sleeper.ledger.state.keys[key.id].status(world.clock.now()) == "active"
+    assert sleeper.ledger.books.keys[key.id].status(world.clock.now()) == "active"
     await sleeper.charge(key, "after", 1)
     assert deep_state(sleeper.ledger) == deep_state(await fresh(world))
 
@@ -55,7 +55,7 @@ async def test_a_stand_by_that_slept_through_a_lossy_fail_over_stops_itself(
 async def fresh(world: World) -> Ledger:
     """What the log says, read by nobody before."""
     process = world.process()
-    await process.ledger._follow()
+    await process.ledger._ownership.follow()
     return process.ledger
 
 
@@ -75,7 +75,7 @@ async def test_an_owner_whose_log_went_back_stops_itself_and_lets_others_own(
     assert ledger.ledger.other_history is not None
     world.storage.raise_epoch()
     await until(lambda: ledger.ledger.stands_by and ledger.ledger.other_history is None)
-    await until(lambda: ledger.ledger.state.head == len(world.storage.events))
+    await until(lambda: ledger.ledger.books.head == len(world.storage.events))
     assert deep_state(ledger.ledger) == deep_state(await fresh(world))
 
 
@@ -126,15 +126,15 @@ async def test_an_owner_of_an_epoch_that_is_over_appends_nothing_and_goes_on_in_
 async def test_a_version_that_does_not_follow_is_not_folded(world: World, ledger: Process) -> None:
     key = await ledger.key(100)
     follower = world.process()
-    await follower.ledger._follow()
+    await follower.ledger._ownership.follow()
     await ledger.execute(c.DisableKey(key_id=key.id))
     await ledger.killed()
     last = world.storage.events[-1]
     world.storage.events[-1] = last._replace(version=last.version + 4)
 
     with pytest.raises(OtherHistoryError, match=key.id):
-        await follower.ledger._follow()
-    assert follower.ledger.state.head == last.position - 1
+        await follower.ledger._ownership.follow()
+    assert follower.ledger.books.head == last.position - 1
 
 
 async def test_rows_of_another_history_stop_a_start_and_are_dropped_in_a_new_epoch(
@@ -152,10 +152,10 @@ async def test_rows_of_another_history_stop_a_start_and_are_dropped_in_a_new_epo
 
     world.storage.raise_epoch()
     await until(lambda: again.ledger.owner)
-    assert key.id in again.ledger.state.keys
-    assert lost.id not in again.ledger.state.keys
-    await again.ledger._save_once()
-    assert lost.id not in (await fresh(world)).state.keys
+    assert key.id in again.ledger.books.keys
+    assert lost.id not in again.ledger.books.keys
+    await again.ledger._saved.save()
+    assert lost.id not in (await fresh(world)).books.keys
     assert await world.rows.find([f"keys/{lost.id}"]) == []
 
 
@@ -165,24 +165,24 @@ async def test_rows_and_log_of_before_the_epoch_was_raised_are_used(world: World
     world.storage.raise_epoch()
 
     again = world.process()
-    await again.ledger._follow()
+    await again.ledger._ownership.follow()
 
-    assert again.ledger._keeper.through == again.ledger.state.head > 0
+    assert again.ledger._saved.keeper.through == again.ledger.books.head > 0
 
 
 async def test_an_owner_of_old_cannot_save_over_rows_of_the_same_number(
     world: World, ledger: Process
 ) -> None:
     await ledger.key(100)
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     through = await world.rows.through()
     other = through._replace(mark=through.mark + 1, epoch=2)
     await world.rows.clear()
     await world.rows.save(other, [StateRow("keys/other", b"")], [], behind=HistoryPoint(0, 0, 2))
     await ledger.key(100)
 
-    await ledger.ledger._save_once()  # it finds that out, and writes all rows anew
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()  # it finds that out, and writes all rows anew
+    await ledger.ledger._saved.save()
 
     assert await world.rows.find(["keys/other"]) == []
     assert deep_state(ledger.ledger) == deep_state(await fresh(world))
@@ -199,7 +199,7 @@ async def test_data_keys_that_the_log_lost_encrypt_nothing_more(world: World, le
     await ledger.keyspace()
 
     assert world.storage.data_keys["platform"] != lost
-    assert (await fresh(world)).state.head == len(world.storage.events)
+    assert (await fresh(world)).books.head == len(world.storage.events)
 
 
 async def test_one_group_decided_ahead_of_another_names_its_mark(world: World, ledger: Process) -> None:
@@ -212,4 +212,4 @@ async def test_one_group_decided_ahead_of_another_names_its_mark(world: World, l
 
     for one in asked:
         assert (await one).result.code == "valid"
-    assert ledger.ledger.state.mark == world.storage.events[-1].mark
+    assert ledger.ledger.books.mark == world.storage.events[-1].mark

@@ -27,8 +27,8 @@ async def live(ledger: Process) -> State:
         await ledger.execute(rotate)
         await ledger.execute(c.OpenProject(organization_id=key.organization_id or "", name="a project"))
     await ledger.ledger.bootstrap()
-    await ledger.ledger._save_once()
-    return ledger.ledger.state
+    await ledger.ledger._saved.save()
+    return ledger.ledger._memory.state
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ async def test_a_state_that_is_loaded_again_is_not_touched_by_tables_of_before(
     keeper = keeper_of(world, state)
     await keeper.load(nothing_more)
     before = state.keys
-    State.__init__(state)
+    state.forget()
     await keeper.load(nothing_more)
 
     assert [before.get(key_id) for key_id in live.keys if key_id not in dict.keys(before)] == [None] * 3

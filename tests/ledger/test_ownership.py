@@ -9,7 +9,7 @@ from domain import events as e
 from domain.errors import NotFoundError
 from domain.ports import OtherHistoryError
 from services.ledger.errors import NotOwnerHereError
-from services.ledger.fence import LeaseTerms
+from services.ledger.lease_terms import LeaseTerms
 from tests.ledger.world import Process, World, charge, deep_state, reserve, until
 
 
@@ -31,10 +31,10 @@ async def test_who_stands_by_follows_the_log(world: World, ledger: Process) -> N
     await ledger.execute(reserve(key, "h1", 5))
     await ledger.execute(c.RevokeKey(key_id=key.id))
 
-    await until(lambda: other.ledger.state.head == ledger.ledger.state.head)
+    await until(lambda: other.ledger.books.head == ledger.ledger.books.head)
 
     assert deep_state(ledger.ledger) == deep_state(other.ledger)
-    assert other.ledger.state.keys[key.id].name == "a key"  # personal fields, read with their data key
+    assert other.ledger.books.keys[key.id].name == "a key"  # personal fields, read with their data key
 
 
 async def test_a_process_reads_personal_fields_whose_data_key_was_made_after_it_began(
@@ -46,9 +46,9 @@ async def test_a_process_reads_personal_fields_whose_data_key_was_made_after_it_
     await until(lambda: other.ledger.stands_by)
 
     key = await ledger.key(10, allowed_ips=("10.0.0.0/8",))
-    await until(lambda: other.ledger.state.head == ledger.ledger.state.head)
+    await until(lambda: other.ledger.books.head == ledger.ledger.books.head)
 
-    assert other.ledger.state.keys[key.id].allowed_ips == ("10.0.0.0/8",)
+    assert other.ledger.books.keys[key.id].allowed_ips == ("10.0.0.0/8",)
 
 
 async def test_the_next_takes_over_when_the_owner_is_gone(world: World, ledger: Process) -> None:
@@ -58,7 +58,7 @@ async def test_the_next_takes_over_when_the_owner_is_gone(world: World, ledger: 
     await ledger.charge(key, "r1", 4)
 
     await ledger.killed()
-    await until(lambda: other.ledger.confirmed and other.ledger.bus.accepting)
+    await until(lambda: other.ledger.confirmed and other.ledger._bus.accepting)
 
     assert (await other.charge(key, "r1", 4)).replayed
     assert (await other.charge(key, "r2", 6)).code == "valid"
@@ -70,12 +70,12 @@ async def test_the_next_owner_listens_to_root_keys_that_may_have_edges(world: Wo
     other = world.process()
     other.start()
     key = await ledger.key(10)
-    await until(lambda: other.ledger.state.head == ledger.ledger.state.head)
+    await until(lambda: other.ledger.books.head == ledger.ledger.books.head)
 
     assert not other.ledger.speakers()
 
     await ledger.killed()
-    await until(lambda: other.ledger.confirmed and other.ledger.bus.accepting)
+    await until(lambda: other.ledger.confirmed and other.ledger._bus.accepting)
     speakers = other.ledger.speakers()
 
     assert len(speakers) == 1
@@ -89,10 +89,10 @@ async def test_what_one_revoked_the_other_refuses(world: World, ledger: Process)
     await ledger.execute(c.RevokeKey(key_id=key.id))
 
     await ledger.stopped()
-    await until(lambda: other.ledger.confirmed and other.ledger.bus.accepting)
+    await until(lambda: other.ledger.confirmed and other.ledger._bus.accepting)
 
     assert (await other.charge(key, "r1", 4)).code == "revoked"
-    facts = other.ledger.facts.find(other.ledger.state.keys[key.id].secrets[0].fingerprint)
+    facts = other.ledger.facts.find(other.ledger.books.keys[key.id].secrets[0].fingerprint)
     assert facts is not None
     assert facts.revoked
 
@@ -154,7 +154,7 @@ async def test_a_refusal_alone_is_not_answered_by_an_owner_that_was_overtaken(
     world: World, ledger: Process
 ) -> None:
     key = await ledger.key(10)
-    bus = ledger.ledger.bus
+    bus = ledger.ledger._bus
     world.clock.boottime_us += 2_000_000
     world.storage.owner = None
     other = await world.process().started()
@@ -205,17 +205,17 @@ async def test_a_log_that_went_back_is_read_anew_once_its_epoch_was_raised(
     kept = len(world.storage.events)
     restored = world.process()
     await ledger.charge(key, "r1", 4)
-    await restored.ledger._follow()
+    await restored.ledger._ownership.follow()
     await ledger.stopped()
     del world.storage.events[kept:]
     await world.rows.clear()
 
     with pytest.raises(OtherHistoryError):
-        await restored.ledger._follow()
+        await restored.ledger._ownership.follow()
     world.storage.raise_epoch()
-    await restored.ledger._follow()
+    await restored.ledger._ownership.follow()
 
-    assert kept == restored.ledger.state.head
+    assert kept == restored.ledger.books.head
     assert restored.wallet(key).balance == 10
 
 

@@ -63,7 +63,7 @@ def forget(world: World, subject: str) -> None:
 async def loaded(world: World) -> Process:
     """What a new process makes of the saved rows."""
     process = world.process()
-    await process.ledger._follow()
+    await process.ledger._ownership.follow()
     return process
 
 
@@ -100,7 +100,7 @@ async def test_a_saved_row_shows_no_personal_field(world: World, ledger: Process
     await ada(ledger)
     organization = await ledger.organization(external_id="countess", metadata={"note": "poetical"})
     await ledger.execute(c.OpenProject(organization_id=organization.id, name="Lovelace"))
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
 
     assert [word for word in WRITTEN if word.encode() in saved(world)] == []
     assert deep_state((await loaded(world)).ledger) == deep_state(ledger.ledger)
@@ -111,7 +111,7 @@ async def test_a_start_opens_no_box_that_nobody_asked_for(
 ) -> None:
     key = await ada(ledger)
     await ledger.ledger.bootstrap()
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     opened: list[str] = []
     process = world.process()
     decrypt = process.mapper.data_keys.decrypt
@@ -121,11 +121,11 @@ async def test_a_start_opens_no_box_that_nobody_asked_for(
         return decrypt(subject, ciphertext, context)
 
     monkeypatch.setattr(process.mapper.data_keys, "decrypt", watched)
-    await process.ledger._follow()
+    await process.ledger._ownership.follow()
     at_start, opened[:] = list(opened), []
-    found = process.ledger.state.keys[key.id]
+    found = process.ledger.books.keys[key.id]
 
-    [root] = [one for one in ledger.ledger.state.keys.values() if one.keyspace_id != key.keyspace_id]
+    [root] = [one for one in ledger.ledger.books.keys.values() if one.keyspace_id != key.keyspace_id]
     assert at_start == [f"keys/{root.id}"]
     assert opened == [f"keys/{key.id}"]
     assert found == key
@@ -133,7 +133,7 @@ async def test_a_start_opens_no_box_that_nobody_asked_for(
 
 async def test_a_box_opens_in_its_own_row_only(world: World, ledger: Process) -> None:
     ours, others = await ada(ledger), await ada(ledger)
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     rows = world.rows._rows
     moved = rows[f"keys/{others.id}"].data.replace(others.id.encode(), ours.id.encode())
     moved = moved.replace((others.organization_id or "").encode(), (ours.organization_id or "").encode())
@@ -142,7 +142,7 @@ async def test_a_box_opens_in_its_own_row_only(world: World, ledger: Process) ->
     process = await loaded(world)
 
     with pytest.raises(MasterKeyError, match=ours.id):
-        process.ledger.state.keys.get(ours.id)
+        process.ledger.books.keys.get(ours.id)
 
 
 async def test_what_was_saved_of_a_forgotten_organization_is_what_the_log_still_tells(
@@ -154,10 +154,10 @@ async def test_what_was_saved_of_a_forgotten_organization_is_what_the_log_still_
 
     process = await loaded(world)
     replayed = world.process()
-    await replayed.ledger.follower.learn_data_keys(list(world.storage.events))
-    await replayed.ledger.follower.catch_up()
+    await replayed.ledger._saved.follower.learn_data_keys(list(world.storage.events))
+    await replayed.ledger._saved.follower.catch_up()
 
-    found = process.ledger.state.keys[key.id]
+    found = process.ledger.books.keys[key.id]
     assert (found.name, found.owner_id, found.metadata, found.tags, found.allowed_ips) == (
         "",
         None,
@@ -166,7 +166,7 @@ async def test_what_was_saved_of_a_forgotten_organization_is_what_the_log_still_
         (),
     )
     assert found.secrets == key.secrets
-    assert process.ledger.state.keys[other.id] == other
+    assert process.ledger.books.keys[other.id] == other
     assert deep_state(process.ledger) == deep_state(replayed.ledger)
 
 
@@ -185,7 +185,7 @@ async def test_a_forgotten_organization_stays_forgotten(world: World, ledger: Pr
     assert world.storage.data_keys[key.organization_id or ""] == b""
     assert b"once more" not in saved(world) + kept(world)
     assert all(b"once more" not in one.data for one in world.storage.events)
-    assert (await loaded(world)).ledger.state.keys[key.id].name == ""
+    assert (await loaded(world)).ledger.books.keys[key.id].name == ""
 
 
 async def test_no_row_is_saved_whose_data_key_is_not_known(world: World, ledger: Process) -> None:
@@ -194,7 +194,7 @@ async def test_no_row_is_saved_whose_data_key_is_not_known(world: World, ledger:
     ledger.mapper.data_keys.forget([key.organization_id or ""])
 
     with pytest.raises(LookupError, match=key.organization_id):
-        await ledger.ledger._save_once()
+        await ledger.ledger._saved.save()
 
     assert (await world.rows.through()).position == 0
     ledger.mapper.data_keys.learn(world.storage.data_keys)
@@ -207,14 +207,14 @@ async def test_rows_whose_root_keys_do_not_fit_the_data_keys_are_not_believed(
     key = await ada(ledger)
     await ledger.ledger.bootstrap()
     await ledger.stopped()
-    [root] = [one for one in ledger.ledger.state.keys.values() if one.keyspace_id != key.keyspace_id]
+    [root] = [one for one in ledger.ledger.books.keys.values() if one.keyspace_id != key.keyspace_id]
     row = world.rows._rows[f"keys/{root.id}"]
     whole, *_ = row_format.decode_one("keys", row.data)
     changed = whole[:-1] + bytes([whole[-1] ^ 1])  # the box is its end
     world.rows._rows[row.subject] = StateRow(row.subject, row.data.replace(whole, changed))
 
     again = await world.process().started()
-    await again.ledger._save_once()
+    await again.ledger._saved.save()
 
     assert deep_state(again.ledger) == deep_state(ledger.ledger)
     assert deep_state((await loaded(world)).ledger) == deep_state(again.ledger)

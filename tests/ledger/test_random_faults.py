@@ -12,8 +12,7 @@ import pytest
 from domain import commands as c
 from domain.keys import Key
 from services.ledger import bus as buses
-from services.ledger import ledger as ledgers
-from services.ledger import sure_append
+from services.ledger import ownership, sure_append
 from services.ledger.errors import CannotAnswerError
 from tests.campaigns.checker import Operation, check, record
 from tests.ledger.world import Process, World, charge, deep_state, reserve
@@ -138,21 +137,21 @@ class Chaos:
 
     async def save(self, process: Process) -> None:
         if process.ledger.owner:
-            await asyncio.gather(process.ledger._save_once(), return_exceptions=True)
+            await asyncio.gather(process.ledger._saved.save(), return_exceptions=True)
 
     async def expire(self, process: Process) -> None:
         self._world.clock.advance(1_000_000)
         process.wake()
 
     async def forget(self, process: Process) -> None:
-        process.ledger.bus._recent.clear()
+        process.ledger._memory.recent.clear()
 
 
 @pytest.mark.parametrize("turn", range(int(os.environ.get("KEYLEDGER_TURNS", "4"))))
 async def test_every_answer_was_true(world: World, turn: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sure_append, "_RESOLVE_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(buses, "_WORTH_HALVING", 4)
-    monkeypatch.setattr(ledgers, "_STAND_BY_SECONDS", 0.005)
+    monkeypatch.setattr(ownership, "_STAND_BY_SECONDS", 0.005)
     seed = int(os.environ.get("KEYLEDGER_TEST_SEED", random.randrange(1 << 32)))
     print(f"KEYLEDGER_TEST_SEED={seed}")
     chance = random.Random(seed)
@@ -183,6 +182,6 @@ async def test_every_answer_was_true(world: World, turn: int, monkeypatch: pytes
     assert findings.lines == []
     assert findings.acknowledged > 50
     replay = world.process()
-    await replay.ledger.follower.learn_data_keys(list(world.storage.events))
-    await replay.ledger.follower.catch_up()
+    await replay.ledger._saved.follower.learn_data_keys(list(world.storage.events))
+    await replay.ledger._saved.follower.catch_up()
     assert deep_state(last.ledger) == deep_state(replay.ledger)

@@ -17,7 +17,7 @@ from tests.ledger.world import Process, World, charge, reserve
 
 def forget(ledger: Process) -> None:
     """As after a restart: claims are in the log, no longer in memory."""
-    ledger.ledger.bus._recent.clear()
+    ledger.ledger._memory.recent.clear()
 
 
 def render(result: Any, books: Books, position: int) -> bytes:
@@ -176,7 +176,7 @@ async def test_the_first_answer_is_kept_for_an_idempotency_key(world: World, led
 
     again = await ledger.execute(command, idempotency=named("k1"), render=render)
 
-    assert again.replay == render(first.result, ledger.ledger.state, first.position)
+    assert again.replay == render(first.result, ledger.ledger.books, first.position)
     assert again.position == first.position
     assert len(world.of(e.OrganizationOpened)) == 1
 
@@ -216,7 +216,7 @@ async def test_an_idempotency_key_of_a_command_that_found_nothing_to_do_is_kept_
     assert not nothing.wrote
     assert again.replay is not None
     assert again.position == nothing.position == head
-    assert not ledger.ledger.state.keys[key.id].disabled
+    assert not ledger.ledger.books.keys[key.id].disabled
 
 
 async def test_a_refused_command_leaves_its_idempotency_key_free(ledger: Process) -> None:

@@ -32,22 +32,22 @@ async def busy(ledger: Process) -> None:
 async def replayed(world: World) -> Process:
     """What the whole log makes of an empty state."""
     fresh = world.process()
-    await fresh.ledger.follower.learn_data_keys(list(world.storage.events))
-    await fresh.ledger.follower.catch_up()
+    await fresh.ledger._saved.follower.learn_data_keys(list(world.storage.events))
+    await fresh.ledger._saved.follower.catch_up()
     return fresh
 
 
 async def test_rows_and_a_replay_of_the_rest_give_the_state_that_was(world: World, ledger: Process) -> None:
     await busy(ledger)
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     await busy(ledger)
 
     loaded = world.process()
-    await loaded.ledger._follow()
+    await loaded.ledger._ownership.follow()
 
     assert deep_state(ledger.ledger) == deep_state(loaded.ledger)
     assert deep_state(ledger.ledger) == deep_state((await replayed(world)).ledger)
-    assert 0 < (await world.rows.through()).position < ledger.ledger.state.head
+    assert 0 < (await world.rows.through()).position < ledger.ledger.books.head
 
 
 async def test_a_reservation_that_was_settled_comes_back_when_it_is_asked_for(
@@ -58,7 +58,7 @@ async def test_a_reservation_that_was_settled_comes_back_when_it_is_asked_for(
     await ledger.execute(c.ReleaseReservation(reservation_id=held.reservation_id))
     await ledger.stopped()
     again = await world.process().started()
-    assert held.reservation_id not in again.ledger.state.reservations
+    assert held.reservation_id not in again.ledger.books.reservations
 
     released = (await again.execute(c.ReleaseReservation(reservation_id=held.reservation_id))).result
 
@@ -74,7 +74,7 @@ async def expired_then_captured_late(world: World, ledger: Process) -> str:
     held = (await ledger.execute(reserve(key, "h1", 50, seconds=1))).result.event
     world.clock.advance(2_000_000)
     await ledger.execute(c.Tick())
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     capture = c.CaptureReservation(
         reservation_id=held.reservation_id, request_id="c1", base_micros=30, final=False
     )
@@ -92,7 +92,7 @@ async def test_a_late_capture_is_replayed_though_its_reservation_is_not_in_memor
     again = await world.process().started()
 
     assert deep_state(ledger.ledger) == deep_state(again.ledger)
-    assert ledger.ledger.state.reservations[reservation_id] == again.ledger.state.reservations[reservation_id]
+    assert ledger.ledger.books.reservations[reservation_id] == again.ledger.books.reservations[reservation_id]
 
 
 async def test_a_late_capture_is_followed_though_its_row_is_newer_than_the_follower(
@@ -103,38 +103,38 @@ async def test_a_late_capture_is_followed_though_its_row_is_newer_than_the_follo
     held = (await ledger.execute(reserve(key, "h1", 50, seconds=1))).result.event
     world.clock.advance(2_000_000)
     await ledger.execute(c.Tick())
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     follower = world.process()
-    await follower.ledger._follow()
+    await follower.ledger._ownership.follow()
     capture = c.CaptureReservation(
         reservation_id=held.reservation_id, request_id="c1", base_micros=30, final=False
     )
     await ledger.execute(capture)
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     await ledger.execute(msgspec.structs.replace(capture, request_id="c2", base_micros=7))
 
-    await follower.ledger._follow()
+    await follower.ledger._ownership.follow()
 
     assert deep_state(ledger.ledger) == deep_state(follower.ledger)
-    mine, theirs = (one.ledger.state.reservations[held.reservation_id] for one in (ledger, follower))
+    mine, theirs = (one.ledger.books.reservations[held.reservation_id] for one in (ledger, follower))
     assert mine == theirs
     assert mine.captured_micros == 37
 
 
 async def test_an_owner_of_old_cannot_mix_its_rows_with_its_successors(world: World, ledger: Process) -> None:
     await busy(ledger)
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     await busy(ledger)
     world.storage.owner = None
     other = await world.process().started()
     await busy(other)
-    await other.ledger._save_once()
+    await other.ledger._saved.save()
 
     with pytest.raises(CheckpointMovedError):
-        await ledger.ledger._keeper.save(dict(ledger.ledger.bus.dirty))
+        await ledger.ledger._saved.keeper.save(dict(ledger.ledger._memory.unsaved))
 
     loaded = world.process()
-    await loaded.ledger._follow()
+    await loaded.ledger._ownership.follow()
     assert deep_state(other.ledger) == deep_state(loaded.ledger)
 
 
@@ -142,19 +142,20 @@ async def test_a_last_save_of_an_owner_of_old_is_put_right_by_its_successor(
     world: World, ledger: Process
 ) -> None:
     await busy(ledger)
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     await busy(ledger)
     world.storage.owner = None
     other = await world.process().started()
-    await ledger.ledger._keeper.save(dict(ledger.ledger.bus.dirty))  # true as far as it goes, and late
+    # True as far as it goes, and late.
+    await ledger.ledger._saved.keeper.save(dict(ledger.ledger._memory.unsaved))
     await busy(other)
 
-    await other.ledger._save_once()
-    await other.ledger._save_once()
+    await other.ledger._saved.save()
+    await other.ledger._saved.save()
 
-    assert (await world.rows.through()).position == other.ledger.state.head
+    assert (await world.rows.through()).position == other.ledger.books.head
     loaded = world.process()
-    await loaded.ledger._follow()
+    await loaded.ledger._ownership.follow()
     assert deep_state(other.ledger) == deep_state(loaded.ledger)
 
 
@@ -173,13 +174,13 @@ async def test_a_save_whose_outcome_is_not_known_is_made_good(
     with monkeypatch.context() as patched:
         patched.setattr(world.rows, "save", saves_and_breaks)
         with pytest.raises(ConnectionError):
-            await ledger.ledger._save_once()
+            await ledger.ledger._saved.save()
     await busy(ledger)
 
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
 
     loaded = world.process()
-    await loaded.ledger._follow()
+    await loaded.ledger._ownership.follow()
     assert deep_state(ledger.ledger) == deep_state(loaded.ledger)
 
 
@@ -187,21 +188,21 @@ async def test_rows_of_another_shape_are_not_read_and_not_touched_by_who_only_fo
     world: World, ledger: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await busy(ledger)
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
     monkeypatch.setattr(row_format, "_FORMAT", 99)
 
     newer = world.process()
     newer.start()
     await until(lambda: newer.ledger.stands_by)
-    await until(lambda: newer.ledger.state.head == ledger.ledger.state.head)
+    await until(lambda: newer.ledger.books.head == ledger.ledger.books.head)
 
     assert (await world.rows.through()).position > 0
     assert deep_state(ledger.ledger) == deep_state(newer.ledger)
     await ledger.killed()
     await until(lambda: newer.ledger.owner)
-    await newer.ledger._save_once()
+    await newer.ledger._saved.save()
     loaded = world.process()
-    await loaded.ledger._follow()
+    await loaded.ledger._ownership.follow()
     assert deep_state(newer.ledger) == deep_state(loaded.ledger)
 
 
@@ -221,13 +222,13 @@ async def test_a_first_save_of_very_much_is_written_in_parts_that_count_for_noth
 
     monkeypatch.setattr(world.rows, "save", watched)
 
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
 
     *parts, last = checkpoints
     assert set(parts) == {0}
-    assert last == ledger.ledger.state.head
+    assert last == ledger.ledger.books.head
     loaded = world.process()
-    await loaded.ledger._follow()
+    await loaded.ledger._ownership.follow()
     assert deep_state(ledger.ledger) == deep_state(loaded.ledger)
 
 
@@ -240,9 +241,9 @@ async def test_only_the_newest_settled_reservations_stay_in_memory(
     for reservation_id in held[:8]:
         await ledger.execute(c.ReleaseReservation(reservation_id=reservation_id))
 
-    await ledger.ledger._save_once()
+    await ledger.ledger._saved.save()
 
-    assert held[5:] == list(ledger.ledger.state.reservations)
+    assert held[5:] == list(ledger.ledger.books.reservations)
     assert (await ledger.execute(c.ReleaseReservation(reservation_id=held[0]))).result.replayed
 
 
@@ -259,16 +260,16 @@ async def test_who_stands_by_keeps_no_more_than_the_owner(
         await ledger.execute(c.ReleaseReservation(reservation_id=held.reservation_id))
     world.clock.advance(61_000_000)
     await ledger.charge(key, "r1", 1)
-    await until(lambda: other.ledger.state.head == ledger.ledger.state.head)
-    await ledger.ledger._save_once()
+    await until(lambda: other.ledger.books.head == ledger.ledger.books.head)
+    await ledger.ledger._saved.save()
 
     for _ in range(2):
         world.clock.boottime_us += 3_000_000
         await asyncio.sleep(0.25)
 
-    assert len(other.ledger.state.reservations) == 3
-    assert sum(len(rows) for rows in other.ledger.bus.dirty.values()) == 0
-    assert other.ledger.state.agenda == []
+    assert len(other.ledger.books.reservations) == 3
+    assert sum(len(rows) for rows in other.ledger._memory.unsaved.values()) == 0
+    assert other.ledger._memory.state.agenda == []
 
 
 async def test_quotas_count_the_same_after_a_restart(world: World, ledger: Process) -> None:

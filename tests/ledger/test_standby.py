@@ -6,24 +6,28 @@ import pytest
 
 from domain import commands as c
 from domain import events as e
-from keyledger_edge import UNKNOWN
-from keyledger_language import KeyFacts
-from services.ledger import ledger as ledger_module
-from services.ledger import sure_append
+from keyledger_edge import (
+    UNKNOWN,
+)
+from keyledger_language import (
+    KeyFacts,
+)
+from services.ledger import ownership, standby_watch, sure_append
 from services.ledger.errors import NotOwnerHereError, UnknownOutcomeError, WaitsForStandbyError
-from services.ledger.fence import LeaseTerms, OwnedFacts
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.owned_facts import OwnedFacts
 from tests.ledger.world import Process, World, charge, until
 
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether PostgreSQL waits is asked at once."""
-    monkeypatch.setattr(ledger_module, "_STANDBY_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(standby_watch, "_LOOK_SECONDS", 0.01)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "_LONGEST_APPEND_SECONDS", 0.02)
+    monkeypatch.setattr(standby_watch, "_LONGEST_APPEND_SECONDS", 0.02)
     monkeypatch.setattr(sure_append, "_RESOLVE_SECONDS", 0.2)
 
 
@@ -32,7 +36,7 @@ async def test_an_owner_that_cannot_confirm_answers_nothing_from_memory_after_it
 ) -> None:
     key = await ledger.key(10)
     digest = key.secrets[0].fingerprint
-    facts = OwnedFacts(ledger.ledger, ledger.ledger.facts.find, world.clock)
+    facts = OwnedFacts(ledger.ledger.standing, ledger.ledger.facts.find, world.clock)
     world.storage.lose_standby()
     assert isinstance(facts.facts_of(digest), KeyFacts), "the lease of the last confirmation still runs"
 
@@ -41,7 +45,7 @@ async def test_an_owner_that_cannot_confirm_answers_nothing_from_memory_after_it
 
     assert not ledger.ledger.confirmed
     assert facts.facts_of(digest) is UNKNOWN
-    assert ledger.ledger.owner_until_ns <= world.clock.boottime_ns()
+    assert ledger.ledger.standing.owner_until_ns <= world.clock.boottime_ns()
     with pytest.raises(WaitsForStandbyError, match="waits for its standby"):
         await ledger.charge(key, "r1", 4)
 
@@ -113,7 +117,7 @@ async def test_an_answer_that_writes_nothing_waits_as_well(
     key = await ledger.key(10)
     world.storage.lose_standby()
     world.pass_time(1)
-    asked = ledger.ledger.bus.submit(charge(key, "r1", 400), ledger.asking)
+    asked = ledger.ledger._bus.submit(charge(key, "r1", 400), ledger.asking)
 
     with pytest.raises(WaitsForStandbyError):
         await asked
@@ -138,7 +142,7 @@ async def test_a_new_owner_answers_nothing_before_the_standby_has_what_it_read(
     other.start()
     await until(lambda: other.ledger.waits_for_standby)
 
-    assert other.ledger.state.head < len(world.storage.events), "it takes nothing that no standby has"
+    assert other.ledger.books.head < len(world.storage.events), "it takes nothing that no standby has"
     assert not other.ledger.owner
     with pytest.raises(WaitsForStandbyError):
         await other.charge(key, "r2", 1)
@@ -154,17 +158,17 @@ async def test_who_stands_by_takes_nothing_that_a_fail_over_takes_back(
     key = await ledger.key(10)
     other = world.process()
     other.start()
-    await until(lambda: other.ledger.stands_by and other.ledger.state.head == len(world.storage.events))
-    known = other.ledger.state.head
+    await until(lambda: other.ledger.stands_by and other.ledger.books.head == len(world.storage.events))
+    known = other.ledger.books.head
     promoted = world.storage.copy()
     world.storage.lose_standby()
     asked = ledger.ask(charge(key, "lost", 4))
     await until(lambda: ledger.log._waiting is not None)
     ledger.log.break_off("terminated")
     await until(lambda: len(world.storage.events) > known)
-    await until(lambda: other.ledger.waits_for_standby or other.ledger.state.head > known)
+    await until(lambda: other.ledger.waits_for_standby or other.ledger.books.head > known)
 
-    assert other.ledger.state.head == known
+    assert other.ledger.books.head == known
     await ledger.killed()
     await asyncio.gather(asked, return_exceptions=True)
     world.storage.restore(promoted)
@@ -204,7 +208,7 @@ async def test_a_process_that_waits_for_the_standby_can_be_stopped(world: World)
 async def test_who_stands_by_says_so_as_well_and_forwards_still(
     world: World, ledger: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_LOOK_FOR_SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(ownership, "_LOOK_FOR_SILENCE_SECONDS", 0.0)
     other = world.process()
     other.start()
     await until(lambda: other.ledger.stands_by)
@@ -255,7 +259,7 @@ async def test_an_append_counts_from_when_it_was_sent(world: World) -> None:
     ledger.log.gate.set()
     await asked
 
-    assert ledger.ledger.owner_until_ns == sent + ledger.ledger.terms.lease.granted_ns
+    assert ledger.ledger.standing.owner_until_ns == sent + ledger.ledger.terms.lease.granted_ns
 
 
 async def test_a_revocation_is_not_answered_before_the_standby_has_it(world: World, ledger: Process) -> None:

@@ -7,8 +7,11 @@ import pytest
 from domain import commands as c
 from domain import events as e
 from domain.instants import SECOND
-from keyledger_language import Tenant, Use
-from services.ledger import ledger as ledgers
+from keyledger_language import (
+    Tenant,
+    Use,
+)
+from services.ledger import upkeep
 from services.ledger.sightings import Refused, Sightings
 from tests.ledger.world import Process, World, charge, reserve, until
 
@@ -213,7 +216,7 @@ def test_what_could_not_be_written_is_due_again(sightings: Sightings) -> None:
 async def test_uses_that_were_seen_reach_the_log(world: World, ledger: Process) -> None:
     key = await ledger.key(10)
     for _ in range(3):
-        ledger.ledger.seen(key.id)
+        ledger.ledger.seen(key.id, world.clock.now())
     ledger.ledger.denied(key.id, "ip_denied")
     assert ledger.ledger.last_used_at(key.id) == world.clock.now()
 
@@ -228,8 +231,8 @@ async def test_uses_that_were_seen_reach_the_log(world: World, ledger: Process) 
 async def test_the_owner_lets_the_log_forget_what_nobody_asks_for_any_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledgers, "_FIRST_PRUNE_SECONDS", 0.01)
-    monkeypatch.setattr(ledgers, "_PRUNE_SECONDS", 0.01)
+    monkeypatch.setattr(upkeep, "_FIRST_PRUNE_SECONDS", 0.01)
+    monkeypatch.setattr(upkeep, "_PRUNE_SECONDS", 0.01)
     owner, follower = await world.process().started(), world.process()
     follower.start()
 

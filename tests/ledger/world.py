@@ -23,7 +23,8 @@ from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.mapper import EventMapper
 from keyledger_language import fingerprint
 from services.ledger.jobs import Done, Idempotency, Render
-from services.ledger.ledger import Ledger, Ports, Terms
+from services.ledger.ledger import Ledger
+from services.ledger.ports import Ports, Terms
 
 
 class WatchedLog(MemoryLog):
@@ -162,7 +163,7 @@ class Process:
 
     async def owns_again(self) -> None:
         """Wait until commands are taken."""
-        await until(lambda: self.ledger.confirmed and self.ledger.bus.accepting)
+        await until(lambda: self.ledger.confirmed and self.ledger._bus.accepting)
 
     async def killed(self) -> None:
         """Gone without a word: nothing is saved, nothing withdrawn; what was sent is with the log."""
@@ -206,7 +207,7 @@ class Process:
 
     async def key(self, micros: int = 0, **fields: Any) -> Key:
         """A key of a new organization with so much in its wallet."""
-        keyspaces = [one for one in self.ledger.state.keyspaces.values() if not one.builtin]
+        keyspaces = [one for one in self.ledger.books.keyspaces.values() if not one.builtin]
         keyspace = keyspaces[0] if keyspaces else await self.keyspace()
         organization = await self.organization(micros)
         secret = keyspace.shape.generate()
@@ -230,11 +231,11 @@ class Process:
 
     def wallet(self, key: Key) -> Wallet:
         assert key.organization_id is not None
-        return self.ledger.state.wallets[key.organization_id]
+        return self.ledger.books.wallets[key.organization_id]
 
     def wake(self) -> None:
         """The clock was moved: let the bus look at its agenda."""
-        self.ledger.bus._woken.set()
+        self.ledger._bus._woken.set()
 
 
 def charge(key: Key, request_id: str, micros: int, **fields: Any) -> c.ChargeUsage:
@@ -282,7 +283,7 @@ async def world_of_ledgers() -> AsyncGenerator[World]:
 
 def deep_state(ledger: Ledger) -> dict[str, Any]:
     """All tables, for comparison: settled reservations aside, which need not be in memory."""
-    state = ledger.state
+    state = ledger.books
     tables: dict[str, Any] = {
         name: dict(getattr(state, name))
         for name in (
@@ -292,5 +293,5 @@ def deep_state(ledger: Ledger) -> dict[str, Any]:
     }  # fmt: skip
     tables["reservations"] = {name: one for name, one in state.reservations.items() if one.status == "open"}
     tables["head"], tables["at"] = state.head, state.at
-    tables["narrowings"] = dict(ledger.bus.narrowings.open)
+    tables["narrowings"] = dict(ledger._memory.narrowings.open)
     return tables

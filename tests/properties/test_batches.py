@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from keyledger_language import STATUS_OF_CODE
 from services.api.answering.problems import TABLE
-from services.ledger.fence import LeaseTerms
-from services.ledger.ledger import Terms
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.ports import Terms
 from tests.api.quick.world import Owned, World
 
 ALONE = ("/v1/verify", "/v1/charges", "/v1/reservations", "/v1/explain", "/v1/charges/chg_1/refund",
@@ -40,9 +40,8 @@ class Shop(NamedTuple):
 
 @asynccontextmanager
 async def opened() -> AsyncGenerator[World]:
-    world = World()
     # Between two examples nothing runs that could confirm the ownership.
-    world.ledger.terms = Terms(lease=LeaseTerms(lease_ms=60_000))
+    world = World(terms=Terms(lease=LeaseTerms(lease_ms=60_000)))
     await world.start()
     world.root = await world.ledger.bootstrap() or ""
     try:

@@ -31,8 +31,11 @@ from keyledger_edge import (
     read_changes,
     write_changes,
 )
-from services.ledger.fence import FenceKeeper, FenceReceipt, LeaseTerms, OwnedFacts
+from services.ledger.fence import FenceKeeper
+from services.ledger.fence_results import FenceReceipt
 from services.ledger.lease_table import EdgeBounds
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.owned_facts import OwnedFacts
 from tests.simulation.attacker import Attacker
 from tests.simulation.checker import Checker, Subject
 from tests.simulation.world import MS, SECOND, Callback, Machine, World

@@ -16,7 +16,7 @@ def filters_find_keys_of_their_organization(monkeypatch: pytest.MonkeyPatch) -> 
     """Lists come out of PostgreSQL; here they are read from the ledger's state."""
 
     async def found(queries: Any, *, organization_id: str, **_: Any) -> Page:
-        keys = queries.ledger.state.keys.values()
+        keys = queries.ledger.books.keys.values()
         return Page([key.id for key in keys if key.organization_id == organization_id], None)
 
     monkeypatch.setattr(services.api.resources.key_revocations, "list_keys", found)

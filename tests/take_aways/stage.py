@@ -31,8 +31,9 @@ from keyledger_edge import (
 )
 from keyledger_edge._views import KeyspaceViews
 from services.api.resources.checking import view_of_keyspace
-from services.ledger.fence import LeaseTerms
-from services.ledger.ledger import Ledger, Terms
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.ledger import Ledger
+from services.ledger.ports import Terms
 from tests.api.quick.world import Reply, call
 from tests.api.world import Management
 from tests.take_aways.shown import KEYSPACE, imported_secret, lets_in, lets_in_at_once
@@ -63,7 +64,7 @@ class Edge:
             views=self._views,
         )
         self._sidecar = Sidecar(self.verifier)
-        root_key_id = next(key.id for key in ledger.state.keys.values() if is_root(key))
+        root_key_id = next(key.id for key in ledger.books.keys.values() if is_root(key))
         admitted = ledger.fences.admit(root_key_id, "edge_1", secrets.token_bytes(16))
         self.cache.join(
             Membership(
@@ -97,7 +98,7 @@ class Edge:
         """What the ledger says of keyspaces."""
         ledger = self._ledger
         return KeyspacesAnswer(
-            keyspaces=[view_of_keyspace(one) for one in ledger.state.keyspaces.values() if not one.builtin],
+            keyspaces=[view_of_keyspace(one) for one in ledger.books.keyspaces.values() if not one.builtin],
             as_of=ledger.fences.head,
             partition=0,
             epoch=ledger.fences.epoch,
@@ -119,7 +120,7 @@ class Edge:
             as_of=head,
             partition=0,
             epoch=ledger.fences.epoch,
-            utc=ledger.clock.now(),
+            utc=ledger.time.now(),
             lineage=ledger.fences.lineage,
         )
 
@@ -254,10 +255,12 @@ async def staged() -> AsyncGenerator[Stage]:
     """A ledger that owns its partition."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
-    world = Management(clock=VirtualClock(loop))
+
+    def hear(change: bytes) -> None:
+        stage.hear(change)
+
+    world = Management(clock=VirtualClock(loop), terms=Terms(lease=TERMS), publish_change=hear)
     stage = Stage(world, loop)
-    world.ledger.terms = Terms(lease=TERMS)
-    world.ledger.ports = msgspec.structs.replace(world.ledger.ports, publish_change=stage.hear)
     await world.start()
     try:
         root_key = await world.ledger.bootstrap()

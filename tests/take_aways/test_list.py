@@ -92,10 +92,10 @@ def test_every_row_of_the_matrix_takes_away(name: str) -> None:
                 path = f"/v1/organizations/{target.organization_id}/wallet"
                 await stage.world.patch(path, {"credit_limit_micros": 1})
             ledger = stage.world.ledger
-            before = ledger.state.head
+            before = ledger.books.head
             reply = await stage.take_away(name, target)
             assert (reply.status in {200, 201}, reply.json["fence"]["held"]) == (True, True), reply.body
-            return [ledger.ports.mapper.decode(one) for one in stage.world.storage.events[before:]]
+            return [ledger._ports.mapper.decode(one) for one in stage.world.storage.events[before:]]
 
     kind = TAKE_AWAYS[name].event
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import services.ledger.ledger
+import services.ledger.tenure
 from keyledger_edge._views import KeyspaceViews
 from tests.api.quick.world import Reply
 from tests.simulation.mutants import HeldForAFenceNotFound
@@ -93,7 +93,7 @@ def test_the_matrix_has_every_pair_or_says_why_not() -> None:
 def test_the_matrix_notices_a_fence_that_is_held_because_it_was_not_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(services.ledger.ledger, "FenceKeeper", HeldForAFenceNotFound)
+    monkeypatch.setattr(services.ledger.tenure, "FenceKeeper", HeldForAFenceNotFound)
     _, wrong, _ = play(row("revoke"))
 
     assert len(wrong) > 100
@@ -224,10 +224,10 @@ def test_a_fence_is_held_once_all_up_to_it_are() -> None:
             [target] = await stage.targets([("revoke", "revoke")])
             await stage.new_edge(0)
             await stage.cut_off_after_filling(target)
-            before = stage.world.ledger.state.head
+            before = stage.world.ledger.books.head
             revoked = await stage.take_away("revoke", target, wait=False)
             await stage.charges(40)
-            after = stage.world.ledger.state.head
+            after = stage.world.ledger.books.head
             told = [await stage.world.get(f"/v1/fences/0-{position}") for position in (before, after)]
             waited = await stage.world.get(f"/v1/fences/{revoked.json['fence']['position']}?wait=true")
             held = await stage.world.get(f"/v1/fences/0-{after}")

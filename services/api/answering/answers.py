@@ -145,7 +145,7 @@ def _json_head(body: bytes) -> Head:
 
 def results_answer(call: Call[Any, Any], results: Sequence[bytes]) -> Answer:
     """The answers to a batch's items, in their order."""
-    head, prefix = call.ledger.state.head, call.ledger.position_prefix
+    head, prefix = call.ledger.head, call.ledger.position_prefix
     body = b'{"results":[%b],"position":%b}' % (
         b",".join(results),
         encode(format_position(prefix, head)),

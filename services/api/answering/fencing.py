@@ -7,7 +7,7 @@ from typing import Final
 
 from domain.errors import KeyExpiredError, KeyRevokedError, LedgerError, NotFoundError, VersionConflictError
 from services.ledger.errors import UnavailableError
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 from services.ledger.jobs import Done
 from services.ledger.ledger import Ledger
 

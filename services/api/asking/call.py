@@ -15,7 +15,7 @@ from domain.desk import Desk
 from domain.events import Origin
 from domain.ids import format_position
 from domain.instants import Instant
-from domain.state import Draft
+from domain.state import Books
 from services.api.answering.problems import ProblemError
 from services.api.asking.positions import number_of, with_epoch
 from services.api.asking.traces import header, user_agent_of
@@ -261,6 +261,11 @@ class Call(Generic[Q, B]):
         return self.api.reader
 
     @property
+    def books(self) -> Books:
+        """The committed state, to be read."""
+        return self.ledger.books
+
+    @property
     def partition(self) -> int:
         """The partition that the ledger owns."""
         return self.ledger.partition
@@ -284,21 +289,13 @@ class Call(Generic[Q, B]):
     @property
     def now(self) -> Instant:
         """The time in the ledger, which never steps back."""
-        return max(self.ledger.clock.now(), self.ledger.state.at)
+        return self.ledger.time.now()
 
     @property
     def desk(self) -> Desk:
         """Committed state as the caller may see it: the domain's own rules, for reading."""
         if self._desk is None:
-            self._desk = Desk(
-                Draft(self.ledger.state),
-                now=self.now,
-                facts=self.ledger.facts,
-                limiter=self.ledger.limiter,
-                entropy=lambda: 0,
-                partition=self.ledger.partition,
-            )
-            self._desk.asking = self.asking
+            self._desk = self.ledger.desk(self.asking)
         return self._desk
 
     def number_of(self, text: str) -> int | None:

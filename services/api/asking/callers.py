@@ -14,12 +14,12 @@ from domain.commands import Asking
 from domain.decisions.access import permissions_of
 from domain.facts import FactsBook
 from domain.keyspaces import ROOT_KEYSPACE_ID
-from domain.ports import Clock
-from domain.state import State
+from domain.state import Books
 from keyledger_language import VALID, KeyFacts, is_easy, judge_key
 from keyledger_language.bounded import BoundedCache
 from services.api.answering.problems import ProblemError, challenge
 from services.api.asking.call import CONFLICTING
+from services.ledger.ledger_time import LedgerTime
 
 _FORGET_AT: Final = 10_000
 _SHOW: Final = "Show a root key: Authorization: Bearer kl_root_..."
@@ -60,17 +60,17 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 class CallersLedger(Protocol):
     """What is needed to recognise a caller."""
 
-    state: State
+    books: Books
     facts: FactsBook
-    clock: Clock
+    time: LedgerTime
 
 
 class Callers(Collector):
     """Recognises root keys; what was gathered of one is kept until it changes. Counts those it refuses."""
 
     def __init__(self, ledger: CallersLedger) -> None:
-        self._ledger = ledger
-        self._kept = ledger.facts.kept
+        self._books, self._time = ledger.books, ledger.time
+        self._facts, self._kept = ledger.facts, ledger.facts.kept
         self._known = BoundedCache[bytes, _Known](_FORGET_AT)
         self._welcome = BoundedCache[bytes, _Known](_FORGET_AT)
         """By a digest of the whole header (BLAKE2s takes half of SHA-256's time, and it stands nowhere
@@ -118,16 +118,15 @@ class Callers(Collector):
 
     def find(self, secret: bytes, peer: str | None) -> Caller | str:
         """The caller with this secret, or the code that says why there is none."""
-        ledger = self._ledger
         digest = sha256(secret).digest()
         known = self._known.get(digest)
         if known is not None and known.always and self._kept(digest) is known.facts:
             return known.caller
-        facts = ledger.facts.find(digest)
+        facts = self._facts.find(digest)
         if facts is None or facts.keyspace_id != ROOT_KEYSPACE_ID:
             return self._count("not_found")
         # A root key's own permissions are looked at by whoever asked for it: here only whether it works.
-        code = judge_key(facts, peer, max(ledger.clock.now(), ledger.state.at))
+        code = judge_key(facts, peer, self._time.now())
         if code != VALID:
             return self._count(code)
         if known is not None and known.facts is facts:
@@ -148,7 +147,7 @@ class Callers(Collector):
         yield refused
 
     def _gather(self, digest: bytes, facts: KeyFacts) -> Caller:
-        key = self._ledger.state.keys[facts.key_id]
+        key = self._books.keys[facts.key_id]
         caller = Caller(
             key_id=key.id,
             organization_id=key.organization_id,

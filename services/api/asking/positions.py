@@ -29,7 +29,7 @@ def number_in(ledger: Ledger, text: str) -> int | None:
 
 def number_of(ledger: Ledger, text: str, prefix: str) -> int | None:
     """The same, and 410 where the log has not reached it."""
-    number, head = number_in(ledger, text), ledger.state.head
+    number, head = number_in(ledger, text), ledger.head
     if number is not None and number > head:
         raise ProblemError(
             "position_unknown",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from domain.state import State
-from keyledger_language import SecretShape, redact
+from domain.state import Books
+from keyledger_language import (
+    SecretShape,
+    redact,
+)
 from services.redaction import SHORTEST_SECRET, may_hold_secret, without_long_runs
 
 
@@ -16,8 +19,8 @@ class Redactor:
     `sure` to know them all, whatever could be a secret is taken for one.
     """
 
-    def __init__(self, state: State, sure: Callable[[], bool]) -> None:
-        self._state = state
+    def __init__(self, books: Books, sure: Callable[[], bool]) -> None:
+        self._books = books
         self._sure = sure
         self._known: tuple[int, tuple[SecretShape, ...]] = (-1, ())
 
@@ -25,7 +28,7 @@ class Redactor:
     def shapes(self) -> tuple[SecretShape, ...]:
         """What the secrets of all keyspaces look like."""
         # In one step: log lines are written in other threads too.
-        keyspaces = tuple(self._state.keyspaces.values())
+        keyspaces = tuple(self._books.keyspaces.values())
         mark = sum(keyspace.version for keyspace in keyspaces)
         known = self._known
         if known[0] != mark:

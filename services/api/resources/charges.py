@@ -12,7 +12,6 @@ from domain.decisions.wallets import RefundOutcome
 from domain.errors import InvalidError, NotFoundError
 from domain.events import UsageCharged
 from domain.ids import format_position, is_id
-from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, quota_states
 from keyledger_language import VALID, Use
@@ -45,7 +44,6 @@ from services.api.resources.metering import Metering, shown_to
 from services.api.resources.verdicts import MONEY, VERDICTS
 from services.ledger.errors import RefusedLatelyError
 from services.ledger.jobs import Done
-from services.ledger.ledger import Ledger
 
 PERMISSION: Final = "charges:write"
 _CREATED: Final = 201
@@ -117,7 +115,7 @@ def _charge(call: Call[Any, Any], body: ChargeBody) -> Later:
     keyspace, use = check_metering(metering, body, caller)
     shown = None if keyspace is None else shown_to(keyspace, body.secret)
     if isinstance(shown, UseOutcome):
-        raise use_refused(shown.code, keyspace, position=call.ledger.state.head)
+        raise use_refused(shown.code, keyspace, position=call.ledger.head)
     command = ChargeUsage(
         key_id=body.key_id,
         fingerprint=shown,
@@ -127,7 +125,7 @@ def _charge(call: Call[Any, Any], body: ChargeBody) -> Later:
         use=use,
         metadata=body.metadata,
     )
-    return Later(metering.submit(command, caller.asking), partial(_charged, metering, command, keyspace))
+    return Later(call.ledger.execute(command, caller.asking), partial(_charged, metering, command, keyspace))
 
 
 def _charged(metering: Metering, command: ChargeUsage, keyspace: Keyspace | None, done: Done) -> Answer:
@@ -177,18 +175,16 @@ async def refund(call: Call[Any, RefundBody]) -> Reply:
         charge=refunded_charge_view(outcome.charge, event.refunded_micros),
         position=format_position(prefix, outcome.position),
         replayed=outcome.replayed,
-        quotas=quota_figures(quotas_of(ledger, ledger.state.keys.get(event.key_id), event.project_id)),
+        quotas=quota_figures(quotas_of(call, event.key_id, event.project_id)),
         wallet=wallet_figures(outcome.wallet),
     )
     return Reply(view, _CREATED, position=outcome.position)
 
 
-def quotas_of(ledger: Ledger, key: Key | None, project_id: str | None) -> tuple[QuotaState, ...]:
+def quotas_of(call: Call[Any, Any], key_id: str, project_id: str | None) -> tuple[QuotaState, ...]:
     """Where the quotas of a key stand in committed state."""
-    if key is None:
-        return ()
-    state = ledger.state
-    return quota_states(state, key, max(ledger.clock.now(), state.at), project_id)
+    key = call.books.keys.get(key_id)
+    return () if key is None else quota_states(call.books, key, call.now, project_id)
 
 
 def check_metering(metering: Metering, body: MeteringBody, caller: Caller) -> tuple[Keyspace | None, Use]:

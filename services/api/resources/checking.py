@@ -22,8 +22,8 @@ from keyledger_language import (
 from keyledger_language.bounded import BoundedCache, TwoGenerations
 from services.api.asking.secrets import Redactor
 from services.api.asking.uses import MAX_SECRET_LENGTH
-from services.ledger.fence import OwnedFacts
 from services.ledger.ledger import Ledger
+from services.ledger.owned_facts import OwnedFacts
 
 _REMEMBERED_USES = 100_000
 _MOST_VIEWS = 10_000
@@ -45,20 +45,6 @@ class _Welcome(NamedTuple):
     verdict: Verdict
 
 
-class _Time:
-    """The two clocks that verdicts go by: never behind what is committed."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._now = ledger.clock.now
-        self._state = ledger.state
-        self.boottime_ns = ledger.ports.fence_clock.boottime_ns
-
-    def now(self) -> int:
-        """The time of day, microseconds."""
-        now, at = self._now(), self._state.at
-        return max(at, now)
-
-
 class Checker:
     """Checks secrets against uses that cost nothing: with the edge's verifier, and what only a ledger knows.
 
@@ -67,15 +53,15 @@ class Checker:
     """
 
     def __init__(self, ledger: Ledger, redactor: Redactor) -> None:
-        self._ledger = ledger
+        self._ledger, self._standing = ledger, ledger.standing
         self._redactor = redactor
-        time = _Time(ledger)
-        self._facts = OwnedFacts(ledger, ledger.facts.find, time)
-        self._kept = ledger.facts.kept
-        self._seen = ledger.sightings.seen
+        self._books, self._limiter, time = ledger.books, ledger.limiter, ledger.time
+        self._facts = OwnedFacts(ledger.standing, ledger.facts.find, time)
+        self._find, self._kept = ledger.facts.find, ledger.facts.kept
+        self._seen = ledger.seen
         self._now, self._boottime_ns = time.now, time.boottime_ns
         # It is shown the keyspace with each secret, as that is now; so it need not know any.
-        self._verifier = Verifier(self._facts, {}, limiter=ledger.limiter)
+        self._verifier = Verifier(self._facts, {}, limiter=self._limiter)
         self._welcomes = BoundedCache[bytes, _Welcome](_MOST_WELCOMES)
         """Of keys that nothing but a change can make bad: valid while facts and keyspace are the same."""
         self._welcome_of = self._welcomes.get
@@ -102,7 +88,7 @@ class Checker:
             if (
                 self._kept(digest) is facts
                 and shown_to is keyspace
-                and self._boottime_ns() < self._ledger.owner_until_ns
+                and self._boottime_ns() < self._standing.owner_until_ns
                 and (organization_id is None or facts.organization_id == organization_id)
                 and (use is NO_USE or judge_use(facts, use) is VALID)
             ):
@@ -123,7 +109,7 @@ class Checker:
             return self._denied(verdict, found, request_id)
         if found.require_balance and (refusal := self._balance(found, use)) is not None:
             if counts and found.rate_limits:
-                self._ledger.limiter.give_back(found.key_id, found.rate_limits, use.provider)
+                self._limiter.give_back(found.key_id, found.rate_limits, use.provider)
             short = Shortfall(refusal.code, found, refusal=refusal)
             return self._denied(short, found, request_id)
         if request_id is not None and counts and found.rate_limits:
@@ -153,15 +139,15 @@ class Checker:
 
     def was_counted(self, secret: str | None, request_id: str) -> bool:
         """Has a rate limit counted this request id for the secret's key before?"""
-        facts = self._ledger.facts.find(sha256((secret or "").encode("utf-8", "replace")).digest())
+        facts = self._find(sha256((secret or "").encode("utf-8", "replace")).digest())
         return facts is not None and bool(facts.rate_limits) and self._was_counted(facts.key_id, request_id)
 
     def _was_counted(self, key_id: str, request_id: str | None) -> bool:
         return request_id is not None and (key_id, request_id) in self.counted
 
     def _balance(self, facts: KeyFacts, use: Use) -> Refusal | None:
-        state = self._ledger.state
-        return balance_refusal(state, state.keys[facts.key_id], use.project_id, self._facts.at)
+        books = self._books
+        return balance_refusal(books, books.keys[facts.key_id], use.project_id, self._facts.at)
 
     def _denied(self, verdict: Verdict, facts: KeyFacts, request_id: str | None) -> Verdict:
         if request_id is not None and self._redactor.holds_secret(request_id):

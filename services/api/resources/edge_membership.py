@@ -26,8 +26,8 @@ from keyledger_language import (
 from services.api.answering.problems import ProblemError, invalid
 from services.api.asking.call import Call
 from services.api.operations import NoQuery, Operation, Reply, operation
-from services.ledger.fence import LeaseTerms
 from services.ledger.lease_table import IncarnationTakenError, LeasedEdge, TooManyEdgesError
+from services.ledger.lease_terms import LeaseTerms
 
 _INCARNATION_BYTES = 16
 _NONCE_BYTES = 24
@@ -104,7 +104,7 @@ def _connect_route(access: EdgeAccess) -> Operation:
             # It is shown to people: nothing in it may turn the direction of what stands beside it.
             raise invalid("version", "printable characters")
         urls, user, password = _way_to_nats(access, call.asking.actor)
-        edge = _admitted(call)
+        edge, fences = _admitted(call), call.ledger.fences
         answer = ConnectAnswer(
             edge_id=edge.who.edge_id,
             root_key_id=edge.who.root_key_id,
@@ -116,9 +116,9 @@ def _connect_route(access: EdgeAccess) -> Operation:
             drift=access.lease.drift,
             max_serve_stale_ms=access.lease.max_serve_stale_ms,
             partition=call.partition,
-            epoch=call.ledger.fences.epoch,
-            lineage=call.ledger.fences.lineage,
-            as_of=call.ledger.fences.head,
+            epoch=fences.epoch,
+            lineage=fences.lineage,
+            as_of=fences.head,
             nats_urls=urls,
             nats_user=user,
             nats_password=password,
@@ -178,8 +178,8 @@ async def fill_edge(call: Call[NoQuery, FillRequest]) -> Reply:
     call.ledger.must_own()
     find_keyspace(call.desk, call.body.keyspace_id, field="keyspace_id")
     digest = _bytes("fingerprint", call.body.fingerprint, _FINGERPRINT_BYTES)
-    head = call.ledger.fences.head
-    facts = call.ledger.facts.find(digest)
+    fences, facts = call.ledger.fences, call.ledger.facts.find(digest)
+    head = fences.head
     hidden = (
         facts is None
         or facts.keyspace_id == ROOT_KEYSPACE_ID
@@ -192,9 +192,9 @@ async def fill_edge(call: Call[NoQuery, FillRequest]) -> Reply:
         facts=None if hidden else facts,
         as_of=head,
         partition=call.partition,
-        epoch=call.ledger.fences.epoch,
+        epoch=fences.epoch,
         utc=call.now,
-        lineage=call.ledger.fences.lineage,
+        lineage=fences.lineage,
     )
     return Reply(msgspec.json.encode(answer))
 
@@ -250,7 +250,7 @@ def _keyspaces(call: Call[Any, Any], wanted: tuple[str, ...]) -> list[Keyspace]:
     bound = call.asking.keyspace_id
     return [
         keyspace
-        for keyspace in call.ledger.state.keyspaces.values()
+        for keyspace in call.books.keyspaces.values()
         if not (keyspace.builtin or keyspace.archived) and bound in (None, keyspace.id)
     ]
 

@@ -12,7 +12,7 @@ from services.api.answering.views import Position, Time, View
 from services.api.asking.call import Call
 from services.api.lists import Paging, cursor_of, next_cursor_of
 from services.api.operations import Reply, operation
-from services.ledger.fence import EdgeView
+from services.ledger.fence_results import EdgeView
 
 _BY_ID: Final = Sort("id", "id", str, descending=False)
 
@@ -64,7 +64,7 @@ async def get_edges(call: Call[Paging, Any]) -> Reply:
     """One page of edges and their leases."""
     if call.asking.organization_id is not None:
         raise PlatformOnlyError("Edges are the platform's: ask with a root key that is bound to nothing.")
-    now, limit, behind = call.ledger.clock.now(), call.query.limit, _behind(call)
+    now, limit, behind = call.now, call.query.limit, _behind(call)
     edges = sorted((one for one in call.ledger.fences.edges() if _place_of(one) > behind), key=_place_of)
     items = [
         ConnectedEdge(
@@ -80,7 +80,7 @@ async def get_edges(call: Call[Paging, Any]) -> Reply:
         for edge in edges[:limit]
     ]
     last = encode_cursor(_BY_ID, *_place_of(edges[limit - 1])) if len(edges) > limit else None
-    position = call.place(call.ledger.state.head)
+    position = call.place(call.ledger.head)
     return Reply(EdgesView(items=items, next_cursor=next_cursor_of(call, last), position=position))
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from domain.cloud_events import CloudEvent
 from domain.events import Event
-from domain.state import State
+from domain.state import Books
 from services.api.answering.answers import NO_STORE, Stream, head_of
 from services.api.answering.problems import ProblemError, invalid
 from services.api.answering.views import Position, View
@@ -74,7 +74,7 @@ async def get_events(call: Call[FeedQuery, Any]) -> Reply | Stream:
         return Stream(_STREAM, chunks, ended=place.release)
     after = _position(call, "after", call.query.after)
     items, seen = await feed.page(after=after, wanted=wanted, limit=call.query.limit)
-    position = call.place(call.ledger.state.head)
+    position = call.place(call.ledger.head)
     return Reply(FeedView(items=items, next_after=call.place(seen), position=position))
 
 
@@ -98,17 +98,17 @@ def _wanted(call: Call[FeedQuery, Any]) -> Wanted:
     if bound is not None and asked not in {None, bound}:
         return Wanted(tags=())  # another organization's: as if there were none
     organization_id, keyspace_id = bound or asked, call.asking.keyspace_id
-    sees = partial(_is_visible, call.ledger.state, keyspace_id)
+    sees = partial(_is_visible, call.books, keyspace_id)
     return Wanted(tags, sees, organization_id, like=("keyspace", keyspace_id))
 
 
 def _still_allowed(call: Call[Any, Any]) -> Callable[[], bool]:
     """Does the stream go on? It ends when the caller's key changes: it is asked again who it is."""
-    key = call.ledger.state.keys[call.caller.key_id]
+    key = call.books.keys[call.caller.key_id]
     version = key.version
 
     def goes_on() -> bool:
-        now = call.ledger.state.keys.find(key.id)
+        now = call.books.keys.find(key.id)
         return (
             call.ledger.owner
             and now is not None
@@ -128,10 +128,10 @@ def _position(call: Call[Any, Any], field: str, text: str | None) -> int:
     return number
 
 
-def _is_visible(state: State, keyspace_id: str | None, event: Event) -> bool:
+def _is_visible(books: Books, keyspace_id: str | None, event: Event) -> bool:
     if keyspace_id is None:
         return True
-    key = state.keys.find(getattr(event, "key_id", ""))
+    key = books.keys.find(getattr(event, "key_id", ""))
     if key is not None:
         return keyspace_id in {key.keyspace_id, key.bound_keyspace_id}
     return getattr(event, "keyspace_id", None) == keyspace_id

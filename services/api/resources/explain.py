@@ -69,7 +69,7 @@ async def explain(call: Call[Any, ExplainBody]) -> Reply:
         organization_id=facts.organization_id if facts else None,
         rules=rules,
         at=to_text(call.now),
-        position=call.place(ledger.state.head),
+        position=call.place(ledger.head),
     )
     return Reply(view)
 
@@ -80,7 +80,7 @@ async def explain(call: Call[Any, ExplainBody]) -> Reply:
 def _found(call: Call[Any, ExplainBody]) -> tuple[KeyFacts | None, list[Rule]]:
     body, caller, api = call.body, call.caller, call.api
     if body.secret is None:
-        facts = call.ledger.facts.of(_key(call, body.key_id or ""), None)
+        facts = call.desk.facts_of(_key(call, body.key_id or ""), None)
         return facts, [Rule(code=code, outcome="not_asked") for code in ("malformed", "not_found")]
     keyspace = api.metering.keyspace_of(caller, body.keyspace_id)
     found = api.checker.find(body.secret, keyspace, caller.organization_id)
@@ -99,7 +99,7 @@ def _found(call: Call[Any, ExplainBody]) -> tuple[KeyFacts | None, list[Rule]]:
 
 
 def _key(call: Call[Any, Any], key_id: str) -> Key:
-    caller, key = call.caller, call.ledger.state.keys.get(key_id)
+    caller, key = call.caller, call.books.keys.get(key_id)
     if (
         key is None
         or is_root(key)
@@ -114,19 +114,19 @@ def _key(call: Call[Any, Any], key_id: str) -> Key:
 
 
 def _limits(call: Call[Any, Any], facts: KeyFacts, use: Use, cost: int | None) -> Iterator[Rule]:
-    ledger, state, now = call.ledger, call.ledger.state, call.now
-    key = state.keys[facts.key_id]
-    yield _rate_rule(ledger.limiter.peek(facts.key_id, facts.rate_limits, use.provider))
-    plan = state.plans.get(key.plan_id or "")
+    books, now = call.books, call.now
+    key = books.keys[facts.key_id]
+    yield _rate_rule(call.ledger.limiter.peek(facts.key_id, facts.rate_limits, use.provider))
+    plan = books.plans.get(key.plan_id or "")
     multiplier = ONE if plan is None else plan.price_multiplier
     amount = None if cost is None else price(cost, multiplier)
-    levels = states_of(state, levels_of(state, key, use.project_id), now)
+    levels = states_of(books, levels_of(books, key, use.project_id), now)
     for level, code in CODE_OF_LEVEL.items():
         own = [one for one in levels if one.level == level]
         yield _quota_rule(code, own, amount, require_balance=facts.require_balance)
-    wallet = state.wallets.get(key.organization_id or "")
+    wallet = books.wallets.get(key.organization_id or "")
     asked = amount or (1 if facts.require_balance else 0)
-    short = wallet_refusal(state, key.organization_id, asked)
+    short = wallet_refusal(books, key.organization_id, asked)
     figures: dict[str, Any] = {"require_balance": facts.require_balance}
     if cost is not None:
         figures |= {"base_micros": cost, "price_multiplier": multiplier, "amount_micros": amount}

@@ -9,7 +9,7 @@ from services.api.answering.fencing import fence_at
 from services.api.asking.call import Call
 from services.api.asking.reading import beginning
 from services.api.operations import Query, Reply, operation
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 
 class FenceQuery(Query, frozen=True, kw_only=True):

@@ -80,7 +80,7 @@ class ForwardAuth:
         metering: Metering,
         trusted_proxies: tuple[str, ...] = (),
     ) -> None:
-        self._ledger = ledger
+        self._books = ledger.books
         self._callers = callers
         self._redactor = redactor
         self._checker = checker
@@ -130,7 +130,7 @@ class ForwardAuth:
             return _refused(error, ask, request)
         if verdict.code == VALID and verdict.facts is not None and not verdict.rate_limits:
             return self._welcome(verdict.facts, ask.proxy)
-        return self._told(verdict, view, ask, request, self._ledger.state.head)
+        return self._told(verdict, view, ask, request, self._books.head)
 
     def _welcome(self, facts: KeyFacts, proxy: str | None) -> Answer:
         """The answer to a good use: it says who the key is, the same each time until the key changes."""
@@ -141,7 +141,7 @@ class ForwardAuth:
             known = (facts, proxy, answer)
             self._welcomes.put(id(facts), known)
         answer = known[2]
-        return Answer(answer.status, answer.head, answer.body, answer.code, self._ledger.state.head)
+        return Answer(answer.status, answer.head, answer.body, answer.code, self._books.head)
 
     def _ask(self, query: bytes) -> _Ask:
         """Our own parameters: the first of each name, so that none behind it can replace it."""

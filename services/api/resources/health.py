@@ -71,19 +71,19 @@ async def get_readiness(call: Call[Any, Any]) -> Reply:
     view = ReadyView(
         ready=not waits_for,
         owner=ledger.owner,
-        position=call.place(ledger.state.head),
+        position=call.place(ledger.head),
         projected=call.place(call.reader.position),
         waits_for=waits_for,
         does_without=[] if call.api.nats_reachable() else [_WITHOUT_NATS],
     )
-    return Reply(view, 200 if view.ready else 503, position=ledger.state.head)
+    return Reply(view, 200 if view.ready else 503, position=ledger.head)
 
 
 def waiting(api: Api) -> list[WaitingView]:
     """What this process waits for before it can serve."""
     ledger = api.ledger
-    if ledger.other_history is not None:
-        return [WaitingView(dependency="postgresql", detail=ledger.other_history.detail)]
+    if (differs := ledger.other_history) is not None:
+        return [WaitingView(dependency="postgresql", detail=differs.detail)]
     if not ledger.reachable:
         return [WaitingView(dependency="postgresql", detail="PostgreSQL cannot be reached.")]
     if ledger.waits_for_standby:

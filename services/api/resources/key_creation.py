@@ -41,7 +41,7 @@ from services.api.asking.fields import (
 from services.api.operations import Reply, operation
 from services.api.resources.keys import TAG, show_key
 from services.api.writing import carry_out
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _SHOWN_ONCE: Final = "The secret was shown in the first answer; it is not kept and cannot be shown again."
 KEY_EXAMPLE: Final = {

@@ -150,7 +150,7 @@ async def _import_many(call: Call[Any, Any], items: tuple[msgspec.Raw, ...]) -> 
     results = [result for result, _ in outcomes]
     if all(result.code == "idempotency_conflict" for result in results):
         raise ProblemError("idempotency_conflict", results[0].detail or "")
-    position = call.ledger.state.head
+    position = call.ledger.head
     await call.ledger.wait_for_projections(position)
     imported = sum(result.key is not None for result in results)
     view = ImportView(
@@ -184,7 +184,7 @@ async def _import(call: Call[Any, Any], item: msgspec.Raw, index: int) -> tuple[
         return refused, False
     if done.replay is not None:
         return msgspec.json.decode(done.replay, type=ImportResult), True
-    shown = show_key(call, done.result, call.ledger.state)
+    shown = show_key(call, done.result, call.books)
     return ImportResult(status=201, code="imported", key=shown), False
 
 

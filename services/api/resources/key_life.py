@@ -45,7 +45,7 @@ class Rotation(Body, frozen=True, kw_only=True):
 async def rotate_key(call: Call[Fencing, Rotation]) -> Reply:
     """Make the next generation and show its secret."""
     key = find_key(call.desk, call.path["key_id"])
-    keyspace = call.ledger.state.keyspaces[key.keyspace_id]
+    keyspace = call.books.keyspaces[key.keyspace_id]
     secret = keyspace.shape.generate()
     command = RotateKey(
         key_id=key.id,

@@ -19,7 +19,7 @@ from services.api.lists import Filter, Search
 from services.api.operations import Reply, operation
 from services.api.resources.keys import MOST_AT_ONCE, TAG, reachable
 from services.api.writing import Fencing, carry_out
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 
 class KeyFilter(Body, frozen=True, kw_only=True):
@@ -125,7 +125,7 @@ async def _found_by(call: Call[Any, Any], wanted: KeyFilter) -> tuple[tuple[str,
     asking = call.asking
     if not reachable(call, wanted.organization_id, wanted.keyspace_id):
         return (), False
-    if not await call.ledger.wait_for_projections(call.ledger.state.head):
+    if not await call.ledger.wait_for_projections(call.ledger.head):
         raise ProblemError("position_not_reached", "The projections are behind; try again, or list the ids.")
     if asking.organization_id is not None:
         filters["organization_id"] = asking.organization_id
@@ -145,7 +145,7 @@ async def _found_by(call: Call[Any, Any], wanted: KeyFilter) -> tuple[tuple[str,
 
 
 def _is_ordinary(call: Call[Any, Any], key_id: str) -> bool:
-    key = call.ledger.state.keys.find(key_id)
+    key = call.books.keys.find(key_id)
     return key is not None and not is_root(key) and key.revoked_at is None
 
 

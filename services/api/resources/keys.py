@@ -53,7 +53,7 @@ from services.api.lists import (
 from services.api.operations import Query, Reply, operation
 from services.api.resources.audit import AuditPageView, HistoryQuery, audit_page
 from services.api.writing import Fencing, carry_out, expected_version
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 TAG: Final = "Keys"
 MOST_AT_ONCE: Final = 1_000
@@ -169,13 +169,13 @@ async def get_keys(call: Call[ListKeys, Any]) -> Reply:
     page = list_keys(call.reader.queries, now=call.now, **filters)
 
     def show(key_id: str) -> KeyView | None:
-        key = call.ledger.state.keys.find(key_id)
+        key = call.books.keys.find(key_id)
         if key is None or (key.deleted and not query.include_deleted):
             return None
         asked = query.include_revoked or query.include_deleted or query.status == "revoked"
         if key.revoked_at is not None and not asked:
             return None
-        return show_key(call, key, call.ledger.state)
+        return show_key(call, key, call.books)
 
     return await listed(call, page, show)
 
@@ -205,7 +205,7 @@ def reachable(call: Call[Any, Any], organization_id: str | None, keyspace_id: st
 async def get_key(call: Call[ShowKey, Any]) -> Reply:
     """One key, as of now."""
     key = find_key(call.desk, call.path["key_id"], deleted=call.query.include_deleted)
-    return Reply(show_key(call, key, call.ledger.state), version=key.version)
+    return Reply(show_key(call, key, call.books), version=key.version)
 
 
 @operation(
@@ -223,7 +223,7 @@ async def get_key(call: Call[ShowKey, Any]) -> Reply:
 async def get_history(call: Call[HistoryQuery, Any]) -> Reply:
     """A key's events, with actor, position, before and after."""
     key = find_key(call.desk, call.path["key_id"], deleted=True)
-    head = call.ledger.state.head
+    head = call.ledger.head
     page = await read_page(
         key_history(
             call.reader.events,

@@ -19,7 +19,7 @@ from services.api.asking.fields import Body, Name
 from services.api.lists import Paging, Search, asked_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Because, Fencing, carry_out, expected_version
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Keyspaces"
 _READ: Final = ("keys:read", "keyspaces:write")
@@ -166,7 +166,7 @@ async def get_keyspaces(call: Call[ListKeyspaces, Any]) -> Reply:
     bound = call.asking.keyspace_id
 
     def show(keyspace_id: str) -> ShownKeyspace | None:
-        keyspace = call.ledger.state.keyspaces.find(keyspace_id)
+        keyspace = call.books.keyspaces.find(keyspace_id)
         if keyspace is None or (keyspace.archived and not call.query.include_archived):
             return None
         if bound is not None and bound != keyspace.id and not keyspace.builtin:

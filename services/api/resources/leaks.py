@@ -22,7 +22,7 @@ from services.api.operations import Reply, operation
 from services.api.resources.key_imports import digest_of
 from services.api.resources.keys import show_key
 from services.api.writing import Fencing, carry_out
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 UNSET = msgspec.UNSET
 
@@ -76,7 +76,7 @@ async def report_leak(call: Call[Fencing, Leak]) -> Reply:
     where = None if body.where is None else call.api.redactor.redact(body.where)
     digest = _digest_of(body)
     if not _is_known(call, digest):
-        view = LeakView(found=False, key=None, position=call.place(call.ledger.state.head))
+        view = LeakView(found=False, key=None, position=call.place(call.ledger.head))
         return Reply(view)
 
     def show(key: Key, books: Books, position: int) -> View:
@@ -95,7 +95,7 @@ def _digest_of(body: Leak) -> bytes:
 
 
 def _is_known(call: Call[Any, Leak], digest: bytes) -> bool:
-    secret = call.ledger.state.secrets.find(digest)
+    secret = call.books.secrets.find(digest)
     if secret is None:
         return False
     try:

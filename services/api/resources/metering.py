@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from domain.commands import Asking, ChargeUsage, ReserveCredits
@@ -28,6 +27,7 @@ class Metering:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
+        self._books = ledger.books
 
     def keyspace_of(self, caller: Caller, keyspace_id: str | None) -> Keyspace:
         """The keyspace that a secret is looked for in: the caller's own, or the one it names."""
@@ -36,7 +36,7 @@ class Metering:
             if bound is None:
                 raise InvalidError("keyspace_id", "is required: the root key is bound to no keyspace")
             keyspace_id = bound
-        keyspace = self.ledger.state.keyspaces.get(keyspace_id)
+        keyspace = self._books.keyspaces.get(keyspace_id)
         if keyspace is None or keyspace.archived or (bound is not None and bound != keyspace_id):
             raise NotFoundError("keyspace", keyspace_id, field="keyspace_id")
         return keyspace
@@ -56,16 +56,11 @@ class Metering:
         if keyspace is not None:
             shown = shown_to(keyspace, secret)
             if isinstance(shown, UseOutcome):
-                return shown, self.ledger.state.head
+                return shown, self._books.head
             ask["fingerprint"] = shown
             ask["keyspace_id"] = keyspace.id
         asks = command(**ask)
-        return self.outcome_of(asks, await self.submit(asks, asking))
-
-    def submit(self, command: ChargeUsage | ReserveCredits, asking: Asking) -> asyncio.Future[Done]:
-        """Put it in line; what it holds was looked at."""
-        self.ledger.must_own()
-        return self.ledger.bus.submit(command, asking)
+        return self.outcome_of(asks, await self.ledger.execute(asks, asking))
 
     def outcome_of(self, command: ChargeUsage | ReserveCredits, done: Done) -> tuple[UseOutcome, int]:
         """What became of it, and the position; a refusal is written down."""
@@ -73,7 +68,7 @@ class Metering:
         if outcome.code == VALID:
             return outcome, outcome.position
         if outcome.key is not None:
-            plan = self.ledger.state.plans.get(outcome.key.plan_id or "")
+            plan = self._books.plans.get(outcome.key.plan_id or "")
             asked_for = Refused(
                 command.request_id,
                 command.base_micros,
@@ -87,7 +82,7 @@ class Metering:
     def refused(self, outcome: UseOutcome, keyspace: Keyspace | None, position: int) -> ProblemError:
         """A refused use as a problem, with the position on which it was decided."""
         if keyspace is None and outcome.key is not None:
-            keyspace = self.ledger.state.keyspaces.get(outcome.key.keyspace_id)
+            keyspace = self._books.keyspaces.get(outcome.key.keyspace_id)
         return use_refused(outcome.code, keyspace, outcome.refusal, outcome.rates, position=position)
 
 

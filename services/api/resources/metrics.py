@@ -33,7 +33,7 @@ class LedgerFigures(Collector):
     def collect(self) -> Iterator[Metric]:
         """For Prometheus."""
         ledger = self._ledger
-        state = ledger.state
+        books = ledger.books
         figures: dict[str, tuple[str, float]] = {
             "keyledger_owner": ("Does this process own the partition?", ledger.owner),
             "keyledger_log_reachable": ("Did PostgreSQL answer when last asked?", ledger.reachable),
@@ -42,17 +42,17 @@ class LedgerFigures(Collector):
                 ledger.waits_for_standby,
             ),
             "keyledger_nats_reachable": ("Did NATS answer when last asked?", self._nats_reachable()),
-            "keyledger_position": ("The last event's number in its partition.", state.head),
+            "keyledger_position": ("The last event's number in its partition.", books.head),
             "keyledger_projected_position": ("How far the projections are.", self._reader.position),
-            "keyledger_waiting_commands": ("Commands that wait to be decided.", ledger.bus.waiting),
+            "keyledger_waiting_commands": ("Commands that wait to be decided.", ledger.waiting),
             "keyledger_open_fences": ("Fences that do not hold yet.", ledger.fences.open_fences),
             "keyledger_edges": ("Edges heard of lately.", len(ledger.fences.edges())),
-            "keyledger_keys": ("Keys, dead ones included.", len(state.keys)),
-            "keyledger_organizations": ("Organizations.", len(state.organizations)),
+            "keyledger_keys": ("Keys, dead ones included.", len(books.keys)),
+            "keyledger_organizations": ("Organizations.", len(books.organizations)),
         }
         if (published := self._published()) is not None:
             figures["keyledger_published_position"] = ("The last event that NATS holds.", published)
-            waiting = max(0, state.head - published)
+            waiting = max(0, books.head - published)
             figures["keyledger_unpublished_events"] = ("Committed, and not yet on NATS.", waiting)
         for name, (about, value) in figures.items():
             yield GaugeMetricFamily(name, about, value=value)

@@ -26,7 +26,7 @@ from services.api.asking.fields import Body, ForeignId, Metadata, Name, Quotas, 
 from services.api.lists import Filter, Paging, Search, asked_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Because, Fencing, carry_out, expected_version
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Organizations"
 _READ: Final = ("organizations:read",)
@@ -140,11 +140,11 @@ async def get_organizations(call: Call[ListOrganizations, Any]) -> Reply:
     """One page of organizations; a bound root key sees its own."""
     filters = asked_of(call)
     page = list_organizations(call.reader.queries, organization_id=call.asking.organization_id, **filters)
-    state = call.ledger.state
+    books = call.books
 
     def show(organization_id: str) -> OrganizationView | None:
-        organization = state.organizations.find(organization_id)
-        return None if organization is None else _show(call, organization, state)
+        organization = books.organizations.find(organization_id)
+        return None if organization is None else _show(call, organization, books)
 
     return await listed(call, page, show)
 
@@ -161,7 +161,7 @@ async def get_organizations(call: Call[ListOrganizations, Any]) -> Reply:
 async def get_organization(call: Call[Any, Any]) -> Reply:
     """One organization, as of now."""
     organization = find_organization(call.desk, call.path["organization_id"])
-    return Reply(_show(call, organization, call.ledger.state), version=organization.version)
+    return Reply(_show(call, organization, call.books), version=organization.version)
 
 
 @operation(

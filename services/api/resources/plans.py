@@ -18,7 +18,7 @@ from services.api.asking.fields import Body, ModelName, Name
 from services.api.lists import Paging, Search, asked_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out, expected_version
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Plans"
 _READ: Final = ("plans:read",)
@@ -122,7 +122,7 @@ async def get_plans(call: Call[ListPlans, Any]) -> Reply:
     page = list_plans(call.reader.queries, **filters)
 
     def show(plan_id: str) -> PlanView | None:
-        plan = call.ledger.state.plans.find(plan_id)
+        plan = call.books.plans.find(plan_id)
         return None if plan is None else plan_view(plan, call.prefix)
 
     return await listed(call, page, show)

@@ -16,7 +16,7 @@ from services.api.asking.fields import Body, Name, Quotas, quotas_of
 from services.api.lists import Paging, Search, cursor_of, listed
 from services.api.operations import Reply, operation
 from services.api.writing import Because, Fencing, carry_out, expected_version
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Projects"
 _PATH: Final = "/v1/organizations/{organization_id}/projects"
@@ -120,7 +120,7 @@ async def create_project(call: Call[Any, NewProject]) -> Reply:
 async def get_projects(call: Call[ListProjects, Any]) -> Reply:
     """One page of an organization's projects."""
     organization = find_organization(call.desk, call.path["organization_id"])
-    query, state = call.query, call.ledger.state
+    query, books = call.query, call.books
     page = list_projects(
         call.reader.queries,
         organization_id=organization.id,
@@ -132,10 +132,10 @@ async def get_projects(call: Call[ListProjects, Any]) -> Reply:
     )
 
     def show(project_id: str) -> ProjectView | None:
-        project = state.projects.find(project_id)
+        project = books.projects.find(project_id)
         if project is None or (project.archived and not query.include_archived):
             return None
-        return _show(call, project, state)
+        return _show(call, project, books)
 
     return await listed(call, page, show)
 
@@ -152,7 +152,7 @@ async def get_projects(call: Call[ListProjects, Any]) -> Reply:
 async def get_project(call: Call[Any, Any]) -> Reply:
     """One project, as of now."""
     project = find_project(call.desk, call.path["organization_id"], call.path["project_id"])
-    return Reply(_show(call, project, call.ledger.state), version=project.version)
+    return Reply(_show(call, project, call.books), version=project.version)
 
 
 @operation(

@@ -161,7 +161,7 @@ async def get_request(call: Call[RequestQuery, Any]) -> Reply:
     """What stands under a request id."""
     request_id, bound = _request_id(call), call.asking.organization_id
     wanted = call.query.organization_id
-    head = call.ledger.state.head
+    head = call.ledger.head
     entries: list[RequestEntry] = []
     if bound is None or wanted in {None, bound}:
         try:
@@ -199,7 +199,7 @@ def _is_visible(call: Call[Any, Any], key_id: str) -> bool:
     bound = call.asking.keyspace_id
     if bound is None:
         return True
-    key = call.ledger.state.keys.find(key_id)
+    key = call.books.keys.find(key_id)
     return key is not None and key.keyspace_id == bound
 
 
@@ -260,7 +260,7 @@ async def _page(
     to_at: Instant | None = None,
 ) -> Reply:
     """One page of the lines that are wanted; None: of none."""
-    reader, head, cursor = call.reader, call.ledger.state.head, cursor_of(call)
+    reader, head, cursor = call.reader, call.ledger.head, cursor_of(call)
     position = reader.position
     first = 0 if from_at is None else await first_since(reader.events, from_at, head)
     last = head if to_at is None else await first_since(reader.events, to_at, head) - 1

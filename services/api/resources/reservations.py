@@ -109,7 +109,7 @@ async def get_reservation(call: Call[Any, Any]) -> Reply:
     found = await ledger.find_reservation(reservation_id) if is_id("rsv", reservation_id) else None
     if found is None or not may_see(call, call.caller, found.organization_id, found.key_id):
         raise NotFoundError("reservation", reservation_id)
-    head = ledger.state.head
+    head = ledger.head
     return Reply(
         HeldView(reservation=reservation_view(found, call.prefix), position=call.place(head)), position=head
     )
@@ -119,7 +119,7 @@ def may_see(call: Call[Any, Any], caller: Caller, organization_id: str | None, k
     """Is it the caller's, or is the caller bound to nothing?"""
     if caller.organization_id not in (None, organization_id):
         return False
-    key = call.ledger.state.keys.get(key_id)
+    key = call.books.keys.get(key_id)
     return caller.keyspace_id is None or (key is not None and key.keyspace_id == caller.keyspace_id)
 
 
@@ -151,7 +151,7 @@ async def capture(call: Call[Any, CaptureBody]) -> Reply:
     outcome: CaptureOutcome = done.result
     if outcome.code != VALID:
         ledger.denied(outcome.key.id, outcome.code, _refused_capture(body, outcome.reservation))
-        keyspace = ledger.state.keyspaces.get(outcome.key.keyspace_id)
+        keyspace = call.books.keyspaces.get(outcome.key.keyspace_id)
         raise use_refused(outcome.code, keyspace, outcome.refusal, position=done.position)
     assert outcome.event is not None, "a capture that was granted is recorded"
     prefix = ledger.position_prefix
@@ -203,7 +203,7 @@ async def release(call: Call[Any, ReleaseBody]) -> Reply:
         released_micros=outcome.released_micros,
         position=format_position(prefix, outcome.position),
         replayed=outcome.replayed,
-        quotas=quota_figures(quotas_of(ledger, ledger.state.keys.get(held.key_id), held.project_id)),
+        quotas=quota_figures(quotas_of(call, held.key_id, held.project_id)),
         wallet=wallet_figures(outcome.wallet),
     )
     return Reply(view, position=outcome.position)

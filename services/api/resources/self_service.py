@@ -10,7 +10,7 @@ from domain.commands import UNSET, Asking, RevokeSelf, UnsetType
 from domain.events import Origin
 from domain.keys import Key
 from domain.quotas import quota_states
-from domain.state import State
+from domain.state import Books
 from keyledger_edge import BadRequestError, find_secret, read_headers
 from keyledger_language import (
     IP_DENIED,
@@ -36,7 +36,7 @@ from services.api.asking.traces import user_agent_of
 from services.api.asking.uses import MAX_SECRET_LENGTH, RevokeSelfBody
 from services.api.operations import Query, Reply, operation
 from services.api.resources.checking import view_of_keyspace
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Self"
 _UNAUTHORIZED: Final = 401
@@ -108,11 +108,11 @@ class _Shown(NamedTuple):
     facts: KeyFacts
 
 
-def _where_secrets_stand(state: State) -> Callable[[str], bool]:
+def _where_secrets_stand(books: Books) -> Callable[[str], bool]:
     """Parameters in which a keyspace takes secrets are no mistakes."""
     taken = {
         location.removeprefix("query:")
-        for keyspace in state.keyspaces.values()
+        for keyspace in books.keyspaces.values()
         if not keyspace.archived
         for location in keyspace.credential_locations
         if location.startswith("query:")
@@ -140,8 +140,9 @@ async def get_self(call: Call[SelfQuery, Any]) -> Reply:
     code = judge_key(facts, call.peer, now)
     if code != VALID:
         raise _refused(code)
-    key, state = ledger.state.keys[facts.key_id], ledger.state
-    wallet = state.wallets.get(key.organization_id or "")
+    books = call.books
+    key = books.keys[facts.key_id]
+    wallet = books.wallets.get(key.organization_id or "")
     available = None if wallet is None else wallet.balance - wallet.reserved
     rates = ledger.limiter.peek(key.id, facts.rate_limits, None) if facts.rate_limits else ()
     view = SelfView(
@@ -149,15 +150,15 @@ async def get_self(call: Call[SelfQuery, Any]) -> Reply:
         key_id=key.id,
         organization_id=key.organization_id,
         code="valid",
-        quotas=quota_figures(quota_states(state, key, now)),
+        quotas=quota_figures(quota_states(books, key, now)),
         wallet=None
         if wallet is None
         else WalletLeft(currency=wallet.currency, available_micros=wallet.balance - wallet.reserved),
         wallet_available_micros=available,
         rate_limits=rate_views(rates),
-        position=call.place(state.head),
+        position=call.place(books.head),
     )
-    return Reply(view, position=state.head)
+    return Reply(view, position=books.head)
 
 
 @operation(
@@ -184,7 +185,7 @@ async def revoke_self(call: Call[RevokeSelfQuery, RevokeSelfBody]) -> Reply:
     asking = Asking(actor=key_id, organization_id=shown.facts.organization_id, origin=origin)
     command = RevokeSelf(fingerprint=fingerprint(shown.secret), reason=call.body.reason)
     done = await ledger.execute(command, asking)
-    key = _own_view(call, ledger.state.keys[key_id], call.now)
+    key = _own_view(call, call.books.keys[key_id], call.now)
     fence = await fence_of(ledger, done, wait=wait)
     view = RevokedSelfView(key=key, position=call.place(done.position), fence=fence)
     return Reply(view, 200 if fence.held and wait else 202, position=done.position)
@@ -192,8 +193,7 @@ async def revoke_self(call: Call[RevokeSelfQuery, RevokeSelfBody]) -> Reply:
 
 def _own_view(call: Call[Any, Any], key: Key, now: int) -> OwnKeyView:
     """What platform or administrators noted about the key is not its holder's to read."""
-    ledger = call.ledger
-    view = key_view(key, ledger.state, now, ledger.last_used_at(key.id), call.prefix)
+    view = key_view(key, call.books, now, call.ledger.last_used_at(key.id), call.prefix)
     return OwnKeyView(**{name: getattr(view, name) for name in OwnKeyView.__struct_fields__})
 
 
@@ -209,7 +209,7 @@ def _shown(call: Call[Any, Any]) -> _Shown:
     found: dict[str, _Shown | str] = {}
     something = False
     only = parameters.get("keyspace_id")
-    for keyspace in call.ledger.state.keyspaces.values():
+    for keyspace in call.books.keyspaces.values():
         if keyspace.builtin or keyspace.archived or (only is not None and keyspace.id not in only):
             continue
         try:

@@ -50,13 +50,13 @@ class Verify:
 
     def __init__(self, ledger: Ledger, checker: Checker, metering: Metering) -> None:
         self._ledger = ledger
-        self._state = ledger.state
+        self._books, self._time = ledger.books, ledger.time
         self._checker = checker
         self._metering = metering
         self._described = BoundedCache[int, tuple[KeyFacts, bytes]](_FORGET_AT)
         self._described_as = self._described.get
         self._written = (-1, b"")
-        ledger.at_new_epoch.append(self._forget_position)
+        ledger.at_new_epoch(self._forget_position)
 
     def one(self, call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
         """One question; only a use with a cost has to wait."""
@@ -66,7 +66,7 @@ class Verify:
         if body.cost_micros is not None or body.reserve_micros is not None:
             return self._one_with_cost(body, use, keyspace, caller)
         verdict = self._checker.check(body.secret, keyspace, use, caller.organization_id, body.request_id)
-        told = json_answer(200, self._said(verdict, use), self._state.head, verdict.code)
+        told = json_answer(200, self._said(verdict, use), self._books.head, verdict.code)
         if verdict.rate_limits:
             told.more = lines_of(rate_limit_headers(verdict.rate_limits))
         return told
@@ -113,13 +113,13 @@ class Verify:
         described = known[1] if known is not None and known[0] is facts else self._describe(facts)
         said = _VALID if code == VALID else b'%b"%b",' % (_NO, code.encode())
         head, position = self._written
-        if head != self._state.head:
+        if head != self._books.head:
             position = self._position()
         return b"".join((said, described, self._figures(facts, verdict, use), position))
 
     def _position(self) -> bytes:
         """Where the answer stands in the log, as its last member; the same until something is written."""
-        head = self._state.head
+        head = self._books.head
         if head != self._written[0]:
             text = format_position(self._ledger.position_prefix, head)
             self._written = head, b',"position":"%b"}' % text.encode()
@@ -130,17 +130,17 @@ class Verify:
 
     def _figures(self, facts: KeyFacts, verdict: Verdict, use: Use) -> bytes:
         """What is left of everything that limits the key, as further JSON members."""
-        state = self._state
+        books = self._books
         told, organization_id = b"", facts.organization_id or ""
-        wallet = state.wallets.get(organization_id)
+        wallet = books.wallets.get(organization_id)
         if wallet is not None:
             told = b',"wallet_available_micros":%d' % (wallet.balance - wallet.reserved)
-        key, organization = state.keys[facts.key_id], state.organizations.get(organization_id)
+        key, organization = books.keys[facts.key_id], books.organizations.get(organization_id)
         # Most keys have no quota above them, and that is told quickly.
         if key.quotas or use.project_id is not None or (organization is not None and organization.quotas):
-            levels = levels_of(state, key, use.project_id)
+            levels = levels_of(books, key, use.project_id)
             if levels:
-                quotas = states_of(state, levels, max(self._ledger.clock.now(), state.at))
+                quotas = states_of(books, levels, self._time.now())
                 told = b',"quotas":%b%b' % (encode(quota_figures(quotas)), told)
         if verdict.rate_limits:
             told += b',"rate_limits":' + encode(rate_views(verdict.rate_limits))

@@ -20,7 +20,7 @@ from services.api.asking.fields import Amount, Body, Reason, SignedAmount
 from services.api.lists import Paging, cursor_of, next_cursor_of, read_page
 from services.api.operations import Reply, operation
 from services.api.writing import Fencing, carry_out
-from services.ledger.fence import FenceResult
+from services.ledger.fence_results import FenceResult
 
 _TAG: Final = "Wallets"
 _PATH: Final = "/v1/organizations/{organization_id}/wallet"
@@ -140,8 +140,8 @@ class StatementView(View, frozen=True, kw_only=True):
 async def get_wallet(call: Call[Any, Any]) -> Reply:
     """A wallet, from the ledger's committed state."""
     organization = find_organization(call.desk, call.path["organization_id"])
-    state = call.ledger.state
-    return Reply(wallet_view(state.wallets[organization.id], call.place(state.head)))
+    books = call.books
+    return Reply(wallet_view(books.wallets[organization.id], call.place(books.head)))
 
 
 @operation(
@@ -228,7 +228,7 @@ async def add_credits(call: Call[Any, NewCredit]) -> Reply:
 async def get_statement(call: Call[ListLines, Any]) -> Reply:
     """One page of the statement, never behind a write."""
     organization = find_organization(call.desk, call.path["organization_id"])
-    head = call.ledger.state.head
+    head = call.ledger.head
     page = await read_page(
         list_statement(
             call.reader.events,

@@ -123,7 +123,7 @@ def build_app(
     routes = (*ROUTES, *more_routes)
     if metrics_need_a_key:
         routes = tuple(map(metrics.with_a_key, routes))
-    redactor = Redactor(ledger.state, lambda: ledger.confirmed)
+    redactor = Redactor(ledger.books, lambda: ledger.confirmed)
     callers, checker, metering = Callers(ledger), Checker(ledger, redactor), Metering(ledger)
     verifying = verify.Verify(ledger, checker, metering)
     streams = streams or Streams()
@@ -139,7 +139,7 @@ def build_app(
         description=Description(routes),
         feed=Feed(
             reader.events,
-            lambda: ledger.state.head,
+            lambda: ledger.head,
             ledger.head_watch,
             partition=ledger.partition,
             epoch=lambda: ledger.epoch,

@@ -54,6 +54,7 @@ class Front:
         self.api: Api = door.api
         self.router = router
         self._ledger: Ledger = door.api.ledger
+        self._standing = self._ledger.standing
         self._forwarder = forwarder
         self._quick: dict[tuple[str, str], Operation] = {}
         self._limits: dict[str, int] = {}
@@ -112,7 +113,7 @@ class Front:
 
     async def _answer(self, call: Call[Any, Any], operation: Operation | None, send: Send) -> None:
         self._settle(call)
-        if operation is not None and self._ledger.owner:
+        if operation is not None and self._standing.owner:
             # Whether it is sure of that is looked at where something is decided.
             await self.door.serve(call, operation, send)
         elif operation is None and may_tell(self._ledger, call.method):
@@ -149,7 +150,7 @@ class Front:
         """The answer to a request that is heard, and came whole; None: it is `__call__`'s."""
         operation = self._by_path.get(scope["path"]) or self._behind_forward_auth
         call: Call[Any, Any] = Call(self.api, scope, hung_up)
-        if not self._ledger.owner or call.forwarded is not None or len(body) > call.limit:
+        if not self._standing.owner or call.forwarded is not None or len(body) > call.limit:
             return None
         call.data = body
         if call.given_id is not None:

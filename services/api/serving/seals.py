@@ -64,8 +64,15 @@ Headers = Sequence[tuple[bytes, bytes]]
 class InTenure(Protocol):
     """Does this process own the partition, and since which take-over?"""
 
-    owner: bool
-    tenure: str
+    @property
+    def owner(self) -> bool:
+        """Does it?"""
+        ...
+
+    @property
+    def tenure(self) -> str:
+        """Another one each time."""
+        ...
 
 
 class Passed(NamedTuple):

@@ -1,5 +1,6 @@
 """Verify keys from memory, near the traffic."""
 
+from keyledger_edge._clock import boottime_ns
 from keyledger_edge._forward_auth import (
     ForwardedUse,
     HttpAnswer,
@@ -29,7 +30,6 @@ from keyledger_edge.errors import (
     RefusedByLedgerError,
     UnknownKeyspaceError,
 )
-from keyledger_language.clock import boottime_ns
 from keyledger_language.codes import (
     API_KEY_QUOTA_EXCEEDED,
     BILLING_SHORTFALL,

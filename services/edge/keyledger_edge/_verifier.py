@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, Protocol, Self
 
+from keyledger_edge._clock import boottime_ns
 from keyledger_edge._http import HttpClient
 from keyledger_edge._leased_cache import Lease, LeasedCache, Unknown
 from keyledger_edge._ledger_client import LedgerClient
@@ -16,7 +17,6 @@ from keyledger_edge._version import VERSION
 from keyledger_edge._views import KeyspaceViews
 from keyledger_edge.errors import LedgerUnreachableError, NotConnectedError, UnknownKeyspaceError
 from keyledger_language import codes
-from keyledger_language.clock import boottime_ns
 from keyledger_language.facts import KeyFacts
 from keyledger_language.judging import is_easy, judge, judge_use
 from keyledger_language.messages import FillAnswer, KeyspaceView, VerifyRequest

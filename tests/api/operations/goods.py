@@ -203,7 +203,7 @@ class InMemory(Stocked):
         _, _, theirs = await self._organization(keyspace, "theirs")
         shared = {"keyspace_id": keyspace.id, "plan_id": plan.id, "path": "v1/chat"}
         shared["archiveKeyspace.keyspace_id"] = unused.id
-        shared["position"] = format_position(world.ledger.position_prefix, world.ledger.state.head)
+        shared["position"] = format_position(world.ledger.position_prefix, world.ledger.books.head)
         self.secret, self.other_secret = owned.secret, keyspace.shape.generate()
         self.prefix = keyspace.prefix
         self.things = Things({**shared, **mine}, theirs)

@@ -102,12 +102,12 @@ async def test_an_explanation_is_what_verify_would_say(
 async def test_explaining_takes_nothing(world: World, keyspace: Keyspace, acme: Organization) -> None:
     limits = (RateLimit(name="burst", limit=1, window_seconds=10),)
     owned = await world.make_key(keyspace, acme, rate_limits=limits)
-    head = world.ledger.state.head
+    head = world.ledger.books.head
 
     for _ in range(3):
         assert (await explain(world, owned, cost_micros=5))["code"] == "valid"
 
-    assert (world.ledger.state.head, world.balance(acme)) == (head, 1_000)
+    assert (world.ledger.books.head, world.balance(acme)) == (head, 1_000)
 
 
 async def test_a_secret_that_is_not_known_is_explained_too(world: World, keyspace: Keyspace) -> None:

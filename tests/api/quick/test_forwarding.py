@@ -450,7 +450,7 @@ async def test_what_every_process_tells_of_itself_is_not_forwarded(pair: tuple[W
 
 async def test_the_first_process_alone_needs_no_forwarder() -> None:
     async with running_world() as world:
-        world.ledger.owner = False
+        world.ledger.standing.owner = False
         reply = await world.ask("GET", "/v1/self")
 
     assert (reply.status, reply.code) == (503, "not_owner")

@@ -12,7 +12,7 @@ from tests.api.quick.world import Owned, Reply, World, call
 
 def kept(world: World) -> bytes:
     """The whole log, with personal fields as text."""
-    decode = world.ledger.ports.mapper.decode
+    decode = world.ledger._ports.mapper.decode
     return b"\n".join(msgspec.json.encode(decode(one)) for one in world.storage.events)
 
 

@@ -144,7 +144,7 @@ async def test_a_try_that_was_under_way_for_too_long_is_sent_again_only_while_it
     await pay_in(owner, organization)
     later = int(time.monotonic()) + 300
     monkeypatch.setattr(seals, "_own_clock", lambda: later)
-    monkeypatch.setattr(owner.ledger.bus._refusals, "_now", lambda: float(later))
+    monkeypatch.setattr(owner.ledger._bus._refusals, "_now", lambda: float(later))
     held.set()
     granted = await asking
 
@@ -234,7 +234,7 @@ async def test_the_owner_gives_up_what_the_process_that_passed_it_on_gave_up(
         of = {"keyspace_id": owned.key.keyspace_id, "organization_id": owned.key.organization_id}
         body = {**of, "name": "Checkout"}
     submitted: list[asyncio.Future[Any]] = []
-    bus = world.ledger.bus
+    bus = world.ledger._bus
 
     def never_decided(*_: Any) -> asyncio.Future[Any]:
         submitted.append(asyncio.get_running_loop().create_future())

@@ -31,14 +31,14 @@ ROUTES = [
 async def test_a_parameter_that_is_not_known_is_refused_by_its_name(
     world: World, owned: Owned, method: str, path: str, query: str
 ) -> None:
-    head = world.ledger.state.head
+    head = world.ledger.books.head
     body = {"key_id": owned.id, "request_id": "r", "amount_micros": 1}
     reply = await world.ask(method, f"{path}?{query}", body)
 
     assert (reply.status, reply.code) == (400, "invalid_request")
     known = "keyspace_id" if "keyspace_id" in query and "/self" not in path else "as_of"
     assert reply.json["errors"][0]["field"] == known
-    assert world.ledger.state.head == head
+    assert world.ledger.books.head == head
 
 
 @pytest.mark.parametrize("query", ["%ff=1", "x=%ff", "&".join("x=1" for _ in range(101))])

@@ -23,9 +23,9 @@ async def poor(world: World, keyspace: Keyspace) -> Owned:
 
 async def with_a_charge_behind(world: World, rich: Owned, refused: Any) -> tuple[int, Reply, Reply]:
     """Both are decided in one group, the refused one first: the group is durable before it is told."""
-    before = world.ledger.state.head
+    before = world.ledger.books.head
     asking = asyncio.create_task(refused)
-    while not world.ledger.bus.waiting:
+    while not world.ledger._bus.waiting:
         await asyncio.sleep(0)
     behind = await world.post("/v1/charges", use(rich, 1, "behind"))
     assert (behind.status, behind.json["position"]) == (201, f"0-{before + 1}")

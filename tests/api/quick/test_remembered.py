@@ -87,8 +87,8 @@ async def test_money_is_told_as_it_is_now(world: World, owned: Owned) -> None:
 
     assert [one.json["wallet_available_micros"] for one in (before, after)] == [1_000, 600]
     assert [one.json["position"] for one in (before, after)] == [
-        f"0-{world.ledger.state.head - 1}",
-        f"0-{world.ledger.state.head}",
+        f"0-{world.ledger.books.head - 1}",
+        f"0-{world.ledger.books.head}",
     ]
 
 
@@ -124,7 +124,7 @@ async def test_every_use_of_a_good_key_is_seen(world: World, owned: Owned) -> No
         await world.post("/v1/verify", asking(owned))
         world.clock.advance(SECOND)
 
-    taken = world.ledger.sightings.take(world.clock.now())
+    taken = world.ledger._sightings.take(world.clock.now())
 
     assert taken is not None
     assert taken.seen == ((owned.id, world.clock.now() - SECOND, 3),)
@@ -141,7 +141,7 @@ async def test_nothing_is_told_from_memory_once_ownership_is_in_doubt(world: Wor
 
 async def test_a_root_key_works_until_it_is_changed(world: World, owned: Owned) -> None:
     root = await world.make_root("verify")
-    key_id = world.ledger.state.secrets[fingerprint(root)].key_id
+    key_id = world.ledger.books.secrets[fingerprint(root)].key_id
 
     async def asked() -> tuple[int, str]:
         reply = await world.post("/v1/verify", asking(owned), as_=root)

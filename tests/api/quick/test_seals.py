@@ -155,13 +155,13 @@ async def test_what_is_changed_on_the_way_is_refused(world: World, owned: Owned,
     change(bad)
 
     refused = await send(world, bad)
-    charged = world.ledger.state.head
+    charged = world.ledger.books.head
     granted = await send(world, good)
 
     assert (refused.status, refused.code) == (503, "not_owner")
     assert "x-keyledger-not-owner" not in refused.headers
     assert granted.status == 201
-    assert world.ledger.state.head == charged + 1
+    assert world.ledger.books.head == charged + 1
 
 
 ADDED = {
@@ -202,11 +202,11 @@ async def test_a_write_keeps_its_key_and_its_version(world: World, name: str, va
     }
     seal(world, request)
     header(name, value)(request)
-    before = world.ledger.state.head
+    before = world.ledger.books.head
     refused = await send(world, request)
 
     assert (refused.status, refused.code) == (503, "not_owner")
-    assert world.ledger.state.head == before
+    assert world.ledger.books.head == before
 
 
 async def test_headers_may_come_in_another_order_but_not_those_of_one_name(
@@ -233,14 +233,14 @@ async def test_what_is_sent_twice_is_carried_out_once(world: World) -> None:
     }
     seal(world, request)
     first = await send(world, request)
-    made = len(world.ledger.state.organizations)
+    made = len(world.ledger.books.organizations)
     again = await send(world, request)
 
     assert first.status == 201
     # Not `not_owner`: whoever hears this and not the first answer must not take it for not carried out.
     assert (again.status, again.code) == (503, "outcome_unknown")
     assert "x-keyledger-not-owner" not in again.headers
-    assert len(world.ledger.state.organizations) == made
+    assert len(world.ledger.books.organizations) == made
 
 
 def test_numbers_may_come_in_any_order_and_each_of_them_once() -> None:
@@ -443,7 +443,7 @@ async def test_what_processes_tell_each_other_reaches_no_client(
 
 async def test_a_process_without_others_beside_it_tells_nothing_of_them() -> None:
     async with running_world() as alone:
-        alone.ledger.owner = False
+        alone.ledger.standing.owner = False
         async with served(alone.app) as address, ClientSession() as client:
             reply = await client.get(f"{address}/v1/self", headers={"x-keyledger-forwarded": "1"})
 

@@ -37,7 +37,7 @@ async def test_a_holder_sees_the_key_and_what_is_left(
     assert (answer["key"]["id"], answer["key"]["status"]) == (owned.id, "active")
     assert (answer["quotas"][0]["remaining"], answer["rate_limits"][0]["remaining"]) == (10, 5)
     assert answer["wallet"] == {"currency": "USD", "available_micros": 1_000}
-    assert answer["position"] == f"0-{world.ledger.state.head}"
+    assert answer["position"] == f"0-{world.ledger.books.head}"
     assert "internal" not in reply.body.decode()
     assert owned.secret not in reply.body.decode()
 
@@ -45,12 +45,12 @@ async def test_a_holder_sees_the_key_and_what_is_left(
 async def test_looking_is_free(world: World, keyspace: Keyspace, acme: Organization) -> None:
     limits = (RateLimit(name="burst", limit=1, window_seconds=10),)
     owned = await world.make_key(keyspace, acme, rate_limits=limits)
-    head = world.ledger.state.head
+    head = world.ledger.books.head
 
     replies = [await own(world, owned.secret) for _ in range(3)]
 
     assert [reply.json["rate_limits"][0]["remaining"] for reply in replies] == [1, 1, 1]
-    assert world.ledger.state.head == head
+    assert world.ledger.books.head == head
     assert world.ledger.last_used_at(owned.id) is None
 
 

@@ -41,9 +41,9 @@ async def unaware(world: World, address: str | None) -> AsyncGenerator[Beside]:
 @contextmanager
 def unheard(world: World, keyspace: Keyspace) -> Generator[None]:
     """For a while the world does not know of a keyspace, as if another process had made it."""
-    known = world.ledger.state.keyspaces.pop(keyspace.id)
+    known = world.ledger.books.keyspaces.pop(keyspace.id)
     yield
-    world.ledger.state.keyspaces[known.id] = known
+    world.ledger.books.keyspaces[known.id] = known
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ async def test_an_owner_that_slept_leaves_management_to_the_one_that_took_over(
 
     app = build_app(other.ledger, other.reader, forwarder=other.forwarder)
     app.router = stale
-    other.ledger.owner = other.ledger.reachable = True
+    other.ledger.standing.owner = other.ledger.standing.reachable = True
     assert not other.ledger.confirmed
     headers = {"Authorization": f"Bearer {other.root}"}
     replies = [await call(app, method, "/v1/plans", headers=headers) for method in ("GET", "POST")]
@@ -210,7 +210,7 @@ async def test_without_postgresql_what_is_read_names_no_secret_that_is_new_elsew
     secret, plan = keyspace.shape.generate(), await api.make_plan()
     nobodys = new_id("plan", 1, 1)
     with unheard(api, keyspace):
-        api.ledger.owner = api.ledger.reachable = False
+        api.ledger.standing.owner = api.ledger.standing.reachable = False
         missing = await api.get(f"/v1/plans/{secret}", x_request_id=secret)
         found = await api.get(f"/v1/plans/{plan.id}", x_request_id=secret)
         gone = await api.get(f"/v1/plans/{nobodys}", x_request_id="trace-7")

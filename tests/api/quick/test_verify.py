@@ -30,7 +30,7 @@ async def test_a_good_secret_is_valid_and_described(world: World, owned: Owned, 
         "kind": "solo",
         "scopes": {"permissions": "*", "projects": "*", "models": "*", "tenants": "*"},
         "wallet_available_micros": 1_000,
-        "position": f"0-{world.ledger.state.head}",
+        "position": f"0-{world.ledger.books.head}",
     }
 
 
@@ -439,7 +439,7 @@ async def test_uses_and_denials_are_seen(world: World, owned: Owned) -> None:
     await world.post("/v1/verify", asking(owned, project_id="prj_x", request_id="r9"))
 
     assert world.ledger.last_used_at(owned.id) == world.clock.now()
-    taken = world.ledger.sightings.take(world.clock.now())
+    taken = world.ledger._sightings.take(world.clock.now())
     assert taken is not None
     assert [(one.key_id, one.counts, one.requests[0].request_id) for one in taken.denied] == [
         (owned.id, {"project_denied": 1}, "r9")

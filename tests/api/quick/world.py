@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Container, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from struct import pack
 from typing import Any, NamedTuple, get_args
@@ -33,8 +33,9 @@ from services.api.serving.app import build_app
 from services.api.serving.at_once import AnswersAtOnce, ReplyLater
 from services.api.serving.forwarding import Forwarder
 from services.api.serving.front import Front
-from services.ledger.fence import LeaseTerms
-from services.ledger.ledger import Ledger, Ports, Terms
+from services.ledger.lease_terms import LeaseTerms
+from services.ledger.ledger import Ledger
+from services.ledger.ports import Ports, Terms
 from tests.memory_lists import MemoryLists
 
 ROOT_SHAPE = SecretShape(
@@ -173,14 +174,14 @@ class MemoryQueries:
 
     async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         if self._lists.has(statement):
-            new = self._events.placed(range(self._followed + 1, self.ledger.state.head + 1))
+            new = self._events.placed(range(self._followed + 1, self.ledger.books.head + 1))
             self._lists.follow(new)
             self._followed += len(new)
             return self._lists.ask(statement, parameters)
         if "{schema}.settlements WHERE" in statement:
             return self._refunds(*parameters)
         if "{schema}.request_blocks WHERE" in statement:
-            blocks = range(self.ledger.state.head // BLOCK + 1)
+            blocks = range(self.ledger.books.head // BLOCK + 1)
             return [(0, pack(f">{len(blocks)}i", *blocks))]
         return []
 
@@ -198,7 +199,7 @@ class MemoryEvents:
 
     def __init__(self, storage: MemoryStorage, ledger: Ledger) -> None:
         self._storage = storage
-        self._decode = ledger.ports.mapper.decode
+        self._decode = ledger._ports.mapper.decode
 
     def placed(
         self,
@@ -250,7 +251,7 @@ class MemoryReader:
 
     @property
     def position(self) -> int:
-        return self._ledger.state.head
+        return self._ledger.books.head
 
 
 async def nothing_else(scope: Any, _receive: Any, send: Any) -> None:
@@ -266,7 +267,14 @@ EDGES = edge_routes(EdgeAccess(nats_url="nats://nats.test:4222", lease=LeaseTerm
 class World:
     """One ledger process: everything is done as `system`, asked about over HTTP."""
 
-    def __init__(self, storage: MemoryStorage | None = None, clock: FenceClock | None = None) -> None:
+    def __init__(
+        self,
+        storage: MemoryStorage | None = None,
+        clock: FenceClock | None = None,
+        *,
+        terms: Terms | None = None,
+        publish_change: Callable[[bytes], None] = lambda _data: None,
+    ) -> None:
         self.clock = FixedClock()
         now = clock or self.clock
         self.storage = storage or MemoryStorage()
@@ -289,9 +297,10 @@ class World:
                 fence_clock=clock or RunningLeases(now),
                 learn_data_keys=mapper.data_keys.learn,
                 announce=announce,
-                publish_change=lambda _data: None,
+                publish_change=publish_change,
                 projected=projected,
-            )
+            ),
+            terms,
         )
         self.serve()
         self.root = ""
@@ -384,15 +393,14 @@ class World:
         return await self.ask("POST", target, body, as_=as_, **headers)
 
     def balance(self, organization: Organization) -> int:
-        return self.ledger.state.wallets[organization.id].balance
+        return self.ledger.books.wallets[organization.id].balance
 
 
 @asynccontextmanager
 async def running_world() -> AsyncGenerator[World]:
     """A world that owns its partition, with a root key of the platform."""
     # On a busy machine the confirmation of the lock may be late.
-    world = World()
-    world.ledger.terms = Terms(lease=LeaseTerms(lease_ms=10_000))
+    world = World(terms=Terms(lease=LeaseTerms(lease_ms=10_000)))
     await world.start()
     try:
         secret = await world.ledger.bootstrap()

@@ -1,0 +1,22 @@
+"""The time that a ledger goes by."""
+
+from __future__ import annotations
+
+from domain.instants import Instant
+from domain.ports import Clock, FenceClock
+from domain.state import Books
+
+
+class LedgerTime:
+    """Two clocks: one for leases, which never steps, and the time of day, never behind what is committed."""
+
+    def __init__(self, clock: Clock, fence_clock: FenceClock, books: Books) -> None:
+        self._now = clock.now
+        self._books = books
+        self.boottime_ns = fence_clock.boottime_ns
+        """Nanoseconds; never steps, goes on while the machine sleeps."""
+
+    def now(self) -> Instant:
+        """The time of day, microseconds."""
+        now, at = self._now(), self._books.at
+        return max(at, now)
