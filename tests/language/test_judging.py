@@ -84,8 +84,9 @@ def test_of_all_reasons_that_hold_the_first_is_said() -> None:
 
 @pytest.mark.parametrize("ip, code", [("192.0.2.7", "valid"), ("10.0.0.1", "ip_denied"), (None, "ip_denied")])
 def test_a_key_is_judged_from_an_address_whatever_a_use_must_name(ip: str | None, code: str) -> None:
+    platform: dict[str, Any] = {**GOOD, "kind": "platform"}
     facts = KeyFacts(
-        **{**GOOD, "kind": "platform"},
+        **platform,
         scopes=Scopes(),
         allowed_ips=("192.0.2.0/24",),
         required_dimensions=("permission", "project", "model", "tenant"),
