@@ -279,10 +279,10 @@ NONE_OF: Mapping[str, NoneOf] = {
         "def head(call):\n    return call.ledger.books.keys.find('key_1')\n",
     ),
     "takes the ledger's own state": NoneOf(
-        reaches_through_the_ledger, "def state_of(ledger):\n    state = ledger.books\n"
+        reaches_through_the_ledger, "def state_of(ledger):\n    state = ledger.state\n"
     ),
     "goes to the bus beside the ledger": NoneOf(
-        reaches_through_the_ledger, "def ask(self, command):\n    self._ledger._bus.submit(command)\n"
+        reaches_through_the_ledger, "def ask(self, command):\n    self._ledger.bus.submit(command)\n"
     ),
     "sets an attribute of the ledger": NoneOf(
         changes_the_ledger, "def listen(call):\n    call.ledger.on_commit = print\n"
