@@ -28,14 +28,14 @@ class Column(NamedTuple):
     values: Sequence[Any]
 
 
-class Table(NamedTuple):
+class ProjectionTable(NamedTuple):
     """A table of a projection, and what names a row of it."""
 
     name: str
     key: tuple[str, ...]
 
 
-class Session(Protocol):
+class SchemaTransaction(Protocol):
     """One transaction on one schema; `{schema}` in a statement stands for that schema."""
 
     def rows(self, statement: str, *columns: Column) -> list[Row]:
@@ -47,7 +47,7 @@ class Session(Protocol):
         ...
 
 
-Writing = Callable[[Session], None]
+Writing = Callable[[SchemaTransaction], None]
 """Writes what a projection remembered of one batch."""
 
 
@@ -60,7 +60,7 @@ class Projection(Protocol):
     """Raised when the same events give other rows: the projections are then rebuilt."""
     definition: str
     """The DDL of its tables, with `{schema}`."""
-    tables: tuple[Table, ...]
+    tables: tuple[ProjectionTable, ...]
 
     def handlers(self) -> Mapping[type[Event], Handler]:
         """What to call for which event; a handler only remembers."""
@@ -90,7 +90,7 @@ class Queries(Protocol):
         ...
 
 
-class Placed(NamedTuple):
+class FoundEvent(NamedTuple):
     """An event as it was read back from the log."""
 
     position: int
@@ -102,13 +102,13 @@ class Placed(NamedTuple):
 class EventReader(Protocol):
     """Reads single events back: rows that would only repeat the log name a position instead."""
 
-    async def at(self, positions: Sequence[int]) -> list[Placed]:
+    async def at(self, positions: Sequence[int]) -> list[FoundEvent]:
         """The events at these positions, in order of position."""
         ...
 
     async def between(
         self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
-    ) -> list[Placed]:
+    ) -> list[FoundEvent]:
         """The events of these types (names on disk) from position `first` to `last`, both included.
 
         Only those of one organization, if it is named.
@@ -117,7 +117,7 @@ class EventReader(Protocol):
 
     async def stream(
         self, stream: str, types: Sequence[str] | None, *, after: int, limit: int, newest_first: bool
-    ) -> list[Placed]:
+    ) -> list[FoundEvent]:
         """Events of one stream behind the version `after` in the order that is asked for."""
         ...
 

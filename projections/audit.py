@@ -9,7 +9,17 @@ import msgspec
 
 from domain import events as e
 from domain.instants import Instant
-from domain.projecting import EventReader, Handler, Placed, Queries, Session, Table, Writing, bigints, texts
+from domain.projecting import (
+    EventReader,
+    FoundEvent,
+    Handler,
+    ProjectionTable,
+    Queries,
+    SchemaTransaction,
+    Writing,
+    bigints,
+    texts,
+)
 from projections.changes import before_and_after
 from projections.pages import Filters, decode_number, encode_number, indexed
 
@@ -91,7 +101,7 @@ class Audit:
     name = "audit"
     version = 1
     definition = _DEFINITION
-    tables: tuple[Table, ...] = (Table("audit", ("position",)),)
+    tables: tuple[ProjectionTable, ...] = (ProjectionTable("audit", ("position",)),)
 
     def __init__(self) -> None:
         self._lines: list[_Line] = []
@@ -108,7 +118,7 @@ class Audit:
         """Append the lines."""
         lines, self._lines = self._lines, []
 
-        def write(session: Session) -> None:
+        def write(session: SchemaTransaction) -> None:
             if lines:
                 columns = list(zip(*lines, strict=True))
                 numbers = (bigints(columns[0]), bigints(columns[1]))
@@ -241,5 +251,5 @@ async def key_history(
     return AuditPage([entry_of(one.position, one.event) for one in placed[:limit]], _next(placed, limit))
 
 
-def _next(placed: list[Placed], limit: int) -> str | None:
+def _next(placed: list[FoundEvent], limit: int) -> str | None:
     return encode_number(placed[limit - 1].version) if len(placed) > limit else None

@@ -13,9 +13,9 @@ from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan, Project
 from domain.projecting import (
     Handler,
+    ProjectionTable,
     Queries,
-    Session,
-    Table,
+    SchemaTransaction,
     Writing,
     bigints,
     booleans,
@@ -112,7 +112,7 @@ class Directory:
     name = "directory"
     version = 1
     definition = "".join(_SUBJECT_TABLE.replace("{table}", kind.table) for kind in _KINDS)
-    tables = tuple(Table(kind.table, ("id",)) for kind in _KINDS)
+    tables = tuple(ProjectionTable(kind.table, ("id",)) for kind in _KINDS)
 
     def __init__(self) -> None:
         self._changes: dict[str, list[tuple[e.Event, int]]] = {}
@@ -129,7 +129,7 @@ class Directory:
         """Load the rows that changed, fold the events into them, write them back."""
         changes, self._changes = self._changes, {}
 
-        def write(session: Session) -> None:
+        def write(session: SchemaTransaction) -> None:
             for kind in _KINDS:
                 if changed := changes.get(kind.table):
                     _change_subjects(session, kind, changed)
@@ -148,7 +148,7 @@ class Directory:
         return handler
 
 
-def _change_subjects(session: Session, kind: _Kind, changes: list[tuple[e.Event, int]]) -> None:
+def _change_subjects(session: SchemaTransaction, kind: _Kind, changes: list[tuple[e.Event, int]]) -> None:
     books = State()
     subjects: dict[str, Any] = getattr(books, kind.table)
     wanted = {kind.subject_of(event) for event, _ in changes}

@@ -13,9 +13,9 @@ from domain.instants import SECOND, Instant
 from domain.keys import Key, Status
 from domain.projecting import (
     Handler,
+    ProjectionTable,
     Queries,
-    Session,
-    Table,
+    SchemaTransaction,
     Writing,
     bigints,
     booleans,
@@ -156,7 +156,10 @@ class Lookup:
     name = "lookup"
     version = 2
     definition = _DEFINITION
-    tables: tuple[Table, ...] = (Table("keys", ("id",)), Table("key_uses", ("id",)))
+    tables: tuple[ProjectionTable, ...] = (
+        ProjectionTable("keys", ("id",)),
+        ProjectionTable("key_uses", ("id",)),
+    )
 
     def __init__(self) -> None:
         self._changes: list[tuple[e.KeyEvent, int]] = []
@@ -184,7 +187,7 @@ class Lookup:
         if len(self._written) > _MOST_REMEMBERED:
             self._written = {}
 
-        def write(session: Session) -> None:
+        def write(session: SchemaTransaction) -> None:
             if changes:
                 _change_keys(session, changes)
             if used:
@@ -217,7 +220,7 @@ class Lookup:
             self._written[key_id] = self._used[key_id] = minute
 
 
-def _change_keys(session: Session, changes: list[tuple[e.KeyEvent, int]]) -> None:
+def _change_keys(session: SchemaTransaction, changes: list[tuple[e.KeyEvent, int]]) -> None:
     """Load the rows that changed, fold the events into them, write them back."""
     books = State()
     wanted = {event.key_id for event, _ in changes}
@@ -229,7 +232,7 @@ def _change_keys(session: Session, changes: list[tuple[e.KeyEvent, int]]) -> Non
     _write_keys(session, list(books.keys.values()))
 
 
-def _write_keys(session: Session, keys: list[Key]) -> None:
+def _write_keys(session: SchemaTransaction, keys: list[Key]) -> None:
     session.write(
         _SAVE,
         texts([key.id for key in keys]),

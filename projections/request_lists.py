@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from domain import events as e
 from domain.instants import DAY, Instant
-from domain.projecting import EventReader, Placed, Queries
+from domain.projecting import EventReader, FoundEvent, Queries
 from projections.pages import decode_place, encode_place
 from projections.requests import (
     BLOCK,
@@ -46,7 +46,7 @@ class RequestPage(NamedTuple):
     next_cursor: str | None
 
 
-class Wanted(NamedTuple):
+class RequestFilter(NamedTuple):
     """Which lines; all that is given must fit."""
 
     key_id: str | None = None
@@ -80,7 +80,7 @@ class Wanted(NamedTuple):
 
 
 class _Line(NamedTuple):
-    placed: Placed
+    placed: FoundEvent
     passed: int
     """How many lines of its event stand before it, newest first."""
     refused: RequestEntry | None
@@ -89,7 +89,7 @@ class _Line(NamedTuple):
 async def list_requests(
     queries: Queries,
     events: EventReader,
-    wanted: Wanted,
+    wanted: RequestFilter,
     *,
     first: int = 0,
     last: int = _NEWEST,
@@ -142,8 +142,8 @@ async def first_since(events: EventReader, at: Instant, head: int) -> int:
 
 
 async def _newest_first(
-    queries: Queries, events: EventReader, wanted: Wanted, first: int, last: int
-) -> AsyncIterator[tuple[int, list[Placed]]]:
+    queries: Queries, events: EventReader, wanted: RequestFilter, first: int, last: int
+) -> AsyncIterator[tuple[int, list[FoundEvent]]]:
     """Runs of the list's blocks: where each begins, and what may be wanted of it."""
     digest, next_block = list_digest(wanted.name), min(last // BLOCK, 2**31 - 1)
     while next_block >= 0:
@@ -173,7 +173,7 @@ def _runs(blocks: Sequence[int]) -> Iterable[tuple[int, int]]:
         yield run[-1], run[0]
 
 
-def _lines(placed: Placed, code: str | None, now: Instant) -> Iterable[_Line]:
+def _lines(placed: FoundEvent, code: str | None, now: Instant) -> Iterable[_Line]:
     if not isinstance(placed.event, e.UsageDenied):
         return [_Line(placed, 0, None)]
     refused = reversed(refused_in(placed.position, placed.event, now))

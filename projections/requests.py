@@ -17,11 +17,11 @@ from domain.ids import is_id, place_of
 from domain.instants import DAY, Instant
 from domain.projecting import (
     EventReader,
+    FoundEvent,
     Handler,
-    Placed,
+    ProjectionTable,
     Queries,
-    Session,
-    Table,
+    SchemaTransaction,
     Writing,
     bigints,
     byte_strings,
@@ -106,10 +106,10 @@ class Requests:
     name = "requests"
     version = 3
     definition = _DEFINITION
-    tables: tuple[Table, ...] = (
-        Table("request_blocks", ("list_digest", "first")),
-        Table("settlements", ("subject", "position")),
-        Table("refusals", ("request_digest", "position")),
+    tables: tuple[ProjectionTable, ...] = (
+        ProjectionTable("request_blocks", ("list_digest", "first")),
+        ProjectionTable("settlements", ("subject", "position")),
+        ProjectionTable("refusals", ("request_digest", "position")),
     )
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ class Requests:
         prune_through = self._day - REFUSALS_KEPT_DAYS if self._day > self._pruned else None
         self._pruned = self._day
 
-        def write(session: Session) -> None:
+        def write(session: SchemaTransaction) -> None:
             if blocks:
                 _add_blocks(session, blocks, self._newest)
             if settlements:
@@ -205,7 +205,7 @@ class Requests:
                 self._refusals[request_digest(denial.request_id), position] = self._day
 
 
-def _add_blocks(session: Session, found: dict[str, list[int]], newest: dict[int, _Newest]) -> None:
+def _add_blocks(session: SchemaTransaction, found: dict[str, list[int]], newest: dict[int, _Newest]) -> None:
     """Fill each list's newest row, then begin others; `newest` is told of what is written."""
     blocks: dict[int, list[int]] = {}
     for name, more in found.items():
@@ -231,7 +231,7 @@ def _add_blocks(session: Session, found: dict[str, list[int]], newest: dict[int,
         session.write(_SAVE_BLOCKS, integers(digests), integers(firsts), byte_strings(packed))
 
 
-def _learn_newest(session: Session, digests: Iterable[int], newest: dict[int, _Newest]) -> None:
+def _learn_newest(session: SchemaTransaction, digests: Iterable[int], newest: dict[int, _Newest]) -> None:
     if len(newest) > _MOST_REMEMBERED:
         newest.clear()
     unknown = [digest for digest in digests if digest not in newest]
@@ -361,8 +361,8 @@ _SETTLEMENTS: Final = (
 class ChargeAndRefunds(NamedTuple):
     """A charge as it was recorded, and what was given back of it since, oldest first."""
 
-    charge: Placed
-    refunds: list[Placed]
+    charge: FoundEvent
+    refunds: list[FoundEvent]
 
 
 async def charge_and_refunds(
@@ -437,7 +437,7 @@ def refused_in(position: int, event: e.UsageDenied, now: Instant) -> list[Reques
 
 
 async def with_settlements(
-    queries: Queries, events: EventReader, placed: Sequence[Placed]
+    queries: Queries, events: EventReader, placed: Sequence[FoundEvent]
 ) -> list[RequestEntry]:
     """What happened to each charge and reservation since: read from the log where anything did."""
     rows = await queries.rows(_SETTLEMENTS, ([one.position for one in placed],)) if placed else []
@@ -448,7 +448,7 @@ async def with_settlements(
     return [_entry(one, settled.get(one.position, [])) for one in placed]
 
 
-def _entry(placed: Placed, settlements: Sequence[e.Event]) -> RequestEntry:
+def _entry(placed: FoundEvent, settlements: Sequence[e.Event]) -> RequestEntry:
     event: Any = placed.event  # one of KINDS
     entry = RequestEntry(
         kind=KINDS[type(event)],

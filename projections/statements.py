@@ -8,7 +8,7 @@ import msgspec
 
 from domain import events as e
 from domain.instants import Instant
-from domain.projecting import EventReader, Placed
+from domain.projecting import EventReader, FoundEvent
 from projections.pages import decode_number, encode_number
 
 # An organization's stream holds its money events in order, each with the balances after it: a table
@@ -54,7 +54,7 @@ class StatementPage(NamedTuple):
     next_cursor: str | None
 
 
-def line_of(placed: Placed) -> StatementLine:
+def line_of(placed: FoundEvent) -> StatementLine:
     """The line that a money event makes."""
     event = placed.event
     assert isinstance(event, e.WalletEvent), "a statement has lines of money events only"

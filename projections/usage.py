@@ -14,9 +14,9 @@ from domain.instants import SECOND, Instant
 from domain.projecting import (
     Column,
     Handler,
+    ProjectionTable,
     Queries,
-    Session,
-    Table,
+    SchemaTransaction,
     Writing,
     bigints,
     integers,
@@ -120,11 +120,11 @@ class Usage:
     name = "usage"
     version = 1
     definition = _DEFINITION
-    tables: tuple[Table, ...] = (
-        Table("usage_dimensions", ("dimension",)),
-        Table("usage_hours", ("dimension", "hour")),
-        Table("verification_hours", ("key_id", "hour")),
-        Table("denial_hours", ("key_id", "hour", "code")),
+    tables: tuple[ProjectionTable, ...] = (
+        ProjectionTable("usage_dimensions", ("dimension",)),
+        ProjectionTable("usage_hours", ("dimension", "hour")),
+        ProjectionTable("verification_hours", ("key_id", "hour")),
+        ProjectionTable("denial_hours", ("key_id", "hour", "code")),
     )
 
     def __init__(self) -> None:
@@ -160,7 +160,7 @@ class Usage:
         verifications, self._verifications = self._verifications, {}
         denials, self._denials = self._denials, {}
 
-        def write(session: Session) -> None:
+        def write(session: SchemaTransaction) -> None:
             if hours:
                 _add_hours(session, hours, self._digests)
             if verifications:
@@ -222,7 +222,7 @@ Hours = dict[int, dict[Dimension, list[int]]]
 """By hour and dimension: requests, charged, refunds, refunded."""
 
 
-def _add_hours(session: Session, hours: Hours, digests: dict[Dimension, bytes]) -> None:
+def _add_hours(session: SchemaTransaction, hours: Hours, digests: dict[Dimension, bytes]) -> None:
     """`digests`: those of combinations that are written already; new ones are added to it."""
     if len(digests) > _MOST_REMEMBERED:
         digests.clear()
@@ -251,13 +251,13 @@ def _add_hours(session: Session, hours: Hours, digests: dict[Dimension, bytes]) 
     )
 
 
-def _add_verifications(session: Session, verifications: dict[tuple[str, int], int]) -> None:
+def _add_verifications(session: SchemaTransaction, verifications: dict[tuple[str, int], int]) -> None:
     key_ids, hours = zip(*verifications, strict=True)
     counts = list(verifications.values())
     session.write(_SAVE_VERIFICATIONS, texts(key_ids), integers(hours), bigints(counts))
 
 
-def _add_denials(session: Session, denials: dict[tuple[str, str | None, str, int], int]) -> None:
+def _add_denials(session: SchemaTransaction, denials: dict[tuple[str, str | None, str, int], int]) -> None:
     key_ids, organization_ids, codes, hours = zip(*denials, strict=True)
     names = (texts(key_ids), texts(organization_ids), texts(codes))
     session.write(_SAVE_DENIALS, *names, integers(hours), bigints(list(denials.values())))

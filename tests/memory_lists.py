@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from weakref import finalize
 
-from domain.projecting import Column, Placed, Projection, Row
+from domain.projecting import Column, FoundEvent, Projection, Row
 from projections.audit import Audit
 from projections.directory import Directory
 from projections.lookup import Lookup
@@ -55,7 +55,7 @@ class MemoryLists:
         tables = re.findall(r"\{schema\}\.(\w+)", statement)
         return {*tables} <= {table.name for one in self._projections for table in one.tables}
 
-    def follow(self, placed: Iterable[Placed]) -> None:
+    def follow(self, placed: Iterable[FoundEvent]) -> None:
         """Project these events; they follow those that were told before."""
         events = list(placed)
         for one in self._projections:

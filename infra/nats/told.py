@@ -32,7 +32,7 @@ class ToldEvent(NamedTuple):
     time: str
 
 
-class Told(NamedTuple):
+class StreamComparison(NamedTuple):
     """Up to where the stream holds the log, and what of that the log does not have."""
 
     place: Place | None
@@ -42,7 +42,7 @@ class Told(NamedTuple):
     lost_count: int
 
 
-async def told_beyond(url: str, partition: int, log_id: str, marks: Marks) -> Told:
+async def told_beyond(url: str, partition: int, log_id: str, marks: Marks) -> StreamComparison:
     """Compare the end of the stream with the log. Raises StreamUnavailableError."""
     try:
         client = await connect_once(url, "keyledger new-epoch", most_pending_bytes=_MOST_PENDING_BYTES)
@@ -56,15 +56,15 @@ async def told_beyond(url: str, partition: int, log_id: str, marks: Marks) -> To
         await abandon(client)
 
 
-async def _compare(stream: JetStreamContext, partition: int, log_id: str, marks: Marks) -> Told:
+async def _compare(stream: JetStreamContext, partition: int, log_id: str, marks: Marks) -> StreamComparison:
     name = stream_name(partition)
     try:
         state = (await stream.stream_info(name)).state
     except NotFoundError:
-        return Told(None, [], 0)
+        return StreamComparison(None, [], 0)
     last = None if state.messages == 0 else await _place(stream, name, state.last_seq)
     if last is None or last.log_id != log_id:
-        return Told(last, [], 0)
+        return StreamComparison(last, [], 0)
     epoch = last.epoch
 
     async def is_told_rightly(sequence: int) -> bool:
@@ -74,7 +74,7 @@ async def _compare(stream: JetStreamContext, partition: int, log_id: str, marks:
         return place.number == 0 or marks([place.number]).get(place.number) == place.mark
 
     if await is_told_rightly(state.last_seq):
-        return Told(last, [], 0)
+        return StreamComparison(last, [], 0)
     # What is told rightly comes first, and all that comes behind is not.
     low, high = state.first_seq - 1, state.last_seq
     while high - low > 1:
@@ -83,7 +83,7 @@ async def _compare(stream: JetStreamContext, partition: int, log_id: str, marks:
     lost = []
     for sequence in range(high, min(state.last_seq, high + MOST_LISTED - 1) + 1):
         lost += await _event(stream, name, sequence)
-    return Told(last, lost, state.last_seq - high + 1)
+    return StreamComparison(last, lost, state.last_seq - high + 1)
 
 
 async def _place(stream: JetStreamContext, name: str, sequence: int) -> Place | None:

@@ -14,7 +14,7 @@ from psycopg.rows import tuple_row
 
 from domain.ports import DataKeyError, NewDataKey
 from infra.postgres.arrays import TextArray
-from keyledger_language.bounded import BoundedCache
+from keyledger_language.bounded_dicts import BoundedCache
 
 _KEY_BYTES: Final = 32
 WRAPPED_BYTES: Final = 40

@@ -10,7 +10,7 @@ from psycopg import Connection
 from domain.events import Event
 from domain.instants import to_datetime
 from domain.ports import Clock, RecordedEvent
-from domain.projecting import Placed, Row
+from domain.projecting import FoundEvent, Row
 from infra.postgres.arrays import UuidArray
 from infra.postgres.data_keys import select_data_keys
 from infra.postgres.datastore import SessionDatastore
@@ -48,7 +48,7 @@ class PostgresEventReader:
         self._partition = partition
         self._recorder = LedgerRecorder(SessionDatastore(sessions.session), partition=partition)
 
-    async def at(self, positions: Sequence[int]) -> list[Placed]:
+    async def at(self, positions: Sequence[int]) -> list[FoundEvent]:
         """The events at these positions, in order of position."""
         if not positions:
             return []
@@ -56,7 +56,7 @@ class PostgresEventReader:
 
     async def between(
         self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
-    ) -> list[Placed]:
+    ) -> list[FoundEvent]:
         """The events of these types from position `first` to `last`; of one organization, if it is named."""
         if not types or last < first:
             return []
@@ -73,7 +73,7 @@ class PostgresEventReader:
 
     async def stream(
         self, stream: str, types: Sequence[str] | None, *, after: int, limit: int, newest_first: bool
-    ) -> list[Placed]:
+    ) -> list[FoundEvent]:
         """Events of one stream behind the version `after`."""
         if types is not None and not types:
             return []
@@ -94,11 +94,11 @@ class PostgresEventReader:
         rows = await self._sessions.run(lambda connection: connection.execute(select, parameters).fetchall())
         return [position for (position,) in rows]
 
-    async def _placed(self, select: Callable[[], Notifications]) -> list[Placed]:
-        def work(connection: Connection[Any]) -> list[Placed]:
+    async def _placed(self, select: Callable[[], Notifications]) -> list[FoundEvent]:
+        def work(connection: Connection[Any]) -> list[FoundEvent]:
             found = select().rows()
             self._learn(connection, found)
-            return [Placed(one.position, one.version, self._mapper.decode(one)) for one in found]
+            return [FoundEvent(one.position, one.version, self._mapper.decode(one)) for one in found]
 
         return await self._sessions.run(work)
 

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import Connection
 
 from domain.events import Event
-from domain.projecting import Projection, Table
+from domain.projecting import Projection, ProjectionTable
 from infra.postgres.mapper import EventMapper
 from infra.postgres.projecting_log import RunReader
 from infra.postgres.projection_pipeline import Pipeline, Progress
@@ -192,7 +192,7 @@ def _names(schema: str, projections: Sequence[Projection]) -> str:
 # -- comparing ------------------------------------------------------------------------------------
 
 
-def _compare(connection: _ConnectionOf, table: Table) -> TableCheck:
+def _compare(connection: _ConnectionOf, table: ProjectionTable) -> TableCheck:
     keys = ", ".join(table.key)
     same_key = " AND ".join(f"l.{column} = r.{column}" for column in table.key)
     # Whole rows are compared, nulls included; a row that only one side has is distinct from nothing.
@@ -215,7 +215,7 @@ def _compare(connection: _ConnectionOf, table: Table) -> TableCheck:
 
 
 def _difference(
-    table: Table, keys: Sequence[str], live: dict[str, Any] | None, rebuilt: dict[str, Any] | None
+    table: ProjectionTable, keys: Sequence[str], live: dict[str, Any] | None, rebuilt: dict[str, Any] | None
 ) -> Difference:
     """Only the fields that differ, where both have the row."""
     either = live or rebuilt or {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from services.api.asking.callers import Callers
     from services.api.resources.checking import Checker
     from services.api.resources.forward_auth import ForwardAuth
-    from services.api.resources.metering import Metering
+    from services.api.resources.metering import MeteringCalls
     from services.api.resources.verify import Verify
 
 POSITION_HEADER: Final = "X-Keyledger-Position"
@@ -94,7 +94,7 @@ class Api(msgspec.Struct, kw_only=True):
     refusals: Refusals
     callers: Callers
     checker: Checker
-    metering: Metering
+    metering: MeteringCalls
     verify: Verify
     forward_auth: ForwardAuth
     trusted_proxies: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ import click
 
 from services.cli.amounts import clock_time, micros_of, money
 from services.cli.batches import send_in_batches
-from services.cli.faults import REFUSED, WRONG_USAGE, CommandError, ProblemError
+from services.cli.faults import REFUSED, WRONG_USAGE, CommandError, LedgerProblemError
 from services.cli.files import read_entries
 from services.cli.http import Document, path_part
 from services.cli.main import examples
@@ -185,7 +185,7 @@ def _in_keyspace(session: Session, entries: list[Document], named: str | None) -
     """With the keyspace of each secret that names none."""
     try:
         place = {"keyspace_id": session.keyspace(named)}
-    except ProblemError:
+    except LedgerProblemError:
         if named is not None:
             raise
         return entries  # who may charge need not be able to list keyspaces: the ledger says what it needs

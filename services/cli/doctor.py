@@ -58,7 +58,7 @@ _OWNER: Final = """
 """
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """One thing that was looked at."""
 
     state: State
@@ -95,7 +95,7 @@ def doctor(session: Session) -> int:
     return REFUSED if broken else 0
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
+def examine(settings: Settings) -> Iterator[CheckResult]:
     """Look at everything, from the settings outwards."""
     yield from _settings(settings)
     yield from _machine(settings)
@@ -115,11 +115,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _relay(nats_url, head, database_url)
 
 
-def _settings(settings: Settings) -> Iterator[Finding]:
+def _settings(settings: Settings) -> Iterator[CheckResult]:
     chosen = [name for name, value in settings.shown().items() if value != _DEFAULTS[name]]
-    yield Finding("ok", "settings", f"set: {', '.join(chosen)}" if chosen else "all defaults")
+    yield CheckResult("ok", "settings", f"set: {', '.join(chosen)}" if chosen else "all defaults")
     if unknown := unknown_variables():
-        yield Finding(
+        yield CheckResult(
             "attention",
             "settings",
             f"{', '.join(unknown)} means nothing to this version",
@@ -127,14 +127,14 @@ def _settings(settings: Settings) -> Iterator[Finding]:
         )
     key_file = settings.data_dir / FILE_NAME
     if key_file.exists() and (mode := stat.S_IMODE(key_file.stat().st_mode)) & 0o077:
-        yield Finding(
+        yield CheckResult(
             "broken",
             "root key",
             f"{key_file} is open to others (mode {mode:04o})",
             f"chmod 600 {key_file}, then rotate the key",
         )
     if settings.master_key is None:
-        yield Finding(
+        yield CheckResult(
             "attention",
             "master key",
             "not set: who can read the database can read the names and metadata in it",
@@ -144,13 +144,13 @@ def _settings(settings: Settings) -> Iterator[Finding]:
     yield from _way_of_edges(settings)
 
 
-def _way_of_edges(settings: Settings) -> Iterator[Finding]:
+def _way_of_edges(settings: Settings) -> Iterator[CheckResult]:
     """May edges be told how to reach NATS?"""
     if settings.nats_url is None:
         return
     own_users = settings.edge_nats_issuer is not None
     if edge_address(settings.nats_url, settings.edge_nats_url, users_of_their_own=own_users) is None:
-        yield Finding(
+        yield CheckResult(
             "attention",
             "edges",
             "refused: the user in KEYLEDGER_NATS_URL is the ledger's own, and is not handed out",
@@ -161,43 +161,45 @@ def _way_of_edges(settings: Settings) -> Iterator[Finding]:
 _DEFAULTS: Final = Settings().shown()
 
 
-def _machine(settings: Settings) -> Iterator[Finding]:
+def _machine(settings: Settings) -> Iterator[CheckResult]:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
-        yield Finding("attention", "open files", f"at most {soft}", f"allow {_FEW_FILES} or more: ulimit -n")
+        yield CheckResult(
+            "attention", "open files", f"at most {soft}", f"allow {_FEW_FILES} or more: ulimit -n"
+        )
     if settings.database_url is not None and settings.nats_url is not None:
         return
     place = settings.data_dir if settings.data_dir.exists() else settings.data_dir.absolute().parent
     try:
         free = shutil.disk_usage(place).free
     except OSError as error:
-        yield Finding("broken", "disk", f"{place}: {error.strerror}", "choose another KEYLEDGER_DATA_DIR")
+        yield CheckResult("broken", "disk", f"{place}: {error.strerror}", "choose another KEYLEDGER_DATA_DIR")
         return
     state: State = "broken" if free < _NO_DISK else "attention" if free < _LITTLE_DISK else "ok"
     advice = "" if state == "ok" else "make room: a full disk stops every write"
-    yield Finding(state, "disk", f"{free / (1 << 30):.1f} GiB free in {place}", advice)
+    yield CheckResult(state, "disk", f"{free / (1 << 30):.1f} GiB free in {place}", advice)
 
 
-def _api(settings: Settings) -> Finding:
+def _api(settings: Settings) -> CheckResult:
     try:
         with urlopen(f"{settings.url}/readyz", timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - checked to be http
             ready = json.loads(answer.read())
     except HTTPError as error:
         waits = _waits(error.read())
-        return Finding("broken", "API", f"{settings.url} waits: {waits}", "see the findings below")
+        return CheckResult("broken", "API", f"{settings.url} waits: {waits}", "see the findings below")
     except (URLError, OSError, ValueError) as error:
         why = getattr(error, "reason", error)
-        return Finding(
+        return CheckResult(
             "attention",
             "API",
             f"nothing at {settings.url}: {getattr(why, 'strerror', None) or why}",
             "start it with `keyledger up`, or set KEYLEDGER_URL",
         )
     role = "owns the partition" if ready.get("owner") else "forwards to the owner"
-    return Finding("ok", "API", f"{settings.url} is ready and {role}")
+    return CheckResult("ok", "API", f"{settings.url} is ready and {role}")
 
 
-def _seen_beside(api: Finding, one: Finding) -> Finding:
+def _seen_beside(api: CheckResult, one: CheckResult) -> CheckResult:
     """Without an owner it is of no use to start a process where one runs, and says what it waits for."""
     if one.what != "owner" or one.state == "ok" or api.state != "broken":
         return one
@@ -218,7 +220,7 @@ def _waits(body: bytes) -> str:
 
 
 class _Embedded(NamedTuple):
-    finding: Finding
+    finding: CheckResult
     database_url: str | None = None
     nats_url: str | None = None
 
@@ -228,27 +230,29 @@ def _embedded(settings: Settings) -> _Embedded:
     place = settings.data_dir.absolute()
     if not (place / "lock").exists():
         found = f"none yet in {place}"
-        return _Embedded(Finding("attention", "embedded servers", found, "`keyledger up` makes them"))
+        return _Embedded(CheckResult("attention", "embedded servers", found, "`keyledger up` makes them"))
     folder = DataFolder(settings.data_dir)
     try:
         folder.open()
     except DataFolderBusyError as busy:
         running = running_servers(settings)
         found = f"in {place}, under pid {busy.pid}"
-        return _Embedded(Finding("ok", "embedded servers", found), *running)
+        return _Embedded(CheckResult("ok", "embedded servers", found), *running)
     except EmbeddedError as error:
-        return _Embedded(Finding("broken", "embedded servers", str(error), "see who owns the folder"))
+        return _Embedded(CheckResult("broken", "embedded servers", str(error), "see who owns the folder"))
     folder.close()
     return _Embedded(
-        Finding("attention", "embedded servers", f"not running ({place})", "start them with `keyledger up`")
+        CheckResult(
+            "attention", "embedded servers", f"not running ({place})", "start them with `keyledger up`"
+        )
     )
 
 
-def _database(url: str, master_key: bytes | None) -> Iterator[Finding]:
+def _database(url: str, master_key: bytes | None) -> Iterator[CheckResult]:
     try:
         connection = psycopg.connect(ledger_conninfo(url, "keyledger doctor"), autocommit=True)
     except psycopg.Error as error:
-        yield Finding(
+        yield CheckResult(
             "broken",
             "PostgreSQL",
             " ".join(str(error).split()),
@@ -257,18 +261,18 @@ def _database(url: str, master_key: bytes | None) -> Iterator[Finding]:
         return
     with connection:
         version = connection.info.server_version
-        yield Finding("ok", "PostgreSQL", f"version {version // 10_000}.{version % 10_000}, reachable")
+        yield CheckResult("ok", "PostgreSQL", f"version {version // 10_000}.{version % 10_000}, reachable")
         yield from (_looked(check, connection) for check in (_durability, _clock))
         try:
             check_migrated(url)
         except MigrationMismatchError as error:
-            yield Finding("broken", "migrations", str(error), "run `keyledger migrate` with this version")
+            yield CheckResult("broken", "migrations", str(error), "run `keyledger migrate` with this version")
             return
-        yield Finding("ok", "migrations", "up to date")
+        yield CheckResult("ok", "migrations", "up to date")
         try:
             check_master_key(url, master_key)
         except MasterKeyError as error:
-            yield Finding(
+            yield CheckResult(
                 "broken", "master key", str(error), "find it: without it names and metadata are lost"
             )
         yield _history(url)
@@ -276,49 +280,49 @@ def _database(url: str, master_key: bytes | None) -> Iterator[Finding]:
 
 
 def _looked(
-    check: Callable[[psycopg.Connection[Any]], Finding], connection: psycopg.Connection[Any]
-) -> Finding:
+    check: Callable[[psycopg.Connection[Any]], CheckResult], connection: psycopg.Connection[Any]
+) -> CheckResult:
     try:
         return check(connection)
     except psycopg.Error as error:
         name = check.__name__.strip("_")
-        return Finding("broken", name, " ".join(str(error).split()), "see PostgreSQL's log")
+        return CheckResult("broken", name, " ".join(str(error).split()), "see PostgreSQL's log")
 
 
-def _durability(connection: psycopg.Connection[Any]) -> Finding:
+def _durability(connection: psycopg.Connection[Any]) -> CheckResult:
     try:
         refuse_unsafe_settings(connection)
     except UnsafeDatabaseError as error:
-        return Finding("broken", "durability", str(error), "turn it on and restart PostgreSQL")
+        return CheckResult("broken", "durability", str(error), "turn it on and restart PostgreSQL")
     if waits_for_standby(connection):
-        return Finding(
+        return CheckResult(
             "broken",
             "durability",
             "PostgreSQL waits for its standby: nothing is written until one is back",
             "start a standby that synchronous_standby_names names, or name two: ANY 1 (a, b)",
         )
-    return Finding("ok", "durability", "fsync, synchronous_commit and full_page_writes are on")
+    return CheckResult("ok", "durability", "fsync, synchronous_commit and full_page_writes are on")
 
 
-def _clock(connection: psycopg.Connection[Any]) -> Finding:
+def _clock(connection: psycopg.Connection[Any]) -> CheckResult:
     before = time.time()
     row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
     apart = abs(float(row[0]) - (before + time.time()) / 2) if row else 0.0
     if apart > _CLOCK_SECONDS:
-        return Finding(
+        return CheckResult(
             "attention", "clock", f"{apart:.1f} s from the database's", "run an NTP client on both"
         )
-    return Finding("ok", "clock", f"within {max(apart, 0.001) * 1000:.0f} ms of the database's")
+    return CheckResult("ok", "clock", f"within {max(apart, 0.001) * 1000:.0f} ms of the database's")
 
 
-def _history(url: str) -> Finding:
+def _history(url: str) -> CheckResult:
     try:
         history = read_history(url)
     except psycopg.Error as error:
-        return Finding("broken", "history", " ".join(str(error).split()), "see PostgreSQL's log")
+        return CheckResult("broken", "history", " ".join(str(error).split()), "see PostgreSQL's log")
     end, timeline = history.end, history.timeline
     mark = end.mark.to_bytes(8, "big", signed=True).hex()
-    return Finding(
+    return CheckResult(
         "ok",
         "history",
         f"epoch {end.epoch}, up to {_place(end.epoch, end.position)} with the mark {mark};"
@@ -327,22 +331,22 @@ def _history(url: str) -> Finding:
     )
 
 
-def _owner(connection: psycopg.Connection[Any]) -> Finding:
+def _owner(connection: psycopg.Connection[Any]) -> CheckResult:
     row = connection.execute(_OWNER, (ADVISORY_CLASS,)).fetchone()
     if row is None:
-        return Finding("attention", "owner", "no process has ever owned the partition", "start one")
+        return CheckResult("attention", "owner", "no process has ever owned the partition", "start one")
     if not row[1]:
-        return Finding(
+        return CheckResult(
             "attention", "owner", f"none now; the last one was at {row[0]}", "start `keyledger up` or `serve`"
         )
-    return Finding("ok", "owner", f"answers at {row[0]}")
+    return CheckResult("ok", "owner", f"answers at {row[0]}")
 
 
-def _projections(connection: psycopg.Connection[Any]) -> Finding:
+def _projections(connection: psycopg.Connection[Any]) -> CheckResult:
     head, epoch = _head_of(connection)
     exists = connection.execute("SELECT to_regclass('projections.tracking') IS NOT NULL").fetchone()
     if not exists or not exists[0]:
-        return Finding(
+        return CheckResult(
             "attention", "projections", "not made yet", "the worker makes them: `keyledger project`"
         )
     row = connection.execute("SELECT min(notification_id) FROM projections.tracking").fetchone()
@@ -367,18 +371,18 @@ def _place(epoch: int, number: int) -> str:
     return format_position(position_prefix(0, epoch), number)
 
 
-def _lag(what: str, behind: int, head: int, epoch: int) -> Finding:
+def _lag(what: str, behind: int, head: int, epoch: int) -> CheckResult:
     if behind > _LAG:
-        return Finding(
+        return CheckResult(
             "attention",
             what,
             f"{behind:,} events behind the log ({_place(epoch, head)})",
             "is the worker running?",
         )
-    return Finding("ok", what, f"{max(behind, 0):,} events behind the log ({_place(epoch, head)})")
+    return CheckResult("ok", what, f"{max(behind, 0):,} events behind the log ({_place(epoch, head)})")
 
 
-def _other_history(place: Place, database_url: str) -> Finding | None:
+def _other_history(place: Place, database_url: str) -> CheckResult | None:
     """Does the stream end with an event that the log does not have?"""
     try:
         history, marks = read_history(database_url), marks_at(database_url, [place.number])
@@ -386,7 +390,7 @@ def _other_history(place: Place, database_url: str) -> Finding | None:
         return None  # told with the database
     end = history.end
     if place.log_id != history.log_id:
-        return Finding(
+        return CheckResult(
             "broken",
             "NATS",
             f"the stream holds events of another log ({place.log_id})",
@@ -395,7 +399,7 @@ def _other_history(place: Place, database_url: str) -> Finding | None:
     told_rightly = place.number == 0 or marks.get(place.number) == place.mark
     if place.epoch < end.epoch or (place.epoch == end.epoch and told_rightly):
         return None
-    return Finding(
+    return CheckResult(
         "broken",
         "NATS",
         f"was told an event {place.epoch}.0.{place.number} that is not in the log, which ends with"
@@ -404,16 +408,18 @@ def _other_history(place: Place, database_url: str) -> Finding | None:
     )
 
 
-def _relay(nats_url: str, end: tuple[int, int] | None, database_url: str | None) -> Finding:
+def _relay(nats_url: str, end: tuple[int, int] | None, database_url: str | None) -> CheckResult:
     try:
         place = asyncio.run(asyncio.wait_for(published_place(nats_url, 0), _TIMEOUT_SECONDS))
     except (NatsUnreachableError, TimeoutError, OSError) as error:
         found = str(error) or "does not answer"
-        return Finding("broken", "NATS", found, "see that it runs with JetStream; nothing is lost meanwhile")
+        return CheckResult(
+            "broken", "NATS", found, "see that it runs with JetStream; nothing is lost meanwhile"
+        )
     except Exception as error:  # noqa: BLE001 - a doctor tells whatever it finds
-        return Finding("broken", "NATS", str(error) or type(error).__name__, "see that JetStream is on")
+        return CheckResult("broken", "NATS", str(error) or type(error).__name__, "see that JetStream is on")
     if place is None:
-        return Finding("attention", "NATS", "reachable, nothing is published yet", "the worker does that")
+        return CheckResult("attention", "NATS", "reachable, nothing is published yet", "the worker does that")
     if end is None or database_url is None:
-        return Finding("ok", "NATS", f"published up to {_place(place.epoch, place.number)}")
+        return CheckResult("ok", "NATS", f"published up to {_place(place.epoch, place.number)}")
     return _other_history(place, database_url) or _lag("NATS", end[0] - place.number, *end)

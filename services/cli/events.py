@@ -11,8 +11,8 @@ import click
 import msgspec
 
 from services.cli.amounts import clock_time
-from services.cli.faults import UNREACHABLE, CommandError, ProblemError
-from services.cli.http import Document, LedgerClient
+from services.cli.faults import UNREACHABLE, CommandError, LedgerProblemError
+from services.cli.http import ApiClient, Document
 from services.cli.main import ListsByDefault, examples
 from services.cli.session import Session, given, talking
 
@@ -66,7 +66,7 @@ def list_events(
 
 
 def _pages(
-    ledger: LedgerClient, query: Document, after: str | None, limit: int
+    ledger: ApiClient, query: Document, after: str | None, limit: int
 ) -> tuple[list[Document], str | None]:
     """Events, and the position to go on from. A page may be short, or empty, long before the end."""
     found: list[Document] = []
@@ -89,7 +89,7 @@ def _follow(session: Session, query: Document, after: str | None, limit: int | N
 
 
 def follow(
-    ledger: LedgerClient,
+    ledger: ApiClient,
     query: Document,
     after: str,
     *,
@@ -110,7 +110,7 @@ def follow(
                 if one.data:
                     yield msgspec.json.decode(one.data)
             cut = "The ledger ended the stream."
-        except ProblemError as error:
+        except LedgerProblemError as error:
             if not began or error.status not in _LATER:
                 raise
             cut = str(error)
@@ -124,28 +124,28 @@ def follow(
         failures += 1
 
 
-class Message(msgspec.Struct):
+class ServerSentEvent(msgspec.Struct):
     """One message of Server-Sent Events; an id alone says how far the ledger has looked."""
 
     id: str = ""
     data: str = ""
 
 
-def _messages(ledger: LedgerClient, query: Document, after: str) -> Iterator[Message]:
+def _messages(ledger: ApiClient, query: Document, after: str) -> Iterator[ServerSentEvent]:
     headers = {"Accept": "text/event-stream", "Last-Event-ID": after}
     path = f"/v1/events?{urlencode(query)}" if query else "/v1/events"
     return messages(ledger.lines(path, headers, silence_seconds=_SILENCE_SECONDS))
 
 
-def messages(lines: Iterator[bytes]) -> Iterator[Message]:
+def messages(lines: Iterator[bytes]) -> Iterator[ServerSentEvent]:
     """Messages out of lines; one that is cut off before its empty line is none."""
-    message = Message()
+    message = ServerSentEvent()
     for line in lines:
         field, _, value = line.decode().rstrip("\r\n").partition(":")
         value = value.removeprefix(" ")
         if line.strip() == b"":
             yield message
-            message = Message()
+            message = ServerSentEvent()
         elif field == "id":
             message.id = value
         elif field == "data":

@@ -54,7 +54,7 @@ class CommandError(Exception):
         }
 
 
-class ProblemError(CommandError):
+class LedgerProblemError(CommandError):
     """The ledger refused, and said why in RFC 9457's terms."""
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from services.cli.faults import UNREACHABLE, CommandError, ProblemError
+from services.cli.faults import UNREACHABLE, CommandError, LedgerProblemError
 from services.cli.version import program_version
 
 TIMEOUT_SECONDS: Final = 30.0
@@ -27,7 +27,7 @@ Document = dict[str, Any]
 """A JSON object."""
 
 
-class LedgerClient:
+class ApiClient:
     """One ledger, as one root key."""
 
     def __init__(self, url: str, root_key: str | None) -> None:
@@ -97,7 +97,7 @@ class LedgerClient:
                 connection.request("GET", self._base + path, headers=self._headers(headers))
                 answer = connection.getresponse()
                 if answer.status >= _REFUSALS:
-                    raise ProblemError(answer.status, _problem(answer.status, answer.read()))
+                    raise LedgerProblemError(answer.status, _problem(answer.status, answer.read()))
                 yield from answer
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error) from None
@@ -111,7 +111,7 @@ class LedgerClient:
                 return said, answer
             wait = said.get("Retry-After", "")
             if status != _UNAVAILABLE or attempt == _TRIES or not wait.isdecimal():
-                raise ProblemError(status, _problem(status, answer))
+                raise LedgerProblemError(status, _problem(status, answer))
             time.sleep(min(float(wait), _LONGEST_WAIT_SECONDS))
         raise AssertionError("the last try answers or raises")
 

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from services.cli.amounts import clock_time, money, time_of
-from services.cli.faults import ProblemError
+from services.cli.faults import LedgerProblemError
 from services.cli.http import Document
 from services.cli.key_facts import fence_facts
 from services.cli.main import examples
@@ -110,7 +110,7 @@ def _refund(session: Session, use: Document) -> Document | None:
         return session.ledger.post(
             f"/v1/charges/{use['charge_id']}/refund", {"request_id": f"leak-{use['charge_id']}"}, named=False
         )
-    except ProblemError as error:
+    except LedgerProblemError as error:
         if error.code == "refund_exceeds_charge":
             return None
         raise

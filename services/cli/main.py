@@ -12,50 +12,50 @@ import click
 import msgspec
 
 from services.cli.colours import colour_of
-from services.cli.faults import INTERRUPTED, MEANINGS, WRONG_USAGE, CommandError, ProblemError
+from services.cli.faults import INTERRUPTED, MEANINGS, WRONG_USAGE, CommandError, LedgerProblemError
 from services.settings import SettingsError
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """Where a command lives, and the line that the overview shows of it."""
 
     module: str
     line: str
 
 
-SECTIONS: Final[dict[str, dict[str, Entry]]] = {
+SECTIONS: Final[dict[str, dict[str, CommandEntry]]] = {
     "Run a ledger": {
-        "up": Entry("running", "Run everything here: embedded servers, the API, the worker."),
-        "serve": Entry("running", "Serve the API on a PostgreSQL and a NATS of one's own."),
-        "project": Entry("running", "Run the worker: projections, and the way to NATS."),
-        "edge": Entry("edge", "Run a sidecar that answers near the traffic."),
-        "migrate": Entry("setting_up", "Bring the database up to this version."),
-        "bootstrap": Entry("setting_up", "Make the first root key."),
-        "demo": Entry("demo", "Live through a day at five gateways."),
+        "up": CommandEntry("running", "Run everything here: embedded servers, the API, the worker."),
+        "serve": CommandEntry("running", "Serve the API on a PostgreSQL and a NATS of one's own."),
+        "project": CommandEntry("running", "Run the worker: projections, and the way to NATS."),
+        "edge": CommandEntry("edge", "Run a sidecar that answers near the traffic."),
+        "migrate": CommandEntry("setting_up", "Bring the database up to this version."),
+        "bootstrap": CommandEntry("setting_up", "Make the first root key."),
+        "demo": CommandEntry("demo", "Live through a day at five gateways."),
     },
     "Talk to a ledger": {
-        "keyspaces": Entry("keyspaces", "The keys of one gateway: shape, places, statuses."),
-        "orgs": Entry("orgs", "Organizations: who owns keys, projects and a wallet."),
-        "projects": Entry("projects", "Projects of an organization."),
-        "plans": Entry("plans", "Plans: models and a price multiplier."),
-        "keys": Entry("keys", "Keys: make, change, rotate, revoke, look at."),
-        "wallet": Entry("wallet", "An organization's prepaid balance."),
-        "charges": Entry("charges", "Charge uses, show a charge, give it back."),
-        "verify": Entry("verify", "Is a secret good for a use?"),
-        "explain": Entry("explain", "Why would a use be allowed or refused?"),
-        "leak": Entry("leak", "A secret is out: stop its key, see what it did, pay back."),
-        "fence": Entry("leak", "Has a change become true everywhere?"),
-        "audit": Entry("audit", "Who did what, when, from where."),
-        "requests": Entry("requests", "What became of each charge, reservation and refused use."),
-        "events": Entry("events", "The change feed: list it, or follow it live."),
+        "keyspaces": CommandEntry("keyspaces", "The keys of one gateway: shape, places, statuses."),
+        "orgs": CommandEntry("orgs", "Organizations: who owns keys, projects and a wallet."),
+        "projects": CommandEntry("projects", "Projects of an organization."),
+        "plans": CommandEntry("plans", "Plans: models and a price multiplier."),
+        "keys": CommandEntry("keys", "Keys: make, change, rotate, revoke, look at."),
+        "wallet": CommandEntry("wallet", "An organization's prepaid balance."),
+        "charges": CommandEntry("charges", "Charge uses, show a charge, give it back."),
+        "verify": CommandEntry("verify", "Is a secret good for a use?"),
+        "explain": CommandEntry("explain", "Why would a use be allowed or refused?"),
+        "leak": CommandEntry("leak", "A secret is out: stop its key, see what it did, pay back."),
+        "fence": CommandEntry("leak", "Has a change become true everywhere?"),
+        "audit": CommandEntry("audit", "Who did what, when, from where."),
+        "requests": CommandEntry("requests", "What became of each charge, reservation and refused use."),
+        "events": CommandEntry("events", "The change feed: list it, or follow it live."),
     },
     "Look after a ledger": {
-        "doctor": Entry("doctor", "What is configured, reachable, migrated, lagging; what to do."),
-        "new-epoch": Entry("new_epoch", "Go on with a log that was restored, or lost events."),
-        "rebuild": Entry("upkeep", "Make the projections anew from the log, or check them."),
-        "reconcile": Entry("upkeep", "Does every balance and counter equal its events?"),
-        "edges": Entry("upkeep", "The edges that are connected."),
-        "completion": Entry("completion", "Let your shell complete commands and options."),
+        "doctor": CommandEntry("doctor", "What is configured, reachable, migrated, lagging; what to do."),
+        "new-epoch": CommandEntry("new_epoch", "Go on with a log that was restored, or lost events."),
+        "rebuild": CommandEntry("upkeep", "Make the projections anew from the log, or check them."),
+        "reconcile": CommandEntry("upkeep", "Does every balance and counter equal its events?"),
+        "edges": CommandEntry("upkeep", "The edges that are connected."),
+        "completion": CommandEntry("completion", "Let your shell complete commands and options."),
     },
 }
 """Every command, in the order of the overview."""
@@ -177,7 +177,7 @@ def _tell(error: CommandError, *, as_json: bool) -> int:
         click.echo(msgspec.json.format(msgspec.json.encode(error.problem), indent=2).decode(), err=True)
         return error.exit_code
     click.secho(f"keyledger: {error}", err=True, fg="red", color=colour_of(sys.stderr))
-    if isinstance(error, ProblemError):
+    if isinstance(error, LedgerProblemError):
         for field, message in error.fields:
             if message not in str(error):
                 click.echo(f"  {field}: {message}", err=True)

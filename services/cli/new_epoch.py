@@ -13,7 +13,7 @@ from services.cli.session import Session, local, yes_option
 
 if TYPE_CHECKING:
     from domain.publishing import Place
-    from infra.nats.told import Told
+    from infra.nats.told import StreamComparison
     from infra.postgres.epochs import History
 
 _NATS_SECONDS: Final = 30.0
@@ -60,7 +60,9 @@ def new_epoch(session: Session, yes: bool) -> None:
     )
 
 
-def _told(database_url: str, nats_url: str | None, history: History) -> tuple[Told | None, str | None]:
+def _told(
+    database_url: str, nats_url: str | None, history: History
+) -> tuple[StreamComparison | None, str | None]:
     """What NATS holds, or why that is not known."""
     from domain.publishing import StreamUnavailableError  # noqa: PLC0415 - a quick start
     from infra.nats.told import told_beyond  # noqa: PLC0415 - a quick start
@@ -111,7 +113,7 @@ def _number(position: Any) -> int:
 
 def _sentences(
     history: History,
-    told: Told | None,
+    told: StreamComparison | None,
     why_not: str | None,
     edges: list[dict[str, Any]] | None,
     edges_unknown: str | None,
@@ -142,7 +144,11 @@ def _sentences(
 
 
 def _document(
-    history: History, told: Told | None, why_not: str | None, edges: list[dict[str, Any]] | None, raised: int
+    history: History,
+    told: StreamComparison | None,
+    why_not: str | None,
+    edges: list[dict[str, Any]] | None,
+    raised: int,
 ) -> dict[str, Any]:
     end = history.end
     published: dict[str, Any] | None = None

@@ -13,8 +13,8 @@ import click
 import msgspec
 
 from services.cli.colours import colour_of
-from services.cli.faults import NOT_FOUND, WRONG_USAGE, CommandError, ProblemError
-from services.cli.http import Document, LedgerClient
+from services.cli.faults import NOT_FOUND, WRONG_USAGE, CommandError, LedgerProblemError
+from services.cli.http import ApiClient, Document
 from services.settings import Settings, load_settings
 
 P = ParamSpec("P")
@@ -59,11 +59,11 @@ class Session:
         return load_settings(config=self._config, overrides=self._overrides | overrides)
 
     @functools.cached_property
-    def ledger(self) -> LedgerClient:
+    def ledger(self) -> ApiClient:
         """The ledger, as the root key that was found."""
         from services.cli.root_key import find_root_key  # noqa: PLC0415 - a quick start
 
-        return LedgerClient(self.settings.url, find_root_key(self.settings, self._key_file))
+        return ApiClient(self.settings.url, find_root_key(self.settings, self._key_file))
 
     # -- showing
 
@@ -202,13 +202,13 @@ class Session:
             return ask({"keyspace_id": self.keyspace(named)})
         try:
             return ask({})
-        except ProblemError as error:
+        except LedgerProblemError as error:
             if error.status != _BAD_REQUEST or "keyspace_id" not in dict(error.fields):
                 raise
             wanted = error
         try:
             found = self.keyspace(None)
-        except ProblemError:
+        except LedgerProblemError:
             # Who may ask about a secret need not be able to list keyspaces.
             raise wanted from None
         return ask({"keyspace_id": found})

@@ -14,7 +14,7 @@ import keyledger_edge
 from keyledger_edge import KeyledgerMiddleware, Verifier
 from services.demo.gateways import Use, ask, gateway_behind_forward_auth, served_app
 from services.demo.office import UNIT, Office
-from services.demo.story import Answer, Story, Tell
+from services.demo.story import ClientAnswer, Story, Tell
 from services.demo.temporary_ledger import TemporaryLedger, temporary_ledger
 
 _MONTH: Final = 50_000_000
@@ -61,7 +61,7 @@ class _Day:
     def _gateway(self, keyspace_id: str, use: Use) -> Any:
         return gateway_behind_forward_auth(self.session, self.ledger.url, self.proxy_key, keyspace_id, use)
 
-    async def _call(self, url: str, method: str = "POST", **request: Any) -> Answer:
+    async def _call(self, url: str, method: str = "POST", **request: Any) -> ClientAnswer:
         return await ask(self.session, method, url, **request)
 
     async def leanmcp(self) -> None:
@@ -182,7 +182,7 @@ class _Day:
         async with served_app(app) as url:
             await _until_ready(verifier)
 
-            async def build(project: str, secret: str) -> Answer:
+            async def build(project: str, secret: str) -> ClientAnswer:
                 return await self._call(f"{url}/{project}/build", headers={"X-API-Key": secret})
 
             story.answered("a build in `search`", await build(search, secret), 200)
@@ -256,7 +256,7 @@ class _Day:
         async with self._gateway(keyspace, lambda _: {}) as gateway:
             url = f"{gateway.url}/mcp"
 
-            async def act(org: str, headers: Mapping[str, str] = shown) -> Answer:
+            async def act(org: str, headers: Mapping[str, str] = shown) -> ClientAnswer:
                 return await self._call(url, params={"org_id": org, "user_id": "u-1"}, headers=headers)
 
             story.answered("it acts for `toys`", await act("toys"), 200)

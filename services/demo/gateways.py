@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from aiohttp import ClientSession, web
 
-from services.demo.story import Answer
+from services.demo.story import ClientAnswer
 
 _OURS: Final = "x-keyledger-"
 _NOT_PASSED_ON: Final = frozenset({"host", "content-length", "connection", "transfer-encoding"})
@@ -111,10 +111,10 @@ def _kept(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: headers[name] for name in names if name in headers}
 
 
-async def ask(session: ClientSession, method: str, url: str, **request: Any) -> Answer:
+async def ask(session: ClientSession, method: str, url: str, **request: Any) -> ClientAnswer:
     """One request of a client, and what it got."""
     async with session.request(method, url, **request) as answer:
         raw = await answer.read()
         body = msgspec.json.decode(raw) if raw[:1] == b"{" else {}
         code = "valid" if answer.ok else str(body.get("code", "?"))
-        return Answer(answer.status, code, dict(answer.headers), body)
+        return ClientAnswer(answer.status, code, dict(answer.headers), body)

@@ -13,7 +13,7 @@ class DemoRefusedError(Exception):
     """The office was refused what it must be allowed."""
 
 
-class Answer(NamedTuple):
+class ClientAnswer(NamedTuple):
     """What a client got."""
 
     status: int
@@ -64,7 +64,7 @@ class Story:
         else:
             self._tell(f"  NOT  {sentence}: promised {promised}, came {came}")
 
-    def answered(self, sentence: str, answer: Answer, status: int, code: str = "valid") -> None:
+    def answered(self, sentence: str, answer: ClientAnswer, status: int, code: str = "valid") -> None:
         """A client's request, which must be answered so."""
         what = f"{status} {code}" if code != "valid" else str(status)
         self.promise(f"{what:<27} {sentence}", (status, code), (answer.status, answer.code))

@@ -44,7 +44,7 @@ from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools
 from services.ledger.jobs import Done, Idempotency, Job, Render
 from services.ledger.kept_answers import close_answers
 from services.ledger.look_ups import LookUps
-from services.ledger.memory import Memory
+from services.ledger.memory import LedgerMemory
 from services.ledger.ports import Ports
 from services.ledger.recent_refusals import RecentRefusals
 from services.ledger.sure_append import SureAppends
@@ -59,7 +59,7 @@ _WORTH_HALVING = 256
 """With more callers than this, two groups under way beat one (docs/benchmarks.md)."""
 
 
-class Owner(Protocol):
+class PartitionOwnership(Protocol):
     """Who owns the partition: asked whether it is certain, told of what appends show."""
 
     @property
@@ -105,9 +105,9 @@ class Bus:
     def __init__(
         self,
         ports: Ports,
-        memory: Memory,
+        memory: LedgerMemory,
         tools: Tools,
-        owner: Owner,
+        owner: PartitionOwnership,
         *,
         find_reservation: Callable[[str], Awaitable[None]],
         max_waiting: int = 20_000,

@@ -11,9 +11,9 @@ from domain.cloud_events import TYPE_PREFIX, CloudEvent, cloud_event, to_json
 from domain.events import LedgerEvent
 from domain.ids import format_position
 from domain.ports import LogUnavailableError, Wakeups
-from domain.projecting import Placed
+from domain.projecting import FoundEvent
 from keyledger_language import position_prefix
-from services.ledger.tail import Channel, Tail, TailEvents, Wanted
+from services.ledger.tail import Channel, EventFilter, Tail, TailEvents
 
 MOST_SCANNED: Final = 5_000
 """How many positions one page looks at, however few of their events it wants."""
@@ -72,7 +72,7 @@ class Feed:
         # One at a time: many who come back at once would keep all sessions, and the interpreter, busy.
         self._catching_up = asyncio.Semaphore(1)
 
-    async def page(self, *, after: int, wanted: Wanted, limit: int) -> tuple[list[CloudEvent], int]:
+    async def page(self, *, after: int, wanted: EventFilter, limit: int) -> tuple[list[CloudEvent], int]:
         """Up to `limit` events behind `after`, and the position up to which everything was looked at.
 
         The page may be short of its limit, or empty, when few events are wanted: go on from there.
@@ -92,7 +92,7 @@ class Feed:
         return items, seen
 
     async def stream(
-        self, *, after: int, wanted: Wanted, goes_on: Callable[[], bool]
+        self, *, after: int, wanted: EventFilter, goes_on: Callable[[], bool]
     ) -> AsyncIterator[bytes]:
         """Server-Sent Events behind `after`, for as long as somebody reads them.
 
@@ -140,7 +140,7 @@ class Feed:
         most = _WAKE_SECONDS if channel.covers(position) else _LOOK_SECONDS
         await channel.wait(position, max(0.0, min(until_heartbeat, most)))
 
-    def _shown(self, placed: Placed, epoch: int) -> CloudEvent:
+    def _shown(self, placed: FoundEvent, epoch: int) -> CloudEvent:
         return cloud_event(
             placed.event,
             partition=self._partition,

@@ -23,7 +23,7 @@ from services.ledger.fence import FenceKeeper
 from services.ledger.group import Tools
 from services.ledger.jobs import Done, Idempotency, Render
 from services.ledger.ledger_time import LedgerTime
-from services.ledger.memory import Memory
+from services.ledger.memory import LedgerMemory
 from services.ledger.ownership import Ownership
 from services.ledger.ports import Ports, Terms
 from services.ledger.root_key import make_root_key
@@ -40,7 +40,7 @@ class Ledger:
         self.partition = ports.log.partition
         self.terms = terms or Terms()
         self._ports = ports
-        self._memory = memory = Memory(self.partition)
+        self._memory = memory = LedgerMemory(self.partition)
         self._sightings = Sightings()
         self._saved = SavedState(ports, memory)
         self.books: Books = memory.state

@@ -13,7 +13,7 @@ from domain.ports import DataKeyError, TakenClaim
 from services.ledger.group import DecidedGroup, KnownClaim, with_event
 from services.ledger.jobs import Job
 from services.ledger.kept_answers import open_answer, subject_of
-from services.ledger.memory import Memory
+from services.ledger.memory import LedgerMemory
 from services.ledger.ports import Ports
 
 log = structlog.get_logger()
@@ -26,7 +26,7 @@ class LookUps:
     """Asks the log, before a group is decided or once a claim turns out to be taken."""
 
     def __init__(
-        self, ports: Ports, memory: Memory, find_reservation: Callable[[str], Awaitable[None]]
+        self, ports: Ports, memory: LedgerMemory, find_reservation: Callable[[str], Awaitable[None]]
     ) -> None:
         self._log = ports.log
         self._mapper = ports.mapper

@@ -25,7 +25,7 @@ _SAVED = (
 )  # fmt: skip
 
 
-class Memory:
+class LedgerMemory:
     """The state, what follows from it, and which log it was read from.
 
     It is never behind what was answered, and can be forgotten at any time: the log tells it anew.

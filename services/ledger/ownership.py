@@ -22,7 +22,7 @@ from services.ledger.errors import (
     WaitsForStandbyError,
 )
 from services.ledger.loading import garbage_kept
-from services.ledger.memory import Memory
+from services.ledger.memory import LedgerMemory
 from services.ledger.ports import Ports, Terms
 from services.ledger.saved_state import EDGE_KEYS_SUBJECT, SavedState
 from services.ledger.sightings import Sightings
@@ -45,7 +45,7 @@ class Ownership:
         self,
         ports: Ports,
         terms: Terms,
-        memory: Memory,
+        memory: LedgerMemory,
         *,
         standing: Standing,
         saved: SavedState,

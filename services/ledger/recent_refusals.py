@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from keyledger_language.bounded import TwoGenerations
+from keyledger_language.bounded_dicts import TwoGenerations
 
 KEPT_SECONDS: Final = 120.0
 """At least so long, and at most twice as long: twice what a forwarded try may be old, which is

@@ -28,7 +28,7 @@ _MICROSECONDS_PER_DAY: Final = 86_400_000_000
 _EPOCH: Final = date(1970, 1, 1)
 
 
-class Finding(NamedTuple):
+class Discrepancy(NamedTuple):
     """A figure that is not what the events add up to."""
 
     where: str
@@ -53,7 +53,7 @@ class Reconciliation(NamedTuple):
     """How far the usage projection was; None when it was not looked at."""
     saved_position: int | None
     """As of when the ledger's saved state is; None when it was not looked at."""
-    findings: list[Finding]
+    findings: list[Discrepancy]
 
     @property
     def clean(self) -> bool:
@@ -133,7 +133,7 @@ class Sums:
         self.reservations: dict[str, _Held] = {}
         self.refunds: dict[str, int] = {}
         self.by_key: dict[tuple[str, str], list[int]] = {}
-        self.findings: list[Finding] = []
+        self.findings: list[Discrepancy] = []
 
     def add(self, event: e.Event, position: int) -> None:
         """Add one event, and check the figures that it carries itself."""
@@ -215,7 +215,7 @@ class Sums:
             self.subjects[subject].hold(held.reserved_at, -1)
         del self.reservations[reservation_id]
         if held.left:
-            self.findings.append(Finding("log", reservation_id, "held_micros when settled", 0, held.left))
+            self.findings.append(Discrepancy("log", reservation_id, "held_micros when settled", 0, held.left))
 
     def _check_price(self, event: e.Metered, position: int) -> None:
         expected = int(Fraction(event.base_micros) * _multiplier(event.price_multiplier) + Fraction(1, 2))
@@ -223,7 +223,7 @@ class Sums:
 
     def _check(self, position: int, subject: str, figure: str, expected: int, found: int) -> None:
         if expected != found:
-            self.findings.append(Finding(f"event {position}", subject, figure, expected, found))
+            self.findings.append(Discrepancy(f"event {position}", subject, figure, expected, found))
 
 
 @lru_cache(maxsize=1_000)
@@ -255,12 +255,12 @@ def _subjects(event: e.Metered | e.UsageRefunded | e.ReservationCaptured) -> tup
 # -- comparing ------------------------------------------------------------------------------------
 
 
-def compare_with_state(sums: Sums, state: State, where: str) -> Iterator[Finding]:
+def compare_with_state(sums: Sums, state: State, where: str) -> Iterator[Discrepancy]:
     """Wallets, counters, open reservations and refunds of a state against the sums."""
     for organization_id, purse in sums.purses.items():
         wallet = state.wallets.find(organization_id)
         if wallet is None:
-            yield Finding(where, organization_id, "wallet", "there", None)
+            yield Discrepancy(where, organization_id, "wallet", "there", None)
             continue
         for figure, expected, found in (
             ("balance", purse.balance, wallet.balance),
@@ -270,19 +270,19 @@ def compare_with_state(sums: Sums, state: State, where: str) -> Iterator[Finding
             ("refunded", purse.refunded, wallet.refunded),
         ):
             if expected != found:
-                yield Finding(where, organization_id, figure, expected, found)
+                yield Discrepancy(where, organization_id, figure, expected, found)
     yield from _compare_counters(sums, state, where)
     yield from _compare_reservations(sums, state, where)
     for charge_id, refunded in sums.refunds.items():
         if state.refunds.find(charge_id) != refunded:
-            yield Finding(where, charge_id, "refunded", refunded, state.refunds.find(charge_id))
+            yield Discrepancy(where, charge_id, "refunded", refunded, state.refunds.find(charge_id))
 
 
-def _compare_counters(sums: Sums, state: State, where: str) -> Iterator[Finding]:
+def _compare_counters(sums: Sums, state: State, where: str) -> Iterator[Discrepancy]:
     for subject, used in sums.subjects.items():
         counters = state.counters.find(subject)
         if counters is None:
-            yield Finding(where, subject, "counters", "there", None)
+            yield Discrepancy(where, subject, "counters", "there", None)
             continue
         tallies = [
             *zip(("day", "week", "month", "total"), counters.tallies, strict=True),
@@ -293,28 +293,28 @@ def _compare_counters(sums: Sums, state: State, where: str) -> Iterator[Finding]
             began = datetime.fromtimestamp(tally.start * 86_400, UTC).date()
             if (micros, requests) != (tally.micros, tally.requests):
                 figure = f"micros and requests in the {window} of {began}"
-                yield Finding(
+                yield Discrepancy(
                     where, subject, figure, f"{micros} and {requests}", f"{tally.micros} and {tally.requests}"
                 )
 
 
-def _compare_reservations(sums: Sums, state: State, where: str) -> Iterator[Finding]:
+def _compare_reservations(sums: Sums, state: State, where: str) -> Iterator[Discrepancy]:
     still_open = {one.id: one.held_micros for one in state.reservations.values() if one.status == "open"}
     for reservation_id, held in sums.reservations.items():
         if still_open.get(reservation_id) != held.left:
-            yield Finding(where, reservation_id, "held_micros", held.left, still_open.get(reservation_id))
+            yield Discrepancy(where, reservation_id, "held_micros", held.left, still_open.get(reservation_id))
     for reservation_id in still_open.keys() - sums.reservations.keys():
-        yield Finding(where, reservation_id, "held_micros", "settled", still_open[reservation_id])
+        yield Discrepancy(where, reservation_id, "held_micros", "settled", still_open[reservation_id])
 
 
-def compare_with_usage(sums: Sums, usage: UsageSums) -> Iterator[Finding]:
+def compare_with_usage(sums: Sums, usage: UsageSums) -> Iterator[Discrepancy]:
     """The usage projection's counters against the sums, by key."""
     where = "usage projection"
     for name in sorted(sums.by_key.keys() | usage.by_key.keys()):
         expected = tuple(sums.by_key.get(name, (0, 0)))
         found = usage.by_key.get(name, (0, 0))
         if expected != found:
-            yield Finding(
+            yield Discrepancy(
                 where,
                 f"{name[1]} in {name[0]}",
                 "requests and micros",
@@ -344,7 +344,7 @@ async def reconcile(
     """
     sums, folded = Sums(), State()
     position = 0
-    findings: list[Finding] = []
+    findings: list[Discrepancy] = []
     target = max(head, usage.position if usage else 0, saved.head if saved else 0)
     if usage is not None and usage.position == 0:
         findings += compare_with_usage(sums, usage)

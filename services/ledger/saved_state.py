@@ -7,7 +7,7 @@ import structlog
 from domain.ports import CheckpointMovedError
 from services.ledger.errors import Lost, NotOwnerHereError
 from services.ledger.following import Follower
-from services.ledger.memory import Memory, Rows
+from services.ledger.memory import LedgerMemory, Rows
 from services.ledger.ports import Ports
 from services.ledger.saving import StateKeeper, take_part
 
@@ -20,7 +20,7 @@ EDGE_KEYS_SUBJECT = "edges"
 class SavedState:
     """Brings memory up to the log's head, and keeps rows of it, so that a start need not read so far."""
 
-    def __init__(self, ports: Ports, memory: Memory) -> None:
+    def __init__(self, ports: Ports, memory: LedgerMemory) -> None:
         self._ports = ports
         self._memory = memory
         data_keys = ports.mapper.data_keys

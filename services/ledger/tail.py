@@ -11,7 +11,7 @@ import structlog
 
 from domain.events import Event
 from domain.ports import LogUnavailableError, Wakeups
-from domain.projecting import Placed
+from domain.projecting import FoundEvent
 from infra.position_watch import PositionWatch
 
 log: Final = structlog.get_logger()
@@ -26,7 +26,7 @@ _WAIT_SECONDS: Final = 1.0
 _MOST_KEPT_BYTES: Final = 1_048_576
 
 
-class Wanted(NamedTuple):
+class EventFilter(NamedTuple):
     """Which events a reader asks for, and may see."""
 
     tags: tuple[str, ...]
@@ -47,7 +47,7 @@ class TailEvents(Protocol):
 
     async def between(
         self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
-    ) -> list[Placed]:
+    ) -> list[FoundEvent]:
         """The events of these types, and of this organization if one is named, from `first` to `last`."""
         ...
 
@@ -55,7 +55,7 @@ class TailEvents(Protocol):
 class Channel:
     """What is new for all readers who are shown the same; the latest is kept for who is a little behind."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: EventFilter) -> None:
         self.wanted = wanted
         self.tags = frozenset(wanted.tags)
         self.followers = 0
@@ -132,7 +132,7 @@ class Tail:
         events: TailEvents,
         head: Callable[[], int],
         wakeups: Wakeups,
-        render: Callable[[Placed], bytes],
+        render: Callable[[FoundEvent], bytes],
     ) -> None:
         self._events = events
         self._head = head
@@ -148,7 +148,7 @@ class Tail:
         """How many there are."""
         return sum(channel.followers for channel in self._channels.values())
 
-    def join(self, wanted: Wanted) -> Channel:
+    def join(self, wanted: EventFilter) -> Channel:
         """Follow; `leave` it in the end."""
         channel = self._channels.get(wanted.channel)
         if channel is None:
@@ -211,7 +211,7 @@ class Tail:
         for channel in self._channels.values():
             channel.begin(last)  # those who came meanwhile
 
-    async def _hand_out(self, events: Sequence[Placed], channels: Sequence[Channel]) -> None:
+    async def _hand_out(self, events: Sequence[FoundEvent], channels: Sequence[Channel]) -> None:
         by_organization: dict[str | None, list[Channel]] = {}
         for channel in channels:
             by_organization.setdefault(channel.wanted.organization_id, []).append(channel)

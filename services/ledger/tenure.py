@@ -20,7 +20,7 @@ from services.ledger.edge_rights import may_connect, root_keys_with_edges
 from services.ledger.errors import CannotAnswerError
 from services.ledger.fence import FenceKeeper
 from services.ledger.fence_results import FenceReceipt
-from services.ledger.memory import Memory
+from services.ledger.memory import LedgerMemory
 from services.ledger.ports import Ports, Terms
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ class Tenure:
         name: str,
         ports: Ports,
         terms: Terms,
-        memory: Memory,
+        memory: LedgerMemory,
         *,
         master_key: bytes,
     ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from keyledger_language import Change, next_chain
-from keyledger_language.bounded import NewestDict
+from keyledger_language.bounded_dicts import NewestDict
 
 _KEPT_CHANGES: Final = 100_000
 _KEPT_MARKS: Final = 100_000

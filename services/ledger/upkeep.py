@@ -13,7 +13,7 @@ from domain.errors import LedgerError
 from domain.ports import LogUnavailableError
 from services.ledger.bus import Bus
 from services.ledger.errors import CannotAnswerError, Lost, NotOwnerHereError, UnavailableError
-from services.ledger.memory import Memory
+from services.ledger.memory import LedgerMemory
 from services.ledger.ports import Ports, Terms
 from services.ledger.saved_state import SavedState
 from services.ledger.sightings import Sightings
@@ -42,7 +42,7 @@ class Upkeep:
         self,
         ports: Ports,
         terms: Terms,
-        memory: Memory,
+        memory: LedgerMemory,
         *,
         standing: Standing,
         saved: SavedState,

@@ -28,8 +28,8 @@ print(len(found), *sorted(found & {"asyncio", "ssl", "socket", "nats", "logging"
 
 def main(root: Path) -> None:
     """Print all of it."""
-    files = sorted(path for folder in FOLDERS for path in (root / folder).rglob("*.py"))
-    trees = {path: ast.parse(path.read_text()) for path in files}
+    trees = parsed(root)
+    files = list(trees)
     print(f"import domain.events loads {loaded(root)}")
     show("class names with two meanings", twice(classes(root, trees)))
     show("file names with two meanings", twice((path.name, str(path.relative_to(root))) for path in files))
@@ -40,6 +40,12 @@ def main(root: Path) -> None:
     )
     print(f"files: {spread(len(path.read_text().splitlines()) for path in files)}")
     print(f"functions: {spread(lines_of(one) for tree in trees.values() for one in functions(tree))}")
+
+
+def parsed(root: Path) -> dict[Path, ast.Module]:
+    """The files of the product."""
+    files = sorted(path for folder in FOLDERS for path in (root / folder).rglob("*.py"))
+    return {path: ast.parse(path.read_text()) for path in files}
 
 
 def loaded(root: Path) -> str:

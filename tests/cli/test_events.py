@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from services.cli.events import Message, messages
+from services.cli.events import ServerSentEvent, messages
 from tests.cli.conftest import Shop
 from tests.e2e.ledgers import PROGRAM
 from tests.processes import start_with_us
@@ -198,8 +198,12 @@ def lines(text: str) -> Iterator[bytes]:
 def test_a_message_is_whole_when_its_empty_line_has_come() -> None:
     text = "retry: 1000\n\nid: 0-1\nevent: x\ndata: {}\n\n: heartbeat\nid: 0-9\n\nid: 0-10\ndata: cut off"
 
-    assert list(messages(lines(text))) == [Message(), Message("0-1", "{}"), Message("0-9")]
+    assert list(messages(lines(text))) == [
+        ServerSentEvent(),
+        ServerSentEvent("0-1", "{}"),
+        ServerSentEvent("0-9"),
+    ]
 
 
 def test_data_on_two_lines_is_one_text() -> None:
-    assert list(messages(lines("data: a\r\ndata: b\r\n\r\n"))) == [Message("", "a\nb")]
+    assert list(messages(lines("data: a\r\ndata: b\r\n\r\n"))) == [ServerSentEvent("", "a\nb")]

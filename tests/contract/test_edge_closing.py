@@ -10,7 +10,7 @@ import pytest
 
 from infra.nats.connection import connect_once
 from keyledger_edge import _link
-from keyledger_edge._bus import BusUnreachableError, EdgeBus, abandon
+from keyledger_edge._bus import BusUnreachableError, NatsConnection, abandon
 from keyledger_edge._clock import boottime_ns
 from keyledger_edge._http import HttpClient
 from keyledger_edge._leased_cache import LeasedCache
@@ -143,7 +143,7 @@ async def test_a_cancellation_that_was_lost_is_said_again(
 ) -> None:
     waiting, lost = asyncio.Event(), asyncio.Event()
 
-    async def connect(*_about: object) -> EdgeBus:
+    async def connect(*_about: object) -> NatsConnection:
         waiting.set()
         try:
             await asyncio.sleep(3_600)
@@ -154,7 +154,7 @@ async def test_a_cancellation_that_was_lost_is_said_again(
             lost.set()
         raise BusUnreachableError
 
-    monkeypatch.setattr(EdgeBus, "connect", connect)
+    monkeypatch.setattr(NatsConnection, "connect", connect)
     monkeypatch.setattr(_link, "_CANCEL_AGAIN_SECONDS", 0.05)
     await link.connect(wait_seconds=0)
     await asyncio.wait_for(waiting.wait(), _SECONDS)

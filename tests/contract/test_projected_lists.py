@@ -13,7 +13,7 @@ import pytest
 from domain.events import KeyRotated
 from domain.instants import DAY
 from domain.keys import Key
-from domain.projecting import Placed, Row
+from domain.projecting import FoundEvent, Row
 from domain.state import State
 from projections.audit import AuditEntry, key_history, list_audit
 from projections.directory import list_keyspaces, list_organizations, list_plans, list_projects
@@ -29,7 +29,7 @@ class Fake:
 
     def __init__(self, history: History) -> None:
         self.lists = MemoryLists()
-        events = [Placed(position, 0, event) for position, event in enumerate(history.events, start=1)]
+        events = [FoundEvent(position, 0, event) for position, event in enumerate(history.events, start=1)]
         for start in range(0, len(events), 7):
             self.lists.follow(events[start : start + 7])
 

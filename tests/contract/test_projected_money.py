@@ -13,7 +13,7 @@ import pytest
 from domain import events as e
 from domain.instants import DAY, SECOND, Instant, to_datetime
 from projections import requests
-from projections.request_lists import Wanted, list_requests
+from projections.request_lists import RequestFilter, list_requests
 from projections.requests import (
     REFUSALS_KEPT_DAYS,
     RequestEntry,
@@ -281,7 +281,12 @@ async def test_a_keys_requests_are_paged_newest_first(history: History, asked: R
         cursor = None
         while True:
             page = await list_requests(
-                asked.queries, asked.events, Wanted(key_id=key_id), limit=7, cursor=cursor, now=history.at
+                asked.queries,
+                asked.events,
+                RequestFilter(key_id=key_id),
+                limit=7,
+                cursor=cursor,
+                now=history.at,
             )
             found += [one.position for one in page.entries if one.kind != "refusal"]
             cursor = page.next_cursor

@@ -12,7 +12,7 @@ from domain import events as e
 from domain.ids import placed_id
 from infra.postgres.rebuilding import check
 from projections.every import every_projection
-from projections.request_lists import Wanted, list_requests
+from projections.request_lists import RequestFilter, list_requests
 from projections.requests import BLOCK, list_digest
 from tests.contract.projected_worlds import Reading, mapper, projecting, reached, reading, written_log
 from tests.histories import NOON
@@ -62,7 +62,7 @@ async def positions_listed(asked: Reading, key_id: str, limit: int = 50) -> list
     cursor = None
     while True:
         page = await list_requests(
-            asked.queries, asked.events, Wanted(key_id=key_id), limit=limit, cursor=cursor, now=NOON
+            asked.queries, asked.events, RequestFilter(key_id=key_id), limit=limit, cursor=cursor, now=NOON
         )
         found += [entry.position for entry in page.entries]
         cursor = page.next_cursor

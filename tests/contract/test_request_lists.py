@@ -11,7 +11,7 @@ from domain.instants import DAY, SECOND, Instant
 from infra.postgres.rebuilding import check
 from projections import request_lists
 from projections.every import every_projection
-from projections.request_lists import GRANTED, Wanted, first_since, list_requests
+from projections.request_lists import GRANTED, RequestFilter, first_since, list_requests
 from projections.requests import BLOCK, KINDS, REFUSALS_KEPT_DAYS
 from tests.contract.projected_worlds import (
     Reading,
@@ -27,7 +27,7 @@ from tests.histories import NOON, History
 Line = tuple[int, str | None]
 
 
-def lines_of(history: History, wanted: Wanted, now: Instant) -> list[Line]:
+def lines_of(history: History, wanted: RequestFilter, now: Instant) -> list[Line]:
     """(position, request id), newest first, as the events say."""
     found: list[Line] = []
     for position, event in enumerate(history.events, start=1):
@@ -42,7 +42,7 @@ def lines_of(history: History, wanted: Wanted, now: Instant) -> list[Line]:
 
 
 async def all_lines(
-    asked: Reading, wanted: Wanted, *, now: Instant, limit: int = 7, **span: int
+    asked: Reading, wanted: RequestFilter, *, now: Instant, limit: int = 7, **span: int
 ) -> list[Line]:
     """All pages, none of which is longer than it may be."""
     found: list[Line] = []
@@ -68,19 +68,19 @@ async def test_every_filter_finds_what_the_events_say(history: History, asked: R
     ]
     for filtered in filters:
         for owner in owners:
-            wanted = Wanted(**filtered, **owner)
+            wanted = RequestFilter(**filtered, **owner)
 
             assert lines_of(history, wanted, history.at) == await all_lines(asked, wanted, now=history.at)
 
 
 async def test_only_keys_that_one_sees_are_listed(history: History, asked: Reading) -> None:
     seen = frozenset(history.keys[::3])
-    wanted = Wanted(sees=seen.__contains__)
+    wanted = RequestFilter(sees=seen.__contains__)
 
     lines = await all_lines(asked, wanted, now=history.at)
 
     assert lines_of(history, wanted, history.at) == lines
-    assert 0 < len(lines) < len(lines_of(history, Wanted(), history.at))
+    assert 0 < len(lines) < len(lines_of(history, RequestFilter(), history.at))
 
 
 async def test_a_time_is_a_position(history: History, asked: Reading) -> None:
@@ -93,14 +93,14 @@ async def test_a_time_is_a_position(history: History, asked: Reading) -> None:
 
 async def test_a_span_is_kept_to_on_every_page(history: History, asked: Reading) -> None:
     first, last = 300, 900
-    lines = await all_lines(asked, Wanted(), now=history.at, first=first, last=last)
-    every = lines_of(history, Wanted(), history.at)
+    lines = await all_lines(asked, RequestFilter(), now=history.at, first=first, last=last)
+    every = lines_of(history, RequestFilter(), history.at)
 
     assert [one for one in every if first <= one[0] <= last] == lines
 
 
 async def test_refusals_are_listed_for_a_stated_time(history: History, asked: Reading) -> None:
-    wanted = Wanted(code="billing_shortfall")
+    wanted = RequestFilter(code="billing_shortfall")
     newest = next(event for event in reversed(history.events) if isinstance(event, e.UsageDenied))
     kept, gone = (newest.at + days * DAY for days in (REFUSALS_KEPT_DAYS - 1, REFUSALS_KEPT_DAYS))
 
@@ -123,7 +123,7 @@ async def test_refusals_that_were_written_together_are_cut_where_the_page_ends(d
         every = [(4, f"no-{number}") for number in range(9, -1, -1)]
         granted = [(position, f"req-{position}") for position in (3, 2, 1)]
         for limit in (1, 3, 10, 13, 500):
-            for whose in (Wanted(key_id=A), Wanted(organization_id="org_1"), Wanted()):
+            for whose in (RequestFilter(key_id=A), RequestFilter(organization_id="org_1"), RequestFilter()):
                 found = await all_lines(asked, whose, now=NOON, limit=limit)
                 assert every + granted == found
                 only = whose._replace(code="model_denied")
@@ -142,7 +142,7 @@ async def test_a_page_that_finds_nothing_looks_at_so_much_and_goes_on(
         with projecting(database) as projector:
             await reached(projector, log.head)
 
-        wanted = Wanted(sees=B.__eq__)
+        wanted = RequestFilter(sees=B.__eq__)
         first = await list_requests(asked.queries, asked.events, wanted, now=NOON, limit=1)
         assert (first.entries, first.next_cursor is not None) == ([], True)
         assert await all_lines(asked, wanted, now=NOON, limit=1) == [(1, "req-1")]

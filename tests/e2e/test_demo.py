@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from services.demo.story import Answer, Story
+from services.demo.story import ClientAnswer, Story
 from tests.e2e.ledgers import PROGRAM
 
 LEAST_PROMISES = 50
@@ -27,8 +27,8 @@ def test_a_broken_promise_is_told_and_counted() -> None:
     told: list[str] = []
     story = Story(told.append)
     story.chapter("A gateway", "which promises")
-    story.answered("a call", Answer(200, "valid", {}, {}), 401, "revoked")
-    story.answered("another", Answer(200, "valid", {}, {}), 200)
+    story.answered("a call", ClientAnswer(200, "valid", {}, {}), 401, "revoked")
+    story.answered("another", ClientAnswer(200, "valid", {}, {}), 200)
 
     assert [line.sentence for line in story.failures] == ["401 revoked                 a call"]
     assert any("NOT" in line and "promised (401, 'revoked')" in line for line in told)

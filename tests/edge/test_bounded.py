@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keyledger_language.bounded import BoundedCache, NewestDict, TwoGenerations
+from keyledger_language.bounded_dicts import BoundedCache, NewestDict, TwoGenerations
 
 # -- what can be made again
 

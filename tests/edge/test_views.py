@@ -26,7 +26,7 @@ from keyledger_edge import (
     VerifyRequest,
     fingerprint,
 )
-from keyledger_edge._views import KeyspaceViews, Told
+from keyledger_edge._views import KeyspaceViews, ViewsAsOf
 from tests.edge.asgi import call
 from tests.edge.test_leased_cache import LINEAGE, Edge, facts_at
 
@@ -69,7 +69,7 @@ class World:
         self.told()
 
     def told(self, as_of: int = 10, *, epoch: int = 0, lineage: bytes = LINEAGE, partition: int = 0) -> None:
-        told = Told(partition, epoch, lineage, as_of)
+        told = ViewsAsOf(partition, epoch, lineage, as_of)
         self.views.told(self.views.begin(), self.keyspaces, told)
 
     async def tell(self) -> KeyspacesAnswer:
@@ -169,7 +169,7 @@ async def test_an_answer_to_an_earlier_question_does_not_replace_that_to_a_later
     world.keyspaces = [NARROW]
     world.told(12)
 
-    world.views.told(earlier, [WIDE], Told(0, 0, LINEAGE, 12))
+    world.views.told(earlier, [WIDE], ViewsAsOf(0, 0, LINEAGE, 12))
 
     assert world.views.known == {"ks_1": NARROW}
 

@@ -8,16 +8,16 @@ import pytest
 
 from domain.events import Event
 from domain.ports import Log
-from domain.projecting import Placed
+from domain.projecting import FoundEvent
 from infra.memory.log import MemoryLog
 from infra.postgres.mapper import EventMapper
 from services.ledger import feed as feeds
 from services.ledger import tail as tails
 from services.ledger.feed import MOST_SCANNED, Feed, UnknownTypeError, tags_of
-from services.ledger.tail import Wanted
+from services.ledger.tail import EventFilter
 from tests.contract.relay_worlds import ORGANIZATION, GrowingLog, Polling, revocation
 
-EVERYTHING = Wanted(tags_of(()))
+EVERYTHING = EventFilter(tags_of(()))
 
 
 class MemoryEvents:
@@ -29,13 +29,13 @@ class MemoryEvents:
 
     async def between(
         self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
-    ) -> list[Placed]:
+    ) -> list[FoundEvent]:
         self.reads.append(first)
         recorded = await self._log.read(first - 1, last - first + 1)
         wanted = (organization_id or "").encode()
         found = [r for r in recorded if r.type in types and wanted in r.data]
         self.decoded += [r.position for r in found]
-        return [Placed(r.position, r.version, self._mapper.decode(r)) for r in found]
+        return [FoundEvent(r.position, r.version, self._mapper.decode(r)) for r in found]
 
 
 @pytest.fixture
@@ -62,11 +62,11 @@ def feed(book: GrowingLog, events: MemoryEvents) -> Feed:
     )
 
 
-def only(*names: str) -> Wanted:
-    return Wanted(tags_of(names))
+def only(*names: str) -> EventFilter:
+    return EventFilter(tags_of(names))
 
 
-def of(organization_id: str) -> Wanted:
+def of(organization_id: str) -> EventFilter:
     return EVERYTHING._replace(organization_id=organization_id, like="all of it")
 
 

@@ -148,7 +148,7 @@ class WalletView(View, frozen=True, gc=False):
     """As of which it was read; where something was done with it, that answer's own."""
 
 
-class Metered(View, frozen=True, kw_only=True, gc=False):
+class MeteredView(View, frozen=True, kw_only=True, gc=False):
     """What every answer about money has."""
 
     replayed: bool
@@ -160,14 +160,14 @@ class Metered(View, frozen=True, kw_only=True, gc=False):
     position: Position
 
 
-class ChargedView(Metered, frozen=True, kw_only=True, gc=False):
+class ChargedView(MeteredView, frozen=True, kw_only=True, gc=False):
     """What became of a charge."""
 
     charge: ChargeView
     """The charge."""
 
 
-class RefundedView(Metered, frozen=True, kw_only=True):
+class RefundedView(MeteredView, frozen=True, kw_only=True):
     """What became of a refund."""
 
     refund: RefundView
@@ -176,14 +176,14 @@ class RefundedView(Metered, frozen=True, kw_only=True):
     """The charge, with all that was given back of it."""
 
 
-class ReservedView(Metered, frozen=True, kw_only=True):
+class ReservedView(MeteredView, frozen=True, kw_only=True):
     """What became of a reservation."""
 
     reservation: ReservationView
     """The reservation, as it stands after this."""
 
 
-class CapturedView(Metered, frozen=True, kw_only=True):
+class CapturedView(MeteredView, frozen=True, kw_only=True):
     """What became of a capture."""
 
     charge: ChargeView
@@ -194,7 +194,7 @@ class CapturedView(Metered, frozen=True, kw_only=True):
     """What was captured beyond it and limits did not allow, in micros; recorded, not charged."""
 
 
-class ReleasedView(Metered, frozen=True, kw_only=True):
+class ReleasedView(MeteredView, frozen=True, kw_only=True):
     """What became of a release."""
 
     reservation: ReservationView

@@ -30,14 +30,14 @@ class Streams(Collector):
         """How many are open."""
         return sum(self._open.values())
 
-    def take(self, key_id: str) -> Place:
+    def take(self, key_id: str) -> StreamSlot:
         """A place for one more; refused when all are taken."""
         if self._open.get(key_id, 0) >= self._most_per_key:
             raise self._full("key", f"A root key may have {self._most_per_key} streams of events.")
         if self.open >= self._most:
             raise self._full("process", f"A ledger process may have {self._most} streams of events.")
         self._open[key_id] = self._open.get(key_id, 0) + 1
-        return Place(self, key_id)
+        return StreamSlot(self, key_id)
 
     def _full(self, whose: str, detail: str) -> ProblemError:
         self.refused[whose] += 1
@@ -60,7 +60,7 @@ class Streams(Collector):
         yield refused
 
 
-class Place:
+class StreamSlot:
     """The right to have one stream open."""
 
     def __init__(self, streams: Streams, key_id: str) -> None:

@@ -16,7 +16,7 @@ from domain.facts import FactsBook
 from domain.keyspaces import ROOT_KEYSPACE_ID
 from domain.state import Books
 from keyledger_language import VALID, KeyFacts, is_easy, judge_key
-from keyledger_language.bounded import BoundedCache
+from keyledger_language.bounded_dicts import BoundedCache
 from services.api.answering.problems import ProblemError, challenge
 from services.api.asking.call import CONFLICTING
 from services.ledger.ledger_time import LedgerTime

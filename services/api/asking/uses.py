@@ -25,11 +25,11 @@ Looked = Annotated[str, msgspec.Meta(min_length=1, max_length=255, extra={NOT_KE
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400)]
 
 
-class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class StrictBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What every body is: unknown fields are refused."""
 
 
-class TenantBody(Body, kw_only=True):
+class TenantBody(StrictBody, kw_only=True):
     """Whose work the use is, inside the customer's own product."""
 
     org_id: Text | None = None
@@ -38,7 +38,7 @@ class TenantBody(Body, kw_only=True):
     """The user."""
 
 
-class UseBody(Body, kw_only=True):
+class UseBody(StrictBody, kw_only=True):
     """What somebody wants to do with a key."""
 
     model: Text | None = None
@@ -71,7 +71,7 @@ class VerifyBody(UseBody, kw_only=True):
     """Your own id of the use: it counts once. Needed where money moves."""
 
 
-class VerifyBatchBody(Body, kw_only=True):
+class VerifyBatchBody(StrictBody, kw_only=True):
     """Many questions, answered in order, each on its own."""
 
     items: Annotated[list[VerifyBody], msgspec.Meta(max_length=MAX_BATCH)]
@@ -122,7 +122,7 @@ class ChargeBody(MeteringBody, kw_only=True):
     """Spend money on one request."""
 
 
-class ChargeBatchBody(Body, kw_only=True):
+class ChargeBatchBody(StrictBody, kw_only=True):
     """Many charges, each on its own, answered in order."""
 
     items: Annotated[list[ChargeBody], msgspec.Meta(max_length=MAX_BATCH)]
@@ -136,7 +136,7 @@ class ReserveBody(MeteringBody, kw_only=True):
     """What is still held after so many seconds is given back."""
 
 
-class RefundBody(Body, kw_only=True):
+class RefundBody(StrictBody, kw_only=True):
     """Give back a charge, in part or (without an amount) whole."""
 
     request_id: Text
@@ -145,7 +145,7 @@ class RefundBody(Body, kw_only=True):
     """How much to give back, in micros; null: all that is left of it."""
 
 
-class CaptureBody(Body, kw_only=True):
+class CaptureBody(StrictBody, kw_only=True):
     """Turn what is held, or part of it, into a charge."""
 
     request_id: Text
@@ -156,14 +156,14 @@ class CaptureBody(Body, kw_only=True):
     """Give back what is still held after it; false: more captures follow."""
 
 
-class ReleaseBody(Body, kw_only=True):
+class ReleaseBody(StrictBody, kw_only=True):
     """Give back what is still held."""
 
     request_id: Text | None = None
     """Your own id of the release."""
 
 
-class RevokeSelfBody(Body, kw_only=True):
+class RevokeSelfBody(StrictBody, kw_only=True):
     """Whoever holds a secret may kill its key."""
 
     reason: Reason | None = None

@@ -40,7 +40,7 @@ from services.api.asking.call import Call
 from services.api.asking.callers import Caller
 from services.api.asking.uses import ChargeBatchBody, ChargeBody, MeteringBody, RefundBody, use_of
 from services.api.operations import OWN_KEY, Reply, operation
-from services.api.resources.metering import Metering, shown_to
+from services.api.resources.metering import MeteringCalls, shown_to
 from services.api.resources.verdicts import MONEY, VERDICTS
 from services.ledger.errors import RefusedLatelyError
 from services.ledger.jobs import Done
@@ -128,7 +128,7 @@ def _charge(call: Call[Any, Any], body: ChargeBody) -> Later:
     return Later(call.ledger.execute(command, caller.asking), partial(_charged, metering, command, keyspace))
 
 
-def _charged(metering: Metering, command: ChargeUsage, keyspace: Keyspace | None, done: Done) -> Answer:
+def _charged(metering: MeteringCalls, command: ChargeUsage, keyspace: Keyspace | None, done: Done) -> Answer:
     outcome, position = metering.outcome_of(command, done)
     if outcome.code != VALID:
         raise metering.refused(outcome, keyspace, position)
@@ -187,7 +187,9 @@ def quotas_of(call: Call[Any, Any], key_id: str, project_id: str | None) -> tupl
     return () if key is None else quota_states(call.books, key, call.now, project_id)
 
 
-def check_metering(metering: Metering, body: MeteringBody, caller: Caller) -> tuple[Keyspace | None, Use]:
+def check_metering(
+    metering: MeteringCalls, body: MeteringBody, caller: Caller
+) -> tuple[Keyspace | None, Use]:
     """The keyspace of the secret (None: the key is named by its id) and the use."""
     use = use_of(body, permissions=body.permissions, ip=body.ip)
     if body.secret is None:

@@ -19,7 +19,7 @@ from keyledger_language import (
     is_easy,
     judge_use,
 )
-from keyledger_language.bounded import BoundedCache, TwoGenerations
+from keyledger_language.bounded_dicts import BoundedCache, TwoGenerations
 from services.api.asking.secrets import Redactor
 from services.api.asking.uses import MAX_SECRET_LENGTH
 from services.ledger.ledger import Ledger

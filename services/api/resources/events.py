@@ -18,7 +18,7 @@ from services.api.asking.call import Call
 from services.api.lists import Limit, OrganizationId
 from services.api.operations import Query, Reply, operation
 from services.ledger.feed import UnknownTypeError, tags_of
-from services.ledger.tail import Wanted
+from services.ledger.tail import EventFilter
 
 _STREAM: Final = head_of(
     (b"content-type", b"text/event-stream; charset=utf-8"), NO_STORE, (b"x-accel-buffering", b"no")
@@ -87,7 +87,7 @@ def _wants_stream(call: Call[Any, Any]) -> bool:
     raise ProblemError("not_acceptable", "The feed comes as application/json or text/event-stream.")
 
 
-def _wanted(call: Call[FeedQuery, Any]) -> Wanted:
+def _wanted(call: Call[FeedQuery, Any]) -> EventFilter:
     names = [one.strip() for one in (call.query.types or "").split(",")]
     try:
         tags = tags_of(name for name in names if name)
@@ -96,10 +96,10 @@ def _wanted(call: Call[FeedQuery, Any]) -> Wanted:
         raise invalid("types", names_wanted) from error
     bound, asked = call.asking.organization_id, call.query.organization_id
     if bound is not None and asked not in {None, bound}:
-        return Wanted(tags=())  # another organization's: as if there were none
+        return EventFilter(tags=())  # another organization's: as if there were none
     organization_id, keyspace_id = bound or asked, call.asking.keyspace_id
     sees = partial(_is_visible, call.books, keyspace_id)
-    return Wanted(tags, sees, organization_id, like=("keyspace", keyspace_id))
+    return EventFilter(tags, sees, organization_id, like=("keyspace", keyspace_id))
 
 
 def _still_allowed(call: Call[Any, Any]) -> Callable[[], bool]:

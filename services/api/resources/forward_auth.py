@@ -21,7 +21,7 @@ from keyledger_edge import (
 )
 from keyledger_edge import ForwardedUse as Forwarded
 from keyledger_language import VALID, KeyFacts, KeyspaceView, Tenant, Verdict
-from keyledger_language.bounded import BoundedCache
+from keyledger_language.bounded_dicts import BoundedCache
 from services.api.answering.answers import Answer, head_of, wire
 from services.api.answering.problems import headers_of
 from services.api.asking.call import CONFLICTING, Call
@@ -29,7 +29,7 @@ from services.api.asking.callers import Caller, Callers
 from services.api.asking.secrets import Redactor
 from services.api.operations import Query, operation
 from services.api.resources.checking import Checker, view_of_keyspace
-from services.api.resources.metering import Metering
+from services.api.resources.metering import MeteringCalls
 from services.api.resources.verdicts import MONEY, VERDICTS
 from services.api.resources.verify import Verify
 from services.ledger.errors import NotOwnerHereError
@@ -77,7 +77,7 @@ class ForwardAuth:
         *,
         checker: Checker,
         verify: Verify,
-        metering: Metering,
+        metering: MeteringCalls,
         trusted_proxies: tuple[str, ...] = (),
     ) -> None:
         self._books = ledger.books

@@ -22,7 +22,7 @@ _MISSING = UseOutcome(code=MISSING)
 _MALFORMED = UseOutcome(code=MALFORMED)
 
 
-class Metering:
+class MeteringCalls:
     """Asks the ledger to charge or to reserve."""
 
     def __init__(self, ledger: Ledger) -> None:

@@ -12,7 +12,7 @@ from domain.decisions.access import find_key
 from domain.errors import NotFoundError
 from domain.instants import Instant, to_text
 from keyledger_language import STATUS_OF_CODE
-from projections.request_lists import GRANTED, RequestPage, Wanted, first_since, list_requests
+from projections.request_lists import GRANTED, RequestFilter, RequestPage, first_since, list_requests
 from projections.requests import (
     MOST_SEARCHED,
     Kind,
@@ -222,7 +222,7 @@ def _is_visible(call: Call[Any, Any], key_id: str) -> bool:
 async def list_all_requests(call: Call[ListRequests, Any]) -> Reply:
     """One page of the request log; a bound root key sees its own."""
     query, bound = call.query, call.asking.organization_id
-    wanted = Wanted(
+    wanted = RequestFilter(
         key_id=query.key_id,
         organization_id=bound or query.organization_id,
         code=known("code", query.code, CODES),
@@ -250,12 +250,12 @@ async def list_all_requests(call: Call[ListRequests, Any]) -> Reply:
 async def get_requests(call: Call[Paging, Any]) -> Reply:
     """One page of a key's request log."""
     key = find_key(call.desk, call.path["key_id"], deleted=True)
-    return await _page(call, Wanted(key_id=key.id))
+    return await _page(call, RequestFilter(key_id=key.id))
 
 
 async def _page(
     call: Call[Any, Any],
-    wanted: Wanted | None,
+    wanted: RequestFilter | None,
     from_at: Instant | None = None,
     to_at: Instant | None = None,
 ) -> Reply:

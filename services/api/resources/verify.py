@@ -17,7 +17,7 @@ from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, Refusal, levels_of, states_of
 from keyledger_edge import rate_limit_headers
 from keyledger_language import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict
-from keyledger_language.bounded import BoundedCache
+from keyledger_language.bounded_dicts import BoundedCache
 from services.api.answering.answers import Answer, encode, json_answer, lines_of, results_answer
 from services.api.answering.money import charge_view, rate_views, reserved_view
 from services.api.answering.problems import ProblemError
@@ -28,7 +28,7 @@ from services.api.asking.callers import Caller
 from services.api.asking.uses import VerifyBatchBody, VerifyBody, use_of
 from services.api.operations import OWN_KEY, operation
 from services.api.resources.checking import Checker, Shortfall
-from services.api.resources.metering import Metering, asked
+from services.api.resources.metering import MeteringCalls, asked
 from services.ledger.errors import RefusedLatelyError
 from services.ledger.ledger import Ledger
 
@@ -48,7 +48,7 @@ class Verify:
     with `edges:connect`, and needs one of the two where money moves.
     """
 
-    def __init__(self, ledger: Ledger, checker: Checker, metering: Metering) -> None:
+    def __init__(self, ledger: Ledger, checker: Checker, metering: MeteringCalls) -> None:
         self._ledger = ledger
         self._books, self._time = ledger.books, ledger.time
         self._checker = checker

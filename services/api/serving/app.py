@@ -52,7 +52,7 @@ from services.api.resources import (
     wallets,
 )
 from services.api.resources.checking import Checker
-from services.api.resources.metering import Metering
+from services.api.resources.metering import MeteringCalls
 from services.api.serving.forwarding import Forwarder
 from services.api.serving.front import CALL, Front
 from services.ledger.feed import Feed
@@ -124,7 +124,7 @@ def build_app(
     if metrics_need_a_key:
         routes = tuple(map(metrics.with_a_key, routes))
     redactor = Redactor(ledger.books, lambda: ledger.confirmed)
-    callers, checker, metering = Callers(ledger), Checker(ledger, redactor), Metering(ledger)
+    callers, checker, metering = Callers(ledger), Checker(ledger, redactor), MeteringCalls(ledger)
     verifying = verify.Verify(ledger, checker, metering)
     streams = streams or Streams()
     registry = CollectorRegistry()

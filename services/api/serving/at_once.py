@@ -37,7 +37,7 @@ _MANNERS: Final = frozenset({b"connection", b"proxy-connection", b"expect"})
 Scope = MutableMapping[str, Any]
 
 
-class Reply(Protocol):
+class WholeResponse(Protocol):
     """A whole answer. Its headers name the body's length, and no `Connection`."""
 
     @property
@@ -60,7 +60,7 @@ class ReplyLater(msgspec.Struct):
     """An answer that must be waited for."""
 
     future: asyncio.Future[Any]
-    reply: Callable[[asyncio.Future[Any]], Reply | None]
+    reply: Callable[[asyncio.Future[Any]], WholeResponse | None]
     """Asked once the future is done, failed or not; None: the request goes the usual way after all."""
 
 
@@ -72,7 +72,7 @@ class AnswersAtOnce(Protocol):
         """May a request for this path (as it was sent) be answered so?"""
         ...
 
-    def at_once(self, scope: Scope, body: bytes) -> Reply | ReplyLater | asyncio.Future[Any] | None:
+    def at_once(self, scope: Scope, body: bytes) -> WholeResponse | ReplyLater | asyncio.Future[Any] | None:
         """The answer to what it hears, or a future of one; None: it goes the usual way. Never raises."""
         ...
 
@@ -272,7 +272,7 @@ class AtOnceProtocol(BoundedProtocol):
 
     # -- answering
 
-    def say(self, reply: Reply, *, closing: bool = False) -> None:
+    def say(self, reply: WholeResponse, *, closing: bool = False) -> None:
         """Write the whole answer."""
         defaults = self.server_state.default_headers
         if defaults is not self._defaults:
@@ -405,7 +405,7 @@ def _nobody_takes(_: tuple[bytes, bytes]) -> None:
     """No request is coming in."""
 
 
-def _result_of(future: asyncio.Future[Any]) -> Reply | None:
+def _result_of(future: asyncio.Future[Any]) -> WholeResponse | None:
     return None if future.exception() is not None else future.result()
 
 

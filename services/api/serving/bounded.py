@@ -30,8 +30,8 @@ from services.api.serving.connections import (
     SLOW_BODY,
     SLOW_HEADERS,
     TOO_MANY,
+    ConnectionRefusal,
     Connections,
-    Refusal,
 )
 
 SLICE: Final = 16_384
@@ -68,7 +68,7 @@ _REFUSED: Final = 4
 class RefusedError(Exception):
     """Ends the parser's work from within one of its callbacks."""
 
-    def __init__(self, refusal: Refusal, code: str, detail: str) -> None:
+    def __init__(self, refusal: ConnectionRefusal, code: str, detail: str) -> None:
         super().__init__(detail)
         self.refusal = refusal
         self.code = code
@@ -301,7 +301,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, why: RefusedError) -> None:
         self.refuse(why.refusal, why.code, why.detail)
 
-    def refuse(self, refusal: Refusal, code: str, detail: str) -> None:
+    def refuse(self, refusal: ConnectionRefusal, code: str, detail: str) -> None:
         """Say why, read nothing more, close."""
         if self._stage == _REFUSED or self.transport.is_closing():
             return

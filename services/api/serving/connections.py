@@ -61,7 +61,7 @@ def bounds_of(settings: Settings) -> Bounds:
     )
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class ConnectionRefusal(msgspec.Struct, frozen=True):
     """One kind of refusal."""
 
     reason: str
@@ -70,37 +70,37 @@ class Refusal(msgspec.Struct, frozen=True):
     """What it is, for the log, and what to do about it."""
 
 
-TOO_MANY: Final = Refusal(
+TOO_MANY: Final = ConnectionRefusal(
     "too_many_connections",
     "As many connections are open as may be: see KEYLEDGER_MAX_CONNECTIONS and the limit of open files.",
 )
-GAVE_WAY: Final = Refusal(
+GAVE_WAY: Final = ConnectionRefusal(
     "gave_way",
     "All connections were taken, and one that had sent no request yet was closed for a new one: "
     "see KEYLEDGER_MAX_CONNECTIONS.",
 )
-SILENT: Final = Refusal(
+SILENT: Final = ConnectionRefusal(
     "silent", "A client connected and sent nothing: closed after KEYLEDGER_HEADER_SECONDS."
 )
-SLOW_HEADERS: Final = Refusal(
+SLOW_HEADERS: Final = ConnectionRefusal(
     "slow_headers", "A request's headers did not come within KEYLEDGER_HEADER_SECONDS: answered 408."
 )
-SLOW_BODY: Final = Refusal(
+SLOW_BODY: Final = ConnectionRefusal(
     "slow_body", "A request's body came too slowly for KEYLEDGER_BODY_SECONDS: answered 408."
 )
-LARGE_HEADERS: Final = Refusal(
+LARGE_HEADERS: Final = ConnectionRefusal(
     "headers_too_large",
     "A request's headers are larger than KEYLEDGER_MAX_HEADER_BYTES, or more than KEYLEDGER_MAX_HEADERS: "
     "answered 431.",
 )
-LONG_URL: Final = Refusal(
+LONG_URL: Final = ConnectionRefusal(
     "url_too_long", "A request's URL is longer than KEYLEDGER_MAX_URL_BYTES: answered 414."
 )
-MALFORMED: Final = Refusal("malformed", "What a client sent is no HTTP: answered 400.")
-NOT_READING: Final = Refusal(
+MALFORMED: Final = ConnectionRefusal("malformed", "What a client sent is no HTTP: answered 400.")
+NOT_READING: Final = ConnectionRefusal(
     "not_reading", "A client does not take its answer: the connection is given up after 30 seconds."
 )
-OUT_OF_FILES: Final = Refusal(
+OUT_OF_FILES: Final = ConnectionRefusal(
     "out_of_files",
     "The process has as many files open as it may, and cannot accept connections: "
     "raise its limit of open files, or lower KEYLEDGER_MAX_CONNECTIONS.",
@@ -174,7 +174,7 @@ class Connections(Collector):
         """It is closed."""
         self._open.discard(connection)
 
-    def count(self, refusal: Refusal, client: str | None = None) -> None:
+    def count(self, refusal: ConnectionRefusal, client: str | None = None) -> None:
         """Somebody was refused; the log says so with the next sweep."""
         self.refused[refusal.reason] += 1
         self._last_client[refusal.reason] = client

@@ -22,7 +22,7 @@ class BusUnreachableError(Exception):
     """No NATS server answers."""
 
 
-class EdgeBus:
+class NatsConnection:
     """One connection to NATS. Once lost it stays lost: a new one hides nothing that was missed."""
 
     def __init__(self, client: Client, root_key_id: str) -> None:
@@ -32,7 +32,7 @@ class EdgeBus:
     @classmethod
     async def connect(
         cls, terms: ConnectAnswer, on_grant: Callable[[bytes], None], on_changes: Callable[[bytes], None]
-    ) -> EdgeBus:
+    ) -> NatsConnection:
         """Connect and listen; BusUnreachableError when nobody answers."""
 
         async def ignore(_error: Exception) -> None:

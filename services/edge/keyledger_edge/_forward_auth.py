@@ -16,7 +16,7 @@ import msgspec
 
 from keyledger_edge.errors import AmbiguousCredentialsError, BadRequestError
 from keyledger_language import codes
-from keyledger_language.bounded import BoundedCache
+from keyledger_language.bounded_dicts import BoundedCache
 from keyledger_language.judging import ip_allowed
 from keyledger_language.messages import KeyspaceView
 from keyledger_language.rate_limits import RateState

@@ -14,8 +14,8 @@ import msgspec
 
 from keyledger_edge._memory import Entry, Memory
 from keyledger_edge._tombstones import Tombstones
-from keyledger_edge._views import Told
-from keyledger_language.bounded import NewestDict
+from keyledger_edge._views import ViewsAsOf
+from keyledger_language.bounded_dicts import NewestDict
 from keyledger_language.facts import KeyFacts
 from keyledger_language.messages import (
     Change,
@@ -66,7 +66,7 @@ class _Asked(NamedTuple):
     last_message: int
 
 
-class Counters:
+class CacheCounters:
     """How the memory is doing, since the start."""
 
     __slots__ = (
@@ -138,7 +138,7 @@ class LeasedCache:
         self.at = 0
         """The ledger's time of day at the last look-up, microseconds."""
         self._hits = 0
-        self.counters = Counters()
+        self.counters = CacheCounters()
 
     # -- asked on every verification ------------------------------------------------------
 
@@ -478,7 +478,7 @@ class LeasedCache:
             return answer.as_of >= max(self._tombstones.last_key, self._tombstones.floor)
         return not self._tombstones.outdates(answer.facts, answer.as_of)
 
-    def believes_view(self, keyspace_id: str, told: Told) -> bool:
+    def believes_view(self, keyspace_id: str, told: ViewsAsOf) -> bool:
         """Rule 7: is a keyspace that was told then at least as new as everything we know to have changed?"""
         member = self._member
         return (

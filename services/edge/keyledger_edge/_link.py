@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyledger_edge._leased_cache import LeasedCache, Membership
 from keyledger_edge._ledger_client import LedgerClient
-from keyledger_edge._views import KeyspaceViews, Told
+from keyledger_edge._views import KeyspaceViews, ViewsAsOf
 from keyledger_edge.errors import EdgeError, LedgerUnreachableError, RefusedByLedgerError
 from keyledger_language.messages import (
     ConnectAnswer,
@@ -22,7 +22,7 @@ from keyledger_language.messages import (
 )
 
 if TYPE_CHECKING:
-    from keyledger_edge._bus import EdgeBus
+    from keyledger_edge._bus import NatsConnection
 
 _PAUSE_SECONDS: Final = 0.05
 _MAX_PAUSE_SECONDS: Final = 1.0
@@ -59,7 +59,7 @@ class EdgeLink:
         """How often we were ignored though the ledger answers over HTTP."""
         self._tasks: list[asyncio.Task[None]] = []
         self._saying: set[asyncio.Task[None]] = set()
-        self._bus: EdgeBus | None = None
+        self._bus: NatsConnection | None = None
         self._leased: asyncio.Event | None = None
         self._heard: asyncio.Event | None = None
         """Something came that may have been about keyspaces."""
@@ -206,7 +206,7 @@ class EdgeLink:
     async def _introduce(self, request: ConnectRequest) -> ConnectAnswer:
         number = self.views.begin()
         terms = self._terms = await self.client.connect(request)
-        told = Told(terms.partition, terms.epoch, terms.lineage, terms.as_of)
+        told = ViewsAsOf(terms.partition, terms.epoch, terms.lineage, terms.as_of)
         self.views.told(number, terms.keyspaces, told)
         return terms
 
@@ -226,11 +226,11 @@ class EdgeLink:
                 await self._introduce_again()
 
     async def _serve_one_connection(self) -> None:
-        from keyledger_edge._bus import BusUnreachableError, EdgeBus  # noqa: PLC0415 - nats-py takes a while to import
+        from keyledger_edge._bus import BusUnreachableError, NatsConnection  # noqa: PLC0415 - nats-py takes a while to import
 
         assert self._terms is not None, "joined before"
         try:
-            self._bus = await EdgeBus.connect(self._terms, self._hear_grant, self._hear_changes)
+            self._bus = await NatsConnection.connect(self._terms, self._hear_grant, self._hear_changes)
         except BusUnreachableError:
             return
         try:
@@ -239,7 +239,7 @@ class EdgeLink:
             bus, self._bus = self._bus, None
             await bus.close()
 
-    async def _ping_while_it_works(self, bus: EdgeBus, terms: ConnectAnswer) -> None:
+    async def _ping_while_it_works(self, bus: NatsConnection, terms: ConnectAnswer) -> None:
         loop = asyncio.get_running_loop()
         lost_after = _LOST_AFTER_LEASES * (terms.lease_ms + self._serve_stale_ms) / 1000
         grants, heard = self._cache.counters.grants, loop.time()

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from keyledger_language import codes
-from keyledger_language.bounded import BoundedCache, TwoGenerations
+from keyledger_language.bounded_dicts import BoundedCache, TwoGenerations
 from keyledger_language.facts import KeyFacts
 from keyledger_language.verdicts import Verdict
 

@@ -26,7 +26,7 @@ from keyledger_edge._forward_auth import (
 from keyledger_edge._verifier import Verifier
 from keyledger_edge.errors import BadRequestError, RefusedByLedgerError, UnknownKeyspaceError
 from keyledger_language import codes
-from keyledger_language.bounded import BoundedCache
+from keyledger_language.bounded_dicts import BoundedCache
 from keyledger_language.facts import KeyFacts
 from keyledger_language.messages import KeyspaceView, VerifyBatchRequest, VerifyRequest
 from keyledger_language.uses import NO_USE, Use

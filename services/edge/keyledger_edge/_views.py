@@ -15,7 +15,7 @@ from keyledger_language.messages import KeyspacesAnswer, KeyspaceView
 _FLIGHTS_PER_USE: Final = 3
 
 
-class Told(NamedTuple):
+class ViewsAsOf(NamedTuple):
     """When views were told: at a position, by a ledger process, in an epoch."""
 
     partition: int
@@ -32,7 +32,7 @@ class ViewMemory(Protocol):
         """Is every change that was fenced known?"""
         ...
 
-    def believes_view(self, keyspace_id: str, told: Told, /) -> bool:
+    def believes_view(self, keyspace_id: str, told: ViewsAsOf, /) -> bool:
         """Is a view that was told then at least as new as all that is known to have changed?"""
         ...
 
@@ -53,7 +53,7 @@ class KeyspaceViews:
         self.on_told: Callable[[], None] = lambda: None
         self._memory = memory
         self._ask = ask
-        self._told: Told | None = None
+        self._told: ViewsAsOf | None = None
         self._number = self._told_by = 0
         """Questions, in the order in which they were sent; and which of them told what is known."""
         self._flight: _Flight | None = None
@@ -63,7 +63,7 @@ class KeyspaceViews:
         self._number += 1
         return self._number
 
-    def told(self, number: int, keyspaces: Sequence[KeyspaceView], told: Told) -> None:
+    def told(self, number: int, keyspaces: Sequence[KeyspaceView], told: ViewsAsOf) -> None:
         """The answer to a question; that to an earlier one may come late, and changes nothing."""
         if number < self._told_by:
             return
@@ -113,7 +113,7 @@ class KeyspaceViews:
             if self._flight is not None and self._flight.number == number:
                 self._flight = None
         self.told(
-            number, answer.keyspaces, Told(answer.partition, answer.epoch, answer.lineage, answer.as_of)
+            number, answer.keyspaces, ViewsAsOf(answer.partition, answer.epoch, answer.lineage, answer.as_of)
         )
         return True
 

@@ -19,7 +19,7 @@ from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, Keyspace
 from domain.organizations import Organization, Plan, Project
 from domain.ports import Clock, FenceClock
-from domain.projecting import Placed, Row
+from domain.projecting import FoundEvent, Row
 from infra.memory.clock import FixedClock
 from infra.memory.log import MemoryLog, MemoryStorage
 from infra.memory.state_rows import MemoryStateRows
@@ -206,28 +206,28 @@ class MemoryEvents:
         positions: Container[int] | None = None,
         types: Sequence[str] | None = None,
         stream: str | None = None,
-    ) -> list[Placed]:
+    ) -> list[FoundEvent]:
         """These events; what is not asked for is not decoded, which takes longer than all else."""
         return [
-            Placed(one.position, one.version, self._decode(one))
+            FoundEvent(one.position, one.version, self._decode(one))
             for one in self._storage.events
             if (positions is None or one.position in positions)
             and (types is None or one.type in types)
             and stream in {None, one.stream}
         ]
 
-    async def at(self, positions: Sequence[int]) -> list[Placed]:
+    async def at(self, positions: Sequence[int]) -> list[FoundEvent]:
         return self.placed(set(positions))
 
     async def between(
         self, first: int, last: int, types: Sequence[str], organization_id: str | None = None
-    ) -> list[Placed]:
+    ) -> list[FoundEvent]:
         found = self.placed(range(first, last + 1), types)
         return [one for one in found if organization_id in {None, one.event.organization_id}]
 
     async def stream(
         self, stream: str, types: Sequence[str] | None, *, after: int, limit: int, newest_first: bool
-    ) -> list[Placed]:
+    ) -> list[FoundEvent]:
         found = [
             one
             for one in self.placed(types=types, stream=stream)
