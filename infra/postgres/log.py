@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
 import structlog
@@ -42,6 +42,7 @@ from infra.postgres.data_keys import select_data_keys
 from infra.postgres.datastore import SessionDatastore
 from infra.postgres.hints import HintSender
 from infra.postgres.insertion import PackedGroup, pack_group
+from infra.postgres.notifications import LoggedEvent
 from infra.postgres.recorder import LedgerRecorder
 from infra.postgres.sessions import Sessions
 
@@ -273,7 +274,7 @@ class PostgresLog:
         return found
 
     def _behind(self, after: int, limit: int) -> list[RecordedEvent]:
-        return self._recorder.select_notifications(after, limit, inclusive_of_start=False).rows()
+        return _recorded(self._recorder.select_notifications(after, limit, inclusive_of_start=False))
 
     async def _prove(self, last: RecordedEvent) -> None:
         event = (last.position, last.mark)
@@ -288,7 +289,7 @@ class PostgresLog:
 
     async def read_at(self, positions: Sequence[int]) -> list[RecordedEvent]:
         """The events at these positions, in order."""
-        return await self._readers.run(lambda _: self._recorder.select_at(positions).rows())
+        return await self._readers.run(lambda _: _recorded(self._recorder.select_at(positions)))
 
     async def data_keys(self, subjects: Sequence[str] | None = None) -> dict[str, bytes]:
         """All data keys, or those of some subjects."""
@@ -427,3 +428,8 @@ class PostgresLog:
             self._writer.execute(_ANNOUNCE, (self.partition, address, incarnation, os.getpid()))
         except psycopg.Error as error:
             raise LogUnavailableError(f"PostgreSQL: {error}") from error
+
+
+def _recorded(found: list[LoggedEvent]) -> list[RecordedEvent]:
+    """The same list; to a type checker it is another one, since a list may be written to."""
+    return cast(list[RecordedEvent], found)

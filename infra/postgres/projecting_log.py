@@ -18,7 +18,6 @@ from domain.projecting import Run
 from infra.postgres.data_keys import DataKeys, select_data_keys
 from infra.postgres.datastore import SessionDatastore
 from infra.postgres.mapper import EventMapper, is_wrapped
-from infra.postgres.notifications import Notifications
 from infra.postgres.recorder import LedgerRecorder
 
 MOST_BYTES: Final = 16_000_000
@@ -76,42 +75,39 @@ class RunReader:
         Raises OtherHistoryError where `after` has another mark than the one given, or is not there.
         """
         asked = min(limit, max(1, MOST_BYTES // self._bytes_each))
-        known = 1 if after > 0 else 0
-        # The last one that is known is read with those behind it, and compared.
-        found = self._recorder.select_notifications(after, asked + known)
-        if known and mark is not None and not _is(found, after, mark):
+        found = self._recorder.select_data(after, asked)
+        if mark is not None and after > 0 and found.mark_before != mark:
             raise OtherHistoryError(
                 f"Event {after}, up to which the projections were made, is not in the log"
             )
-        states = found.states()[known:]
-        if not states:
-            return Batch([], 0, asked, after, mark or 0)
-        last = found[-1]
-        if last.position != after + len(states):
-            raise HoleError(f"positions are missing between {after} and {last.position}")
-        self._bytes_each = max(1, sum(map(len, states)) // len(states))
-        runs = _runs(after + 1, self._events(found, states, known))
-        return Batch(runs, len(states), asked, last.position, last.mark)
+        data = found.data
+        if not data:
+            return Batch([], 0, asked, after, found.mark_before or 0)
+        if found.last != after + len(data):
+            raise HoleError(f"positions are missing between {after} and {found.last}")
+        self._bytes_each = max(1, sum(map(len, data)) // len(data))
+        return Batch(_runs(after + 1, self._events(after, data)), len(data), asked, found.last, found.mark)
 
-    def _events(self, found: Notifications, states: Sequence[bytes], known: int) -> list[Event]:
+    def _events(self, after: int, data: Sequence[bytes]) -> list[Event]:
+        first = after + 1
         try:
-            events = self._mapper.decode_public(states)
+            events = self._mapper.decode_public(data)
         except msgspec.ValidationError:
             # Of another time than this program: the mapper knows the older ones, and says what is unknown.
-            return self._whole(found.rows()[known:])
+            return self._whole(range(first, first + len(data)))
         private = [
-            index
-            for index, state in enumerate(states)
-            if is_wrapped(state) and type(events[index]) not in _NOT_READ
+            first + index
+            for index, one in enumerate(data)
+            if is_wrapped(one) and type(events[index]) not in _NOT_READ
         ]
         if private:
-            whole = self._whole([found[index + known] for index in private])
-            for index, event in zip(private, whole, strict=True):
-                events[index] = event
+            for position, event in zip(private, self._whole(private), strict=True):
+                events[position - first] = event
         return events
 
-    def _whole(self, rows: Sequence[RecordedEvent]) -> list[Event]:
+    def _whole(self, positions: Sequence[int]) -> list[Event]:
         """These events with their personal fields."""
+        rows = self._recorder.select_at(positions)
         events = [self._decode_row(row) for row in rows]
         unread = [
             (index, subject)
@@ -135,10 +131,6 @@ class RunReader:
         found = select_data_keys(self._connection, subjects)
         self._mapper.data_keys.learn(found)
         self._erased |= subjects - {subject for subject, material in found.items() if material}
-
-
-def _is(found: Notifications, position: int, mark: int) -> bool:
-    return bool(found) and (found[0].position, found[0].mark) == (position, mark)
 
 
 def _runs(position: int, events: Sequence[Event]) -> list[Run]:

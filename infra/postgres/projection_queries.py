@@ -15,7 +15,7 @@ from infra.postgres.arrays import UuidArray
 from infra.postgres.data_keys import select_data_keys
 from infra.postgres.datastore import SessionDatastore
 from infra.postgres.mapper import EventMapper
-from infra.postgres.notifications import Notifications
+from infra.postgres.notifications import LoggedEvent
 from infra.postgres.projection_schema import LIVE
 from infra.postgres.recorder import LedgerRecorder
 from infra.postgres.sessions import Sessions
@@ -94,9 +94,9 @@ class PostgresEventReader:
         rows = await self._sessions.run(lambda connection: connection.execute(select, parameters).fetchall())
         return [position for (position,) in rows]
 
-    async def _placed(self, select: Callable[[], Notifications]) -> list[FoundEvent]:
+    async def _placed(self, select: Callable[[], list[LoggedEvent]]) -> list[FoundEvent]:
         def work(connection: Connection[Any]) -> list[FoundEvent]:
-            found = select().rows()
+            found = select()
             self._learn(connection, found)
             return [FoundEvent(one.position, one.version, self._mapper.decode(one)) for one in found]
 

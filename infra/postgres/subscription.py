@@ -100,10 +100,8 @@ class LedgerSubscription(Subscription["LedgerRecorder"]):
             self._pause()
 
     def _read(self) -> list[LoggedEvent]:
-        return list(
-            self._on_session.select_notifications(
-                self._last, _READ, topics=self._topics, inclusive_of_start=False
-            )
+        return self._on_session.select_notifications(
+            self._last, _READ, topics=self._topics, inclusive_of_start=False
         )
 
     def _connect(self) -> None:

@@ -155,20 +155,24 @@ def test_what_is_asked_for_is_found(
     assert [one.id for one in ask(filled)] == positions  # type: ignore[attr-defined]  # a notification
 
 
-def test_rows_are_the_same_however_they_are_looked_at(filled: LedgerRecorder) -> None:
-    one_by_one, at_once, states = (filled.select_notifications(1, 10) for _ in range(3))
-
-    singly = [one_by_one[index] for index in range(6)]
-    assert singly == list(at_once) == at_once.rows() == [one_by_one[index - 6] for index in range(6)]
-    assert states.states() == [row.data for row in singly]
-    assert at_once[1:3] == singly[1:3] == one_by_one[1:3]
-    assert singly[1] == (2, "schlüssel_✓", 1, "key.revoked", b"data 1", -1)
-    last = singly[-1]
+def test_a_row_has_the_librarys_names_and_ours(filled: LedgerRecorder) -> None:
+    last = filled.select_notifications(1, 10)[-1]
+    assert filled.select_at([2]) == [(2, "schlüssel_✓", 1, "key.revoked", b"data 1", -1)]
     names = (last.id, last.originator_id, last.originator_version, last.topic, last.state, last.mark)
     assert names == tuple(last)
-    for index in (6, -7):
-        with pytest.raises(IndexError):
-            filled.select_notifications(1, 10)[index]
+
+
+@pytest.mark.parametrize("after", range(7))
+@pytest.mark.parametrize("limit", [1, 2, 10])
+def test_data_alone_is_the_data_of_the_same_events(filled: LedgerRecorder, after: int, limit: int) -> None:
+    rows = filled.select_notifications(after, limit, inclusive_of_start=False)
+    before = filled.select_at([after])
+
+    found = filled.select_data(after, limit)
+
+    assert found.data == [row.data for row in rows]
+    assert (found.last, found.mark) == ((rows[-1].position, rows[-1].mark) if rows else (0, 0))
+    assert found.mark_before == (before[0].mark if before else None)
 
 
 def test_its_end_is_position_mark_and_epoch(recorder: LedgerRecorder) -> None:
@@ -188,6 +192,6 @@ def test_what_is_decoded_by_the_thousand_is_what_is_decoded_singly_without_perso
 ) -> None:
     using = mapper()
     events = History(seed).grow(200)
-    states = [using.encode(one, "stream") for one in events]
+    data = [using.encode(one, "stream") for one in events]
 
-    assert using.decode_public(states) == [msgspec.structs.replace(one, private=None) for one in events]
+    assert using.decode_public(data) == [msgspec.structs.replace(one, private=None) for one in events]
