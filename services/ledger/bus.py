@@ -30,9 +30,7 @@ from domain.ports import (
     NewEvent,
 )
 from domain.state import Due
-from keyledger_language import (
-    Change,
-)
+from keyledger_language import Change
 from services.ledger.errors import (
     Lost,
     NotOwnerHereError,

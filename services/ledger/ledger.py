@@ -13,9 +13,7 @@ from domain.desk import Desk
 from domain.instants import Instant
 from domain.state import Books, Draft
 from infra.position_watch import PositionWatch
-from keyledger_language import (
-    RateLimiter,
-)
+from keyledger_language import RateLimiter
 from services.ledger.bus import Bus
 from services.ledger.edge_rights import may_connect
 from services.ledger.errors import OtherHistoryHereError

@@ -9,9 +9,7 @@ from typing import Any
 from domain.decisions.passing_time import is_open
 from domain.facts import FactsBook
 from domain.state import Draft, State
-from keyledger_language import (
-    position_prefix,
-)
+from keyledger_language import position_prefix
 from services.ledger.group import DecidedGroup
 from services.ledger.narrowings import Narrowings
 from services.ledger.recent_claims import RecentClaims

@@ -6,13 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from domain.ports import FenceClock
-from keyledger_edge import (
-    UNKNOWN,
-    Unknown,
-)
-from keyledger_language import (
-    KeyFacts,
-)
+from keyledger_edge import UNKNOWN, Unknown
+from keyledger_language import KeyFacts
 
 
 class OwnedUntil(Protocol):

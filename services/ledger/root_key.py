@@ -8,10 +8,7 @@ from domain.commands import BootstrapRootKey
 from domain.desk import SYSTEM_ASKING
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, ROOT_SHAPE
 from domain.state import Books
-from keyledger_language import (
-    fingerprint,
-    hint,
-)
+from keyledger_language import fingerprint, hint
 from services.ledger.bus import Bus
 
 log = structlog.get_logger()

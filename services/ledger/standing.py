@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from infra.position_watch import PositionWatch
-from keyledger_language import (
-    Change,
-)
+from keyledger_language import Change
 from services.ledger.errors import (
     NotOwnerHereError,
     OtherHistoryHereError,

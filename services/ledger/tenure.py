@@ -12,9 +12,7 @@ import structlog
 from domain.changes import change_of
 from domain.commands import RecordFence
 from domain.desk import SYSTEM_ASKING
-from keyledger_language import (
-    Change,
-)
+from keyledger_language import Change
 from services.ledger.bus import Bus
 from services.ledger.edge_rights import may_connect, root_keys_with_edges
 from services.ledger.errors import CannotAnswerError

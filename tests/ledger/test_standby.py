@@ -6,12 +6,8 @@ import pytest
 
 from domain import commands as c
 from domain import events as e
-from keyledger_edge import (
-    UNKNOWN,
-)
-from keyledger_language import (
-    KeyFacts,
-)
+from keyledger_edge import UNKNOWN
+from keyledger_language import KeyFacts
 from services.ledger import ownership, standby_watch, sure_append
 from services.ledger.errors import NotOwnerHereError, UnknownOutcomeError, WaitsForStandbyError
 from services.ledger.lease_terms import LeaseTerms

@@ -7,10 +7,7 @@ import pytest
 from domain import commands as c
 from domain import events as e
 from domain.instants import SECOND
-from keyledger_language import (
-    Tenant,
-    Use,
-)
+from keyledger_language import Tenant, Use
 from services.ledger import upkeep
 from services.ledger.sightings import Refused, Sightings
 from tests.ledger.world import Process, World, charge, reserve, until

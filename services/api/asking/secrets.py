@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from domain.state import Books
-from keyledger_language import (
-    SecretShape,
-    redact,
-)
+from keyledger_language import SecretShape, redact
 from services.redaction import SHORTEST_SECRET, may_hold_secret, without_long_runs
 
 
