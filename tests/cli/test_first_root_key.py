@@ -19,7 +19,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.owner, self.stands_by = True, False
-        self.state = SimpleNamespace(keys={})
+        self.books = SimpleNamespace(keys={})
         self.facts = self
         self.known: dict[bytes, str] = {}
         self.killed = False
@@ -28,7 +28,7 @@ class Ledger:
         if self.killed:
             raise ConnectionError
         self.known[fingerprint(secret)] = secret
-        self.state.keys[secret] = SimpleNamespace(keyspace_id=ROOT_KEYSPACE_ID)
+        self.books.keys[secret] = SimpleNamespace(keyspace_id=ROOT_KEYSPACE_ID)
 
     def find(self, digest: bytes) -> Any:
         return self.known.get(digest)
