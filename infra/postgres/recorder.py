@@ -2,7 +2,7 @@
 
 As the library has it: `max_notification_id`, and what its `Application`, its event store and its
 projections do with a recorder. Replaced, for the reasons and figures in docs/decisions/frame.md: the
-statement that inserts, the two that select, and `subscribe`.
+statement that inserts, those that select, and `subscribe`.
 """
 
 from __future__ import annotations
