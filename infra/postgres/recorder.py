@@ -111,6 +111,8 @@ class LedgerRecorder(PostgresApplicationRecorder):
         It goes where it names the end of the log, or nowhere, and is never sent twice. Raises
         LogUnavailableError, or OutcomeUnknownError when the session broke; completing it raises the rest.
         """
+        if isinstance(self.datastore, PooledDatastore):
+            raise NotSupportedError("A pool takes its connection back before the answer is there.")
         with self.datastore.get_connection() as connection:
             return self._send(connection, group)
 
@@ -146,7 +148,9 @@ class LedgerRecorder(PostgresApplicationRecorder):
             if behind is None:
                 head = self._insert_at_end(pack)
             else:
-                head = self.begin_insert(pack(behind=behind, data_keys=data_keys)).complete()
+                # One connection from sending to the answer: a pool would hand it to somebody else between.
+                with self.datastore.get_connection() as connection:
+                    head = self._send(connection, pack(behind=behind, data_keys=data_keys)).complete()
         except (NotOwnerError, LogUnavailableError, OutcomeUnknownError) as error:
             raise OperationalError(str(error)) from error
         except (ValueError, ClaimTakenError, HeadMovedError) as error:

@@ -16,7 +16,7 @@ from psycopg import Connection
 from domain.ports import HeadMovedError, HistoryPoint, NewClaim, NewEvent, NotOwnerError, mark_of
 from infra.postgres.arrays import register_packed_arrays
 from infra.postgres.connections import ADVISORY_CLASS, connect
-from infra.postgres.datastore import SessionDatastore
+from infra.postgres.datastore import PooledDatastore, SessionDatastore
 from infra.postgres.insertion import pack_group
 from infra.postgres.recorder import LedgerRecorder
 from tests.contract.projected_worlds import mapper
@@ -109,6 +109,18 @@ def test_whoever_does_not_hold_the_partition_writes_nothing(
             with pytest.raises(OperationalError, match="another session owns partition 0"):
                 other.insert_events([event(1)], behind=behind)
     assert recorder.max_notification_id() is None
+
+
+def test_a_pool_keeps_the_connection_until_the_answer_is_there(ledger_database: str) -> None:
+    with PooledDatastore(ledger_database) as datastore:
+        pooled = LedgerRecorder(datastore)
+        for elsewhere in (HistoryPoint(0, 0, 9), HistoryPoint(5, 0, 1)):
+            with pytest.raises(IntegrityError, match="is"):
+                pooled.insert_events([event(1)], behind=elsewhere)
+        assert pooled.insert_events([event(1)], behind=BEGIN) == range(1, 2)
+        assert pooled.insert_events([event(2)]) == range(2, 3)
+        with pytest.raises(NotSupportedError):
+            pooled.begin_insert(packed(event(3), behind=pooled.end()))
 
 
 # -- reading --------------------------------------------------------------------------------------
