@@ -45,6 +45,7 @@ mypy: $(STAMP)
 	$(BIN)/mypy
 	cd services/edge && ../../$(BIN)/mypy --strict --warn-unreachable -p keyledger_edge
 	cd services/language && ../../$(BIN)/mypy --strict --warn-unreachable -p keyledger_language
+	cd services/reading && ../../$(BIN)/mypy --strict --warn-unreachable -p keyledger_reading
 
 pyright: $(STAMP)
 	$(BIN)/basedpyright
@@ -79,16 +80,17 @@ campaign-schema: $(STAMP) ## requests made from the API description, 200 of each
 	KEYLEDGER_TEST_SEED=$${KEYLEDGER_TEST_SEED:-$$RANDOM} KEYLEDGER_SCHEMA_EXAMPLES=$${KEYLEDGER_SCHEMA_EXAMPLES:-200} \
 		$(PYTEST) tests/e2e/test_schema.py -s
 
-wheel: $(STAMP) ## the three distributions, into dist/
+wheel: $(STAMP) ## the four distributions, into dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist services/language
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist services/edge
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist services/reading
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 # Universal for Python 3.11 and later; the files hold hashes and no address.
 COMPILE = $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header --no-emit-package keyledger-edge \
-	--no-emit-package keyledger-language
+	--no-emit-package keyledger-language --no-emit-package keyledger-reading
 
 lock: $(STAMP) ## pin the newest versions that pyproject.toml allows, with hashes
 	$(COMPILE) --upgrade pyproject.toml --group dev --output-file requirements/dev.txt
@@ -99,6 +101,6 @@ clean: ## remove builds and caches, but never .keyledger
 	find $(SERVER_FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements/dev.txt requirements/install pyproject.toml services/edge/pyproject.toml \
-		services/language/pyproject.toml
+		services/language/pyproject.toml services/reading/pyproject.toml
 	@bash requirements/install
 	@printf '%s' "$(CURDIR)" > $@

@@ -7,9 +7,9 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from domain.instants import Instant
 from domain.money import MAX_MICROS
 from domain.windows import WINDOWS, Window, window_starts
+from keyledger_language.instants import Instant
 
 Unit = Literal["micros", "requests"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from domain import events as e
 from domain.state import Books
 from keyledger_language import Change, Scopes
+from keyledger_language import events as e
 
 _GRANTING = (
     e.KeyspaceDefined,

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from domain.events import Event, RevocationFenced, public_name
 from domain.ids import format_position, placed_id
-from domain.instants import DAY, Instant, to_text
 from keyledger_language import position_prefix
+from keyledger_language.events import Event, RevocationFenced, public_name
+from keyledger_language.instants import DAY, Instant, to_text
 
 TYPE_PREFIX: Final = "keyledger."
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from domain.events import Denial, Origin, Quota
-from domain.instants import Instant
 from keyledger_language import NO_USE, AcceptedFormat, Allowed, RateLimit, SecretFormat, Use
+from keyledger_language.events import Denial, Origin, Quota
+from keyledger_language.instants import Instant
 
 UNSET = msgspec.UNSET
 UnsetType = msgspec.UnsetType

@@ -7,14 +7,14 @@ from typing import NamedTuple, Protocol
 
 from domain import ids
 from domain.commands import Asking, Metering
-from domain.events import Event, Private, stream_of
 from domain.evolve import evolve
 from domain.facts import FactsBook
-from domain.instants import Instant
 from domain.keys import Key, Secret
 from domain.ports import NewClaim
 from domain.state import Draft
 from keyledger_language import KeyFacts, RateLimit, RateState
+from keyledger_language.events import Event, Private, stream_of
+from keyledger_language.instants import Instant
 
 
 class Limiter(Protocol):

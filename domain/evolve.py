@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from domain import events as e
 from domain.accounts import Counters, Reservation, Wallet
-from domain.instants import DAY, Instant
 from domain.keys import Key, Secret
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan, Project
 from domain.state import Books, owned
 from domain.windows import window_starts
+from keyledger_language import events as e
+from keyledger_language.instants import DAY, Instant
 
 
 def evolve(books: Books, event: e.Event, position: int) -> None:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from domain.events import Quota
-from domain.instants import Instant
 from keyledger_language import RateLimit, Scopes
+from keyledger_language.events import Quota
+from keyledger_language.instants import Instant
 
 Status = Literal["active", "disabled", "revoked", "expired"]
 

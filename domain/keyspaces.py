@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from domain.instants import Instant
 from keyledger_language import AcceptedFormat, SecretFormat, SecretShape
+from keyledger_language.instants import Instant
 
 ROOT_PREFIX = "kl_root_"
 ROOT_KEYSPACE_ID = "ks_00000000000000000000000000"

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from domain.events import Quota
-from domain.instants import Instant
+from keyledger_language.events import Quota
+from keyledger_language.instants import Instant
 
 
 class Organization(msgspec.Struct, frozen=True, kw_only=True):

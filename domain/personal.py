@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec.structs import FieldInfo, replace
 
-from domain.events import Private
 from domain.keys import Key
 from domain.organizations import Organization, Project
+from keyledger_language.events import Private
 
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-from domain.events import Event
+from keyledger_language.events import Event
 
 Row = tuple[Any, ...]
 Handler = Callable[[Sequence[Any], int], None]

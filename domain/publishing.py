@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from domain.cloud_events import cloud_event, to_json
-from domain.events import Event, public_name
+from keyledger_language.events import Event, public_name
 
 MESSAGE_ID: Final = "Nats-Msg-Id"
 LOG_ID: Final = "Keyledger-Log"

@@ -7,11 +7,11 @@ from typing import Literal
 import msgspec
 
 from domain.accounts import Counters, Tally
-from domain.events import Quota
-from domain.instants import DAY, Instant
 from domain.keys import Key
 from domain.state import Books
 from domain.windows import WINDOWS, Window, window_end, window_starts
+from keyledger_language.events import Quota
+from keyledger_language.instants import DAY, Instant
 
 Level = Literal["key", "project", "organization"]
 

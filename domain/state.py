@@ -8,10 +8,10 @@ from heapq import heappush
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from domain.accounts import Counters, Reservation, Wallet
-from domain.instants import Instant
 from domain.keys import Key, Secret
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan, Project
+from keyledger_language.instants import Instant
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal
 
-from domain.instants import DAY, Instant
+from keyledger_language.instants import DAY, Instant
 
 Window = Literal["day", "week", "month", "total"]
 WINDOWS: tuple[Window, ...] = ("day", "week", "month", "total")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from domain.instants import Instant
 from keyledger_edge._clock import boottime_ns
+from keyledger_language.instants import Instant
 
 
 class SystemClock:

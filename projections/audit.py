@@ -7,8 +7,6 @@ from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
 
-from domain import events as e
-from domain.instants import Instant
 from domain.projecting import (
     EventReader,
     FoundEvent,
@@ -20,6 +18,8 @@ from domain.projecting import (
     bigints,
     texts,
 )
+from keyledger_language import events as e
+from keyledger_language.instants import Instant
 from projections.changes import before_and_after
 from projections.pages import Filters, decode_number, encode_number, indexed
 

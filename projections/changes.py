@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import events as e
-from domain.instants import to_text
+from keyledger_language import events as e
+from keyledger_language.instants import to_text
 
 Facts = dict[str, Any]
 

@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from domain import events as e
 from domain.evolve import evolve
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan, Project
@@ -24,6 +23,7 @@ from domain.projecting import (
     texts,
 )
 from domain.state import State
+from keyledger_language import events as e
 from projections.pages import (
     Filters,
     Page,

@@ -7,9 +7,7 @@ from typing import Final
 
 import msgspec
 
-from domain import events as e
 from domain.evolve import evolve
-from domain.instants import SECOND, Instant
 from domain.keys import Key, Status
 from domain.projecting import (
     Handler,
@@ -24,6 +22,8 @@ from domain.projecting import (
     texts,
 )
 from domain.state import State
+from keyledger_language import events as e
+from keyledger_language.instants import SECOND, Instant
 from projections.pages import (
     Filters,
     Page,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from domain import events as e
-from domain.instants import DAY, Instant
 from domain.projecting import EventReader, FoundEvent, Queries
+from keyledger_language import events as e
+from keyledger_language.instants import DAY, Instant
 from projections.pages import decode_place, encode_place
 from projections.requests import (
     BLOCK,

@@ -11,10 +11,8 @@ from zlib import crc32
 
 import msgspec
 
-from domain import events as e
 from domain.claims import request_claim
 from domain.ids import is_id, place_of
-from domain.instants import DAY, Instant
 from domain.projecting import (
     EventReader,
     FoundEvent,
@@ -27,6 +25,8 @@ from domain.projecting import (
     byte_strings,
     integers,
 )
+from keyledger_language import events as e
+from keyledger_language.instants import DAY, Instant
 from projections.directory import organization_ids
 
 REFUSALS_KEPT_DAYS: Final = 30

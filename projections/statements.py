@@ -6,9 +6,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from domain import events as e
-from domain.instants import Instant
 from domain.projecting import EventReader, FoundEvent
+from keyledger_language import events as e
+from keyledger_language.instants import Instant
 from projections.pages import decode_number, encode_number
 
 # An organization's stream holds its money events in order, each with the balances after it: a table

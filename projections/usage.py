@@ -9,8 +9,6 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
-from domain import events as e
-from domain.instants import SECOND, Instant
 from domain.projecting import (
     Column,
     Handler,
@@ -23,6 +21,8 @@ from domain.projecting import (
     texts,
     uuids,
 )
+from keyledger_language import events as e
+from keyledger_language.instants import SECOND, Instant
 from projections.pages import indexed, storable
 
 HOUR: Final = 3_600 * SECOND

@@ -16,8 +16,6 @@ from typing import Any, get_args
 import structlog
 
 from domain.cloud_events import source_of
-from domain.events import Event, LedgerEvent
-from domain.instants import DAY
 from infra.clock import SystemClock
 from infra.nats.edge_bus import EdgeBus
 from infra.nats.edge_logins import EdgeLogins
@@ -35,6 +33,8 @@ from infra.postgres.projection_queries import PostgresEventReader, PostgresQueri
 from infra.postgres.projector import Projector, run_projector
 from infra.postgres.sessions import Sessions
 from infra.postgres.state_rows import PostgresStateRows
+from keyledger_language.events import Event, LedgerEvent
+from keyledger_language.instants import DAY
 from projections.every import every_projection
 from services.api.answering.streams import Streams
 from services.api.resources.edge_membership import NO_EDGE_ADDRESS, EdgeAccess, edge_address, edge_routes

@@ -6,12 +6,12 @@ import hashlib
 import random
 from collections.abc import Callable
 
-from domain import events as e
 from domain.evolve import evolve
 from domain.ids import new_id, placed_id
-from domain.instants import DAY, SECOND, Instant
 from domain.state import State
 from keyledger_language import Scopes, SecretFormat
+from keyledger_language import events as e
+from keyledger_language.instants import DAY, SECOND, Instant
 
 NOON: Instant = 1_790_000_000 * SECOND
 ROOT = "key_00000000000000000000000000"

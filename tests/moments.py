@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from domain.instants import Instant, from_datetime
+from keyledger_language.instants import Instant, from_datetime
 
 
 def from_text(text: str) -> Instant:

@@ -6,7 +6,7 @@ import asyncio
 import selectors
 from typing import Any
 
-from domain.instants import Instant
+from keyledger_language.instants import Instant
 
 _STUCK = "everybody waits, and no timer is left"
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from domain import events as e
 from domain.accounts import Wallet, copied
 from domain.claims import request_claim
 from domain.commands import ChargeUsage, Metering, ReserveCredits
@@ -20,7 +19,6 @@ from domain.errors import (
     InvalidError,
     NotFoundError,
 )
-from domain.instants import DAY, SECOND
 from domain.keys import Key, Secret
 from domain.money import MAX_MICROS, ONE, price
 from domain.quotas import (
@@ -35,6 +33,8 @@ from domain.quotas import (
 )
 from domain.windows import window_starts
 from keyledger_language import KeyFacts, RateState, judge, state_of
+from keyledger_language import events as e
+from keyledger_language.instants import DAY, SECOND
 
 VALID = "valid"
 _MAX_RESERVATION_SECONDS = 30 * 86_400

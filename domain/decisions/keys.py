@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from domain import events as e
 from domain.claims import fingerprint_claim
 from domain.commands import (
     UNSET,
@@ -54,10 +53,11 @@ from domain.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
-from domain.instants import SECOND
 from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, ROOT_SHAPE
 from keyledger_language import Scopes
+from keyledger_language import events as e
+from keyledger_language.instants import SECOND
 
 _MAX_OVERLAP_SECONDS = 90 * 86_400
 _FINGERPRINT_BYTES = 32

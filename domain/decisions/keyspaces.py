@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from domain import events as e
 from domain.commands import UNSET, ArchiveKeyspace, ChangeKeyspace, ChangePlan, DefineKeyspace, DefinePlan
 from domain.decisions.access import (
     expect_version,
@@ -28,6 +27,7 @@ from domain.keyspaces import DIMENSIONS, MINIMUM_BITS, PRESETS, Keyspace, prefix
 from domain.money import parse_multiplier
 from domain.organizations import Plan
 from keyledger_language import STATUS_OF_CODE, AcceptedFormat, SecretFormat
+from keyledger_language import events as e
 
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _PLACE = r"header:[A-Za-z0-9-]{1,64}|query:[A-Za-z0-9_-]{1,64}"

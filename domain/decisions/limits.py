@@ -9,10 +9,10 @@ import msgspec
 
 from domain.commands import UNSET, NewScopes
 from domain.errors import EmptyScopeError, InvalidError
-from domain.events import Quota
 from domain.metadata import MAX_METADATA_DEPTH, is_deeper
 from domain.money import MAX_MICROS
 from keyledger_language import Allowed, RateLimit, Scopes
+from keyledger_language.events import Quota
 
 SCOPE_DIMENSIONS = ("permissions", "projects", "models", "tenants")
 _WHOLE = 100

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from domain import events as e
 from domain.commands import (
     UNSET,
     ArchiveProject,
@@ -27,6 +26,7 @@ from domain.decisions.access import (
 from domain.decisions.limits import check_metadata, check_quotas, lifts
 from domain.desk import Desk
 from domain.organizations import Organization, Project
+from keyledger_language import events as e
 
 
 def open_organization(desk: Desk, command: OpenOrganization) -> Organization:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from domain import events as e
 from domain.decisions.reservations import expire_reservation
 from domain.desk import Desk
 from domain.state import Books, Due
+from keyledger_language import events as e
 
 
 def is_open(books: Books, due: Due) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from domain import events as e
 from domain.accounts import Counters, Wallet, copied
 from domain.claims import request_claim
 from domain.commands import ChargeUsage
@@ -19,13 +18,14 @@ from domain.decisions.charging import VALID, UseOutcome, locate
 from domain.desk import Desk, Placed
 from domain.errors import LedgerError
 from domain.evolve import counters_of
-from domain.instants import DAY
 from domain.keys import Key, Secret
 from domain.money import MAX_MICROS, ONE, price
 from domain.ports import NewClaim
 from domain.state import owned
 from domain.windows import window_starts
+from keyledger_language import events as e
 from keyledger_language import judge
+from keyledger_language.instants import DAY
 
 
 class _Purse(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 from msgspec.structs import replace
 
-from domain import events as e
 from domain.accounts import Reservation, Wallet
 from domain.claims import request_claim
 from domain.commands import CaptureReservation, ReleaseReservation
@@ -20,7 +19,6 @@ from domain.errors import (
     NotFoundError,
     ReservationClosedError,
 )
-from domain.instants import DAY, Instant
 from domain.keys import Key
 from domain.money import MAX_MICROS, price
 from domain.quotas import (
@@ -34,6 +32,8 @@ from domain.quotas import (
 )
 from domain.windows import window_starts
 from keyledger_language import Tenant, Use, judge
+from keyledger_language import events as e
+from keyledger_language.instants import DAY, Instant
 
 
 class CaptureOutcome(msgspec.Struct, kw_only=True):

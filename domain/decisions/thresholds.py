@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from domain import events as e
 from domain.accounts import Tally
 from domain.desk import Desk
-from domain.events import Quota
-from domain.instants import DAY, Instant
 from domain.quotas import Levels, tally_of
 from domain.windows import WINDOWS, window_starts
+from keyledger_language import events as e
+from keyledger_language.events import Quota
+from keyledger_language.instants import DAY, Instant
 
 
 def alerts_ahead(

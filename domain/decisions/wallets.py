@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from domain import events as e
 from domain.accounts import Wallet
 from domain.claims import reference_claim, request_claim
 from domain.commands import UNSET, DepositCredits, RefundCharge, SetWalletTerms
@@ -19,6 +18,7 @@ from domain.errors import (
     RefundExceedsChargeError,
 )
 from domain.money import MAX_MICROS
+from keyledger_language import events as e
 
 Deposit = e.CreditsDeposited | e.CreditsAdjusted
 Chargelike = e.UsageCharged | e.ReservationCaptured

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from domain.instants import DAY, Instant
+from keyledger_language.instants import DAY, Instant
 
 _START: Instant = 20_000 * DAY  # 2024-10-04, a Friday
 

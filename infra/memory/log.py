@@ -8,24 +8,22 @@ from collections.abc import Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
-from domain.instants import Instant
 from domain.ports import (
     ClaimTakenError,
     Clock,
     Group,
     HeadMovedError,
-    HistoryPoint,
     LogUnavailableError,
     NewClaim,
     NotOwnerError,
     OtherHistoryError,
     OutcomeUnknownError,
-    RecordedEvent,
     TakenClaim,
-    mark_of,
 )
 from infra.clock import SystemClock
 from infra.owners import LogIdentity, Owner
+from keyledger_language.history import HistoryPoint, RecordedEvent, mark_of
+from keyledger_language.instants import Instant
 
 MOST_EVENTS = 10_000
 """What one group may hold; a bus stays far below."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from domain.ports import BEGINNING, CheckpointMovedError, HistoryPoint, StateBlock, StateRow
+from domain.ports import CheckpointMovedError, StateBlock, StateRow
+from keyledger_language.history import BEGINNING, HistoryPoint
 
 
 class MemoryStateRows:

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol, Self
 
 from domain.cloud_events import source_of
-from domain.events import Event
-from domain.ports import HistoryPoint, LogUnavailableError, RecordedEvent, Wakeups
+from domain.ports import LogUnavailableError, Wakeups
 from domain.publishing import (
     Message,
     Place,
@@ -32,6 +31,8 @@ from domain.publishing import (
 )
 from infra.nats.public_stream import JetStreamPublicStream, peek
 from infra.nats.streams import StreamLimits
+from keyledger_language.events import Event
+from keyledger_language.history import HistoryPoint, RecordedEvent
 
 BATCH: Final = 1_000
 """How many events are read at once; with what may be under way, all that a relay holds in memory."""

@@ -16,7 +16,7 @@ from psycopg.abc import AdaptContext
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from domain.instants import Instant
+from keyledger_language.instants import Instant
 
 _HEADER: Final = Struct(">iiIii")
 _LENGTH: Final = Struct(">i").pack

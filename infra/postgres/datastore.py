@@ -1,75 +1,22 @@
-"""Where a recorder of the eventsourcing library gets its connection: from whoever has a session."""
+"""The pool of a stock `Application` that may also save: off the hot path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
-from eventsourcing.postgres import ConnectionPool, PostgresDatastore
 from psycopg import Connection
-from psycopg.rows import dict_row
 
 from infra.postgres.arrays import register_packed_arrays
-from infra.postgres.connections import connect, ledger_conninfo, prepare_session
-
-LEDGER_SCHEMA: Final = "ledger"
-_POOL_SIZE: Final = 4
+from infra.postgres.connections import SERVICE_ROLE
+from keyledger_reading.datastore import PooledDatastore
 
 
-class SessionDatastore(PostgresDatastore):
-    """One session, which the callable gives, in place of the library's pool.
+class AppendingDatastore(PooledDatastore):
+    """Connections that act in the service's role and can send packed arrays."""
 
-    What goes wrong comes out as psycopg's errors: the library's recorders then do not try again by
-    themselves (ten times within two seconds), and whoever has the session knows what was under way.
-    """
+    def __init__(self, conninfo: str) -> None:
+        super().__init__(conninfo, role=SERVICE_ROLE)
 
-    def __init__(self, session: Callable[[], Connection[Any]], *, schema: str = LEDGER_SCHEMA) -> None:
-        # Its pool is never opened.
-        super().__init__("", "", "", "", "", schema=schema, originator_id_type="text")
-        self.session = session
-
-    def register_type_adapters(self) -> None:
-        """None: nothing of ours is a composite type, and asking for them would take a round trip."""
-
-    @contextmanager
-    def get_connection(self) -> Generator[Connection[Any]]:
-        """The session, with rows as the library reads them."""
-        connection = self.session()
-        row_factory, connection.row_factory = connection.row_factory, dict_row
-        try:
-            yield connection
-        finally:
-            connection.row_factory = row_factory
-
-
-class PooledDatastore(PostgresDatastore):
-    """The library's own pool on our kind of connection: for a stock `Application`, off the hot path."""
-
-    def __init__(self, conninfo: str, *, schema: str = LEDGER_SCHEMA) -> None:
-        super().__init__("", "", "", "", "", schema=schema, originator_id_type="text")
-        self._conninfo = conninfo
-        self.pool = ConnectionPool(
-            ledger_conninfo(conninfo, "keyledger library"),
-            connection_class=Connection[dict[str, Any]],
-            kwargs={"row_factory": dict_row, "autocommit": True},
-            min_size=1,
-            max_size=_POOL_SIZE,
-            open=False,
-            configure=_configure,
-            timeout=5.0,
-        )
-
-    def register_type_adapters(self) -> None:
-        """None, as above."""
-
-    def new_session(self, application_name: str) -> Connection[tuple[Any, ...]]:
-        """One that is the caller's own. Raises psycopg.OperationalError."""
-        connection = connect(self._conninfo, application_name)
+    def _prepare(self, connection: Connection[Any]) -> None:
+        super()._prepare(connection)
         register_packed_arrays(connection)
-        return connection
-
-
-def _configure(connection: Connection[Any]) -> None:
-    prepare_session(connection)
-    register_packed_arrays(connection)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import Connection
 
-from domain.ports import HistoryPoint
 from infra.postgres.arrays import register_packed_arrays
 from infra.postgres.connections import connect
-from infra.postgres.datastore import SessionDatastore
 from infra.postgres.recorder import LedgerRecorder
+from keyledger_language.history import HistoryPoint
+from keyledger_reading.datastore import SessionDatastore
 
 
 class History(NamedTuple):

@@ -11,9 +11,10 @@ from psycopg import AsyncConnection
 from psycopg.pq.abc import PGconn
 
 from infra.hints import LocalHints
-from infra.postgres.connections import ledger_conninfo
-from infra.postgres.notices import channel, hear_for, listen
+from infra.postgres.notices import hear_for, listen
 from infra.postgres.recorder import sql_head
+from keyledger_reading.connections import ledger_conninfo
+from keyledger_reading.notices import channel
 
 _POLL_SECONDS: Final = 0.05
 _RECONNECT_SECONDS: Final = 0.2

@@ -16,11 +16,9 @@ from psycopg.errors import error_from_result
 from psycopg.generators import execute
 from psycopg.pq import ExecStatus, Format
 
-from domain.instants import Instant
 from domain.ports import (
     ClaimTakenError,
     HeadMovedError,
-    HistoryPoint,
     LogUnavailableError,
     NewClaim,
     NewDataKey,
@@ -38,6 +36,8 @@ from infra.postgres.arrays import (
     TextArray,
     UuidArray,
 )
+from keyledger_language.history import HistoryPoint
+from keyledger_language.instants import Instant
 
 MOST_EVENTS: Final = 10_000
 """A bus stays far below; this bounds what one statement may hold in the server's memory."""

@@ -15,17 +15,7 @@ import psycopg
 import structlog
 from psycopg import Connection
 
-from domain.instants import Instant, to_datetime
-from domain.ports import (
-    Clock,
-    Group,
-    HistoryPoint,
-    LogUnavailableError,
-    NotOwnerError,
-    OutcomeUnknownError,
-    RecordedEvent,
-    TakenClaim,
-)
+from domain.ports import Clock, Group, LogUnavailableError, NotOwnerError, OutcomeUnknownError, TakenClaim
 from infra.clock import SystemClock
 from infra.owners import LogIdentity, Owner
 from infra.postgres.arrays import UuidArray
@@ -39,12 +29,14 @@ from infra.postgres.connections import (
     waits_for_standby,
 )
 from infra.postgres.data_keys import select_data_keys
-from infra.postgres.datastore import SessionDatastore
 from infra.postgres.hints import HintSender
 from infra.postgres.insertion import PackedGroup, pack_group
-from infra.postgres.notifications import LoggedEvent
 from infra.postgres.recorder import LedgerRecorder
 from infra.postgres.sessions import Sessions
+from keyledger_language.history import HistoryPoint, RecordedEvent
+from keyledger_language.instants import Instant, to_datetime
+from keyledger_reading.datastore import SessionDatastore
+from keyledger_reading.notifications import LoggedEvent
 
 _END_SILENT_OWNER: Final = """
     SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)

@@ -6,8 +6,8 @@ from typing import Final
 
 import psycopg
 
-from infra.postgres.connections import ledger_conninfo
 from infra.postgres.data_keys import WRAPPED_BYTES, DataKeys
+from keyledger_reading.connections import ledger_conninfo
 
 _ONE_THAT_IS_WRAPPED: Final = (
     "SELECT subject, material FROM ledger.data_keys WHERE octet_length(material) = %s LIMIT 1"

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from psycopg import Connection
 
-from infra.postgres.connections import ADVISORY_CLASS, SERVICE_ROLE, ledger_conninfo
+from infra.postgres.connections import ADVISORY_CLASS, SERVICE_ROLE
+from keyledger_reading.connections import READER_ROLE, ledger_conninfo
 
 _HERE: Final = Path(__file__).parent
 _MIGRATION_LOCK: Final = -1  # no partition has this number
@@ -24,9 +25,10 @@ _CREATE_HISTORY: Final = """
     )
 """
 _NEEDS_GRANTS: Final = """
-    SELECT count(*) = 0 OR NOT bool_and(has_schema_privilege(oid, 'ledger', 'USAGE')
-        AND has_database_privilege(oid, current_database(), 'CREATE'))  -- a copied database loses it
-    FROM pg_roles WHERE rolname = %s
+    SELECT count(*) < 2 OR NOT bool_and(has_schema_privilege(oid, 'ledger', 'USAGE')
+        -- A copied database loses this one.
+        AND (has_database_privilege(oid, current_database(), 'CREATE') OR rolname = %(reader)s))
+    FROM pg_roles WHERE rolname IN (%(service)s, %(reader)s)
 """
 
 
@@ -98,7 +100,7 @@ def _has_history(connection: Connection[Any]) -> bool:
 
 
 def _needs_grants(connection: Connection[Any]) -> bool:
-    row = connection.execute(_NEEDS_GRANTS, (SERVICE_ROLE,)).fetchone()
+    row = connection.execute(_NEEDS_GRANTS, {"service": SERVICE_ROLE, "reader": READER_ROLE}).fetchone()
     return bool(row and row[0])
 
 

@@ -10,10 +10,10 @@ import psycopg
 from psycopg import AsyncConnection
 
 from infra.position_watch import PositionWatch
-from infra.postgres.connections import ledger_conninfo
 from infra.postgres.notices import hear_for, listen
 from infra.postgres.projection_schema import LIVE, projected_channel
 from infra.postgres.tracking import TRACKING_TABLE, sql_tracked
+from keyledger_reading.connections import ledger_conninfo
 
 _POLL_SECONDS: Final = 0.05
 _RECONNECT_SECONDS: Final = 0.1

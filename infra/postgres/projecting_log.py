@@ -10,15 +10,16 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from psycopg import Connection
 
-from domain import events as e
-from domain.events import Event
 from domain.personal import key_subject
-from domain.ports import OtherHistoryError, RecordedEvent
+from domain.ports import OtherHistoryError
 from domain.projecting import Run
 from infra.postgres.data_keys import DataKeys, select_data_keys
-from infra.postgres.datastore import SessionDatastore
 from infra.postgres.mapper import EventMapper, is_wrapped
 from infra.postgres.recorder import LedgerRecorder
+from keyledger_language import events as e
+from keyledger_language.events import Event
+from keyledger_language.history import RecordedEvent
+from keyledger_reading.datastore import SessionDatastore
 
 MOST_BYTES: Final = 16_000_000
 """About what a read takes at most: some events are a hundred times as large as a charge."""

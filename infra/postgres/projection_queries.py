@@ -7,18 +7,19 @@ from typing import Any
 
 from psycopg import Connection
 
-from domain.events import Event
-from domain.instants import to_datetime
-from domain.ports import Clock, RecordedEvent
+from domain.ports import Clock
 from domain.projecting import FoundEvent, Row
 from infra.postgres.arrays import UuidArray
 from infra.postgres.data_keys import select_data_keys
-from infra.postgres.datastore import SessionDatastore
 from infra.postgres.mapper import EventMapper
-from infra.postgres.notifications import LoggedEvent
 from infra.postgres.projection_schema import LIVE
 from infra.postgres.recorder import LedgerRecorder
 from infra.postgres.sessions import Sessions
+from keyledger_language.events import Event
+from keyledger_language.history import RecordedEvent
+from keyledger_language.instants import to_datetime
+from keyledger_reading.datastore import SessionDatastore
+from keyledger_reading.notifications import LoggedEvent
 
 
 class PostgresQueries:

@@ -8,8 +8,6 @@ from typing import Any, Final, Self
 
 from psycopg import Connection
 
-from domain.events import Event
-from domain.ports import HistoryPoint
 from domain.projecting import Column, Handler, Projection, Row, Run, Writing
 from infra.postgres.arrays import (
     BigintArray,
@@ -22,8 +20,10 @@ from infra.postgres.arrays import (
     register_packed_arrays,
 )
 from infra.postgres.connections import ADVISORY_CLASS, connect
-from infra.postgres.datastore import SessionDatastore
 from infra.postgres.tracking import LedgerTrackingRecorder
+from keyledger_language.events import Event
+from keyledger_language.history import HistoryPoint
+from keyledger_reading.datastore import SessionDatastore
 
 LIVE: Final = "projections"
 REBUILD: Final = "projections_rebuild"

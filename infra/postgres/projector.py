@@ -14,14 +14,11 @@ from typing import Any, Final
 import psycopg
 from psycopg import Connection
 
-from domain.events import Event
 from domain.ports import OtherHistoryError
 from domain.projecting import Projection
-from infra.postgres.connections import prepare_session
-from infra.postgres.datastore import SessionDatastore
+from infra.postgres.connections import SERVICE_ROLE
 from infra.postgres.mapper import EventMapper
 from infra.postgres.migrate import wait_for_migration
-from infra.postgres.notices import Listener, channel
 from infra.postgres.projecting_log import RunReader
 from infra.postgres.projection_pipeline import BATCH, MOST, Pipeline, Progress
 from infra.postgres.projection_schema import (
@@ -34,6 +31,10 @@ from infra.postgres.projection_schema import (
 from infra.postgres.rebuilding import RebuildRunningError, rebuild
 from infra.postgres.recorder import LedgerRecorder
 from infra.postgres.tracking import MovedCheckpointError
+from keyledger_language.events import Event
+from keyledger_reading.connections import prepare_session
+from keyledger_reading.datastore import SessionDatastore
+from keyledger_reading.notices import Listener, channel
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,9 @@ class Projector:
         # Before the log's own migrations there is nothing to follow, and nothing to stand in their way with.
         self._recorder(connection).max_notification_id()
         wait_for_migration(connection)
-        prepare_session(connection)  # tables made as somebody else would be closed to the service's role
+        prepare_session(
+            connection, SERVICE_ROLE
+        )  # tables made as somebody else would be closed to the service's role
         if not tables.exist():
             tables.create()
         elif not tables.are_current() or self._is_of_a_lost_history(connection, tables):

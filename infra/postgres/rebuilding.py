@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from psycopg import Connection
 
-from domain.events import Event
 from domain.projecting import Projection, ProjectionTable
 from infra.postgres.mapper import EventMapper
 from infra.postgres.projecting_log import RunReader
@@ -24,6 +23,7 @@ from infra.postgres.projection_schema import (
     connect_for_projections,
 )
 from infra.postgres.tracking import TRACKING_TABLE, sql_tracked
+from keyledger_language.events import Event
 
 MOST_SHOWN: Final = 20
 """Differences that are shown per table; all are counted."""

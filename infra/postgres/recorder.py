@@ -1,8 +1,6 @@
-"""The one way to the events' tables: the eventsourcing library's recorder, with what was measured replaced.
+"""Appending to the log by the eventsourcing library's recorder: the other half of the one that reads.
 
-As the library has it: `max_notification_id`, and what its `Application`, its event store and its
-projections do with a recorder. Replaced, for the reasons and figures in docs/decisions/frame.md: the
-statement that inserts, those that select, and `subscribe`.
+The statement that inserts is ours, and it is never sent twice: docs/decisions/frame.md.
 """
 
 from __future__ import annotations
@@ -11,27 +9,15 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
-from uuid import UUID
 from weakref import WeakSet
 
-from eventsourcing.persistence import (
-    ApplicationRecorder,
-    IntegrityError,
-    NotSupportedError,
-    OperationalError,
-    StoredEvent,
-    Subscription,
-)
-from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
+from eventsourcing.persistence import IntegrityError, NotSupportedError, OperationalError, StoredEvent
+from eventsourcing.postgres import PostgresDatastore
 from psycopg import Connection
-from psycopg.rows import tuple_row
-from psycopg.types.numeric import Int8
 
-from domain.instants import Instant
 from domain.ports import (
     ClaimTakenError,
     HeadMovedError,
-    HistoryPoint,
     LogUnavailableError,
     NewClaim,
     NewDataKey,
@@ -40,21 +26,15 @@ from domain.ports import (
     OutcomeUnknownError,
 )
 from infra.clock import SystemClock
-from infra.postgres.arrays import BigintArray, TextArray
 from infra.postgres.connections import ADVISORY_CLASS
 from infra.postgres.data_keys import DataKeys
-from infra.postgres.datastore import LEDGER_SCHEMA, PooledDatastore, SessionDatastore
 from infra.postgres.insertion import PackedGroup, PendingInsert, pack_group, prepare_append, send_group
-from infra.postgres.notifications import COLUMNS, EventData, LoggedEvent, select
-from infra.postgres.subscription import LedgerSubscription
+from keyledger_language.history import HistoryPoint
+from keyledger_language.instants import Instant
+from keyledger_reading.datastore import LEDGER_SCHEMA, PooledDatastore
+from keyledger_reading.recorder import ReadingRecorder, events_table
 
 _TAKE_LOCK: Final = "SELECT pg_try_advisory_xact_lock(%s, %s) AS locked"
-_LAST: Final = 2**63 - 1
-
-
-def events_table(partition: int) -> str:
-    """The name of a partition's table, without its schema."""
-    return f"events_p{partition}"
 
 
 def sql_head(partition: int) -> str:
@@ -70,7 +50,7 @@ def sql_has_event(partition: int) -> str:
     )
 
 
-class LedgerRecorder(PostgresApplicationRecorder):
+class LedgerRecorder(ReadingRecorder):
     """One partition's events, on the sessions that its datastore gives.
 
     `data_keys`: where an `Application`'s mapper makes the data keys that go with what it saves.
@@ -79,31 +59,10 @@ class LedgerRecorder(PostgresApplicationRecorder):
     def __init__(
         self, datastore: PostgresDatastore, *, partition: int = 0, data_keys: DataKeys | None = None
     ) -> None:
-        super().__init__(datastore, events_table_name=events_table(partition))
-        self.partition = partition
+        super().__init__(datastore, partition=partition)
         self._data_keys = DataKeys() if data_keys is None else data_keys
-        self._table = f"{LEDGER_SCHEMA}.{self.events_table_name}"
-        self._select = f"SELECT {COLUMNS} FROM {self._table} WHERE"
         self._prepared_on = WeakSet[Connection[Any]]()
         """The sessions that know the append's statement."""
-        self._select_data = (
-            f"SELECT last, states, (SELECT mark FROM {self._table} WHERE notification_id = last),"
-            f" (SELECT mark FROM {self._table} WHERE notification_id = %s)"
-            " FROM (SELECT coalesce(max(notification_id), 0) AS last,"
-            " coalesce(array_agg(state), '{}') AS states"
-            f" FROM (SELECT notification_id, state FROM {self._table}"
-            " WHERE notification_id > %s ORDER BY notification_id LIMIT %s) AS e) AS r"
-        )
-        self._select_end = (
-            "SELECT coalesce(last.notification_id, 0), coalesce(last.mark, 0), i.epoch"
-            f" FROM {LEDGER_SCHEMA}.identity AS i LEFT JOIN LATERAL (SELECT notification_id, mark"
-            f" FROM {self._table} ORDER BY notification_id DESC LIMIT 1) AS last ON true"
-        )
-
-    def create_table(self) -> None:
-        """Nothing: our migrations made it."""
-
-    # -- appending
 
     def begin_insert(self, group: PackedGroup) -> PendingInsert:
         """Send a group that `pack_group` has packed; its answer is waited for later, on the same session.
@@ -178,112 +137,6 @@ class LedgerRecorder(PostgresApplicationRecorder):
         if not (row and row["locked"]):
             raise NotOwnerError(f"another session owns partition {self.partition}")
         return self._end_on(connection)
-
-    # -- reading
-
-    def select_events(  # type: ignore[override]  # as below
-        self,
-        originator_id: UUID | str,
-        *,
-        gt: int | None = None,
-        lte: int | None = None,
-        desc: bool = False,
-        limit: int | None = None,
-        topics: Sequence[str] = (),
-    ) -> list[LoggedEvent]:
-        """One stream's events by version, each with its position; `topics`: only those of these types."""
-        where, parameters = ["originator_id = %s"], list[Any]((str(originator_id),))
-        if gt is not None:
-            where.append("originator_version > %s")
-            parameters.append(Int8(gt))
-        if lte is not None:
-            where.append("originator_version <= %s")
-            parameters.append(Int8(lte))
-        if topics:
-            where.append("topic = ANY(%s)")
-            parameters.append(TextArray(topics))
-        parameters.append(Int8(_LAST if limit is None else limit))
-        order = "DESC" if desc else "ASC"
-        return self._found(f"{' AND '.join(where)} ORDER BY originator_version {order} LIMIT %s", parameters)
-
-    def select_notifications(  # type: ignore[override]  # rows that look like the library's, and carry the mark
-        self,
-        start: int | None,
-        limit: int,
-        stop: int | None = None,
-        topics: Sequence[str] = (),
-        *,
-        inclusive_of_start: bool = True,
-        containing: bytes | None = None,
-    ) -> list[LoggedEvent]:
-        """Up to `limit` events from position `start` (or behind it) up to `stop`, in order.
-
-        `topics`: only those of these types. `containing`: only those whose data holds these bytes.
-        """
-        where = ["notification_id >= %s" if inclusive_of_start else "notification_id > %s"]
-        parameters: list[Any] = [Int8(0 if start is None else start)]
-        if stop is not None:
-            where.append("notification_id <= %s")
-            parameters.append(Int8(stop))
-        if topics:
-            where.append("topic = ANY(%s)")
-            parameters.append(TextArray(topics))
-        if containing is not None:
-            where.append("position(%s IN state) > 0")
-            parameters.append(containing)
-        parameters.append(Int8(limit))
-        return self._found(f"{' AND '.join(where)} ORDER BY notification_id LIMIT %s", parameters)
-
-    def select_at(self, positions: Sequence[int]) -> list[LoggedEvent]:
-        """The events at these positions (those that exist), in order of position."""
-        return self._found("notification_id = ANY(%s) ORDER BY notification_id", (BigintArray(positions),))
-
-    def select_data(self, after: int, limit: int) -> EventData:
-        """`select_notifications` behind a position for who looks at nothing but the events' data.
-
-        In one array in place of a row for each: PostgreSQL works a little more, this process a lot less
-        (docs/decisions/frame.md).
-        """
-        with self.datastore.get_connection() as connection:
-            cursor = connection.cursor(row_factory=tuple_row, binary=True)
-            row = cursor.execute(
-                self._select_data.encode(), (Int8(after), Int8(after), Int8(limit)), prepare=True
-            ).fetchone()
-        assert row is not None, "an aggregate is a row"
-        last, data, mark, mark_before = row
-        return EventData(last, data, mark or 0, mark_before)
-
-    def subscribe(
-        self, gt: int | None = None, topics: Sequence[str] = ()
-    ) -> Subscription[ApplicationRecorder]:
-        """All events behind position `gt`, those of these types, then new ones as they are committed.
-
-        On a session of its own. Raises OtherHistoryError where the log has no event `gt`.
-        """
-        if not isinstance(self.datastore, PooledDatastore):
-            raise NotSupportedError("A recorder on somebody's session cannot open another one.")
-        return LedgerSubscription(self, self._new_session, gt=gt, topics=topics)
-
-    def _new_session(self) -> tuple[Connection[Any], LedgerRecorder]:
-        """A session, and a recorder on it."""
-        assert isinstance(self.datastore, PooledDatastore), "it subscribes"
-        session = self.datastore.new_session(f"keyledger p{self.partition} subscription")
-        return session, LedgerRecorder(SessionDatastore(lambda: session), partition=self.partition)
-
-    def end(self) -> HistoryPoint:
-        """Where the log ends: the last event's position and mark, and the log's epoch, as of one moment."""
-        with self.datastore.get_connection() as connection:
-            return self._end_on(connection)
-
-    def _end_on(self, connection: Connection[Any]) -> HistoryPoint:
-        cursor = connection.cursor(row_factory=tuple_row, binary=True)
-        row = cursor.execute(self._select_end.encode(), prepare=True).fetchone()
-        assert row is not None, "a log has an identity"
-        return HistoryPoint(*row)
-
-    def _found(self, where: str, parameters: Sequence[Any]) -> list[LoggedEvent]:
-        with self.datastore.get_connection() as connection:
-            return select(connection, f"{self._select} {where}", parameters)
 
 
 def _new_event(stored: StoredEvent | NewEvent) -> NewEvent:

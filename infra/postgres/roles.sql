@@ -1,29 +1,44 @@
--- What the service may do. Run after every migration and again when the role appears later:
+-- What the service may do, and who reads the log from outside. Run after every migration and again when the role appears later:
 -- roles belong to the whole server, so creating it may be somebody else's task.
 
 DO $do$
 DECLARE
+    needed text;
     writable text;
+    readable text;
 BEGIN
-    BEGIN
-        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'keyledger_service') THEN
-            CREATE ROLE keyledger_service NOLOGIN;
-        END IF;
-        IF NOT pg_has_role(current_user, 'keyledger_service', 'MEMBER') THEN
-            GRANT keyledger_service TO CURRENT_USER;
-        END IF;
-    EXCEPTION
-        -- Another database's migration did it just now (internal_error: "tuple concurrently
-        -- updated"), or we may not create roles.
-        WHEN duplicate_object OR unique_violation OR internal_error OR insufficient_privilege THEN NULL;
-    END;
+    FOREACH needed IN ARRAY ARRAY['keyledger_service', 'keyledger_reader'] LOOP
+        BEGIN
+            IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = needed) THEN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', needed);
+            END IF;
+            IF NOT pg_has_role(current_user, needed, 'MEMBER') THEN
+                EXECUTE format('GRANT %I TO CURRENT_USER', needed);
+            END IF;
+        EXCEPTION
+            -- Another database's migration did it just now (internal_error: "tuple concurrently
+            -- updated"), or we may not create roles.
+            WHEN duplicate_object OR unique_violation OR internal_error OR insufficient_privilege THEN NULL;
+        END;
+    END LOOP;
 
     REVOKE ALL ON SCHEMA ledger FROM PUBLIC;
     REVOKE ALL ON ALL ROUTINES IN SCHEMA ledger FROM PUBLIC;
+
+    -- Events, and which log they are of: no data keys (personal fields stay closed), claims, state or owners.
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'keyledger_reader') THEN
+        GRANT USAGE ON SCHEMA ledger TO keyledger_reader;
+        FOR readable IN
+            SELECT tablename FROM pg_tables WHERE schemaname = 'ledger'
+                AND (tablename IN ('identity', 'partitions') OR tablename LIKE 'events\_p%')
+        LOOP
+            EXECUTE format('GRANT SELECT ON ledger.%I TO keyledger_reader', readable);
+        END LOOP;
+    END IF;
+
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'keyledger_service') THEN
         RETURN;
     END IF;
-
     GRANT USAGE ON SCHEMA ledger TO keyledger_service;
     GRANT SELECT ON ALL TABLES IN SCHEMA ledger TO keyledger_service;
     GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger TO keyledger_service;

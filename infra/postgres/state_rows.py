@@ -15,17 +15,11 @@ from typing import Any, Final
 import psycopg
 from psycopg import Connection
 
-from domain.ports import (
-    BEGINNING,
-    CheckpointMovedError,
-    HistoryPoint,
-    LogUnavailableError,
-    StateBlock,
-    StateRow,
-)
+from domain.ports import CheckpointMovedError, LogUnavailableError, StateBlock, StateRow
 from infra.postgres.arrays import ByteaArray, TextArray
 from infra.postgres.connections import connect
 from infra.postgres.sessions import Sessions
+from keyledger_language.history import BEGINNING, HistoryPoint
 
 _PAGES: Final = 2_048
 """So many pages are read at once, some ten thousand rows: fewer cost PostgreSQL more time for each

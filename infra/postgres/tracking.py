@@ -10,8 +10,8 @@ from eventsourcing.postgres import PostgresTrackingRecorder
 from psycopg import Cursor
 from psycopg.sql import SQL, Identifier
 
-from domain.ports import BEGINNING, HistoryPoint
-from infra.postgres.datastore import SessionDatastore
+from keyledger_language.history import BEGINNING, HistoryPoint
+from keyledger_reading.datastore import SessionDatastore
 
 TRACKING_TABLE: Final = "tracking"
 

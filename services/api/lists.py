@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 
 from domain.ids import id_pattern
-from domain.instants import Instant
+from keyledger_language.instants import Instant
 from projections.pages import Page
 from services.api.answering.problems import invalid
 from services.api.asking.call import Call

@@ -24,7 +24,7 @@ from infra.nats.relay import published_place
 from infra.postgres.connections import (
     ADVISORY_CLASS,
     UnsafeDatabaseError,
-    ledger_conninfo,
+    connect,
     refuse_unsafe_settings,
     waits_for_standby,
 )
@@ -250,7 +250,7 @@ def _embedded(settings: Settings) -> _Embedded:
 
 def _database(url: str, master_key: bytes | None) -> Iterator[CheckResult]:
     try:
-        connection = psycopg.connect(ledger_conninfo(url, "keyledger doctor"), autocommit=True)
+        connection = connect(url, "keyledger doctor", role="")
     except psycopg.Error as error:
         yield CheckResult(
             "broken",
@@ -355,7 +355,7 @@ def _projections(connection: psycopg.Connection[Any]) -> CheckResult:
 
 def _head(url: str) -> tuple[int, int] | None:
     try:
-        with psycopg.connect(ledger_conninfo(url, "keyledger doctor"), autocommit=True) as connection:
+        with connect(url, "keyledger doctor", role="") as connection:
             return _head_of(connection)
     except psycopg.Error:
         return None

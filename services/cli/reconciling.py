@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from domain.events import Event
 from domain.ports import LogUnavailableError
 from domain.state import State
 from infra.postgres.data_keys import DataKeys
@@ -13,6 +12,7 @@ from infra.postgres.log import PostgresLog
 from infra.postgres.projection_queries import PostgresQueries
 from infra.postgres.sessions import Sessions
 from infra.postgres.state_rows import PostgresStateRows
+from keyledger_language.events import Event
 from services.bootstrap import event_mapper
 from services.ledger import reconcile as sums
 from services.ledger.narrowings import Narrowings

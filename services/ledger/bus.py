@@ -20,17 +20,10 @@ import structlog
 
 from domain import commands as c
 from domain.commands import Asking, Command
-from domain.ports import (
-    ClaimTakenError,
-    Group,
-    HistoryPoint,
-    LogUnavailableError,
-    NewClaim,
-    NewDataKey,
-    NewEvent,
-)
+from domain.ports import ClaimTakenError, Group, LogUnavailableError, NewClaim, NewDataKey, NewEvent
 from domain.state import Due
 from keyledger_language import Change
+from keyledger_language.history import HistoryPoint
 from services.ledger.errors import (
     Lost,
     NotOwnerHereError,

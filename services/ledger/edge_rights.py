@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from domain.decisions.access import is_root, permissions_of
-from domain.instants import Instant
 from domain.keys import Key
 from domain.state import Books, State
+from keyledger_language.instants import Instant
 
 
 def may_connect(books: Books, root_key_id: str, now: Instant) -> bool:

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final, get_args
 
 from domain.cloud_events import TYPE_PREFIX, CloudEvent, cloud_event, to_json
-from domain.events import LedgerEvent
 from domain.ids import format_position
 from domain.ports import LogUnavailableError, Wakeups
 from domain.projecting import FoundEvent
 from keyledger_language import position_prefix
+from keyledger_language.events import LedgerEvent
 from services.ledger.tail import Channel, EventFilter, Tail, TailEvents
 
 MOST_SCANNED: Final = 5_000

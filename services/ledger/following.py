@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from domain import events as e
 from domain.evolve import evolve
-from domain.ports import HistoryPoint, Log, OtherHistoryError, RecordedEvent
+from domain.ports import Log, OtherHistoryError
 from domain.state import Draft, State
+from keyledger_language import events as e
+from keyledger_language.history import HistoryPoint, RecordedEvent
 from services.ledger.errors import LogGapError
 from services.ledger.jobs import Mapper
 from services.ledger.narrowings import Narrowings

@@ -14,13 +14,13 @@ from domain.decisions.plain_charges import PlainCharges
 from domain.decisions.reservations import CaptureOutcome
 from domain.desk import SYSTEM_ASKING, Desk, Limiter
 from domain.errors import IdempotencyConflictError, InvalidError, LedgerError
-from domain.events import Event
 from domain.facts import FactsBook
-from domain.instants import SECOND, Instant
 from domain.personal import PLATFORM, key_subject
 from domain.ports import NewClaim, TakenClaim
 from domain.state import Draft, Due, State
 from keyledger_language import Change
+from keyledger_language.events import Event
+from keyledger_language.instants import SECOND, Instant
 from services.ledger.errors import RefusedLatelyError
 from services.ledger.handlers import CLAIM, DECIDE, ENDS, REPLAY, RESTRICTS, may_take_away
 from services.ledger.jobs import Done, Idempotency, Job

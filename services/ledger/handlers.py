@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from domain import commands as c
-from domain import events as e
 from domain.claims import command_claim
 from domain.decisions import charging, keys, keyspaces, organizations, reservations, wallets
 from domain.desk import Desk
 from domain.errors import InvalidError
+from keyledger_language import events as e
 
 _MOST_KEYS_AT_ONCE = 4_000
 """One command is one commit, and a commit has a bound."""

@@ -10,9 +10,10 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from domain.commands import Asking, Command
-from domain.events import Event
-from domain.ports import NewDataKey, NewEvent, RecordedEvent
+from domain.ports import NewDataKey, NewEvent
 from domain.state import Books
+from keyledger_language.events import Event
+from keyledger_language.history import RecordedEvent
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,10 +10,10 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, S
 from typing import Any, Final, TypeVar
 
 from domain.accounts import Counters, Wallet
-from domain.instants import Instant
 from domain.keys import Key
 from domain.organizations import Organization, Project
 from domain.state import State, Table
+from keyledger_language.instants import Instant
 from services.ledger.jobs import DataKeyring
 from services.ledger.row_format import decode_later
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from domain.accounts import Reservation
 from domain.commands import Asking, Command
 from domain.desk import Desk
-from domain.instants import Instant
 from domain.state import Books, Draft
 from infra.position_watch import PositionWatch
 from keyledger_language import RateLimiter
+from keyledger_language.instants import Instant
 from services.ledger.bus import Bus
 from services.ledger.edge_rights import may_connect
 from services.ledger.errors import OtherHistoryHereError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from domain.instants import Instant
 from domain.ports import Clock, FenceClock
 from domain.state import Books
+from keyledger_language.instants import Instant
 
 
 class LedgerTime:

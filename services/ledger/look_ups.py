@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable
 import structlog
 
 from domain import commands as c
-from domain import events as e
 from domain.ids import is_id, place_of
 from domain.ports import DataKeyError, TakenClaim
+from keyledger_language import events as e
 from services.ledger.group import DecidedGroup, KnownClaim, with_event
 from services.ledger.jobs import Job
 from services.ledger.kept_answers import open_answer, subject_of

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from domain import events as e
 from domain.changes import change_of
-from domain.instants import Instant
 from domain.state import Books
 from keyledger_language import Change
+from keyledger_language import events as e
+from keyledger_language.instants import Instant
 
 _MONEY_AND_SIGHTINGS: Final = (e.WalletEvent, e.UsageDenied, e.KeysSeen)
 

@@ -12,11 +12,11 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from domain import events as e
 from domain.evolve import evolve
-from domain.instants import Instant
 from domain.projecting import Queries
 from domain.state import State
+from keyledger_language import events as e
+from keyledger_language.instants import Instant
 
 ReadEvents = Callable[[int, int], Awaitable[Sequence[tuple[int, e.Event]]]]
 """(after, limit) to events in order."""

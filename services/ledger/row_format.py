@@ -17,12 +17,12 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 from domain.accounts import Counters, Reservation, Wallet
-from domain.events import Private
-from domain.instants import Instant
 from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
 from domain.organizations import Organization, Plan, Project
 from domain.personal import SUBJECTS, key_subject, put_together, taken_apart
+from keyledger_language.events import Private
+from keyledger_language.instants import Instant
 from services.ledger.jobs import DataKeyring
 
 _FORMAT: Final = 4

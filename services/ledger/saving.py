@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import structlog
 
-from domain.ports import BEGINNING, CheckpointMovedError, DataKeyError, HistoryPoint, StateRow, StateRows
+from domain.ports import CheckpointMovedError, DataKeyError, StateRow, StateRows
 from domain.state import State
+from keyledger_language.history import BEGINNING, HistoryPoint
 from services.ledger.jobs import DataKeyring
 from services.ledger.lazy_tables import LazyTables
 from services.ledger.loading import Loading

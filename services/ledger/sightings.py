@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from domain.commands import Denied, RecordSeen
-from domain.events import Denial
-from domain.instants import SECOND, Instant
 from domain.money import price
 from keyledger_language import Tenant, Use
+from keyledger_language.events import Denial
+from keyledger_language.instants import SECOND, Instant
 
 _SEEN_EVERY: Instant = 60 * SECOND
 _MAX_KEYS_PER_WRITE = 5_000

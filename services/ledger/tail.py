@@ -9,10 +9,10 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from domain.events import Event
 from domain.ports import LogUnavailableError, Wakeups
 from domain.projecting import FoundEvent
 from infra.position_watch import PositionWatch
+from keyledger_language.events import Event
 
 log: Final = structlog.get_logger()
 

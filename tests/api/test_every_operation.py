@@ -16,8 +16,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from domain.events import KeysSeen, UsageDenied
-from infra.postgres.mapper import tag_of
+from keyledger_language.events import KeysSeen, UsageDenied
+from keyledger_reading.mapper import tag_of
 from services.api.answering.problems import TABLE, Problem
 from services.api.asking.call import MAX_BODY_BYTES
 from tests.api.operations.asked import Bad

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from msgspec.structs import force_setattr
 
-from domain.events import Quota
 from domain.keyspaces import ROOT_KEYSPACE_ID
 from keyledger_language import Scopes
+from keyledger_language.events import Quota
 from tests.api.world import Management
 
 

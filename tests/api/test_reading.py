@@ -11,9 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from domain import commands as c
-from domain.events import LedgerEvent
-from domain.instants import SECOND, to_text
 from domain.keyspaces import ROOT_SHAPE
+from keyledger_language.events import LedgerEvent
+from keyledger_language.instants import SECOND, to_text
 from tests.api.world import Management
 
 # -- the change feed

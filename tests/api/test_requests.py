@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from domain import commands as c
-from domain.instants import SECOND, to_text
+from keyledger_language.instants import SECOND, to_text
 from projections import requests as projected
 from tests.api.quick.world import Owned
 from tests.api.world import Management

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from domain.instants import DAY
+from keyledger_language.instants import DAY
 from tests.api.world import Management, managed
 
 

@@ -16,16 +16,18 @@ from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder
 from psycopg import Connection
 
-from domain.events import LedgerEvent
-from domain.ports import HistoryPoint, NewEvent
+from domain.ports import NewEvent
 from infra.embedded import EmbeddedServers
 from infra.postgres.arrays import register_packed_arrays
-from infra.postgres.connections import ADVISORY_CLASS, connect
-from infra.postgres.datastore import PooledDatastore, SessionDatastore
+from infra.postgres.connections import ADVISORY_CLASS, SERVICE_ROLE, connect
+from infra.postgres.datastore import AppendingDatastore
 from infra.postgres.insertion import pack_group
 from infra.postgres.mapper import EventMapper
 from infra.postgres.migrate import migrate
 from infra.postgres.recorder import LedgerRecorder
+from keyledger_language.events import LedgerEvent
+from keyledger_language.history import HistoryPoint
+from keyledger_reading.datastore import PooledDatastore, SessionDatastore
 from tests.bench.bench_projections import charges
 from tests.servers import fresh_database, server_folder
 
@@ -124,7 +126,7 @@ def all_data(recorder: LedgerRecorder, limit: int, mapper: EventMapper[Any]) -> 
 
 def test_reading_and_appending_beside_the_library() -> None:
     gc.freeze()
-    with log_of_charges() as (writer, database), PooledDatastore(database) as datastore:
+    with log_of_charges() as (writer, database), AppendingDatastore(database) as datastore:
         ours = LedgerRecorder(SessionDatastore(lambda: writer))
         fill(ours)
         stock = Stock(datastore, events_table_name="events_p0")
@@ -160,7 +162,7 @@ def stock_inserts(database: str, size: int) -> Callable[[], int]:
     with psycopg.connect(database, autocommit=True) as owner:
         owner.execute("DROP SCHEMA IF EXISTS stock CASCADE; CREATE SCHEMA stock")
         owner.execute("GRANT ALL ON SCHEMA stock TO keyledger_service")
-    datastore = PooledDatastore(database, schema="stock")
+    datastore = PooledDatastore(database, schema="stock", role=SERVICE_ROLE)
     datastore.register_type_adapters = super(PooledDatastore, datastore).register_type_adapters  # type: ignore[method-assign]
     recorder = PostgresApplicationRecorder(datastore, events_table_name="events")
     recorder.create_table()

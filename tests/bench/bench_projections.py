@@ -15,13 +15,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from domain import events as e
 from domain.ids import placed_id
 from infra.embedded import EmbeddedServers
 from infra.postgres.projected import Projected
 from infra.postgres.projection_queries import PostgresQueries
 from infra.postgres.sessions import Sessions
 from keyledger_edge import Scopes
+from keyledger_language import events as e
 from projections.every import every_projection
 from projections.lookup import SORTS, list_keys
 from projections.pages import Page, encode_cursor, sort_of

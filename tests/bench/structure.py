@@ -1,7 +1,7 @@
 """How the code is built, in figures: `python -m tests.bench.structure [folder of another checkout]`.
 
-Prints what `import domain.events` loads, the names that two classes or two files have, what `Ledger`
-consists of, and the median and the ninetieth percentile of the lines of files and functions.
+Prints what an import of the event types loads, the names that two classes or two files have, what
+`Ledger` consists of, and the median and the ninetieth percentile of the lines of files and functions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ LEDGER: Final = "services/ledger/ledger.py"
 _LOADED: Final = """
 import sys
 before = set(sys.modules)
-import domain.events
+try:
+    import keyledger_language.events
+except ImportError:  # of an older checkout
+    import domain.events
 found = set(sys.modules) - before
 print(len(found), *sorted(found & {"asyncio", "ssl", "socket", "nats", "logging"}))
 """
@@ -30,7 +33,7 @@ def main(root: Path) -> None:
     """Print all of it."""
     trees = parsed(root)
     files = list(trees)
-    print(f"import domain.events loads {loaded(root)}")
+    print(f"importing the event types loads {loaded(root)}")
     show("class names with two meanings", twice(classes(root, trees)))
     show("file names with two meanings", twice((path.name, str(path.relative_to(root))) for path in files))
     [ledger] = [one for one in classes_in(trees[root / LEDGER]) if one.name == "Ledger"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from domain import events as e
+from keyledger_language import events as e
 
 Kind = Literal[
     "charge", "reserve", "capture", "release", "refund", "deposit", "create", "revoke", "verify",

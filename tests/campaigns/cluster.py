@@ -17,7 +17,6 @@ from typing import get_args
 
 import aiohttp
 
-from domain.events import LedgerEvent
 from infra.embedded import EmbeddedServers
 from infra.nats.relay import published_place
 from infra.postgres.log import PostgresLog
@@ -25,6 +24,7 @@ from infra.postgres.mapper import EventMapper
 from infra.postgres.migrate import migrate
 from infra.postgres.rebuilding import Check
 from infra.postgres.rebuilding import check as check_projections
+from keyledger_language.events import LedgerEvent
 from projections.every import every_projection
 from services.cli.first_root_key import new_root_secret
 from tests.campaigns.checker import Recorded, record

@@ -12,7 +12,6 @@ import psycopg
 import pytest
 
 from domain import commands as c
-from domain.events import LedgerEvent
 from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
@@ -22,6 +21,7 @@ from infra.postgres.log import PostgresLog
 from infra.postgres.mapper import EventMapper
 from infra.postgres.state_rows import PostgresStateRows
 from keyledger_edge import fingerprint
+from keyledger_language.events import LedgerEvent
 from services.ledger import bus as buses
 from services.ledger.errors import CannotAnswerError
 from services.ledger.lease_terms import LeaseTerms

@@ -16,10 +16,10 @@ import nats
 import pytest
 from nats.aio.msg import Msg
 
-from domain.events import LedgerEvent
 from infra.postgres.log import PostgresLog
 from infra.postgres.mapper import EventMapper
 from keyledger_edge import fingerprint
+from keyledger_language.events import LedgerEvent
 from tests.campaigns.cluster import Cluster, cluster
 from tests.canaries import Canaries, Leak
 from tests.contract.stream_worlds import read_all

@@ -13,7 +13,6 @@ from typing import get_args
 import psycopg
 
 from domain.claims import request_claim
-from domain.events import Event, LedgerEvent, stream_of
 from domain.ports import Group, NewClaim
 from domain.projecting import EventReader, Projection, Queries
 from infra.embedded import EmbeddedPostgres
@@ -25,6 +24,7 @@ from infra.postgres.projection_pipeline import BATCH, MOST
 from infra.postgres.projection_queries import PostgresEventReader, PostgresQueries
 from infra.postgres.projector import Projector
 from infra.postgres.sessions import Sessions
+from keyledger_language.events import Event, LedgerEvent, stream_of
 from projections.every import every_projection
 from tests.histories import NOON, History
 from tests.servers import fresh_database

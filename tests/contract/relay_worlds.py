@@ -7,11 +7,19 @@ import os
 from collections.abc import Callable
 from typing import Any, get_args
 
-from domain.events import Event, KeyDisabled, KeyRevoked, LedgerEvent, Private, UsageCharged, stream_of
 from domain.ports import Group, Log, LogUnavailableError
 from infra.memory.log import MemoryLog
 from infra.nats.relay import Open, Relay, RelayStatus
 from infra.postgres.mapper import EventMapper
+from keyledger_language.events import (
+    Event,
+    KeyDisabled,
+    KeyRevoked,
+    LedgerEvent,
+    Private,
+    UsageCharged,
+    stream_of,
+)
 
 NOON = 1_700_000_000_000_000
 ORGANIZATION = "org_01JD0000000000000000000000"

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain.events import KeyDisabled, KeyRevoked, Private, UsageCharged
 from infra.postgres.mapper import EventMapper
+from keyledger_language.events import KeyDisabled, KeyRevoked, Private, UsageCharged
 from tests.contract.projected_worlds import reading, written_log
 from tests.contract.relay_worlds import NOON, charge
 

@@ -5,12 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from domain.instants import DAY, SECOND
 from domain.ports import (
     ClaimTakenError,
     Group,
     HeadMovedError,
-    HistoryPoint,
     LogUnavailableError,
     NewClaim,
     NewDataKey,
@@ -18,11 +16,11 @@ from domain.ports import (
     NotOwnerError,
     OtherHistoryError,
     OutcomeUnknownError,
-    RecordedEvent,
     TakenClaim,
-    mark_of,
 )
 from infra.owners import Owner
+from keyledger_language.history import HistoryPoint, RecordedEvent, mark_of
+from keyledger_language.instants import DAY, SECOND
 from tests.contract.log_worlds import LogWorld, MemoryWorld, OwnedLog, PostgresWorld
 
 WORLDS = ("memory", "postgres")

@@ -9,9 +9,10 @@ import pytest
 from eventsourcing.application import Application
 from eventsourcing.persistence import IntegrityError, OperationalError
 
-from domain.ports import Group, HistoryPoint, NewEvent
+from domain.ports import Group, NewEvent
 from infra.postgres.log import PostgresLog
 from infra.postgres.mapper import StreamEvent
+from keyledger_language.history import HistoryPoint
 from tests.contract.log_samples import Charged, Personal, Renamed
 
 RENAME = Renamed(at=2, organization_id="org_1", private=Personal(name="Ada"))

@@ -5,10 +5,12 @@ import timeit
 import msgspec
 import pytest
 
-from domain.ports import RecordedEvent
 from infra.postgres import data_keys
 from infra.postgres.data_keys import DataKeys, MasterKeyError
-from infra.postgres.mapper import EventMapper, UnknownEventError, Upcaster
+from infra.postgres.mapper import EventMapper
+from keyledger_language.history import RecordedEvent
+from keyledger_reading.errors import UnknownEventError
+from keyledger_reading.mapper import Upcaster
 from tests.contract.log_samples import Charged, Personal, Renamed, Sample
 
 CHARGE = Charged(at=1, organization_id="org_1", amount_micros=5, fingerprint=bytes(32))

@@ -11,12 +11,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from domain.instants import DAY
 from domain.ports import (
-    BEGINNING,
     Group,
     HeadMovedError,
-    HistoryPoint,
     NewClaim,
     NewEvent,
     NotOwnerError,
@@ -28,11 +25,14 @@ from infra.clock import SystemClock
 from infra.embedded import EmbeddedPostgres, EmbeddedServers
 from infra.embedded.folder import DataFolder
 from infra.postgres.arrays import register_packed_arrays
-from infra.postgres.connections import UnsafeDatabaseError, connect, ledger_conninfo
+from infra.postgres.connections import UnsafeDatabaseError, connect
 from infra.postgres.hints import Hints
 from infra.postgres.log import PostgresLog
 from infra.postgres.migrate import migrate
 from infra.postgres.state_rows import PostgresStateRows
+from keyledger_language.history import BEGINNING, HistoryPoint
+from keyledger_language.instants import DAY
+from keyledger_reading.connections import ledger_conninfo
 from tests.contract.log_worlds import PostgresWorld
 from tests.servers import initialised, server_folder
 

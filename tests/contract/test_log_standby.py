@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 
-from domain.ports import Group, HistoryPoint, LogUnavailableError, NewEvent, OutcomeUnknownError
+from domain.ports import Group, LogUnavailableError, NewEvent, OutcomeUnknownError
 from infra.embedded.postgres import DATABASE
 from infra.postgres.confirming import CONFIRMING_CLASS
 from infra.postgres.connections import UnsafeDatabaseError
 from infra.postgres.log import PostgresLog
+from keyledger_language.history import HistoryPoint
 from tests.contract.log_worlds import (
     BrokenOff,
     MemoryStandbyWorld,

@@ -9,7 +9,8 @@ import pytest
 from psycopg import AsyncConnection, Connection
 
 from infra.postgres.hints import Hints, HintSender
-from infra.postgres.notices import Listener, channel, hear_for, listen
+from infra.postgres.notices import hear_for, listen
+from keyledger_reading.notices import Listener, channel
 
 CHANNEL = "of_the_test"
 NO_POSITIONS = ("", "rubbish", "-1", "1.5", "9223372036854775808", "9" * 5_000)

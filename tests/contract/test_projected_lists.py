@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from domain.events import KeyRotated
-from domain.instants import DAY
 from domain.keys import Key
 from domain.projecting import FoundEvent, Row
 from domain.state import State
+from keyledger_language.events import KeyRotated
+from keyledger_language.instants import DAY
 from projections.audit import AuditEntry, key_history, list_audit
 from projections.directory import list_keyspaces, list_organizations, list_plans, list_projects
 from projections.lookup import list_keys

@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 import msgspec
 import pytest
 
-from domain import events as e
-from domain.instants import DAY, SECOND, Instant, to_datetime
+from keyledger_language import events as e
+from keyledger_language.instants import DAY, SECOND, Instant, to_datetime
 from projections import requests
 from projections.request_lists import RequestFilter, list_requests
 from projections.requests import (

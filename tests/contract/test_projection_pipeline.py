@@ -10,12 +10,13 @@ from typing import Any, get_args
 import psycopg
 import pytest
 
-from domain.events import Event, LedgerEvent, UsageCharged
 from infra.postgres import projecting_log, projection_pipeline
-from infra.postgres.mapper import EventMapper, UnknownEventError
+from infra.postgres.mapper import EventMapper
 from infra.postgres.projecting_log import HoleError, RunReader
 from infra.postgres.projection_pipeline import FOLD, LEAST_FOLD, Pipeline, Progress
 from infra.postgres.projection_schema import REBUILD, ProjectionTables, connect_for_projections
+from keyledger_language.events import Event, LedgerEvent, UsageCharged
+from keyledger_reading.errors import UnknownEventError
 from projections.every import every_projection
 from tests.contract.projected_worlds import Written, mapper, projecting, reached, table_rows, written_log
 from tests.histories import History

@@ -13,12 +13,14 @@ import pytest
 from eventsourcing.persistence import IntegrityError, NotSupportedError, OperationalError, StoredEvent
 from psycopg import Connection
 
-from domain.ports import HeadMovedError, HistoryPoint, NewClaim, NewEvent, NotOwnerError, mark_of
+from domain.ports import HeadMovedError, NewClaim, NewEvent, NotOwnerError
 from infra.postgres.arrays import register_packed_arrays
 from infra.postgres.connections import ADVISORY_CLASS, connect
-from infra.postgres.datastore import PooledDatastore, SessionDatastore
+from infra.postgres.datastore import AppendingDatastore
 from infra.postgres.insertion import pack_group
 from infra.postgres.recorder import LedgerRecorder
+from keyledger_language.history import HistoryPoint, mark_of
+from keyledger_reading.datastore import SessionDatastore
 from tests.contract.projected_worlds import mapper
 from tests.histories import History
 
@@ -112,7 +114,7 @@ def test_whoever_does_not_hold_the_partition_writes_nothing(
 
 
 def test_a_pool_keeps_the_connection_until_the_answer_is_there(ledger_database: str) -> None:
-    with PooledDatastore(ledger_database) as datastore:
+    with AppendingDatastore(ledger_database) as datastore:
         pooled = LedgerRecorder(datastore)
         for elsewhere in (HistoryPoint(0, 0, 9), HistoryPoint(5, 0, 1)):
             with pytest.raises(IntegrityError, match="is"):

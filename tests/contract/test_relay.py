@@ -15,14 +15,15 @@ import nats
 import pytest
 from nats.js.errors import NotFoundError
 
-from domain.events import KeysSeen
-from domain.ports import Log, OutcomeUnknownError, RecordedEvent
+from domain.ports import Log, OutcomeUnknownError
 from domain.publishing import Place, place_in, place_message
 from infra.embedded import EmbeddedNats, EmbeddedServers
 from infra.hints import LocalHints
 from infra.memory.log import MemoryLog, MemoryStorage
 from infra.nats.relay import RelayStatus, published_place, run_relay
 from infra.nats.watch import PublishedWatch
+from keyledger_language.events import KeysSeen
+from keyledger_language.history import RecordedEvent
 from tests.contract.relay_worlds import (
     LOG_ID,
     NOON,

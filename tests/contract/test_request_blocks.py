@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 
-from domain import events as e
 from domain.ids import placed_id
 from infra.postgres.rebuilding import check
+from keyledger_language import events as e
 from projections.every import every_projection
 from projections.request_lists import RequestFilter, list_requests
 from projections.requests import BLOCK, list_digest

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from domain import events as e
-from domain.instants import DAY, SECOND, Instant
 from infra.postgres.rebuilding import check
+from keyledger_language import events as e
+from keyledger_language.instants import DAY, SECOND, Instant
 from projections import request_lists
 from projections.every import every_projection
 from projections.request_lists import GRANTED, RequestFilter, first_since, list_requests

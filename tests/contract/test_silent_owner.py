@@ -8,9 +8,10 @@ from datetime import datetime
 import psycopg
 import pytest
 
-from domain.ports import Group, HistoryPoint, NewEvent, NotOwnerError, OutcomeUnknownError
+from domain.ports import Group, NewEvent, NotOwnerError, OutcomeUnknownError
 from infra.postgres import log
 from infra.postgres.log import PostgresLog
+from keyledger_language.history import HistoryPoint
 
 _SILENT_SECONDS = 3.0
 """Longer than a machine stands still."""

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from domain.ports import BEGINNING, CheckpointMovedError, HistoryPoint, StateRow, StateRows
+from domain.ports import CheckpointMovedError, StateRow, StateRows
 from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.state_rows import PostgresStateRows
+from keyledger_language.history import BEGINNING, HistoryPoint
 
 WALLET = StateRow("wallet/org_1", b"\x00100")
 

@@ -14,15 +14,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from domain.events import KeyDisabled, KeyRevoked
-from domain.ports import Group, OtherHistoryError
+from domain.ports import Group
 from infra.embedded import EmbeddedServers
-from infra.postgres import subscription as subscriptions
-from infra.postgres.datastore import PooledDatastore
 from infra.postgres.log import PostgresLog
 from infra.postgres.migrate import migrate
-from infra.postgres.recorder import LedgerRecorder
-from infra.postgres.subscription import LedgerSubscription
+from keyledger_language.events import KeyDisabled, KeyRevoked
+from keyledger_reading import subscription as subscription_module
+from keyledger_reading.datastore import PooledDatastore
+from keyledger_reading.errors import DifferentPastError
+from keyledger_reading.positions import LogPosition
+from keyledger_reading.recorder import ReadingRecorder
+from keyledger_reading.subscription import LedgerSubscription
 from tests.contract.projected_worlds import mapper
 from tests.histories import NOON
 from tests.servers import initialised, server_folder
@@ -45,11 +47,18 @@ def subscribed(
     database: str, gt: int | None = None, *, poll_seconds: float = NEVER, **options: Any
 ) -> Generator[LedgerSubscription]:
     with PooledDatastore(database) as datastore:
-        recorder = LedgerRecorder(datastore)
+        recorder = ReadingRecorder(datastore)
+        position = None if gt is None else in_history(recorder, gt)
         with LedgerSubscription(
-            recorder, recorder._new_session, gt=gt, poll_seconds=poll_seconds, **options
+            recorder, recorder.new_session, gt=position, poll_seconds=poll_seconds, **options
         ) as subscription:
             yield subscription
+
+
+def in_history(recorder: ReadingRecorder, position: int) -> LogPosition:
+    """As a view noted it, when it counted that event."""
+    mark = next((one.mark for one in recorder.select_at([position])), 0)
+    return LogPosition(position, log_id=recorder.log_id(), epoch=recorder.end().epoch, mark=mark)
 
 
 class Following:
@@ -68,7 +77,7 @@ class Following:
                 with self._more:
                     self.positions.append(one.id)
                     self._more.notify_all()
-        except OtherHistoryError as error:
+        except DifferentPastError as error:
             self.error = error
 
     async def until(self, position: int) -> list[int]:
@@ -165,16 +174,16 @@ async def test_an_event_between_the_first_look_and_the_wait_is_told_by_its_hint(
 ) -> None:
     """Given a subscription that would look again in ten minutes only: it listens before it looks."""
     looked, go_on = threading.Event(), threading.Event()
-    select = LedgerRecorder.select_notifications
+    select = ReadingRecorder.select_notifications
 
-    def pause_after_the_first(self: LedgerRecorder, *args: Any, **options: Any) -> Any:
+    def pause_after_the_first(self: ReadingRecorder, *args: Any, **options: Any) -> Any:
         found = select(self, *args, **options)
         if not looked.is_set():
             looked.set()
             go_on.wait(PATIENCE)
         return found
 
-    monkeypatch.setattr(LedgerRecorder, "select_notifications", pause_after_the_first)
+    monkeypatch.setattr(ReadingRecorder, "select_notifications", pause_after_the_first)
     one = following()
     assert looked.wait(PATIENCE)
     with psycopg.connect(ledger_database, autocommit=True) as other:
@@ -247,7 +256,7 @@ async def test_a_position_that_the_log_does_not_have_is_refused(
 
     with subscribed(ledger_database, 5):
         pass
-    with pytest.raises(OtherHistoryError, match="Event 6"), subscribed(ledger_database, 6):
+    with pytest.raises(DifferentPastError, match="Event 6"), subscribed(ledger_database, 6):
         pass
 
 
@@ -276,7 +285,7 @@ async def test_it_does_not_wake_while_nothing_happens(
         return read(self)
 
     monkeypatch.setattr(LedgerSubscription, "_read", counted)
-    one = following(poll_seconds=subscriptions._POLL_SECONDS)
+    one = following(poll_seconds=subscription_module._POLL_SECONDS)
     await append(log, 1)
     await one.until(1)
     before = len(looks)

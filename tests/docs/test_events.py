@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 import pytest
 
-from domain.events import Denial, Event, LedgerEvent, Private, UsageDenied
 from infra.memory.log import MemoryLog
 from infra.nats.public_stream import JetStreamPublicStream
+from keyledger_language.events import Denial, Event, LedgerEvent, Private, UsageDenied
 from tests.contract.relay_worlds import GrowingLog, RunningRelay
 
 PAGE = (Path(__file__).parents[2] / "docs" / "events.md").read_text(encoding="utf-8")

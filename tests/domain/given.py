@@ -13,7 +13,6 @@ from itertools import count
 from typing import Any, Self, TypeVar
 
 from domain import commands as c
-from domain import events as e
 from domain.accounts import Wallet
 from domain.commands import Asking, Command
 from domain.decisions.charging import UseOutcome
@@ -22,13 +21,14 @@ from domain.desk import SYSTEM_ASKING, Placed
 from domain.errors import LedgerError
 from domain.facts import FactsBook
 from domain.ids import place_of
-from domain.instants import SECOND, Instant
 from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan, Project
 from domain.quotas import QuotaState, quota_states
 from domain.state import Due, State
 from keyledger_language import NO_USE, RateLimiter, Use
+from keyledger_language import events as e
+from keyledger_language.instants import SECOND, Instant
 from services.ledger.group import DecidedGroup, KnownClaim, Tools
 from services.ledger.jobs import Done, Job
 from tests.moments import from_text

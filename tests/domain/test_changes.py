@@ -3,11 +3,11 @@
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.changes import change_of, narrows
-from domain.events import Quota
-from domain.instants import DAY
 from keyledger_language import Allowed, RateLimit
+from keyledger_language import events as e
+from keyledger_language.events import Quota
+from keyledger_language.instants import DAY
 from tests.domain.given import Shop, fingerprint_of
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import AmountOutOfRangeError, CallerRefusedError, InvalidError, NotFoundError
-from domain.events import Quota
 from domain.money import MAX_MICROS
 from keyledger_language import RateLimit, Tenant, Use
+from keyledger_language import events as e
+from keyledger_language.events import Quota
 from tests.domain.given import Shop, fingerprint_of
 
 THREE_A_MINUTE = (RateLimit(name="slow", limit=3, window_seconds=60),)

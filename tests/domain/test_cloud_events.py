@@ -7,7 +7,10 @@ import msgspec
 import pytest
 
 from domain.cloud_events import cloud_event, source_of, subject_of, to_json
-from domain.events import (
+from domain.ids import place_of
+from domain.publishing import Place, event_message
+from keyledger_language import RateLimit, Scopes
+from keyledger_language.events import (
     CreditsDeposited,
     Denial,
     Event,
@@ -28,9 +31,6 @@ from domain.events import (
     ThresholdReached,
     UsageDenied,
 )
-from domain.ids import place_of
-from domain.publishing import Place, event_message
-from keyledger_language import RateLimit, Scopes
 from tests.moments import from_text
 
 AT = from_text("2026-11-21T02:44:15.123456Z")

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import (
     AlreadyExistsError,
     InvalidError,
@@ -16,9 +15,10 @@ from domain.errors import (
     PermissionDeniedError,
     VersionConflictError,
 )
-from domain.events import Quota
-from domain.instants import DAY, SECOND
 from keyledger_language import RateLimit
+from keyledger_language import events as e
+from keyledger_language.events import Quota
+from keyledger_language.instants import DAY, SECOND
 from tests.domain.given import Shop, World, fingerprint_of, refusal_of
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import InvalidError, NotFoundError, VersionConflictError
 from keyledger_language import Use
+from keyledger_language import events as e
 from tests.domain.given import Shop
 
 

@@ -3,12 +3,12 @@
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import InvalidError
-from domain.events import Quota
-from domain.instants import to_text
 from domain.money import MAX_MICROS
 from keyledger_language import Use
+from keyledger_language import events as e
+from keyledger_language.events import Quota
+from keyledger_language.instants import to_text
 from tests.domain.given import Shop, charge_id_of
 from tests.moments import from_text
 

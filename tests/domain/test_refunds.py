@@ -3,10 +3,10 @@
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import AmountOutOfRangeError, InvalidError, NotFoundError, RefundExceedsChargeError
-from domain.events import Quota
 from domain.money import MAX_MICROS
+from keyledger_language import events as e
+from keyledger_language.events import Quota
 from tests.domain.given import Shop, charge_id_of
 
 

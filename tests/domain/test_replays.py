@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import IdempotencyConflictError
-from domain.events import Quota
 from keyledger_language import NO_USE, RateLimit, Tenant, Use
+from keyledger_language import events as e
+from keyledger_language.events import Quota
 from tests.domain.given import Shop, charge_id_of, fingerprint_of
 
 

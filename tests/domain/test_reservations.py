@@ -3,12 +3,12 @@
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.accounts import Reservation
 from domain.errors import AmountOutOfRangeError, InvalidError, NotFoundError, ReservationClosedError
-from domain.events import Quota
 from domain.money import MAX_MICROS
 from keyledger_language import Use
+from keyledger_language import events as e
+from keyledger_language.events import Quota
 from tests.domain.given import Shop, World
 
 

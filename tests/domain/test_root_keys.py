@@ -6,8 +6,8 @@ from domain import commands as c
 from domain.commands import Asking, Command
 from domain.decisions.access import PLATFORM_PERMISSIONS, ROOT_PERMISSIONS
 from domain.errors import CallerRefusedError, PermissionDeniedError
-from domain.events import Quota
-from domain.instants import SECOND
+from keyledger_language.events import Quota
+from keyledger_language.instants import SECOND
 from tests.domain.given import Shop, World, charge_id_of, fingerprint_of, refusal_of
 
 

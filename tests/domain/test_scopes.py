@@ -3,8 +3,8 @@
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import EmptyScopeError, InvalidError
+from keyledger_language import events as e
 from tests.domain.given import Shop
 
 DIMENSIONS = ("permissions", "projects", "models", "tenants")

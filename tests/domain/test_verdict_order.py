@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from domain import commands as c
-from domain.events import Quota
-from domain.instants import SECOND
 from keyledger_language import RateLimit, Tenant, Use
+from keyledger_language.events import Quota
+from keyledger_language.instants import SECOND
 from tests.domain.given import Shop, fingerprint_of
 
 ORDER = (

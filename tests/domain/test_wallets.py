@@ -3,9 +3,9 @@
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import AmountOutOfRangeError, InvalidError, PermissionDeniedError, PlatformOnlyError
 from domain.money import MAX_MICROS
+from keyledger_language import events as e
 from tests.domain.given import Shop, charge_id_of
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from domain.events import Quota
-from domain.instants import DAY, to_text
 from domain.windows import WINDOWS, Window, window_end, window_start, window_starts
+from keyledger_language.events import Quota
+from keyledger_language.instants import DAY, to_text
 from tests.domain.given import Shop
 from tests.moments import from_text
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from domain import commands as c
-from domain import events as e
+from keyledger_language import events as e
 from services.ledger import bus as buses
 from services.ledger.errors import CannotAnswerError, NotOwnerHereError
 from services.ledger.handlers import DECIDE

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from domain import commands as c
-from domain import events as e
-from domain.ports import Group, LogUnavailableError, RecordedEvent, TakenClaim
+from domain.ports import Group, LogUnavailableError, TakenClaim
+from keyledger_language import events as e
+from keyledger_language.history import RecordedEvent
 from services.ledger import sure_append
 from services.ledger.errors import NotOwnerHereError, UnavailableError, UnknownOutcomeError
 from tests.ledger.world import Process, World, charge, deep_state, until

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from domain.events import Event
 from domain.ports import Log
 from domain.projecting import FoundEvent
 from infra.memory.log import MemoryLog
 from infra.postgres.mapper import EventMapper
+from keyledger_language.events import Event
 from services.ledger import feed as feeds
 from services.ledger import tail as tails
 from services.ledger.feed import MOST_SCANNED, Feed, UnknownTypeError, tags_of

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from keyledger_language import Change
+from keyledger_language import events as e
 from tests.ledger.world import Process, World, charge, until
 
 

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import InvalidError, LedgerError, NotFoundError
 from domain.ids import placed_id
 from domain.ports import NewEvent
+from keyledger_language import events as e
 from services.ledger import group as groups
 from services.ledger.errors import OverloadedError
 from services.ledger.handlers import DECIDE

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from domain import commands as c
-from domain.ports import HistoryPoint, OtherHistoryError, StateRow
+from domain.ports import OtherHistoryError, StateRow
+from keyledger_language.history import HistoryPoint
 from services.ledger.errors import NotOwnerHereError, OtherHistoryHereError
 from services.ledger.ledger import Ledger
 from tests.ledger.world import Process, World, charge, deep_state, until

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import NotFoundError
 from domain.ports import OtherHistoryError
+from keyledger_language import events as e
 from services.ledger.errors import NotOwnerHereError
 from services.ledger.lease_terms import LeaseTerms
 from tests.ledger.world import Process, World, charge, deep_state, reserve, until

@@ -7,7 +7,6 @@ import pytest
 
 from domain import commands as c
 from domain.errors import IdempotencyConflictError
-from domain.events import LedgerEvent, Private
 from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.organizations import Plan
@@ -17,6 +16,7 @@ from domain.state import Books
 from infra.postgres.data_keys import MasterKeyError
 from infra.postgres.mapper import EventMapper
 from keyledger_language import RateLimit
+from keyledger_language.events import LedgerEvent, Private
 from services.ledger import row_format
 from services.ledger.jobs import Done, Idempotency
 from tests.ledger.world import Process, World, deep_state

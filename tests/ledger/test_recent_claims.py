@@ -1,7 +1,7 @@
 """A retry that comes soon is found among the claims made last; memory for them is bounded."""
 
-from domain import events as e
 from domain.desk import Placed
+from keyledger_language import events as e
 from services.ledger.recent_claims import RecentClaims
 
 

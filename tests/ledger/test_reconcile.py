@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 from msgspec.structs import replace
 
-from domain import events as e
 from domain.state import State
+from keyledger_language import events as e
 from services.ledger.reconcile import ReadEvents, Reconciliation, Sums, UsageSums, reconcile
 from tests.histories import History
 

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import IdempotencyConflictError
-from domain.instants import DAY
 from domain.state import Books
+from keyledger_language import events as e
+from keyledger_language.instants import DAY
 from services.ledger.jobs import Idempotency
 from tests.ledger.world import Process, World, charge, reserve
 

@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from domain import commands as c
-from domain import events as e
-from domain.ports import CheckpointMovedError, HistoryPoint, StateRow
+from domain.ports import CheckpointMovedError, StateRow
+from keyledger_language import events as e
+from keyledger_language.history import HistoryPoint
 from services.ledger import row_format, saving
 from tests.ledger.world import Process, World, charge, deep_state, reserve, until
 
@@ -273,7 +274,7 @@ async def test_who_stands_by_keeps_no_more_than_the_owner(
 
 
 async def test_quotas_count_the_same_after_a_restart(world: World, ledger: Process) -> None:
-    from domain.events import Quota  # noqa: PLC0415  # only here
+    from keyledger_language.events import Quota  # noqa: PLC0415  # only here
 
     key = await ledger.key(1_000, quotas=(Quota(unit="requests", window="day", limit=3),))
     await ledger.charge(key, "r1", 1)

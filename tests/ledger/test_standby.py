@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from keyledger_edge import UNKNOWN
 from keyledger_language import KeyFacts
+from keyledger_language import events as e
 from services.ledger import ownership, standby_watch, sure_append
 from services.ledger.errors import NotOwnerHereError, UnknownOutcomeError, WaitsForStandbyError
 from services.ledger.lease_terms import LeaseTerms

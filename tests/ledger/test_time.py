@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from domain import commands as c
-from domain import events as e
-from domain.instants import SECOND
 from keyledger_language import Tenant, Use
+from keyledger_language import events as e
+from keyledger_language.instants import SECOND
 from services.ledger import upkeep
 from services.ledger.sightings import Refused, Sightings
 from tests.ledger.world import Process, World, charge, reserve, until

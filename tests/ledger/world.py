@@ -11,8 +11,6 @@ from typing import Any, get_args
 from domain import commands as c
 from domain.accounts import Wallet
 from domain.decisions.charging import UseOutcome
-from domain.events import Event, LedgerEvent
-from domain.instants import SECOND
 from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
@@ -22,6 +20,8 @@ from infra.memory.log import MemoryLog, MemoryStorage
 from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.mapper import EventMapper
 from keyledger_language import fingerprint
+from keyledger_language.events import Event, LedgerEvent
+from keyledger_language.instants import SECOND
 from services.ledger.jobs import Done, Idempotency, Render
 from services.ledger.ledger import Ledger
 from services.ledger.ports import Ports, Terms

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import events as e
-from domain.instants import DAY
 from keyledger_language import RateLimit, Scopes
+from keyledger_language import events as e
+from keyledger_language.instants import DAY
 from projections.audit import AUDITED, METERED, entry_of
 from projections.changes import before_and_after
 from projections.statements import LINES

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from domain import events as e
+from keyledger_language import events as e
 
 Window = tuple[str, object]
 """A window's name, and what stands for it: a date, (year, week), (year, month), or nothing."""

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.ids import format_position, is_id, new_id, parse_position, place_of, placed_id
-from domain.instants import DAY, from_datetime, to_datetime, to_text
 from domain.money import MAX_MICROS, price
 from domain.windows import WINDOWS, window_end, window_start, window_starts
 from keyledger_language import position_prefix
+from keyledger_language.instants import DAY, from_datetime, to_datetime, to_text
 from tests.moments import from_text
 from tests.properties.recount import windows_of
 

@@ -22,17 +22,17 @@ from hypothesis.stateful import (
 )
 
 from domain import commands as c
-from domain import events as e
 from domain.errors import LedgerError
-from domain.events import Quota
 from domain.evolve import evolve
-from domain.instants import DAY, SECOND
 from domain.personal import PLATFORM
 from domain.state import TABLES, State
 from domain.windows import WINDOWS, window_starts
 from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.data_keys import DataKeys
 from keyledger_language import Use
+from keyledger_language import events as e
+from keyledger_language.events import Quota
+from keyledger_language.instants import DAY, SECOND
 from services.ledger.narrowings import Narrowings
 from services.ledger.saving import StateKeeper
 from tests.domain.given import BOOTSTRAP, Shop, World

@@ -16,10 +16,10 @@ from domain import commands as c
 from domain.commands import Asking, Command
 from domain.decisions.plain_charges import PlainCharges
 from domain.desk import SYSTEM_ASKING
-from domain.events import Quota
-from domain.instants import DAY, SECOND
 from domain.state import TABLES
 from keyledger_language import NO_USE, RateLimit, Tenant, Use
+from keyledger_language.events import Quota
+from keyledger_language.instants import DAY, SECOND
 from tests.domain.given import Shop, World, fingerprint_of
 
 MAX = 2**63 - 1

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain import commands as c
-from domain import events as e
 from domain.changes import change_of, narrows
 from domain.errors import LedgerError
 from domain.facts import FactsBook
-from domain.instants import SECOND
 from keyledger_language import NO_USE, RateLimit, Tenant, Use, judge
+from keyledger_language import events as e
+from keyledger_language.instants import SECOND
 from tests.domain.given import Shop, fingerprint_of
 from tests.domain.test_verdict_order import CAUSED_IN, ORDER, Trouble
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from domain.events import Quota
-from domain.instants import SECOND
 from domain.keyspaces import Keyspace
 from keyledger_language import RateLimit
+from keyledger_language.events import Quota
+from keyledger_language.instants import SECOND
 from services.api.answering.verdicts import VerdictView
 from tests.api.quick.world import World, running_world
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from domain import commands as c
-from domain import events as e
 from keyledger_edge import NO_USE, Use
+from keyledger_language import events as e
 
 
 @dataclass(frozen=True, slots=True)

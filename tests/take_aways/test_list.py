@@ -7,8 +7,8 @@ from typing import Final, get_args
 import pytest
 
 from domain import commands as c
-from domain import events as e
 from domain.changes import _GRANTING, narrows
+from keyledger_language import events as e
 from services.api.serving.app import ROUTES
 from services.ledger.handlers import DECIDE, ENDS, RESTRICTS, may_take_away
 from tests.take_aways.stage import play, staged

@@ -9,9 +9,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from domain.accounts import Reservation, Wallet
-from domain.events import CreditsReserved, ReservationCaptured, UsageCharged, UsageRefunded
 from domain.ids import format_position
 from keyledger_language import RateLimitAnswer, RateState
+from keyledger_language.events import CreditsReserved, ReservationCaptured, UsageCharged, UsageRefunded
 from services.api.answering.quotas import QuotaView
 from services.api.answering.times import to_text
 from services.api.answering.views import Micros, Position, Time, View

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from domain.ids import format_position
-from domain.instants import Instant
 from domain.organizations import Organization
 from domain.state import Books
+from keyledger_language.instants import Instant
 from services.api.answering.quotas import QuotaView, quotas_of
 from services.api.answering.times import to_text
 from services.api.answering.views import Position, Time, View

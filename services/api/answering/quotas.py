@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from domain.events import Quota
-from domain.instants import Instant
 from domain.quotas import Level, QuotaState, Refusal, states_of
 from domain.state import Books
+from keyledger_language.events import Quota
+from keyledger_language.instants import Instant
 from services.api.answering.times import time_of
 from services.api.answering.views import Time, View
 

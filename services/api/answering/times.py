@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from domain.instants import SECOND, Instant
-from domain.instants import to_text as _to_text
+from keyledger_language.instants import SECOND, Instant
+from keyledger_language.instants import to_text as _to_text
 
 
 @lru_cache(maxsize=64)

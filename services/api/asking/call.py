@@ -12,10 +12,10 @@ import msgspec
 
 from domain.commands import Asking
 from domain.desk import Desk
-from domain.events import Origin
 from domain.ids import format_position
-from domain.instants import Instant
 from domain.state import Books
+from keyledger_language.events import Origin
+from keyledger_language.instants import Instant
 from services.api.answering.problems import ProblemError
 from services.api.asking.positions import number_of, with_epoch
 from services.api.asking.traces import header, user_agent_of

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from domain.commands import UNSET, NewScopes, UnsetType
-from domain.events import Quota
-from domain.instants import Instant, from_datetime
 from domain.metadata import MAX_METADATA_DEPTH
 from domain.money import MAX_MICROS
 from keyledger_language import Allowed, RateLimit
+from keyledger_language.events import Quota
+from keyledger_language.instants import Instant, from_datetime
 from services.api.answering.problems import invalid
 
 MAX_METADATA_BYTES: Final = 16_384

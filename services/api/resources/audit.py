@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from domain.instants import to_text
+from keyledger_language.instants import to_text
 from projections.audit import AUDITED, AuditEntry, AuditPage, list_audit
 from services.api.answering.views import Position, Time, View
 from services.api.asking.call import Call

@@ -10,11 +10,11 @@ from domain.commands import ChargeUsage, RefundCharge
 from domain.decisions.charging import UseOutcome
 from domain.decisions.wallets import RefundOutcome
 from domain.errors import InvalidError, NotFoundError
-from domain.events import UsageCharged
 from domain.ids import format_position, is_id
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, quota_states
 from keyledger_language import VALID, Use
+from keyledger_language.events import UsageCharged
 from services.api.answering.answers import (
     Answer,
     Later,

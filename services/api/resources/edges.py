@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from domain.errors import PlatformOnlyError
-from domain.instants import to_text
+from keyledger_language.instants import to_text
 from projections.pages import Sort, decode_cursor, encode_cursor
 from services.api.answering.problems import invalid
 from services.api.answering.views import Position, Time, View

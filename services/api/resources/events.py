@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from domain.cloud_events import CloudEvent
-from domain.events import Event
 from domain.state import Books
+from keyledger_language.events import Event
 from services.api.answering.answers import NO_STORE, Stream, head_of
 from services.api.answering.problems import ProblemError, invalid
 from services.api.answering.views import Position, View

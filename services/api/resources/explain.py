@@ -9,7 +9,6 @@ import msgspec
 
 from domain.decisions.access import is_root
 from domain.errors import InvalidError, NotFoundError
-from domain.instants import to_text
 from domain.keys import Key
 from domain.keyspaces import Keyspace
 from domain.money import ONE, price
@@ -21,6 +20,7 @@ from domain.quotas import (
     wallet_refusal,
 )
 from keyledger_language import STATUS_OF_CODE, VALID, KeyFacts, RateState, Scopes, Use, Verdict, judge
+from keyledger_language.instants import to_text
 from services.api.answering.explanations import (
     AskedQuotaView,
     AskedView,

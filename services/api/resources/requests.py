@@ -10,8 +10,8 @@ import msgspec
 
 from domain.decisions.access import find_key
 from domain.errors import NotFoundError
-from domain.instants import Instant, to_text
 from keyledger_language import STATUS_OF_CODE
+from keyledger_language.instants import Instant, to_text
 from projections.request_lists import GRANTED, RequestFilter, RequestPage, first_since, list_requests
 from projections.requests import (
     MOST_SEARCHED,

@@ -10,9 +10,9 @@ from domain.accounts import Reservation
 from domain.commands import CaptureReservation, ReleaseReservation, ReserveCredits
 from domain.decisions.reservations import CaptureOutcome, ReleaseOutcome
 from domain.errors import NotFoundError
-from domain.events import CreditsReserved
 from domain.ids import format_position, is_id
 from keyledger_language import VALID, Tenant, Use
+from keyledger_language.events import CreditsReserved
 from services.api.answering.money import (
     CapturedView,
     HeldView,

@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
 from domain.commands import UNSET, Asking, RevokeSelf, UnsetType
-from domain.events import Origin
 from domain.keys import Key
 from domain.quotas import quota_states
 from domain.state import Books
@@ -25,6 +24,7 @@ from keyledger_language import (
     fingerprint,
     judge_key,
 )
+from keyledger_language.events import Origin
 from services.api.answering.fencing import fence_of
 from services.api.answering.keys import OwnKeyView, key_view
 from services.api.answering.money import rate_views

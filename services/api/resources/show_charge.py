@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from domain.errors import NotFoundError
-from domain.events import ReservationCaptured, UsageCharged, UsageRefunded
+from keyledger_language.events import ReservationCaptured, UsageCharged, UsageRefunded
 from projections.requests import charge_and_refunds
 from services.api.answering.money import ChargeView, RefundView, charge_view, refund_view
 from services.api.answering.views import Position, View

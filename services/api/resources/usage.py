@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.decisions.access import find_key, find_organization
-from domain.instants import DAY, Instant, to_text
+from keyledger_language.instants import DAY, Instant, to_text
 from projections.usage import (
     Bucket,
     By,

@@ -10,14 +10,14 @@ from domain.accounts import Wallet
 from domain.commands import ChargeUsage, ReserveCredits
 from domain.decisions.charging import UseOutcome
 from domain.errors import InvalidError
-from domain.events import UsageCharged
 from domain.ids import format_position
-from domain.instants import to_text
 from domain.keyspaces import Keyspace
 from domain.quotas import QuotaState, Refusal, levels_of, states_of
 from keyledger_edge import rate_limit_headers
 from keyledger_language import STATUS_OF_CODE, VALID, KeyFacts, RateState, Use, Verdict
 from keyledger_language.bounded_dicts import BoundedCache
+from keyledger_language.events import UsageCharged
+from keyledger_language.instants import to_text
 from services.api.answering.answers import Answer, encode, json_answer, lines_of, results_answer
 from services.api.answering.money import charge_view, rate_views, reserved_view
 from services.api.answering.problems import ProblemError

@@ -10,8 +10,8 @@ from domain.accounts import Wallet
 from domain.commands import UNSET, DepositCredits, SetWalletTerms, UnsetType
 from domain.decisions.access import find_organization
 from domain.decisions.wallets import DepositOutcome
-from domain.instants import to_text
 from domain.state import Books
+from keyledger_language.instants import to_text
 from projections.statements import StatementLine, list_statement
 from services.api.answering.money import WalletView, wallet_view
 from services.api.answering.views import Micros, Position, Time, View

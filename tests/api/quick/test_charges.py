@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from domain import commands as c
-from domain.events import Quota
-from domain.instants import SECOND
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
+from keyledger_language.events import Quota
+from keyledger_language.instants import SECOND
 from tests.api.quick.world import Owned, World
 
 

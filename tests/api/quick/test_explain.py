@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from domain import commands as c
-from domain.events import Quota
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization
 from keyledger_language import STATUS_OF_CODE, RateLimit
+from keyledger_language.events import Quota
 from tests.api.quick.world import Owned, World
 
 ORDER = [code for code in STATUS_OF_CODE if code not in ("ledger_unreachable", "missing", "valid")]

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from domain import commands as c
-from domain.events import Quota
-from domain.instants import SECOND
 from domain.keyspaces import Keyspace
 from domain.organizations import Organization, Plan
 from keyledger_language import AcceptedFormat, RateLimit, fingerprint
+from keyledger_language.events import Quota
+from keyledger_language.instants import SECOND
 from tests.api.quick.world import Owned, World
 
 Change = Callable[[Owned, Plan], c.Command]

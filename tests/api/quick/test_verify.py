@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from domain import commands as c
-from domain.events import Quota
-from domain.instants import SECOND
 from domain.keyspaces import ROOT_KEYSPACE_ID, Keyspace
 from domain.organizations import Organization
 from keyledger_language import RateLimit
+from keyledger_language.events import Quota
+from keyledger_language.instants import SECOND
 from tests.api.quick.world import Owned, World, call, nothing_else
 
 

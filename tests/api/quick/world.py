@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from domain import commands as c
 from domain.desk import SYSTEM_ASKING
-from domain.events import Event, LedgerEvent, Quota, UsageRefunded
 from domain.ids import place_of
 from domain.keys import Key
 from domain.keyspaces import ROOT_KEYSPACE_ID, ROOT_PREFIX, Keyspace
@@ -24,9 +23,11 @@ from infra.memory.clock import FixedClock
 from infra.memory.log import MemoryLog, MemoryStorage
 from infra.memory.state_rows import MemoryStateRows
 from infra.postgres.data_keys import DataKeys
-from infra.postgres.mapper import EventMapper, tag_of
+from infra.postgres.mapper import EventMapper
 from keyledger_edge import boottime_ns
 from keyledger_language import SecretFormat, SecretShape, fingerprint, hint
+from keyledger_language.events import Event, LedgerEvent, Quota, UsageRefunded
+from keyledger_reading.mapper import tag_of
 from projections.requests import BLOCK
 from services.api.resources.edge_membership import EdgeAccess, edge_routes
 from services.api.serving.app import build_app

@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from domain import events as e
 from infra.embedded import EmbeddedServers
 from infra.postgres.log import PostgresLog
 from infra.postgres.mapper import EventMapper
+from keyledger_language import events as e
 from tests.campaigns.cluster import Cluster
 from tests.campaigns.edges.book import Control, Plan, Slot
 from tests.campaigns.edges.network import Network, Way, Weather

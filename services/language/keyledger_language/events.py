@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from domain.instants import Instant
 from keyledger_language import AcceptedFormat, RateLimit, Scopes, SecretFormat
+from keyledger_language.instants import Instant
 
 SYSTEM = "system"
 """The actor of what the ledger does by itself: expiry, receipts, thresholds."""

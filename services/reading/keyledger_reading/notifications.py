@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from psycopg import Connection, Cursor
 
-from domain.ports import RecordedEvent
+from keyledger_language.history import RecordedEvent
 
 COLUMNS: Final = "notification_id, originator_id, originator_version, topic, state, mark"
 

@@ -1,0 +1,15 @@
+"""Follow a Keyledger ledger's log from your own process, with projections of the eventsourcing library."""
+
+from keyledger_reading.errors import DifferentPastError, UnknownEventError
+from keyledger_reading.log import KeyledgerLog
+from keyledger_reading.positions import LogPosition
+from keyledger_reading.views import PostgresView, SQLiteView
+
+__all__ = [
+    "DifferentPastError",
+    "KeyledgerLog",
+    "LogPosition",
+    "PostgresView",
+    "SQLiteView",
+    "UnknownEventError",
+]

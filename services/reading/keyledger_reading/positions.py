@@ -1,0 +1,28 @@
+"""Positions that know the history that they are of."""
+
+from __future__ import annotations
+
+from typing import Self
+
+
+class LogPosition(int):
+    """An event's number in the log, with what tells that log from any other.
+
+    To the eventsourcing library it is the notification's id; a view keeps all of it, and whoever follows
+    the log from here on is refused where the log has another past.
+    """
+
+    log_id: str
+    """Which ledger's log."""
+    epoch: int
+    """The log's epoch when the event was read: raised by hand when a log lost events."""
+    mark: int
+    """The event's mark; where two logs have the same at a position, all before it is the same, too."""
+
+    def __new__(cls, position: int, *, log_id: str, epoch: int, mark: int) -> Self:
+        """The position with its history."""
+        self = super().__new__(cls, position)
+        self.log_id = log_id
+        self.epoch = epoch
+        self.mark = mark
+        return self
