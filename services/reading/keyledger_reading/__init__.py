@@ -1,9 +1,9 @@
 """Follow a Keyledger ledger's log from your own process, with projections of the eventsourcing library."""
 
 from keyledger_reading.errors import DifferentPastError, UnknownEventError
-from keyledger_reading.log import KeyledgerLog
+from keyledger_reading.log import KeyledgerLog, topics_of
 from keyledger_reading.positions import LogPosition
-from keyledger_reading.views import PostgresView, SQLiteView
+from keyledger_reading.views import PostgresView, SQLiteView, View
 
 __all__ = [
     "DifferentPastError",
@@ -12,4 +12,6 @@ __all__ = [
     "PostgresView",
     "SQLiteView",
     "UnknownEventError",
+    "View",
+    "topics_of",
 ]

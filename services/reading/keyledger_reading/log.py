@@ -6,6 +6,9 @@ from typing import ClassVar
 
 from eventsourcing.application import Application
 
+from keyledger_language.events import Event
+from keyledger_reading.mapper import tag_of
+
 
 class KeyledgerLog(Application[str]):
     """What `ProjectionRunner` takes as `application_class`: it reads the log, and writes nothing.
@@ -16,3 +19,8 @@ class KeyledgerLog(Application[str]):
 
     name = "keyledger"
     env: ClassVar[dict[str, str]] = {"KEYLEDGER_PERSISTENCE_MODULE": "keyledger_reading.factory"}
+
+
+def topics_of(*event_types: type[Event]) -> tuple[str, ...]:
+    """A projection's `topics`: only events of these types are read for it."""
+    return tuple(map(tag_of, event_types))

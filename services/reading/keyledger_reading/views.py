@@ -10,9 +10,10 @@ as a whole, and their events are then read again. Nothing in the ledger depends 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Final, LiteralString
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, Final
 
 from eventsourcing.persistence import (
     IntegrityError,
@@ -20,6 +21,7 @@ from eventsourcing.persistence import (
     NotSupportedError,
     OperationalError,
     Tracking,
+    TrackingRecorder,
 )
 from eventsourcing.postgres import PostgresDatastore, PostgresTrackingRecorder
 from eventsourcing.sqlite import SQLiteCursor, SQLiteDatastore, SQLiteTrackingRecorder
@@ -33,13 +35,27 @@ _HISTORY: Final = ("log_id", "epoch", "mark")
 _ONE_ROW: Final = "A view tracks the log in one row: leave SINGLE_ROW_TRACKING as it is."
 
 
-class PostgresView(PostgresTrackingRecorder):
+class View(TrackingRecorder):
+    """What a projection keeps, in whichever of the two databases: combine it with the view of one."""
+
+    tables: ClassVar[Sequence[str]] = ()
+    """Statements that create the tables, where there are none (IF NOT EXISTS)."""
+    parameter: ClassVar[str]
+    """How this database writes a parameter of a statement."""
+
+    @abstractmethod
+    def counting(self, tracking: Tracking) -> AbstractContextManager[Any]:
+        """A transaction that counts the event once: what is written in it, and that the event was counted.
+
+        It gives the cursor. Raises the library's IntegrityError where the event was counted before:
+        another process keeps this view.
+        """
+
+
+class PostgresView(View, PostgresTrackingRecorder):
     """Tables of a projection in PostgreSQL."""
 
-    tables: ClassVar[Sequence[LiteralString]] = ()
-    """Statements that create the tables, where there are none (IF NOT EXISTS)."""
-    parameter: ClassVar[str] = "%s"
-    """How this database writes a parameter of a statement."""
+    parameter = "%s"
 
     def __init__(self, datastore: PostgresDatastore, **kwargs: Any) -> None:
         super().__init__(datastore, **kwargs)
@@ -51,7 +67,7 @@ class PostgresView(PostgresTrackingRecorder):
                 "ALTER TABLE {} ADD COLUMN IF NOT EXISTS log_id text,"
                 " ADD COLUMN IF NOT EXISTS epoch integer, ADD COLUMN IF NOT EXISTS mark bigint"
             ).format(table),
-            *(Composed([SQL(statement)]) for statement in self.tables),
+            *(Composed([SQL(one)]) for one in self.tables),  # pyright: ignore[reportArgumentType] - the author's own
         ]
         self._track = SQL(
             "INSERT INTO {0} AS t VALUES (%s, %s, %s, %s, %s) ON CONFLICT (application_name) DO UPDATE"
@@ -66,10 +82,7 @@ class PostgresView(PostgresTrackingRecorder):
 
     @contextmanager
     def counting(self, tracking: Tracking) -> Generator[Cursor[Any]]:
-        """A transaction that counts the event once: what is written in it, and that the event was counted.
-
-        Raises the library's IntegrityError where it was counted before: another process keeps this view.
-        """
+        """As every view has it; the transaction is the server's."""
         with self.datastore.transaction(commit=True) as cursor:
             self._insert_tracking(cursor, tracking)
             yield cursor
@@ -93,13 +106,10 @@ class PostgresView(PostgresTrackingRecorder):
             raise _counted_before(tracking)
 
 
-class SQLiteView(SQLiteTrackingRecorder):
+class SQLiteView(View, SQLiteTrackingRecorder):
     """Tables of a projection in SQLite."""
 
-    tables: ClassVar[Sequence[LiteralString]] = ()
-    """Statements that create the tables, where there are none (IF NOT EXISTS)."""
-    parameter: ClassVar[str] = "?"
-    """How this database writes a parameter of a statement."""
+    parameter = "?"
 
     _TRACK: Final = (
         "INSERT INTO tracking VALUES (?, ?, ?, ?, ?) ON CONFLICT (application_name) DO UPDATE"
@@ -131,10 +141,7 @@ class SQLiteView(SQLiteTrackingRecorder):
 
     @contextmanager
     def counting(self, tracking: Tracking) -> Generator[SQLiteCursor]:
-        """A transaction that counts the event once: what is written in it, and that the event was counted.
-
-        Raises the library's IntegrityError where it was counted before: another process keeps this view.
-        """
+        """As every view has it; one process at a time writes."""
         with self.datastore.get_connection(commit=True) as connection:
             connection.cursor().execute("PRAGMA synchronous = NORMAL")
             with connection.transaction(commit=True) as cursor:
