@@ -1,4 +1,4 @@
-"""Fresh virtual environments: the language's wheel alone; the edge's and it, with a FastAPI application."""
+"""Fresh virtual environments with our wheels: the language's, the edge's, and that of who reads the log."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SMALLEST = {"keyledger-language", "msgspec", "pip", "setuptools"}
 SMALL = SMALLEST | {"keyledger-edge", "nats-py"}
+READING = SMALLEST | {
+    "eventsourcing", "keyledger-reading", "psycopg", "psycopg-binary", "psycopg-pool", "typing_extensions",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,15 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fresh")
     python = _made(folder)
     _install(python, *(str(_wheel(source, folder)) for source in ("services/language", "services/edge")))
+    return python
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel of who reads the log and the language's."""
+    folder = tmp_path_factory.mktemp("reading")
+    python = _made(folder)
+    _install(python, *(str(_wheel(source, folder)) for source in ("services/language", "services/reading")))
     return python
 
 
@@ -92,6 +106,60 @@ print(judge(facts, NO_USE, 0), sorted({"asyncio", "logging", "socket", "ssl"} & 
 
     assert {"keyledger-language", "msgspec"} <= names <= SMALLEST
     assert _run(str(language_alone), "-I", "-c", script).strip() == "revoked []"
+
+
+def test_the_documented_projection_runs_with_nothing_of_the_server(
+    reading: Path, ledger: Running, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs/projections.md").read_text("utf-8")
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [settings] = re.findall(r"```bash\n(export .*?)```", page, re.DOTALL)
+    (tmp_path / "spend.py").write_text(program, "utf-8")
+    (tmp_path / ".keyledger").symlink_to(ledger.folder / "data")
+    _charged(ledger, 1_250_000)
+
+    path = f"{reading.parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        ["bash", "-euc", settings.replace("python ", "exec python ")], cwd=tmp_path, env={"PATH": path}
+    )
+    try:
+        spent = _until_spent(tmp_path / "spend.db")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+    assert spent >= 1_250_000
+    assert {"keyledger-reading", "eventsourcing"} <= _installed(reading) <= READING
+    assert list(reading.parents[1].glob("lib/*/site-packages/keyledger_reading/py.typed"))
+
+
+def _charged(ledger: Running, micros: int) -> None:
+    """Some key has just spent so much."""
+    shop = {"name": "spender", "preset": "default", "prefix": f"s{time.time_ns()}_"}
+    keyspace = _ask(f"{ledger.url}/v1/keyspaces", ledger.root_key, shop)[1]
+    organization = _ask(f"{ledger.url}/v1/organizations", ledger.root_key, {"name": "spender"})[1]
+    wallet = f"{ledger.url}/v1/organizations/{organization['id']}/wallet/credits"
+    _ask(wallet, ledger.root_key, {"amount_micros": micros, "reference": "first"})
+    names = {"keyspace_id": keyspace["id"], "organization_id": organization["id"], "name": "k"}
+    key_id = _ask(f"{ledger.url}/v1/keys", ledger.root_key, names)[1]["key"]["id"]
+    charge = {"key_id": key_id, "request_id": "one", "amount_micros": micros, "model": "gpt-large"}
+    status, _ = _ask(f"{ledger.url}/v1/charges", ledger.root_key, charge)
+    assert status == 201
+
+
+def _until_spent(file: Path) -> int:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        if file.exists():
+            with closing(sqlite3.connect(file)) as connection:
+                try:
+                    rows = connection.execute("SELECT micros FROM spend WHERE model = 'gpt-large'").fetchall()
+                except sqlite3.OperationalError:
+                    continue
+            if rows:
+                return sum(micros for (micros,) in rows)
+    raise AssertionError("the projection counted nothing")
 
 
 def test_what_is_installed_is_small(environment: Path) -> None:
