@@ -31,7 +31,7 @@ from keyledger_reading import (
     LogPosition,
     PostgresView,
     SQLiteView,
-    View,
+    TrackedView,
     topics_of,
 )
 from keyledger_reading import subscription as subscription_module
@@ -46,7 +46,7 @@ class BrokenError(Exception):
     """What a projection meets in the middle of an event."""
 
 
-class Positions(View):
+class Positions(TrackedView):
     """A view of the positions that were counted, in the order in which they were."""
 
     tables = ("CREATE TABLE IF NOT EXISTS counted (position bigint)",)

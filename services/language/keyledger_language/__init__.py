@@ -1,4 +1,4 @@
-"""What a ledger, its edges and readers of its log share: secrets, scopes, verdicts, messages, events. No I/O."""
+"""What a ledger, its edges and readers of its log share: secrets, scopes, verdicts, messages, events."""
 
 from keyledger_language.codes import (
     API_KEY_QUOTA_EXCEEDED,

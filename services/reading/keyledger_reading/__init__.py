@@ -3,7 +3,7 @@
 from keyledger_reading.errors import DifferentPastError, UnknownEventError
 from keyledger_reading.log import KeyledgerLog, topics_of
 from keyledger_reading.positions import LogPosition
-from keyledger_reading.views import PostgresView, SQLiteView, View
+from keyledger_reading.views import PostgresView, SQLiteView, TrackedView
 
 __all__ = [
     "DifferentPastError",
@@ -12,6 +12,6 @@ __all__ = [
     "PostgresView",
     "SQLiteView",
     "UnknownEventError",
-    "View",
+    "TrackedView",
     "topics_of",
 ]

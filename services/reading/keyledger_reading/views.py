@@ -35,7 +35,7 @@ _HISTORY: Final = ("log_id", "epoch", "mark")
 _ONE_ROW: Final = "A view tracks the log in one row: leave SINGLE_ROW_TRACKING as it is."
 
 
-class View(TrackingRecorder):
+class TrackedView(TrackingRecorder):
     """What a projection keeps, in whichever of the two databases: combine it with the view of one."""
 
     tables: ClassVar[Sequence[str]] = ()
@@ -52,7 +52,7 @@ class View(TrackingRecorder):
         """
 
 
-class PostgresView(View, PostgresTrackingRecorder):
+class PostgresView(TrackedView, PostgresTrackingRecorder):
     """Tables of a projection in PostgreSQL."""
 
     parameter = "%s"
@@ -106,7 +106,7 @@ class PostgresView(View, PostgresTrackingRecorder):
             raise _counted_before(tracking)
 
 
-class SQLiteView(View, SQLiteTrackingRecorder):
+class SQLiteView(TrackedView, SQLiteTrackingRecorder):
     """Tables of a projection in SQLite."""
 
     parameter = "?"
