@@ -20,7 +20,7 @@ from domain.projecting import (
 )
 from keyledger_language import events as e
 from keyledger_language.instants import Instant
-from projections.changes import before_and_after
+from projections.field_changes import before_and_after
 from projections.pages import Filters, decode_number, encode_number, indexed
 
 METERED: Final = (

@@ -36,11 +36,11 @@ from infra.postgres.state_rows import PostgresStateRows
 from keyledger_language.events import Event, LedgerEvent
 from keyledger_language.instants import DAY
 from projections.every import every_projection
-from services.api.answering.streams import Streams
+from services.api.answering.stream_count import Streams
 from services.api.resources.edge_membership import NO_EDGE_ADDRESS, EdgeAccess, edge_address, edge_routes
 from services.api.resources.metrics import EdgeOverflows
 from services.api.serving.app import build_app
-from services.api.serving.connections import Connections, bounds_of
+from services.api.serving.connection_bounds import Connections, bounds_of
 from services.api.serving.forwarding import Forwarder, OwnerAt
 from services.api.serving.server import serve
 from services.ledger.lease_table import EdgeBounds

@@ -7,7 +7,7 @@ from typing import Any, Final
 from nats.aio.client import Client
 from nats.errors import Error
 
-from keyledger_edge._bus import abandon
+from keyledger_edge._nats import abandon
 
 _CONNECT_SECONDS: Final = 2
 _SECONDS_BETWEEN_TRIES: Final = 0.05

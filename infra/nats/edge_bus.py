@@ -22,7 +22,7 @@ from nats.errors import Error
 from infra.nats.connection import NatsUnreachableError, connect_once
 from infra.nats.edge_ears import Ears
 from infra.nats.edge_logins import LOGIN_SUBJECT, EdgeLogins
-from keyledger_edge._bus import abandon
+from keyledger_edge._nats import abandon
 from keyledger_language import CHANGES_SUBJECT, GRANT_SUBJECT
 
 log = structlog.get_logger()

@@ -26,7 +26,7 @@ from domain.publishing import (
 )
 from infra.nats.connection import NatsUnreachableError, connect_once, reason
 from infra.nats.streams import StreamLimits, ensure_stream, stream_name
-from keyledger_edge._bus import abandon
+from keyledger_edge._nats import abandon
 
 STALL_SECONDS: Final = 5.0
 """A server that owes an answer for so long is taken for frozen."""

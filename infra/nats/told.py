@@ -13,7 +13,7 @@ from nats.js.errors import NotFoundError
 from domain.publishing import Place, StreamUnavailableError, place_in
 from infra.nats.connection import NatsUnreachableError, connect_once, reason
 from infra.nats.streams import stream_name
-from keyledger_edge._bus import abandon
+from keyledger_edge._nats import abandon
 
 MOST_LISTED: Final = 1_000
 _MOST_PENDING_BYTES: Final = 1 << 20

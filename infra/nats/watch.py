@@ -15,7 +15,7 @@ from domain.publishing import StreamEnd, place_in
 from infra.nats.connection import NatsUnreachableError, connect_once
 from infra.nats.public_stream import read_end
 from infra.nats.streams import stream_name
-from keyledger_edge._bus import abandon
+from keyledger_edge._nats import abandon
 
 _LOOK_SECONDS: Final = 1.0
 _REQUEST_SECONDS: Final = 2.0

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from domain.projecting import EventReader, Queries
 from domain.state import Books
-from services.api.answering.streams import Streams
+from services.api.answering.stream_count import Streams
 from services.api.asking.fields import NoBody
 from services.api.asking.reading import BatchReader, reader_of
 from services.api.asking.secrets import Redactor

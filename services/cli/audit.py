@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from services.cli.amounts import time_of
-from services.cli.changes import tell_changes
+from services.cli.audit_lines import tell_changes
 from services.cli.faults import WRONG_USAGE, CommandError
 from services.cli.main import ListsByDefault, examples
 from services.cli.session import Session, read_with, talking

@@ -60,7 +60,7 @@ def edge(
         )
     with sentences():
         from keyledger_edge import Sidecar, Verifier  # noqa: PLC0415 - a quick start
-        from services.api.serving.connections import Connections, bounds_of  # noqa: PLC0415 - a quick start
+        from services.api.serving.connection_bounds import Connections, bounds_of  # noqa: PLC0415 - a quick start
         from services.api.serving.server import address_of, run, serve  # noqa: PLC0415 - a quick start
         from services.cli.logs import configure_logs  # noqa: PLC0415 - a quick start
         from services.redaction import kept_out_of_logs, without_long_runs  # noqa: PLC0415 - a quick start

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from services.cli.amounts import quota_of, rate_limit_of, seconds_of, time_of
-from services.cli.changes import tell_changes
+from services.cli.audit_lines import tell_changes
 from services.cli.faults import REFUSED, WRONG_USAGE, CommandError
 from services.cli.http import path_part
 from services.cli.key_facts import facts_of, fence_facts, row_of

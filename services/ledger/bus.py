@@ -10,29 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Protocol
 
 import structlog
 
-from domain import commands as c
-from domain.commands import Asking, Command
 from domain.ports import ClaimTakenError, Group, LogUnavailableError, NewClaim, NewDataKey, NewEvent
 from domain.state import Due
 from keyledger_language import Change
 from keyledger_language.history import HistoryPoint
-from services.ledger.errors import (
-    Lost,
-    NotOwnerHereError,
-    OverloadedError,
-    UnavailableError,
-    UnknownOutcomeError,
-)
+from services.ledger.command_queue import MAX_GROUP, CommandQueue, fail, fail_all
+from services.ledger.errors import Lost, NotOwnerHereError, UnavailableError, UnknownOutcomeError
 from services.ledger.group import DecidedGroup, KnownClaim, PoisonedError, Tools
-from services.ledger.jobs import Done, Idempotency, Job, Render
+from services.ledger.jobs import Done, Job
 from services.ledger.kept_answers import close_answers
 from services.ledger.look_ups import LookUps
 from services.ledger.memory import LedgerMemory
@@ -42,12 +33,9 @@ from services.ledger.sure_append import SureAppends
 
 log = structlog.get_logger()
 
-MAX_GROUP = 1_000
 _MAX_TRIES = 50
 _UNAVAILABLE_PAUSE_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 3_600.0
-_WORTH_HALVING = 256
-"""With more callers than this, two groups under way beat one (docs/benchmarks.md)."""
 
 
 class PartitionOwnership(Protocol):
@@ -111,9 +99,7 @@ class Bus:
         self._tools = tools
         self._owner = owner
         self._look_ups = LookUps(ports, memory, find_reservation)
-        self._max_waiting = max_waiting
-        self._waiting: deque[Job] = deque()
-        self._woken = asyncio.Event()
+        self.queue = CommandQueue(max_waiting)
         self._refusals = RecentRefusals()
         self._ahead: _Batch | None = None
         """Decided while the group before it was being appended."""
@@ -126,50 +112,22 @@ class Bus:
         )
         self._new_data_keys: tuple[NewDataKey, ...] = ()
         """To be written with the next group."""
-        self.accepting = False
-        """False while this process does not own the partition."""
 
-    # -- asking
-
-    def submit(
-        self,
-        command: Command,
-        asking: Asking,
-        idempotency: Idempotency | None = None,
-        render: Render | None = None,
-    ) -> asyncio.Future[Done]:
-        """Carry out a command; the future is done when what it wrote is durable.
-
-        The future raises LedgerError (refused), or CannotAnswerError (ask again later), as this does.
-        """
-        if not self.accepting:
-            raise NotOwnerHereError("This process does not own the partition.")
-        if len(self._waiting) >= self._max_waiting:
-            raise OverloadedError(f"{self._max_waiting} commands are waiting already.")
-        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Job(command, asking, future, idempotency, render))
-        self._woken.set()
-        return future
+    # -- while the partition is owned
 
     def accept(self, new_data_keys: tuple[NewDataKey, ...]) -> None:
         """This process owns the partition now: take commands. These data keys are written with the first."""
         self._new_data_keys = new_data_keys
-        self.accepting = True
+        self.queue.accepting = True
 
     def _doubted(self) -> None:
-        self.accepting = False
+        self.queue.accepting = False
         self._owner.lost()
-
-    @property
-    def waiting(self) -> int:
-        """How many commands wait."""
-        return len(self._waiting)
 
     def refuse_all(self, answer: Exception) -> None:
         """Nothing that waits will be decided here."""
-        self.accepting = False
-        while self._waiting:
-            _fail(self._waiting.popleft(), answer)
+        self.queue.accepting = False
+        self.queue.refuse(answer)
 
     def give_up_waiting(self, answer: Exception, *, on_appends: bool) -> None:
         """Nothing is decided or written for a while: tell those who wait; what was sent goes on without them.
@@ -178,20 +136,19 @@ class Bus:
         """
         if self._ahead is not None and self._ahead.appending is None:
             self._forget_ahead()
-        while self._waiting:
-            _fail(self._waiting.popleft(), answer)
+        self.queue.refuse(answer)
         for batch in (self._under_way, self._ahead):
             if batch is not None and batch.appending is None:
-                _fail_all(batch.jobs, answer)
+                fail_all(batch.jobs, answer)
             elif batch is not None and on_appends:
-                _fail_all(batch.jobs, _unknown())
+                fail_all(batch.jobs, _unknown())
 
     def finish(self, *, drain: bool) -> None:
         """Take nothing more, and let `run` end: once what waits is decided, or with the group under way."""
-        self.accepting = False
+        self.queue.accepting = False
         self._finishing = True
         self._draining = drain
-        self._woken.set()
+        self.queue.wake()
 
     # -- the loop
 
@@ -210,31 +167,21 @@ class Bus:
         return self._ahead is not None and self._ahead.appending is not None
 
     def _has_work(self) -> bool:
-        return self._ahead is not None or bool(self._waiting)
+        return self._ahead is not None or bool(self.queue)
 
     async def _next_group(self) -> None:
         if self._ahead is None:
             await self._wait()
-        jobs = self._take() if self._ahead is None else self._ahead.jobs
+        jobs = self.queue.take_group() if self._ahead is None else self._ahead.jobs
         try:
             await self._commit(jobs)
         except LogUnavailableError as error:
             # Nothing was written. Whether the partition is still held, the lock's watch finds out.
-            _fail_all(jobs, _down(error))
+            fail_all(jobs, _down(error))
             await asyncio.sleep(_UNAVAILABLE_PAUSE_SECONDS)
         except BaseException as error:
-            _fail_all(jobs, self._answer_to(error))
+            fail_all(jobs, self._answer_to(error))
             raise
-
-    def _take(self) -> list[Job]:
-        """What is decided next: all that waits, or one half while the other is being written.
-
-        Whoever has hung up meanwhile is left out: an abandoned use that is granted late would surprise.
-        """
-        waiting = len(self._waiting)
-        count = waiting if waiting <= _WORTH_HALVING else (waiting + 1) // 2
-        taken = [self._waiting.popleft() for _ in range(min(MAX_GROUP, count))]
-        return [job for job in taken if not job.future.done()]
 
     def _answer_to(self, error: BaseException) -> Exception:
         """What to tell those whose group was not finished; `NotOwnerHereError` means: not carried out."""
@@ -247,18 +194,16 @@ class Bus:
 
     async def _wait(self) -> None:
         """Until something waits, or time has brought something about."""
-        if self._waiting:
+        if self.queue:
             # Let callers that were answered just now ask again: they join this group.
             await asyncio.sleep(0)
             return
-        self._woken.clear()
+        self.queue.forget_wakes()
         if self._finishing:
             return
         agenda = self._state.agenda
         seconds = (agenda[0][0] - self._now()) / 1e6 if agenda else _LONGEST_WAIT_SECONDS
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(max(seconds, 0.001), _LONGEST_WAIT_SECONDS)):
-                await self._woken.wait()
+        await self.queue.wait(min(max(seconds, 0.001), _LONGEST_WAIT_SECONDS))
 
     def _now(self) -> int:
         return max(self._clock.now(), self._state.at)
@@ -281,7 +226,7 @@ class Bus:
                 # Those it shared the group with are decided anew, without it.
                 _report(poisoned)
                 jobs.remove(poisoned.job)
-                _fail(poisoned.job, poisoned.cause)
+                fail(poisoned.job, poisoned.cause)
                 await asyncio.sleep(0)
             else:
                 tries += 1
@@ -380,12 +325,7 @@ class Bus:
         agenda, now = self._state.agenda, self._now()
         if self._finishing or (agenda and agenda[0][0] <= now):
             return
-        jobs: list[Job] = []
-        waiting = self._waiting
-        while waiting and len(jobs) < MAX_GROUP and _is_simple(waiting[0]):
-            job = waiting.popleft()
-            if not job.future.done():
-                jobs.append(job)
+        jobs = self.queue.take_simple()
         if not jobs:
             return
         group = self._group(self._clock.now(), self._memory.recent.find, above=under_way)
@@ -417,11 +357,11 @@ class Bus:
             return
         if ahead.appending is not None:
             # It was sent already, and nobody waits for its outcome.
-            _fail_all(ahead.jobs, _unknown())
+            fail_all(ahead.jobs, _unknown())
             return
         ahead.group.desk.undo()
         self._mapper.forget_data_keys(ahead.keys)
-        self._waiting.extendleft(reversed(ahead.jobs))
+        self.queue.put_back(ahead.jobs)
 
     async def _be_sure(self) -> None:
         """Answers that need no append are true only while nobody else can have decided since.
@@ -454,8 +394,7 @@ class Bus:
         # Rule 13 of the fence; nothing may come between the commit and this.
         for waiting in group.take_aways:
             waiting.settle(self._owner.newest_open(waiting.subjects))
-        for job in reversed(group.deferred):
-            self._waiting.appendleft(job)
+        self.queue.put_back(group.deferred)
         for job, outcome in group.outcomes:
             if job.future.done():
                 continue
@@ -476,21 +415,6 @@ class Bus:
     def _push_due(self, due: list[Due]) -> None:
         for entry in due:
             heappush(self._state.agenda, entry)
-
-
-def _is_simple(job: Job) -> bool:
-    """Can it be decided without looking anything up first?"""
-    return isinstance(job.command, c.ChargeUsage | c.ReserveCredits) and job.idempotency is None
-
-
-def _fail(job: Job, answer: Exception) -> None:
-    if not job.future.done():
-        job.future.set_exception(answer)
-
-
-def _fail_all(jobs: list[Job], answer: Exception) -> None:
-    for job in jobs:
-        _fail(job, answer)
 
 
 def _unknown() -> UnknownOutcomeError:

@@ -99,7 +99,7 @@ class Ledger:
         Raises, or the future does, LedgerError (refused) or CannotAnswerError (ask again later).
         """
         self.standing.must_own()
-        return self._bus.submit(command, asking, idempotency, render)
+        return self._bus.queue.submit(command, asking, idempotency, render)
 
     def denied(self, key_id: str, code: str, request: str | Refused | None = None) -> None:
         """A use of a known key was refused (its id, or all that it asked for); recorded in bulk."""
@@ -116,7 +116,7 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """How many commands wait to be decided."""
-        return self._bus.waiting
+        return len(self._bus.queue)
 
     # -- what was committed
 

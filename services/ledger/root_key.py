@@ -28,7 +28,7 @@ async def make_root_key(bus: Bus, books: Books, secret: str | None) -> str | Non
         hint=hint(text, ROOT_PREFIX),
         reason=_GIVEN_BESIDE_OTHERS if others else None,
     )
-    done = await bus.submit(command, SYSTEM_ASKING)
+    done = await bus.queue.submit(command, SYSTEM_ASKING)
     if done.wrote and others:
         log.warning("root_key.added", key_id=done.result.id, hint=command.hint, reason=_GIVEN_BESIDE_OTHERS)
     return text if secret is None else None

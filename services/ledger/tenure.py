@@ -104,7 +104,7 @@ class Tenure:
     def _write_receipts(self, bus: Bus) -> None:
         while self._receipts:
             try:
-                written = bus.submit(_receipt_command(self._receipts[0]), SYSTEM_ASKING)
+                written = bus.queue.submit(_receipt_command(self._receipts[0]), SYSTEM_ASKING)
             except CannotAnswerError:
                 return  # too much waits: with the next look
             # One that is not written is written by the next owner: the fence stays open till then.

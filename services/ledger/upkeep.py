@@ -124,7 +124,7 @@ class Upkeep:
             if command is None:
                 continue
             try:
-                await self._bus.submit(command, SYSTEM_ASKING)
+                await self._bus.queue.submit(command, SYSTEM_ASKING)
             except (LedgerError, CannotAnswerError):
                 self._sightings.put_back(command)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import structlog
 
-from services.api.serving.connections import Bounds, Connections
+from services.api.serving.connection_bounds import Bounds, Connections
 from services.api.serving.server import address_of, listen, serve
 from tests.api.test_at_once import Client, Toy, post
 
@@ -399,7 +399,7 @@ async def test_a_process_that_may_open_no_more_files_says_so(
     def no_more(*_: Any) -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("services.api.serving.connections.os.open", no_more)
+    monkeypatch.setattr("services.api.serving.connection_bounds.os.open", no_more)
     server.connections._look_for_files()
     with structlog.testing.capture_logs() as lines:
         server.connections.sweep(1)

@@ -46,7 +46,7 @@ from keyledger_edge import (
     read_request,
     seal_grant,
 )
-from keyledger_edge._bus import NatsConnection as EdgeEnd
+from keyledger_edge._nats import NatsConnection as EdgeEnd
 from services.ledger.fence import FenceKeeper
 from services.ledger.lease_table import derive_edge_key
 from services.ledger.lease_terms import LeaseTerms

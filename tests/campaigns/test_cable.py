@@ -22,7 +22,7 @@ from infra.postgres.mapper import EventMapper
 from infra.postgres.state_rows import PostgresStateRows
 from keyledger_edge import fingerprint
 from keyledger_language.events import LedgerEvent
-from services.ledger import bus as buses
+from services.ledger import command_queue
 from services.ledger.errors import CannotAnswerError
 from services.ledger.lease_terms import LeaseTerms
 from services.ledger.ledger import Ledger
@@ -152,7 +152,7 @@ async def strike(what: str, process: Process, chance: random.Random) -> None:
 
 
 async def break_and_check(database: str, strikes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buses, "_WORTH_HALVING", 4)
+    monkeypatch.setattr(command_queue, "_WORTH_HALVING", 4)
     seed = int(os.environ.get("KEYLEDGER_TEST_SEED", random.randrange(1 << 32)))
     chance = random.Random(seed)
     print(f"\nKEYLEDGER_TEST_SEED={seed}")

@@ -11,7 +11,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from domain.publishing import Message, PublicStream
 from infra.embedded import EmbeddedNats
-from infra.memory.bus import MemoryPublicStream, MemoryStreamStorage
+from infra.memory.event_stream import MemoryPublicStream, MemoryStreamStorage
 from infra.nats.public_stream import JetStreamPublicStream
 from infra.nats.streams import StreamLimits, stream_name
 

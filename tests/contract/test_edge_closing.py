@@ -10,12 +10,12 @@ import pytest
 
 from infra.nats.connection import connect_once
 from keyledger_edge import _link
-from keyledger_edge._bus import BusUnreachableError, NatsConnection, abandon
 from keyledger_edge._clock import boottime_ns
 from keyledger_edge._http import HttpClient
 from keyledger_edge._leased_cache import LeasedCache
 from keyledger_edge._ledger_client import LedgerClient
 from keyledger_edge._link import EdgeLink
+from keyledger_edge._nats import BusUnreachableError, NatsConnection, abandon
 from tests.contract.test_edge_http import TERMS, Server, write
 
 _SECONDS = 5.0

@@ -35,7 +35,7 @@ from infra.embedded.process import running
 from infra.nats import connection
 from infra.nats.edge_bus import EdgeBus
 from infra.nats.edge_logins import LOGIN_SUBJECT, EdgeLogins
-from keyledger_edge._bus import abandon
+from keyledger_edge._nats import abandon
 from tests.servers import server_folder
 
 ROOT = os.geteuid() == 0

@@ -61,4 +61,4 @@ def test_only_one_module_imports_nats() -> None:
         if re.search(r"^\s*(import|from) nats\b", one.read_text("utf-8"), re.MULTILINE)
     ]
 
-    assert users == ["_bus.py"]
+    assert users == ["_nats.py"]

@@ -7,7 +7,7 @@ import pytest
 
 from domain import commands as c
 from keyledger_language import events as e
-from services.ledger import bus as buses
+from services.ledger import command_queue
 from services.ledger.errors import CannotAnswerError, NotOwnerHereError
 from services.ledger.handlers import DECIDE
 from tests.ledger.world import Process, World, charge, reserve, until
@@ -22,7 +22,7 @@ async def under_way_and_ahead(
     await asyncio.sleep(0)
     behind = [ledger.ask(command) for command in second]
     await ledger.log.arrived.wait()
-    await until(lambda: ledger.ledger._bus.waiting == 0)
+    await until(lambda: not ledger.ledger._bus.queue)
     return written, behind  # type: ignore[return-value]  # tasks are not covariant
 
 
@@ -133,7 +133,7 @@ async def test_a_revoke_that_waits_behind_charges_is_not_overtaken_by_those_behi
 
 
 async def test_with_many_callers_one_half_is_decided_while_the_other_is_written(ledger: Process) -> None:
-    count = 2 * buses._WORTH_HALVING
+    count = 2 * command_queue._WORTH_HALVING
     key = await ledger.key(count)
     before = len(ledger.log.groups)
 

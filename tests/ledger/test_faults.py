@@ -207,7 +207,7 @@ async def test_a_head_that_moved_means_that_somebody_else_wrote(world: World, le
     world.storage.owner = ledger.log  # both believe that they own the partition now
 
     with pytest.raises(NotOwnerHereError):
-        await ledger.ledger._bus.submit(charge(key, "r1", 4), ledger.asking)
+        await ledger.ledger._bus.queue.submit(charge(key, "r1", 4), ledger.asking)
 
     assert not world.of(e.UsageCharged)
     await thief.stopped()

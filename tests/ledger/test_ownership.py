@@ -58,7 +58,7 @@ async def test_the_next_takes_over_when_the_owner_is_gone(world: World, ledger: 
     await ledger.charge(key, "r1", 4)
 
     await ledger.killed()
-    await until(lambda: other.ledger.confirmed and other.ledger._bus.accepting)
+    await until(lambda: other.ledger.confirmed and other.ledger._bus.queue.accepting)
 
     assert (await other.charge(key, "r1", 4)).replayed
     assert (await other.charge(key, "r2", 6)).code == "valid"
@@ -75,7 +75,7 @@ async def test_the_next_owner_listens_to_root_keys_that_may_have_edges(world: Wo
     assert not other.ledger.speakers()
 
     await ledger.killed()
-    await until(lambda: other.ledger.confirmed and other.ledger._bus.accepting)
+    await until(lambda: other.ledger.confirmed and other.ledger._bus.queue.accepting)
     speakers = other.ledger.speakers()
 
     assert len(speakers) == 1
@@ -89,7 +89,7 @@ async def test_what_one_revoked_the_other_refuses(world: World, ledger: Process)
     await ledger.execute(c.RevokeKey(key_id=key.id))
 
     await ledger.stopped()
-    await until(lambda: other.ledger.confirmed and other.ledger._bus.accepting)
+    await until(lambda: other.ledger.confirmed and other.ledger._bus.queue.accepting)
 
     assert (await other.charge(key, "r1", 4)).code == "revoked"
     facts = other.ledger.facts.find(other.ledger.books.keys[key.id].secrets[0].fingerprint)
@@ -163,7 +163,7 @@ async def test_a_refusal_alone_is_not_answered_by_an_owner_that_was_overtaken(
     )
 
     with pytest.raises(NotOwnerHereError):
-        await bus.submit(charge(key, "r1", 400), ledger.asking)
+        await bus.queue.submit(charge(key, "r1", 400), ledger.asking)
 
 
 async def test_whoever_stands_by_looks_for_owners_that_are_silent(world: World, ledger: Process) -> None:

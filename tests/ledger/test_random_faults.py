@@ -11,8 +11,7 @@ import pytest
 
 from domain import commands as c
 from domain.keys import Key
-from services.ledger import bus as buses
-from services.ledger import ownership, sure_append
+from services.ledger import command_queue, ownership, sure_append
 from services.ledger.errors import CannotAnswerError
 from tests.campaigns.checker import Operation, check, record
 from tests.ledger.world import Process, World, charge, deep_state, reserve
@@ -150,7 +149,7 @@ class Chaos:
 @pytest.mark.parametrize("turn", range(int(os.environ.get("KEYLEDGER_TURNS", "4"))))
 async def test_every_answer_was_true(world: World, turn: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sure_append, "_RESOLVE_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(buses, "_WORTH_HALVING", 4)
+    monkeypatch.setattr(command_queue, "_WORTH_HALVING", 4)
     monkeypatch.setattr(ownership, "_STAND_BY_SECONDS", 0.005)
     seed = int(os.environ.get("KEYLEDGER_TEST_SEED", random.randrange(1 << 32)))
     print(f"KEYLEDGER_TEST_SEED={seed}")

@@ -113,7 +113,7 @@ async def test_an_answer_that_writes_nothing_waits_as_well(
     key = await ledger.key(10)
     world.storage.lose_standby()
     world.pass_time(1)
-    asked = ledger.ledger._bus.submit(charge(key, "r1", 400), ledger.asking)
+    asked = ledger.ledger._bus.queue.submit(charge(key, "r1", 400), ledger.asking)
 
     with pytest.raises(WaitsForStandbyError):
         await asked

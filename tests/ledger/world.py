@@ -163,7 +163,7 @@ class Process:
 
     async def owns_again(self) -> None:
         """Wait until commands are taken."""
-        await until(lambda: self.ledger.confirmed and self.ledger._bus.accepting)
+        await until(lambda: self.ledger.confirmed and self.ledger._bus.queue.accepting)
 
     async def killed(self) -> None:
         """Gone without a word: nothing is saved, nothing withdrawn; what was sent is with the log."""
@@ -235,7 +235,7 @@ class Process:
 
     def wake(self) -> None:
         """The clock was moved: let the bus look at its agenda."""
-        self.ledger._bus._woken.set()
+        self.ledger._bus.queue.wake()
 
 
 def charge(key: Key, request_id: str, micros: int, **fields: Any) -> c.ChargeUsage:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from services.api.answering.problems import ProblemError
 from services.api.answering.refusals import Refusals
-from services.api.answering.streams import Streams
+from services.api.answering.stream_count import Streams
 from services.api.asking.call import MAX_BODY_BYTES, Call
 from services.api.asking.call import Send as OurSend
 from services.api.asking.callers import Callers

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from services.api.answering.answers import encode
 from services.api.answering.problems import PROBLEM_JSON, TABLE, problem
 from services.api.asking.call import new_request_id
-from services.api.serving.connections import (
+from services.api.serving.connection_bounds import (
     GAVE_WAY,
     LARGE_HEADERS,
     LONG_URL,

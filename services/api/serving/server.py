@@ -16,7 +16,7 @@ import uvicorn
 
 from services.api.serving.at_once import AnswersAtOnce, AtOnceProtocol
 from services.api.serving.bounded import BoundedConfig, BoundedProtocol
-from services.api.serving.connections import Connections
+from services.api.serving.connection_bounds import Connections
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from keyledger_language.messages import (
 )
 
 if TYPE_CHECKING:
-    from keyledger_edge._bus import NatsConnection
+    from keyledger_edge._nats import NatsConnection
 
 _PAUSE_SECONDS: Final = 0.05
 _MAX_PAUSE_SECONDS: Final = 1.0
@@ -226,7 +226,7 @@ class EdgeLink:
                 await self._introduce_again()
 
     async def _serve_one_connection(self) -> None:
-        from keyledger_edge._bus import BusUnreachableError, NatsConnection  # noqa: PLC0415 - nats-py takes a while to import
+        from keyledger_edge._nats import BusUnreachableError, NatsConnection  # noqa: PLC0415 - nats-py takes a while to import
 
         assert self._terms is not None, "joined before"
         try:

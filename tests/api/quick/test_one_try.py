@@ -242,15 +242,15 @@ async def test_the_owner_gives_up_what_the_process_that_passed_it_on_gave_up(
         begun.set()
         return submitted[0]
 
-    submit = bus.submit
-    bus.submit = never_decided  # type: ignore[method-assign,assignment]  # nothing is decided
+    submit = bus.queue.submit
+    bus.queue.submit = never_decided  # type: ignore[method-assign,assignment]  # nothing is decided
     async with served(world_app(world)) as address, beside(world, address) as other:
         async with served(world_app(other)) as asked:
             client = await Client.asks(asked, world.root, body, path)
             await asyncio.wait_for(begun.wait(), 5)
             await client.hang_up()
             await asyncio.wait_for(left.wait(), 5)
-        bus.submit = submit  # type: ignore[method-assign]  # as it was
+        bus.queue.submit = submit  # type: ignore[method-assign]  # as it was
 
     assert submitted[0].cancelled()
 

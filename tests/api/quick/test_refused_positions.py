@@ -25,7 +25,7 @@ async def with_a_charge_behind(world: World, rich: Owned, refused: Any) -> tuple
     """Both are decided in one group, the refused one first: the group is durable before it is told."""
     before = world.ledger.books.head
     asking = asyncio.create_task(refused)
-    while not world.ledger._bus.waiting:
+    while not len(world.ledger._bus.queue):
         await asyncio.sleep(0)
     behind = await world.post("/v1/charges", use(rich, 1, "behind"))
     assert (behind.status, behind.json["position"]) == (201, f"0-{before + 1}")

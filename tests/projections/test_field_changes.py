@@ -11,7 +11,7 @@ from keyledger_language import RateLimit, Scopes
 from keyledger_language import events as e
 from keyledger_language.instants import DAY
 from projections.audit import AUDITED, METERED, entry_of
-from projections.changes import before_and_after
+from projections.field_changes import before_and_after
 from projections.statements import LINES
 from tests.histories import NOON, ROOT, History
 
