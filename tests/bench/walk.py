@@ -21,7 +21,7 @@ from tests.api.quick.world import running_world
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 LAYERS: Final = (
-    "services/api/", "services/ledger/", "projections/", "infra/", "domain/",
+    "services/api/", "services/ledger/", "projections/", "infra/", "services/reading/", "domain/",
     "services/edge/", "services/language/",
 )  # fmt: skip
 """From the top; who calls upwards climbs back."""
