@@ -1,4 +1,4 @@
-"""Four distributions are built from this repository, all of one version, and none takes more than it needs."""
+"""Four distributions are built here, all of one version, and none takes more of the others than it needs."""
 
 from __future__ import annotations
 
