@@ -22,7 +22,7 @@ from eventsourcing.persistence import (
 from eventsourcing.postgres import PostgresTrackingRecorder
 from eventsourcing.projection import Projection, ProjectionRunner
 from eventsourcing.sqlite import SQLiteTrackingRecorder
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from keyledger_language.events import KeyCreated, KeyDisabled, KeyRevoked
 from keyledger_reading import (
@@ -371,6 +371,31 @@ def test_nothing_is_written_by_it(place: Place) -> None:
             log.mapper.to_stored_event(disabled(1)[0])  # type: ignore[arg-type]
         with pytest.raises(NotSupportedError, match="written by a ledger only"):
             log.recorder.insert_events([])
+
+
+@pytest.mark.parametrize("place", [InSQLite], indirect=True)
+def test_a_user_that_may_not_read_the_log_gets_to_know_what_it_lacks(place: Place) -> None:
+    with psycopg.connect(place.log.database, autocommit=True) as owner:
+        owner.execute("CREATE ROLE stranger LOGIN")
+    stranger = make_conninfo(place.log.database, user="stranger")
+    try:
+        with (
+            pytest.raises(PersistenceError, match="stranger may not read the log: GRANT keyledger_reader"),
+            place.run(KEYLEDGER_DATABASE_URL=stranger),
+        ):
+            pass
+    finally:
+        with psycopg.connect(place.log.database, autocommit=True) as owner:
+            owner.execute("DROP ROLE stranger")
+
+
+@pytest.mark.parametrize("place", [InSQLite], indirect=True)
+def test_a_database_without_a_ledger_is_named(place: Place, database: str) -> None:
+    with (
+        pytest.raises(PersistenceError, match="has no ledger: KEYLEDGER_DATABASE_URL names the"),
+        place.run(KEYLEDGER_DATABASE_URL=make_conninfo(database, dbname="postgres")),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

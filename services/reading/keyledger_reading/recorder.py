@@ -11,13 +11,20 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from eventsourcing.persistence import ApplicationRecorder, NotSupportedError, Subscription
+from eventsourcing.persistence import (
+    ApplicationRecorder,
+    NotSupportedError,
+    PersistenceError,
+    Subscription,
+)
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import Connection
+from psycopg.errors import InsufficientPrivilege, UndefinedTable
 from psycopg.rows import tuple_row
 from psycopg.types.numeric import Int8
 
 from keyledger_language.history import HistoryPoint
+from keyledger_reading.connections import READER_ROLE
 from keyledger_reading.datastore import LEDGER_SCHEMA, PooledDatastore, SessionDatastore
 from keyledger_reading.notifications import COLUMNS, EventData, LoggedEvent, select
 from keyledger_reading.subscription import LedgerSubscription
@@ -154,10 +161,21 @@ class ReadingRecorder(PostgresApplicationRecorder):
         return session, ReadingRecorder(SessionDatastore(lambda: session), partition=self.partition)
 
     def log_id(self) -> str:
-        """Which ledger's log it is."""
+        """Which ledger's log it is. Raises PersistenceError where there is none, or it may not be read."""
         with self.datastore.get_connection() as connection:
             cursor = connection.cursor(row_factory=tuple_row)
-            row = cursor.execute(_SELECT_LOG_ID).fetchone()
+            try:
+                row = cursor.execute(_SELECT_LOG_ID).fetchone()
+            except InsufficientPrivilege:
+                raise PersistenceError(
+                    f"The user {connection.info.user} may not read the log: GRANT {READER_ROLE} TO it. If"
+                    " there is no such role, run `keyledger migrate` with this version."
+                ) from None
+            except UndefinedTable:
+                raise PersistenceError(
+                    f"The database {connection.info.dbname} has no ledger: KEYLEDGER_DATABASE_URL names the"
+                    " wrong one."
+                ) from None
         assert row is not None, "a log has an identity"
         return str(row[0])
 
