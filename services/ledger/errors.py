@@ -49,7 +49,7 @@ class NotOwnerHereError(CannotAnswerError):
 class RefusedLatelyError(NotOwnerHereError):
     """Another try of this request was refused; nothing was written.
 
-    The process that forwarded this one must check whether its client still waits: then it is a new try.
+    The process that forwarded this one must check whether its client still waits; if so, it is a new try.
     """
 
     def __init__(self, number: int) -> None:

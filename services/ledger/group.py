@@ -367,7 +367,7 @@ class DecidedGroup:
     # -- ending
 
     def merge(self) -> None:
-        """The group is durable: take it over into the state."""
+        """The group is durable: merge it into the state."""
         self.draft.merge()
         facts = self._tools.facts
         if any(change.kind != "key" for change in self.changes):

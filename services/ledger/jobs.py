@@ -95,7 +95,7 @@ class DataKeyring(Protocol):
         ...
 
     def encrypt(self, subject: str, plaintext: bytes, context: str) -> bytes | None:
-        """The plaintext encrypted with the subject's key and bound to the context; None: it was forgotten.
+        """Encrypt with the subject's key, bound to the context; None: the subject was forgotten.
 
         A subject without a key gets one, which belongs in the next group.
         """
@@ -111,7 +111,7 @@ class Mapper(Protocol):
 
     @property
     def data_keys(self) -> DataKeyring:
-        """The keys with which personal fields are encrypted."""
+        """The data keys with which personal fields are encrypted."""
         ...
 
     def subject_of(self, recorded: RecordedEvent) -> str | None:

@@ -1,4 +1,4 @@
-"""Answers kept for their `Idempotency-Key` contain personal fields, so the log gets them encrypted.
+"""Answers kept for their `Idempotency-Key` may contain personal fields, so the log gets them encrypted.
 
 The key is that of the organization that an answer is about: when the organization is forgotten, so is the
 answer. The digest of the request is encrypted with it, since a guessed name could be tested against it.

@@ -102,7 +102,7 @@ class Ledger:
         return self._bus.submit(command, asking, idempotency, render)
 
     def denied(self, key_id: str, code: str, request: str | Refused | None = None) -> None:
-        """A use of a known key was refused (its id, or all that it asked for); recorded in bulk."""
+        """Note a refused use of a known key (`request`: its id, or the whole use); recorded in bulk."""
         self._sightings.denied(key_id, code, self._ports.clock.now(), request)
 
     async def bootstrap(self, secret: str | None = None) -> str | None:

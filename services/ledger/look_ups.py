@@ -94,7 +94,7 @@ class LookUps:
             try:
                 opened = open_answer(digest, kept, data_keys)
             except DataKeyError as error:
-                log.error("answer.unreadable", problem=str(error))  # noqa: TRY400 - a sentence says it all
+                log.error("answer.unreadable", problem=str(error))  # noqa: TRY400 - the message says it all
                 opened = None
             taken[digest] = taken[digest]._replace(answer=opened or b"")
         return taken

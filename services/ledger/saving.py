@@ -77,7 +77,7 @@ class StateKeeper:
             self._finish(loading)
         except DataKeyError as error:
             # Rows of another history, or changed from outside: the log has what is true.
-            log.error("state.unreadable", problem=str(error))  # noqa: TRY400  # a sentence says it all
+            log.error("state.unreadable", problem=str(error))  # noqa: TRY400  # the message says it all
             loading.lazy.release()
             self._state.forget()
             self._foreign = True
