@@ -1,9 +1,9 @@
-"""The command bus: every write takes this way. Waiting commands are decided and committed in groups.
+"""The command bus: every write goes through it. Waiting commands are decided and committed in groups.
 
 A group is decided on a draft over the committed state, appended with one call, and only then merged
-and acknowledged: no answer rests on what is not durable. While one group is being appended, the next
-is decided on its draft, if it is of charges only, and made ready to be sent the moment the first is
-durable; should the first fail, the second never was.
+and acknowledged: no answer depends on anything that is not durable. While one group is being appended,
+the next is decided on its draft, if it consists of charges only, and is ready to be sent the moment the
+first is durable; if the first fails, the second is discarded.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ _LONGEST_WAIT_SECONDS = 3_600.0
 
 
 class PartitionOwnership(Protocol):
-    """Who owns the partition: asked whether it is certain, told of what appends show."""
+    """Who owns the partition: says whether it is certain, and is notified of what appends show."""
 
     @property
     def confirmed(self) -> bool:
-        """Is it certain, without asking, that nobody else decides?"""
+        """Whether it is certain, without a look at the log, that no other process decides."""
         ...
 
     def newest_open(self, subjects: Collection[str] | None) -> int | None:
-        """The newest fence that is open, of all or of those that touch these subjects."""
+        """The newest open fence, of all or of those that concern these subjects."""
         ...
 
     def committed(self, position: int, changes: Sequence[Change]) -> None:
-        """Told of each commit, right when it is known: the head, and what edges must hear."""
+        """Called for each commit, as soon as it is known: the new head, and the changes for the edges."""
         ...
 
     def held(self, sent_ns: int) -> None:
-        """Told when an append was sent (boottime) that is durable now: the partition was held then."""
+        """Called with the time (boottime) at which a now durable append was sent: the lock was held then."""
         ...
 
     def lost(self) -> None:
-        """Told that somebody else may own the partition, or may have in between."""
+        """Called when another process may own the partition, or may have owned it in between."""
         ...
 
 
@@ -72,14 +72,14 @@ class _Batch:
         self.jobs = jobs
         self.group = group
         self.to_write: Group | None = None
-        """Encoded; None: not yet, or there is nothing to write."""
+        """The encoded group; None: not encoded yet, or nothing to write."""
         self.keys: tuple[NewDataKey, ...] = ()
         """Data keys that encoding made."""
         self.appending: asyncio.Task[None] | None = None
 
 
 class Bus:
-    """Takes commands, and answers each once what it wrote is durable."""
+    """Carries out the commands of its queue, and answers each once what it wrote is durable."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Bus:
         self._ahead: _Batch | None = None
         """Decided while the group before it was being appended."""
         self._under_way: _Batch | None = None
-        """Its outcome is waited for."""
+        """The group that is being appended."""
         self._finishing = False
         self._draining = False
         self._appends = SureAppends(
@@ -116,7 +116,7 @@ class Bus:
     # -- while the partition is owned
 
     def accept(self, new_data_keys: tuple[NewDataKey, ...]) -> None:
-        """This process owns the partition now: take commands. These data keys are written with the first."""
+        """Take commands: this process owns the partition now. These data keys are written with the first."""
         self._new_data_keys = new_data_keys
         self.queue.accepting = True
 
@@ -125,14 +125,14 @@ class Bus:
         self._owner.lost()
 
     def refuse_all(self, answer: Exception) -> None:
-        """Nothing that waits will be decided here."""
+        """Take no more commands, and answer the waiting ones with this error."""
         self.queue.accepting = False
         self.queue.refuse(answer)
 
     def give_up_waiting(self, answer: Exception, *, on_appends: bool) -> None:
-        """Nothing is decided or written for a while: tell those who wait; what was sent goes on without them.
+        """Answer all waiting callers: nothing is decided or written for a while. A sent group continues.
 
-        `on_appends`: those too whose append is under way, that its outcome is unknown.
+        `on_appends`: also answer those whose group is being appended, that its outcome is unknown.
         """
         if self._ahead is not None and self._ahead.appending is None:
             self._forget_ahead()
@@ -144,7 +144,7 @@ class Bus:
                 fail_all(batch.jobs, _unknown())
 
     def finish(self, *, drain: bool) -> None:
-        """Take nothing more, and let `run` end: once what waits is decided, or with the group under way."""
+        """Take no more commands and let `run` end: after all that wait (`drain`), or after this group."""
         self.queue.accepting = False
         self._finishing = True
         self._draining = drain
@@ -160,7 +160,7 @@ class Bus:
             while not self._finishing or self._is_on_its_way() or (self._draining and self._has_work()):
                 await self._next_group()
         finally:
-            # Whoever was decided ahead waits again, and is refused with all that wait.
+            # Jobs that were decided ahead wait again, and are refused with all others that wait.
             self._forget_ahead()
 
     def _is_on_its_way(self) -> bool:
@@ -176,7 +176,7 @@ class Bus:
         try:
             await self._commit(jobs)
         except LogUnavailableError as error:
-            # Nothing was written. Whether the partition is still held, the lock's watch finds out.
+            # Nothing was written. The lock's watch finds out whether the partition is still held.
             fail_all(jobs, _down(error))
             await asyncio.sleep(_UNAVAILABLE_PAUSE_SECONDS)
         except BaseException as error:
@@ -184,18 +184,18 @@ class Bus:
             raise
 
     def _answer_to(self, error: BaseException) -> Exception:
-        """What to tell those whose group was not finished; `NotOwnerHereError` means: not carried out."""
+        """The answer for jobs whose group was not finished; `NotOwnerHereError` means: not carried out."""
         in_doubt, self._appends.in_doubt = self._appends.in_doubt, False
         if in_doubt:
             return _unknown()
         if isinstance(error, Lost):
             return error.answer
-        return NotOwnerHereError("This process stops.")
+        return NotOwnerHereError("This process is stopping.")
 
     async def _wait(self) -> None:
-        """Until something waits, or time has brought something about."""
+        """Until a command waits, or something on the agenda is due."""
         if self.queue:
-            # Let callers that were answered just now ask again: they join this group.
+            # Let callers that were just answered send their next command: it joins this group.
             await asyncio.sleep(0)
             return
         self.queue.forget_wakes()
@@ -223,7 +223,7 @@ class Bus:
                 if await self._try(jobs, known, checked):
                     return
             except PoisonedError as poisoned:
-                # Those it shared the group with are decided anew, without it.
+                # The other jobs of the group are decided again, without it.
                 _report(poisoned)
                 jobs.remove(poisoned.job)
                 fail(poisoned.job, poisoned.cause)
@@ -233,7 +233,7 @@ class Bus:
         raise Lost(NotOwnerHereError("The group could not be committed; nothing was written."))
 
     async def _try(self, jobs: list[Job], known: dict[bytes, KnownClaim], checked: set[bytes]) -> bool:
-        """Decide once. False: more is known now, decide again."""
+        """Decide once. False: decide again, since more is known now."""
         due: list[Due] = []
         batch, self._ahead = self._ahead, None
         decided = batch is not None
@@ -291,7 +291,7 @@ class Bus:
             batch.group.draft.mark = batch.to_write.end.mark
 
     def _begin(self, batch: _Batch, to_write: Group) -> asyncio.Task[None]:
-        """Send it on its way, with what else is to be written first of all."""
+        """Send it, with data keys that are still to be written."""
         if self._new_data_keys:
             to_write = to_write._replace(data_keys=(*batch.keys, *self._new_data_keys))
         batch.appending = self._appends.begin(to_write)
@@ -312,7 +312,7 @@ class Bus:
             self._mapper.forget_data_keys(batch.keys)
             return False
         except BaseException:
-            # Nobody waits for it any more; what was sent may still be written, and is in doubt.
+            # Nothing waits for it any more; what was sent may still be written: its outcome is unknown.
             appending.cancel()
             self._mapper.forget_data_keys(batch.keys)
             raise
@@ -320,7 +320,7 @@ class Bus:
         return True
 
     async def _decide_ahead(self, under_way: DecidedGroup) -> None:
-        """While one group is written, decide the next: if it is of charges, and time brings nothing."""
+        """While one group is being written, decide the next, if it is of charges and nothing is due."""
         await asyncio.sleep(0)
         agenda, now = self._state.agenda, self._now()
         if self._finishing or (agenda and agenda[0][0] <= now):
@@ -335,28 +335,28 @@ class Bus:
             if not group.unsure:
                 self._prepare(ahead)
         except Exception as error:  # noqa: BLE001  # nothing may come between an append and its outcome
-            # Decided again with all the others, and then left out or told.
+            # They are decided again with all the others, and then left out or answered.
             log.debug("group.not_decided_ahead", error=type(error).__name__)
             self._forget_ahead()
 
     def _begin_ahead(self) -> None:
-        """The group under way is durable: the next is sent before anything else is done."""
+        """The group under way is durable: send the next before anything else."""
         ahead = self._ahead
         if ahead is not None and ahead.to_write is not None and not self._appends.session_lost:
             self._begin(ahead, ahead.to_write)
 
     def _rest_ahead_on_state(self) -> None:
-        """The group under way is durable: what was decided on it goes on from the state."""
+        """The group under way is durable: the group that was decided on it now builds on the state."""
         if self._ahead is not None:
             self._ahead.group.rest_on_state()
 
     def _forget_ahead(self) -> None:
-        """What was decided ahead rested on what did not come to be: its jobs wait again."""
+        """What was decided ahead built on a group that was not written: its jobs wait again."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return
         if ahead.appending is not None:
-            # It was sent already, and nobody waits for its outcome.
+            # It was sent already, and nothing waits for its outcome.
             fail_all(ahead.jobs, _unknown())
             return
         ahead.group.desk.undo()
@@ -364,9 +364,9 @@ class Bus:
         self.queue.put_back(ahead.jobs)
 
     async def _be_sure(self) -> None:
-        """Answers that need no append are true only while nobody else can have decided since.
+        """Check that this process still owns the partition: answers without an append are true only then.
 
-        A process that was paused finds out here that its lease on the partition is over.
+        A process that was paused finds out here that its lease on the partition has ended.
         """
         if not self._owner.confirmed and not await self._log.confirm():
             raise Lost(NotOwnerHereError("Another process may own the partition."))
@@ -376,7 +376,7 @@ class Bus:
         events: list[NewEvent] = []
         try:
             for placed in group.desk.placed:
-                events.append(new_event(*placed))  # noqa: PERF401  # how far it came tells whose event it was
+                events.append(new_event(*placed))  # noqa: PERF401  # the length shows whose event failed
         except Exception as error:
             job = group.job_of(len(events))
             if job is None:
@@ -391,7 +391,7 @@ class Bus:
             group.merge()
             self._memory.remember(group)
             self._owner.committed(self._state.head, group.changes)
-        # Rule 13 of the fence; nothing may come between the commit and this.
+        # Rule 13 of the fence; nothing may happen between the commit and this.
         for waiting in group.take_aways:
             waiting.settle(self._owner.newest_open(waiting.subjects))
         self.queue.put_back(group.deferred)

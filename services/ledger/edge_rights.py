@@ -9,7 +9,7 @@ from keyledger_language.instants import Instant
 
 
 def may_connect(books: Books, root_key_id: str, now: Instant) -> bool:
-    """Is this a root key that works, as committed, and may edges take part with it?"""
+    """Whether this root key works, as committed, and edges may take part with it."""
     key = books.keys.get(root_key_id)
     if key is None or not is_root(key) or key.deleted or key.status(now) != "active":
         return False
@@ -19,7 +19,7 @@ def may_connect(books: Books, root_key_id: str, now: Instant) -> bool:
 
 
 def root_keys_with_edges(state: State, now: Instant) -> list[str]:
-    """All those that edges may take part with."""
-    # Root keys are read at once when a state is loaded; the rows of others stay as they are.
+    """The ids of all root keys that edges may take part with."""
+    # Root keys are decoded when a state is loaded; the rows of other keys may stay encoded.
     decoded = dict[str, Key].values(state.keys)
     return [key.id for key in decoded if is_root(key) and may_connect(state, key.id, now)]

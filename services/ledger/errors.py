@@ -1,10 +1,10 @@
-"""Why the ledger cannot answer right now. Nothing acknowledged is ever lost by these."""
+"""Why the ledger cannot answer right now. None of these errors loses anything that was acknowledged."""
 
 from __future__ import annotations
 
 
 class CannotAnswerError(Exception):
-    """The question was fine; ask again later."""
+    """Nothing is wrong with the request; try again later."""
 
     code = "unavailable"
     retry_after_seconds = 1
@@ -15,7 +15,7 @@ class CannotAnswerError(Exception):
 
 
 class OverloadedError(CannotAnswerError):
-    """More commands wait than the ledger lets wait: memory stays bounded."""
+    """As many commands wait as the ledger allows: memory stays bounded."""
 
     code = "overloaded"
 
@@ -31,7 +31,7 @@ class UnavailableError(CannotAnswerError):
 
 
 class WaitsForStandbyError(UnavailableError):
-    """PostgreSQL lets no commit pass until its standby is back; nothing was written."""
+    """PostgreSQL completes no commit until its standby is back; nothing was written."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -49,37 +49,37 @@ class NotOwnerHereError(CannotAnswerError):
 class RefusedLatelyError(NotOwnerHereError):
     """Another try of this request was refused; nothing was written.
 
-    Whoever passed this one on is to look whether its client still waits: then it is a try of its own.
+    The process that forwarded this one must check whether its client still waits; if so, it is a new try.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__("Another try of this request was refused just now; ask again.")
+        super().__init__("Another try of this request was refused just now; send it again.")
         self.number = number
 
 
 class UnknownOutcomeError(CannotAnswerError):
-    """The connection broke at the commit, and what became of it could not be told in time."""
+    """The connection broke at the commit, and its outcome could not be determined in time."""
 
     code = "outcome_unknown"
 
 
 class OtherHistoryHereError(UnavailableError):
-    """What this process knows is not in the log: it says so, and decides nothing."""
+    """What this process knows is not in the log: it reports that, and decides nothing."""
 
     def __init__(self, what: str) -> None:
         super().__init__("postgresql", other_history(what))
 
 
 def other_history(what: str) -> str:
-    """What to tell the operator when a log is not the one that was followed."""
+    """The message for the operator when the log is not the one that was followed."""
     return (
-        f"{what}: the log was restored, or a fail-over lost events that were acknowledged. Once it is sure"
-        " that this is the log to go on with, run `keyledger new-epoch`."
+        f"{what}: the log was restored, or a fail-over lost events that were acknowledged. Once you are"
+        " sure that this is the log to continue with, run `keyledger new-epoch`."
     )
 
 
 class Lost(Exception):  # noqa: N818  # not an error: the partition is another's now
-    """This process does not own the partition any more, or cannot tell."""
+    """This process no longer owns the partition, or cannot tell whether it does."""
 
     def __init__(self, answer: Exception) -> None:
         super().__init__(str(answer))
@@ -87,4 +87,4 @@ class Lost(Exception):  # noqa: N818  # not an error: the partition is another's
 
 
 class LogGapError(Exception):
-    """The log has a hole, or does not go on where it was read to: it is not the log it was."""
+    """The log has a gap, or does not continue where it was read to: it is not the same log as before."""

@@ -16,7 +16,7 @@ from keyledger_language.events import LedgerEvent
 from services.ledger.tail import Channel, EventFilter, Tail, TailEvents
 
 MOST_SCANNED: Final = 5_000
-"""How many positions one page looks at, however few of their events it wants."""
+"""How many positions one page looks at, however few of their events match."""
 HEARTBEAT_SECONDS: Final = 15.0
 _READ_AT_ONCE: Final = 500
 _STREAMED_AT_ONCE: Final = 100
@@ -25,18 +25,18 @@ _LOOK_SECONDS: Final = 0.05
 _RETRY_MILLISECONDS: Final = 1_000
 
 _TAGS: Final = {kind.__name__: str(kind.__struct_config__.tag) for kind in get_args(LedgerEvent)}
-"""Each event's public name to its name on disk."""
+"""Each event type's public name to its name on disk."""
 
 
 class UnknownTypeError(ValueError):
-    """There is no event of this name."""
+    """No event type has this name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no event called {name}")
 
 
 def tags_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Names on disk of types given as `KeyRevoked` or `keyledger.KeyRevoked`; of all, if none is given."""
+    """Names on disk of types given as `KeyRevoked` or `keyledger.KeyRevoked`; of all types if none is."""
     return tuple(_tag_of(name) for name in names) or tuple(_TAGS.values())
 
 
@@ -48,7 +48,7 @@ def _tag_of(name: str) -> str:
 
 
 class Feed:
-    """Answers who asks what happened behind a position. `head` is the last committed position."""
+    """Reads the events after a position. `head` is the last committed position."""
 
     def __init__(
         self,
@@ -69,15 +69,15 @@ class Feed:
         self._tail = Tail(
             events, head, wakeups, lambda placed: _message(self._shown(placed, self._tail_epoch))
         )
-        # One at a time: many who come back at once would keep all sessions, and the interpreter, busy.
+        # One at a time: many readers that reconnect at once would occupy all sessions and the interpreter.
         self._catching_up = asyncio.Semaphore(1)
 
     async def page(self, *, after: int, wanted: EventFilter, limit: int) -> tuple[list[CloudEvent], int]:
-        """Up to `limit` events behind `after`, and the position up to which everything was looked at.
+        """Up to `limit` events after a position, and the position up to which everything was looked at.
 
-        The page may be short of its limit, or empty, when few events are wanted: go on from there.
+        If few events match, the page may be shorter than its limit, or empty: continue from that position.
         """
-        # Before anything is read: where the epoch is raised meanwhile, the page is of the one before.
+        # Before anything is read: if the epoch is raised meanwhile, the page is of the previous one.
         epoch, items = self._epoch(), list[CloudEvent]()
         seen, end = after, min(self._head(), after + MOST_SCANNED)
         while seen < end and len(items) < limit:
@@ -94,19 +94,19 @@ class Feed:
     async def stream(
         self, *, after: int, wanted: EventFilter, goes_on: Callable[[], bool]
     ) -> AsyncIterator[bytes]:
-        """Server-Sent Events behind `after`, for as long as somebody reads them.
+        """Server-Sent Events after a position, for as long as a client reads them.
 
-        What is new comes from the one reading of the log's end that all streams share; who is further
-        behind reads the log until it is there. Nothing is read ahead for a slow reader. The stream ends
-        when `goes_on` says so, the epoch is raised or the log can't be reached: the reader comes back
-        with its Last-Event-ID, and misses nothing (or is told that this is of another epoch).
+        New events come from the one reading of the log's end that all streams share; a stream that is
+        further behind reads the log until it has caught up. Nothing is read ahead for a slow reader. The
+        stream ends when `goes_on` is false, the epoch is raised or the log cannot be reached: the reader
+        reconnects with its Last-Event-ID, and misses nothing (or learns that this is of another epoch).
         """
         yield b"retry: %d\n\n" % _RETRY_MILLISECONDS
         told_at, told = time.monotonic(), after
         epoch = self._epoch()
         if epoch != self._tail_epoch:
             self._tail_epoch = epoch
-            self._tail.end()  # what is kept there is of the epoch before
+            self._tail.end()  # what it keeps is of the previous epoch
         channel = self._tail.join(wanted)
         try:
             while self._epoch() == epoch and goes_on() and not channel.ended:
@@ -127,7 +127,7 @@ class Feed:
             self._tail.leave(channel)
 
     async def _next(self, channel: Channel, after: int) -> tuple[list[bytes], int]:
-        """What follows a position, as it is sent, and the position up to which that is all."""
+        """The messages after a position, as they are sent, and the position up to which they are complete."""
         if channel.covers(after):
             return channel.behind(after, _STREAMED_AT_ONCE)
         async with self._catching_up:
@@ -136,7 +136,7 @@ class Feed:
 
     async def _wait(self, channel: Channel, position: int, told_at: float) -> None:
         until_heartbeat = told_at + HEARTBEAT_SECONDS - time.monotonic()
-        # A second at most, to notice that it is to end; less where the tail has not begun to cover it.
+        # A second at most, to notice that the stream must end; less until the tail covers the position.
         most = _WAKE_SECONDS if channel.covers(position) else _LOOK_SECONDS
         await channel.wait(position, max(0.0, min(until_heartbeat, most)))
 
@@ -151,7 +151,7 @@ class Feed:
         )
 
     def _heartbeat(self, seen: int | None, epoch: int) -> bytes:
-        # An id alone is no event, but the reader resumes behind what its filter passed over.
+        # An id alone is no event, but lets the reader resume after the events that its filter left out.
         if seen is None:
             return b": heartbeat\n\n"
         prefix = position_prefix(self._partition, epoch)

@@ -1,7 +1,7 @@
-"""The fence on the ledger's side: who may still believe what, and when nobody can any more.
+"""The fence on the ledger's side: which edges may still accept what, and when none can any more.
 
-No I/O here: bytes come in and go out, and clock and publisher are given, so that a simulation
-can run it. The rules by number are those of docs/fence.md.
+It does no I/O: bytes come in and go out, and clock and publisher are parameters, so that a simulation
+can run it. Rules with a number are those of docs/fence.md.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from services.ledger.lease_terms import LeaseTerms
 from services.ledger.told_changes import ToldChanges
 
 _QUIET: Final = 0
-"""Where no event is: the fence that holds once nobody believes the owner before us any more (rule 9)."""
+"""No event has this position: the fence that holds once no lease of the previous owner runs (rule 9)."""
 _KEPT_FENCES: Final = 10_000
 _EXPECTS_NS: Final = 60 * 1_000_000_000
-"""An edge of the owner before us that was silent for so long connects anew, over HTTP."""
+"""An edge of the previous owner that was silent for so long connects again, over HTTP."""
 _EXPECTED_EDGES: Final = 100
 
 
@@ -42,7 +42,7 @@ def _nothing() -> None:
 
 
 class _Fence:
-    """One commit that took something away, and the edges that may not know it yet."""
+    """One commit that took something away, and the edges that may not know of it yet."""
 
     __slots__ = (
         "acknowledged", "committed_at", "committed_ns", "edges", "expired", "held_ns",
@@ -58,7 +58,7 @@ class _Fence:
         subjects: frozenset[str] | None,
     ) -> None:
         self.subjects = subjects
-        """What it took something away from; None: not known, so it may be anything."""
+        """The ids from which something was taken away; None: unknown, so it may be any."""
         self.positions = positions
         self.position = positions[-1]
         self.committed_ns = committed_ns
@@ -72,7 +72,7 @@ class _Fence:
 
 
 class FenceKeeper:
-    """The lease table of one partition's owner, its grants, and the fences that wait for them.
+    """The lease table of a partition's owner, its grants, and the fences that wait for them.
 
     Call `confirmed` whenever the partition's lock was found held, `committed` right after each
     commit, `handle` with what edges send, and `advance` when `next_deadline_ns` has come.
@@ -115,32 +115,32 @@ class FenceKeeper:
         self._mark = mark
         self._leases = self.lease_table(clock, master_key, bounds or EdgeBounds(), random_bytes)
         self._open: dict[int, _Fence] = {}
-        """By first position, which is the order in which they were raised."""
+        """By first position, in the order in which they were raised."""
         self._fences: dict[int, _Fence] = {}
-        """Open ones and the latest that held: only for their figures."""
+        """Open fences and the latest that held, kept for their figures only."""
         self._knows_all = False
-        """Rule 13: is every fence that the owner before us left open among ours?"""
+        """Rule 13: whether every fence that the previous owner left open is among these."""
         self._lost = False
         self.owner_until_ns = 0
         """Until then this process may verify, fill, grant and answer fences (boottime)."""
-        # Rule 9: what the owner before us granted may still run.
+        # Rule 9: leases that the previous owner granted may still run.
         self._quiet_until = clock.boottime_ns() + terms.booked_ns(terms.max_serve_stale_ms)
 
     # -- ownership --------------------------------------------------------------------------
 
     def confirmed(self, asked_ns: int) -> None:
-        """The partition's lock was held; `asked_ns` is when the question left (boottime)."""
+        """The partition's lock was held; `asked_ns` is when the check was sent (boottime)."""
         self.owner_until_ns = max(self.owner_until_ns, asked_ns + self._terms.granted_ns)
 
     def lost(self) -> None:
-        """The lock is gone: grant nothing, answer nothing more."""
+        """The lock is lost: grant and answer nothing more."""
         self.owner_until_ns = 0
         self._lost = True
         for fence in self._open.values():
             _wake(fence)
 
     def _remaining_ns(self, now: int) -> int:
-        """What is left of L(1 - e) since the lock was last known to be held (rule 9)."""
+        """The rest of L(1 - e) since the lock was last known to be held (rule 9)."""
         return self.owner_until_ns - now
 
     @property
@@ -150,7 +150,7 @@ class FenceKeeper:
 
     @property
     def lineage(self) -> bytes:
-        """Drawn for this time of ownership: what is said in it forms one chain."""
+        """Random for each time of ownership, whose messages form one chain."""
         return self._lineage
 
     @property
@@ -163,17 +163,17 @@ class FenceKeeper:
     def preload(
         self, changes: Iterable[Change], *, after: int, marks: Iterable[tuple[int, int]] = ()
     ) -> None:
-        """Changes in (after, head] from the log, so that edges of the owner before keep their memory.
+        """Changes in (after, head] from the log, so that edges of the previous owner keep their memory.
 
-        `marks`: of the positions from there, to recognise what that owner vouched for.
+        `marks`: of the positions behind `after`, to recognise what that owner granted.
         """
         self._told.preload(changes, after=after, marks=marks)
 
     def committed(self, position: int, changes: Sequence[Change] = (), *, mark: int = 0) -> None:
-        """The log's head is `position` now, durably, with this mark; and this is what the commit changed.
+        """The log's head is now `position`, durably, with this mark; `changes` are those of the commit.
 
-        Nothing may come between the commit being known and this call: grants carry all up to
-        the head, and a fence waits for whoever holds a lease that does not (rule 6).
+        Nothing may happen between the news of the commit and this call: grants carry everything up
+        to the head, and a fence waits for each edge whose lease does not (rule 6).
         """
         assert position >= self._head, "the log only grows"
         self._head = position
@@ -198,17 +198,17 @@ class FenceKeeper:
         now = self._clock.boottime_ns()
         positions = tuple(sorted({one.position for one in narrowing}))
         subjects = frozenset(one.id for one in narrowing)
-        # Who never got a grant believes nothing, and is not waited for.
+        # An edge that never got a grant accepts nothing, so the fence does not wait for it.
         waiting = {edge.who: edge.ends for edge in self._leases if edge.ends > now}
         self._add_fence(_Fence(positions, now, self._clock.now(), waiting, subjects))
 
     def resume(self, left_open: Mapping[int, int]) -> None:
-        """All that the owner before us left without a receipt: positions, with when they were committed.
+        """Take over the fences that the previous owner left without a receipt: positions and commit times.
 
-        Until this has been told, no fence is said to be held.
+        Until this was called, no fence is reported as held.
         """
         now = self._clock.boottime_ns()
-        # Whoever still believes the owner before us may believe anything, of a history that is gone too.
+        # Edges with a lease of the previous owner may accept anything, even from a history that was lost.
         self._open[_QUIET] = _Fence((_QUIET, self._head), now, self._clock.now(), {}, None)
         for position, committed_at in sorted(left_open.items()):
             self._add_fence(_Fence((position,), now, committed_at, {}, None))
@@ -225,24 +225,24 @@ class FenceKeeper:
     def _fences_are_open(self) -> bool:
         return self._fences[next(iter(self._fences))].held_ns is None
 
-    # -- what edges say ---------------------------------------------------------------------
+    # -- what edges send --------------------------------------------------------------------
 
     def admit(self, root_key_id: str, edge_id: str, incarnation: bytes) -> LeasedEdge:
-        """Let a new incarnation take part; IncarnationTakenError or TooManyEdgesError."""
+        """Admit a new incarnation. Raises IncarnationTakenError or TooManyEdgesError."""
         edge = self._leases.admit(root_key_id, edge_id, incarnation)
         self._on_newcomer()
         return edge
 
     def readmit(self, who: EdgeIdentity, proof: bytes) -> LeasedEdge:
-        """An incarnation asks for the terms again; it keeps its key, and is not told it again."""
+        """Give an incarnation the terms again; it keeps its key, which is not sent again."""
         edge = self._leases.readmit(who, proof)
         self._on_newcomer()
         return edge
 
     def speakers(self) -> dict[str, int]:
-        """The root keys whose edges are to be listened to, with how many each may have.
+        """The root keys whose edges' messages are received, with how many edges each may have.
 
-        Those that take part; and for a while those that may have with the owner before us.
+        Those with admitted edges; and for a while those that had edges with the previous owner.
         """
         edges = self._leases.edges_by_root_key()
         if self._clock.boottime_ns() < self._expects_until:
@@ -251,7 +251,7 @@ class FenceKeeper:
         return {root_key_id: count for root_key_id, count in edges.items() if self._may_connect(root_key_id)}
 
     def handle(self, data: bytes) -> tuple[str, bytes] | None:
-        """Take a request or an acknowledgement; whom to answer, and the grant, if it asked for one."""
+        """Handle a request or an acknowledgement; the edge to answer and its grant, if it gets one."""
         request = read_request(data)
         if request is None or request.partition != self._partition:
             return None
@@ -260,7 +260,7 @@ class FenceKeeper:
             return None
         now = self._clock.boottime_ns()
         if request.epoch == self._epoch and request.vouched > self._head:
-            # It knows more than we do: somebody else owns the partition, or our log has lost events.
+            # It knows more than this process: another one owns the partition, or the log has lost events.
             edge.note_ahead(request, now)
             return None
         self._heard(edge, request, now)
@@ -270,7 +270,7 @@ class FenceKeeper:
         return f"{edge.who.root_key_id}.{edge.who.edge_id}", seal_grant(grant, edge.key)
 
     def _may_be_granted(self, edge: LeasedEdge, request: LeaseRequest, now: int) -> bool:
-        """Does it ask (0 only acknowledges), once, and with a root key that still lets it take part?"""
+        """Whether it asks (0 only acknowledges), for the first time, and its root key still admits it."""
         return (
             request.number > 0
             and self._leases.takes_number(edge, request.number, now)
@@ -280,7 +280,7 @@ class FenceKeeper:
     def _heard(self, edge: LeasedEdge, request: LeaseRequest, now: int) -> None:
         edge.heard = now
         edge.spoke = True
-        # What it says of another epoch is no position of this log.
+        # A position of another epoch is no position of this log.
         edge.position = request.position if request.epoch == self._epoch else 0
         edge.version = request.version
         if request.epoch == self._epoch:
@@ -290,7 +290,7 @@ class FenceKeeper:
                 self._acknowledge(edge, now)
 
     def _acknowledge(self, edge: LeasedEdge, now: int) -> None:
-        """The edge applied everything up to `known`, and what it applied is what we sent."""
+        """The edge applied everything up to `known`, and what it applied is what this process sent."""
         for fence in list(self._open.values()):
             if fence.position <= edge.known and fence.waiting.pop(edge.who, None) is not None:
                 fence.acknowledged += 1
@@ -328,13 +328,13 @@ class FenceKeeper:
         edge.ends = max(edge.ends, now + self._terms.booked_ns(stale_ms))
 
     def _is_of_our_history(self, request: LeaseRequest) -> bool:
-        """Rule 15: is what the edge knows a part of this log? Our own chains are drawn at random."""
+        """Rule 15: whether what the edge knows is a part of this log. This owner's chains are random."""
         return self._told.knows(request.chain) or self._told.has_mark(request.vouched, request.mark)
 
     def _changes_since(self, request: LeaseRequest) -> tuple[Change, ...] | None:
-        """Rule 3: the changes in (vouched, head]; None when they cannot be had any more.
+        """Rule 3: the changes in (vouched, head]; None when they are not kept any more.
 
-        Counted from what we vouched for, or from what the edge proves to have heard of us.
+        Counted from what was granted, or from what the edge proves to have received from this owner.
         """
         if request.epoch != self._epoch or not self._is_of_our_history(request):
             return None
@@ -352,7 +352,7 @@ class FenceKeeper:
         )
 
     def advance(self) -> None:
-        """Let time do its part: leases end, quiet periods end, edges are forgotten."""
+        """Do what is due: leases and quiet periods end, edges are forgotten."""
         now = self._clock.boottime_ns()
         for fence in list(self._open.values()):
             self._settle(fence, now)
@@ -381,9 +381,9 @@ class FenceKeeper:
         )
 
     def newest_open(self, subjects: Collection[str] | None = None) -> int | None:
-        """The newest fence that does not hold yet, by its position; of those that may touch the subjects.
+        """The position of the newest fence that does not hold yet, of those that may concern the subjects.
 
-        Who waits for it with `fence` waits for all the older ones, too.
+        Waiting for it with `fence` waits for all older ones, too.
         """
         self._settle_quiet()
         for fence in reversed(self._open.values()):
@@ -392,9 +392,9 @@ class FenceKeeper:
         return None
 
     async def fence(self, position: int) -> FenceResult:
-        """Wait until what was taken away up to this position can be accepted nowhere (rule 13).
+        """Wait until nothing that was taken away up to this position is accepted anywhere (rule 13).
 
-        Answers `held: false` only when this process stopped being the owner meanwhile, or does not
+        Answers `held: false` only when this process ceased to be the owner meanwhile, or does not
         know the position.
         """
         while (fence := self._newest_open_up_to(position)) is not None and not self._lost:
@@ -404,7 +404,7 @@ class FenceKeeper:
         return self.fence_of(position)
 
     def fence_of(self, position: int) -> FenceResult:
-        """How the fence stands: with the figures of the change itself while they are remembered."""
+        """The state of the fence, with the figures of the change itself while they are kept."""
         waits_for = self._newest_open_up_to(position)
         held = waits_for is None and self._knows_all and position <= self._head
         fence = self._fences.get(position) or waits_for
@@ -440,11 +440,11 @@ class FenceKeeper:
 
     @property
     def open_fences(self) -> int:
-        """How many fences wait."""
+        """How many fences do not hold yet."""
         return len(self._open) - (_QUIET in self._open)
 
     def edges(self) -> list[EdgeView]:
-        """Who was heard of lately."""
+        """The edges that sent something lately."""
         now = self._clock.boottime_ns()
         return [
             EdgeView(

@@ -1,4 +1,4 @@
-"""What is told of fences, and of the edges that they wait for."""
+"""What is reported about fences, and about the edges that they wait for."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import msgspec
 
 
 class FenceResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Has a change been fenced: can no edge accept what was taken away up to it?"""
+    """Whether a change is fenced: no edge can accept what was taken away up to it."""
 
     position: str
-    """Up to where in the log this is said; opaque."""
+    """The position in the log up to which this applies; opaque."""
     held: bool
-    """True only where it is known: nothing that was taken away up to here is without its fence."""
+    """True only if it is known that everything taken away up to this position is fenced."""
     edges: int
     """Edges that held a lease when the change was committed."""
     acknowledged: int
-    """Of them, those that said that they know of it."""
+    """Of them, those that acknowledged it."""
     expired: int
-    """Of them, those whose lease ended without a word."""
+    """Of them, those whose lease ended without an acknowledgement."""
     waited_ms: float
     """How long it took to hold, or has taken so far, in milliseconds."""
 
@@ -34,7 +34,7 @@ class FenceReceipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EdgeView(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is connected, for people."""
+    """A connected edge, for display."""
 
     edge_id: str
     root_key_id: str

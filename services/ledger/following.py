@@ -18,7 +18,7 @@ _READ_BATCH = 2_000
 
 
 class Follower:
-    """Reads the log behind the state's head, and folds it."""
+    """Reads the log after the state's head, and folds it into the state."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class Follower:
         self._find_reservation = find_reservation
 
     async def catch_up(self) -> int:
-        """Fold what others appended, once no fail-over takes it back; how many events that was.
+        """Fold what other processes appended, once no fail-over can undo it; the number of events.
 
-        Raises OtherHistoryError where the log is not the one that was folded, LogGapError,
+        Raises OtherHistoryError if the log is not the one that was folded, LogGapError,
         LogUnavailableError.
         """
         count = 0
@@ -58,12 +58,12 @@ class Follower:
         return count
 
     async def is_in_log(self, point: HistoryPoint) -> bool:
-        """Is this a point in the log's history?"""
+        """Whether this point is in the log's history."""
         found = await self._log.read_at([point.position])
         return point.position == 0 or (bool(found) and found[0].mark == point.mark)
 
     async def _read(self, last: int, mark: int) -> list[RecordedEvent]:
-        """What follows the last event that was folded, which is read with it and compared."""
+        """The events after the last one that was folded, which is read with them and compared."""
         if last == 0:
             return await self._log.read_durable(0, _READ_BATCH)
         found = await self._log.read_durable(last - 1, _READ_BATCH + 1)
@@ -75,7 +75,7 @@ class Follower:
 
     def _read_ahead(self, last: RecordedEvent) -> asyncio.Future[list[RecordedEvent]]:
         reading = asyncio.ensure_future(self._read(last.position, last.mark))
-        # Should these not be folded, nobody waits for what comes after them.
+        # If these cannot be folded, nothing awaits the events after them.
         reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         return reading
 
@@ -86,7 +86,7 @@ class Follower:
         self._fold(events, brought)
 
     async def learn_data_keys(self, batch: Sequence[RecordedEvent]) -> None:
-        """An event read without its data key would come without its personal fields: allowed_ips, say."""
+        """Without its data key an event would be decoded without its personal fields, such as allowed_ips."""
         data_keys = self._mapper.data_keys
         subjects = {subject for one in batch if (subject := self._mapper.subject_of(one)) is not None}
         if unknown := [subject for subject in subjects if not data_keys.knows(subject)]:
@@ -111,7 +111,7 @@ class Follower:
         draft = Draft(state)
         for recorded, event in events:
             if recorded.position != draft.head + 1:
-                raise LogGapError(f"The log goes on at {recorded.position} behind {draft.head}.")
+                raise LogGapError(f"The log continues at {recorded.position} after {draft.head}.")
             if recorded.version != (draft.versions.find(recorded.stream) or 0) + 1:
                 raise OtherHistoryError(
                     f"Event {recorded.position} does not follow what was read of {recorded.stream}"

@@ -1,4 +1,4 @@
-"""One group of commands, decided in order on a draft. No I/O: what it needs to know is given."""
+"""One group of commands, decided in order on a draft. No I/O: what it needs to know is passed in."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from services.ledger.recent_refusals import RecentRefusals
 _DIGEST_BYTES = 16
 _FENCE_BYTES = 8
 _ANSWER_FROM = _DIGEST_BYTES + _FENCE_BYTES
-"""A kept answer: digest of what was asked, position of its fence (0: none), what was answered."""
+"""A kept answer: digest of the request, position of its fence (0: none), the answer itself."""
 MOST_EVENTS = 4_000
-"""A group that has so many events takes no further command; the log takes 10,000 at once."""
+"""A group with this many events takes no further command; the log takes 10,000 at once."""
 MOST_EVENTS_OF_A_COMMAND = 5_000
 _SAID_ALSO_TO_A_REPLAY = frozenset(
     {"valid", "missing", "malformed", "not_found", "revoked", "expired", "rotated", "disabled",
      "organization_suspended"}
 )  # fmt: skip
-"""The key's own state is judged each time, so these codes need no look at the past."""
+"""The key's own state is judged each time, so these codes need no look-up of an earlier try."""
 
 
 class KnownClaim(NamedTuple):
@@ -46,7 +46,7 @@ class KnownClaim(NamedTuple):
     position: int
     event: Event | None
     answer: bytes | None
-    """Of an idempotency key; empty where it cannot be read any more."""
+    """Of an idempotency key; empty if it cannot be read any more."""
 
 
 class Tools(NamedTuple):
@@ -60,7 +60,7 @@ class Tools(NamedTuple):
 
 
 class PoisonedError(Exception):
-    """A command left events behind and failed, or failed in a way it must not: leave it out."""
+    """A command recorded events and then failed, or failed in a way it must not: it has to be left out."""
 
     def __init__(self, job: Job, cause: Exception, *, foreseen: bool = False) -> None:
         super().__init__(str(cause))
@@ -70,16 +70,16 @@ class PoisonedError(Exception):
 
 
 class TakeAway(NamedTuple):
-    """A command that is there to take away and took nothing away itself: others' fences are its own."""
+    """A command that may take away and took nothing away itself: it waits for the fences of others."""
 
     done: Done
     subjects: frozenset[str] | None
-    """It waits for fences that touch these; None: for all."""
+    """It waits for fences that may concern these; None: for all."""
     always: bool
-    """Is it told that all hold, too, when none is open?"""
+    """Whether it reports that all fences hold even if none is open."""
 
     def settle(self, newest_open: int | None) -> None:
-        """Tell it which fence to wait for."""
+        """Set the fence that it waits for."""
         if newest_open is not None:
             self.done.fence_position = newest_open
         elif self.always:
@@ -89,7 +89,7 @@ class TakeAway(NamedTuple):
 class DecidedGroup:
     """The outcome of every job, if the draft is committed.
 
-    `above`: a group whose commit is under way, on whose outcome this one is decided.
+    `above`: a group whose commit is under way; this one is decided on its outcome.
     """
 
     def __init__(
@@ -117,24 +117,24 @@ class DecidedGroup:
         )
         self._find_known = find_known
         self.answers_kept: dict[bytes, str] = {}
-        """By claim: whose data key an answer is to be encrypted with."""
+        """By claim: the subject whose data key encrypts the answer."""
         self.outcomes: list[tuple[Job, Done | Exception]] = []
         self.unsure: dict[bytes, list[int]] = {}
-        """Refused money whose request id may have been granted before: claim to outcomes' indexes."""
+        """Refusals of money whose request id may have been granted before: claim to indexes of outcomes."""
         self.deferred: list[Job] = []
-        """Jobs for the next group: another one here has their idempotency key, or this one is full."""
+        """Jobs for the next group: another job here has their idempotency key, or this group is full."""
         self.changes: list[Change] = []
         self.take_aways: list[TakeAway] = []
-        """Whose fences are found once this group is committed."""
+        """Commands whose fences are determined once this group is committed."""
         self._tools = tools
         self._writers: list[tuple[int, Job]] = []
-        """Who wrote, each with the number of events up to and with its own."""
+        """The jobs that wrote events, each with the number of events up to and including its own."""
         self._by_time = 0
 
     # -- deciding
 
     def decide(self, due: Iterable[Due], jobs: Sequence[Job], checked: frozenset[bytes]) -> None:
-        """Record what time brought about, then decide every job in order."""
+        """Record what is due, then decide every job in order."""
         self.desk.asking = SYSTEM_ASKING
         for entry in due:
             record_due(self.desk, entry)
@@ -153,7 +153,7 @@ class DecidedGroup:
         self, job: Job, charge: c.ChargeUsage, plain: PlainCharges, checked: frozenset[bytes]
     ) -> None:
         desk = self.desk
-        # One that was passed on is looked at closely while anything was refused lately.
+        # While there are recent refusals, a forwarded charge is decided the long way.
         if len(desk.placed) < MOST_EVENTS and (job.waited_past is None or not self._refusals.any):
             desk.begin(job.asking)
             try:
@@ -167,7 +167,7 @@ class DecidedGroup:
         self._decide(job, checked)
 
     def _was_taken(self, claim: bytes) -> bool:
-        """Was it taken before this group, as far as is known?"""
+        """Whether the claim was taken before this group, as far as is known."""
         above = self._above
         return (above is not None and claim in above.desk.taken) or self._find_known(claim) is not None
 
@@ -213,9 +213,9 @@ class DecidedGroup:
             self.unsure.setdefault(claim, []).append(len(self.outcomes) - 1)
 
     def _refuse_older(self, job: Job, claim: bytes) -> None:
-        """A try that was passed on, and may be older than a refusal of its claim, is not decided.
+        """A forwarded try that may be older than a refusal of its claim is not decided.
 
-        Refusals are noted when they are decided: one of the group under way counts before it is told.
+        Refusals are noted when they are decided: one in the group under way counts before it is answered.
         """
         if job.waited_past is not None and (number := self._refusals.find(claim)) > job.waited_past:
             raise RefusedLatelyError(number)
@@ -228,7 +228,7 @@ class DecidedGroup:
             raise PoisonedError(job, InvalidError("body", message), foreseen=True)
 
     def job_of(self, index: int) -> Job | None:
-        """Whose event stands at this index of the group; None: it is time's."""
+        """The job that wrote the event at this index of the group; None if it was recorded as due."""
         if index < self._by_time:
             return None
         return next((job for written, job in self._writers if index < written), None)
@@ -256,7 +256,7 @@ class DecidedGroup:
         if position is not None:
             return position, self.desk.placed[position - self.base - 1].event
         if self._above is not None and claim in self._above.desk.taken:
-            return self._above._taken(claim)  # noqa: SLF001  # another of our kind
+            return self._above._taken(claim)  # noqa: SLF001  # of the same class
         known = self._find_known(claim)
         return None if known is None or known.event is None else (known.position, known.event)
 
@@ -265,7 +265,7 @@ class DecidedGroup:
         if known is None or known.answer is None:
             return None
         if not known.answer:
-            msg = "What was answered under this Idempotency-Key cannot be read any more."
+            msg = "The answer kept under this Idempotency-Key cannot be read any more."
             raise IdempotencyConflictError(msg, field="Idempotency-Key")
         if known.answer[:_DIGEST_BYTES] != idempotency.body_digest:
             msg = "This Idempotency-Key was used before, with another request."
@@ -291,9 +291,9 @@ class DecidedGroup:
         self.outcomes.append((job, done))
 
     def _keep_answer(self, idempotency: Idempotency, answer: bytes, fence_position: int | None) -> None:
-        """The first answer is kept, also of a command that found nothing to do, with where its fence is.
+        """Keep the first answer, with its fence's position, even if the command found nothing to do.
 
-        Its claim stands at the group's last event so far; -1 is the head before the group.
+        Its claim points to the group's last event so far; -1 is the head before the group.
         """
         index = len(self.desk.placed) - 1
         fence = (fence_position or 0).to_bytes(_FENCE_BYTES, "big")
@@ -303,10 +303,10 @@ class DecidedGroup:
         )
 
     def _subject_of(self, command: c.Command, before: int) -> str:
-        """Whose data key encrypts what a command was answered: that of the organization that it is about."""
+        """The subject whose data key encrypts a command's answer: the organization that it is about."""
         about = {placed.event.organization_id for placed in self.desk.placed[before:]}
         if not about:
-            # It found nothing to do, and was answered with what there is.
+            # It found nothing to do, and its answer shows what exists already.
             about = self._organizations_of(command)
         return key_subject(about.pop()) if len(about) == 1 else PLATFORM
 
@@ -324,7 +324,7 @@ class DecidedGroup:
         return {key.organization_id for key in keys if key is not None}
 
     def _changes_of(self, before: int) -> list[Change]:
-        """What edges must hear of the events behind this index."""
+        """The changes that edges must receive, of the events from this index on."""
         base, draft, placed = self.base + 1, self.draft, self.desk.placed
         found = (change_of(placed[index].event, draft, base + index) for index in range(before, len(placed)))
         return [change for change in found if change is not None]
@@ -333,9 +333,9 @@ class DecidedGroup:
         return max((one.position for one in self._changes_of(before) if one.narrowing), default=None)
 
     def _take_away(self, command: c.Command, done: Done, before: int) -> TakeAway:
-        """What it waits for: all that is open, but for a change that turned out to widen.
+        """The fences that it waits for: all open ones, except for a change that turned out to widen.
 
-        That one grants; yet what it left out may have been taken away from the same thing just now.
+        That one grants, but what it did not restore may have been taken away from the same subject just now.
         """
         written = self.desk.placed[before:]
         if type(command) in RESTRICTS and written and not any(narrows(one.event) for one in written):
@@ -346,11 +346,11 @@ class DecidedGroup:
         self.changes = self._changes_of(0)
 
     def rest_on_state(self) -> None:
-        """The group below is durable: this one goes on from the state."""
+        """The group below is durable: this one is based on the state from now on."""
         self.draft.rest_on_state()
         self._above = None
 
-    # -- claims that were asked after
+    # -- claims that were looked up
 
     def settle(self, claim: bytes, event: Event, position: int) -> None:
         """Refused jobs turn out to be retries of a granted one: they get that answer."""
@@ -367,7 +367,7 @@ class DecidedGroup:
     # -- ending
 
     def merge(self) -> None:
-        """The group is durable."""
+        """The group is durable: merge it into the state."""
         self.draft.merge()
         facts = self._tools.facts
         if any(change.kind != "key" for change in self.changes):
@@ -380,12 +380,12 @@ class DecidedGroup:
 
 
 def _is_refusal(result: Any) -> bool:
-    """Did the decision say no? A command that was refused by an error has no result."""
+    """Whether the decision refused. A command that was refused by an error has no result."""
     return result is None or getattr(result, "code", VALID) != VALID
 
 
 def _may_be_a_replay(result: Any) -> bool:
-    """Was the money refused by something that a replay would not be asked?"""
+    """Whether the money was refused by a check that a replay does not undergo."""
     if result is None:
         return True
     if isinstance(result, UseOutcome):

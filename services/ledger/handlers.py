@@ -1,4 +1,4 @@
-"""Which decision answers which command, and how its repetition is recognised."""
+"""Which decision handles which command, and how a repeated command is recognised."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Decide = Callable[[Desk, Any], Any]
 
 
 def record_seen(desk: Desk, command: c.RecordSeen) -> None:
-    """Write down what was seen and refused."""
+    """Record what was seen and refused."""
     known = tuple(one for one in command.seen if desk.draft.keys.find(one[0]) is not None)
     if known:
         desk.record(e.KeysSeen(at=desk.now, seen=known))
@@ -39,7 +39,7 @@ def record_seen(desk: Desk, command: c.RecordSeen) -> None:
 
 
 def record_fence(desk: Desk, command: c.RecordFence) -> None:
-    """Write a fence's receipt; once, whoever wrote it."""
+    """Record a fence's receipt; once, whichever process does it."""
     digest = command_claim(f"fence/{desk.partition}/{command.fenced[-1]}")
     desk.record(
         e.RevocationFenced(
@@ -56,14 +56,14 @@ def record_fence(desk: Desk, command: c.RecordFence) -> None:
 
 
 def revoke_keys(desk: Desk, command: c.RevokeKeys) -> list[keys.Revocation]:
-    """Stop many keys for good, as far as one commit can hold."""
+    """Revoke many keys, at most as many as one commit can hold."""
     if len(command.key_ids) > _MOST_KEYS_AT_ONCE:
         raise InvalidError("key_ids", f"at most {_MOST_KEYS_AT_ONCE} keys at once")
     return keys.revoke_keys(desk, command)
 
 
 def _nothing(_: Desk, __: c.Tick) -> None:
-    """What time brought about was recorded before this was asked."""
+    """What was due was recorded before this is called."""
 
 
 DECIDE: dict[type[c.Command], Decide] = {
@@ -119,7 +119,7 @@ REPLAY: dict[type[c.Command], Callable[[Desk, Any, e.Event, int], Any]] = {
     c.DepositCredits: wallets.replay_deposit,
     c.RecordFence: lambda *_: None,
 }
-"""What a command is answered whose name was taken before."""
+"""The answer to a command whose name was taken before."""
 
 ENDS: frozenset[type[c.Command]] = frozenset(
     {
@@ -134,7 +134,7 @@ ENDS: frozenset[type[c.Command]] = frozenset(
         c.ReportLeak,
     }
 )
-"""Commands that are there to take something away: whoever asks relies on it being gone."""
+"""Commands whose purpose is to take something away: the caller relies on it being taken away."""
 
 RESTRICTS: dict[type[c.Command], Callable[[Any], bool]] = {
     c.ChangeKeyspace: lambda command: _sets(command, besides=("keyspace_id", "expected_version")),
@@ -153,14 +153,14 @@ RESTRICTS: dict[type[c.Command], Callable[[Any], bool]] = {
     ),
     c.SetWalletTerms: lambda command: command.credit_limit_micros not in (c.UNSET, None),
 }
-"""Commands that set limits, and whether this one names any: it may take away, or widen.
+"""Commands that set limits, and whether a given one names any: then it may take away, or widen.
 
-A command that is in neither of the two grants, and waits for no fence.
+A command that is in neither table only grants, and waits for no fence.
 """
 
 
 def may_take_away(command: c.Command) -> bool:
-    """May carrying it out take something away? Then it answers once no edge can accept that."""
+    """Whether the command may take something away: then it is answered once no edge can accept that."""
     kind = type(command)
     if kind in ENDS:
         return True
@@ -175,5 +175,5 @@ def _sets(command: c.Command, besides: tuple[str, ...]) -> bool:
 
 
 def _some(given: Any) -> bool:
-    """A limit that is named: not left out, not null, not an empty list."""
+    """Whether a limit is named: not left out, not null, not an empty list."""
     return given is not c.UNSET and bool(given)

@@ -1,4 +1,4 @@
-"""What waits in front of the bus, and what comes back from it."""
+"""What waits in the command queue, and what comes back from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keyledger_language.history import RecordedEvent
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
-    """An `Idempotency-Key`, as the root key's claim, and what it was sent with."""
+    """An `Idempotency-Key`, as the root key's claim, and a digest of the request that it was sent with."""
 
     claim: bytes
     body_digest: bytes
@@ -32,27 +32,28 @@ class Done(msgspec.Struct, kw_only=True):
     """A command was carried out, durably."""
 
     result: Any = None
-    """What the decision answered."""
+    """What the decision returned."""
     position: int = 0
-    """The last position it wrote, or the head on which it was decided when it wrote nothing."""
+    """The last position it wrote; if it wrote nothing, the head on which it was decided."""
     wrote: bool = False
     fence_position: int | None = None
-    """Up to where fences must hold before it may be said that nobody accepts what was taken away.
+    """The position up to which fences must hold before the answer may say that nobody accepts what was
+    taken away.
 
-    Of a command that took something away, its own last one; of one that would have and found nothing
-    left to take away, the newest that was open when it was decided (or its position, when none was).
+    If the command took something away, its own last one. If it would have, but found nothing left to
+    take away, the newest that was open when it was decided (or its position, if none was).
     None: it has nothing to do with fences.
     """
     narrowed: bool = False
-    """Did it take something away itself, that edges must hear of?"""
+    """Whether it took something away itself, so that edges must be notified."""
     replay: bytes | None = None
     """The first answer under this `Idempotency-Key`; `result` is None then."""
 
 
 WAITED_PAST: Final[ContextVar[int | None]] = ContextVar("waited_past", default=None)
-"""Set where a request is carried out that another process passed on: up to which refusal that process
-knows its client to have waited; None where the client asks us itself. It goes with the request through
-all that it calls, as nobody in between has to know of it."""
+"""Set while a forwarded request is carried out: the number of the refusal up to which the forwarding
+process knows that its client waited; None if the client called this process itself. A context variable,
+because the functions in between do not need it."""
 
 
 class Job:
@@ -82,26 +83,26 @@ class DataKeyring(Protocol):
     """The data keys that this process knows."""
 
     def knows(self, subject: str) -> bool:
-        """Has this process the subject's key, or does it know that the subject was forgotten?"""
+        """Whether this process has the subject's key, or knows that the subject was forgotten."""
         ...
 
     def learn(self, stored: Mapping[str, bytes]) -> None:
-        """Take data keys as the log stores them."""
+        """Add data keys, as the log stores them."""
         ...
 
     def forget_all(self) -> None:
-        """The log may have lost some of them: all are to be learned anew."""
+        """Forget all keys, since the log may have lost some of them: they are learned again."""
         ...
 
     def encrypt(self, subject: str, plaintext: bytes, context: str) -> bytes | None:
-        """For who has the subject's key, bound to the context; None: the subject was forgotten.
+        """Encrypt with the subject's key, bound to the context; None: the subject was forgotten.
 
-        A subject without a key gets one, which belongs into the next group.
+        A subject without a key gets one, which belongs in the next group.
         """
         ...
 
     def decrypt(self, subject: str, ciphertext: bytes, context: str) -> bytes | None:
-        """The plaintext, or None where the subject has no key (any more). Raises DataKeyError."""
+        """The plaintext, or None if the subject has no key (any more). Raises DataKeyError."""
         ...
 
 
@@ -110,25 +111,25 @@ class Mapper(Protocol):
 
     @property
     def data_keys(self) -> DataKeyring:
-        """What its personal fields are read with."""
+        """The data keys with which personal fields are encrypted."""
         ...
 
     def subject_of(self, recorded: RecordedEvent) -> str | None:
-        """Whose data key the event's personal fields need; None when it has none."""
+        """The subject whose data key the event's personal fields need; None if it has none."""
         ...
 
     def new_event(self, stream: str, version: int, event: Event) -> NewEvent:
-        """The event, encoded, on its way into the log."""
+        """The event, encoded for the log."""
         ...
 
     def decode(self, recorded: RecordedEvent) -> Event:
-        """The event that the log holds."""
+        """The event, decoded from the log."""
         ...
 
     def take_new_data_keys(self) -> tuple[NewDataKey, ...]:
-        """Data keys that encoding made; they belong into the same group."""
+        """The data keys that encoding created; they belong in the same group."""
         ...
 
     def forget_data_keys(self, keys: tuple[NewDataKey, ...]) -> None:
-        """The group was not written: its new keys do not exist."""
+        """The group was not written, so its new keys do not exist."""
         ...

@@ -1,7 +1,7 @@
-"""Answers kept for their `Idempotency-Key` hold names and the like, so the log gets them encrypted.
+"""Answers kept for their `Idempotency-Key` may contain personal fields, so the log gets them encrypted.
 
-With the key of the organization that an answer is about: when that is forgotten, so is the answer. The
-digest of what was asked is in it too: who guesses a name could try it out on one.
+The key is that of the organization that an answer is about: when the organization is forgotten, so is the
+answer. The digest of the request is encrypted with it, since a guessed name could be tested against it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from domain.ports import NewClaim
 from services.ledger.jobs import DataKeyring
 
 _MARK: Final = b"keyledger answer 1\0"
-"""Else it was kept before answers were encrypted, begins with a random digest, and is read as it is."""
+"""An answer without it was kept before answers were encrypted: it begins with a random digest, and is
+read as it is."""
 
 
 class _Closed(msgspec.Struct, array_like=True, frozen=True):
@@ -31,7 +32,7 @@ _decode: Final = msgspec.msgpack.Decoder(_Closed).decode
 def close_answers(
     claims: Sequence[NewClaim], subjects: Mapping[bytes, str], keyring: DataKeyring
 ) -> list[NewClaim]:
-    """The claims as the log gets them. `subjects`: whose data key each kept answer needs, by claim."""
+    """The claims as the log gets them. `subjects`: by claim, whose data key the kept answer needs."""
     return [
         one if one.answer is None else one._replace(answer=_close(one, subjects[one.digest], keyring))
         for one in claims
@@ -39,12 +40,12 @@ def close_answers(
 
 
 def subject_of(kept: bytes) -> str | None:
-    """Whose data key this answer needs; None when it is not encrypted."""
+    """The subject whose data key this answer needs; None if it is not encrypted."""
     return _decode(kept[len(_MARK) :]).subject if kept.startswith(_MARK) else None
 
 
 def open_answer(digest: bytes, kept: bytes, keyring: DataKeyring) -> bytes | None:
-    """The answer as it was before; None where its data key is gone."""
+    """The answer, decrypted; None if its data key was deleted."""
     if not kept.startswith(_MARK):
         return kept
     closed = _decode(kept[len(_MARK) :])
@@ -54,15 +55,15 @@ def open_answer(digest: bytes, kept: bytes, keyring: DataKeyring) -> bytes | Non
 def _close(claim: NewClaim, subject: str, keyring: DataKeyring) -> bytes:
     assert claim.answer is not None, "only kept answers are encrypted"
     context = _context(claim.digest)
-    # An organization's key is made with its first event; one that has none, or none any more, gets none here.
+    # An organization gets its key with its first event, never here, even if it has none (any more).
     box = keyring.encrypt(subject, claim.answer, context) if keyring.knows(subject) else None
     if box is None:
         subject, box = PLATFORM, keyring.encrypt(PLATFORM, claim.answer, context)
     if box is None:
-        raise LookupError("The platform's data key is gone: no answer can be kept.")
+        raise LookupError("The platform's data key was deleted: no answer can be kept.")
     return _MARK + _encode(_Closed(subject, box))
 
 
 def _context(digest: bytes) -> str:
-    """It opens for its own claim only."""
+    """Binds an answer to its own claim: it can be decrypted for no other."""
     return f"answer/{digest.hex()}"

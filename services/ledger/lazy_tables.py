@@ -1,4 +1,4 @@
-"""Tables whose rows stay encoded, as they were saved, until somebody asks for one.
+"""Tables whose rows stay encoded, as they were saved, until they are looked up.
 
 Most of a million keys are not used between two restarts: decoding them would take most of a start,
 and most of the memory.
@@ -26,7 +26,7 @@ _put: Final = dict.setdefault
 
 
 class EncodedRows:
-    """Rows of one kind that nobody has asked for yet."""
+    """Rows of one kind that have not been looked up yet."""
 
     def __init__(self, table: str, settle: Callable[[str, Any], None], keyring: DataKeyring) -> None:
         self.rows: dict[str, bytes] = {}
@@ -35,14 +35,14 @@ class EncodedRows:
         self._keyring = keyring
 
     def decode(self, subject: str) -> None:
-        """Put the row into its tables, if it is here."""
+        """Decode the row into its tables, if it is here."""
         row = self.rows.get(subject)
         if row is not None:
             self._settle(subject, decode_later(self._table, subject, row, self._keyring))
             del self.rows[subject]
 
     def decode_all(self) -> None:
-        """Put all rows into their tables."""
+        """Decode all rows into their tables."""
         for subject in list(self.rows):
             self.decode(subject)
 
@@ -50,8 +50,8 @@ class EncodedRows:
 class LazyTable(Table[K, V]):
     """Committed rows by id: those that are decoded, and those that will be when they are looked up.
 
-    `decode` puts what a look-up misses here, if there is such a row. `own`: the encoded rows that
-    are this table's, one for one; without it nobody can tell what is missing before all is decoded.
+    `decode` adds a row that a look-up did not find, if it exists encoded. `own`: the encoded rows that
+    correspond one to one to this table's; without it, ids are known only once all rows are decoded.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class LazyTable(Table[K, V]):
 
 
 class LazyTables:
-    """The tables of a state that is being loaded, and their rows that nobody has asked for yet."""
+    """The tables of a state that is being loaded, and their rows that have not been looked up yet."""
 
     def __init__(self, state: State, keyring: DataKeyring) -> None:
         self._encoded = {
@@ -165,7 +165,7 @@ class LazyTables:
             setattr(state, name, table)
 
     def add(self, table: str, rows: dict[str, bytes]) -> None:
-        """Rows to be decoded when they are asked for."""
+        """Add rows, to be decoded when they are looked up."""
         self._encoded[table].rows.update(rows)
 
     def add_keys(self, rows: Iterable[tuple[str, bytes]], key_of: Iterable[tuple[bytes, str]]) -> None:
@@ -174,7 +174,7 @@ class LazyTables:
         self._key_of.update(key_of)
 
     def release(self) -> None:
-        """Let go of rows and tables, which refer to each other: the state is to be forgotten."""
+        """Release rows and tables, which refer to each other: the state is about to be forgotten."""
         for encoded in self._encoded.values():
             encoded.rows.clear()
         self._key_of.clear()

@@ -1,7 +1,7 @@
-"""Who holds a lease: every incarnation of an edge, by its whole identity, and what it may still claim.
+"""The leases: every incarnation of an edge, by its whole identity, and what it may still claim.
 
 No I/O here. An entry is found by (root key, edge id, incarnation, nonce) and by nothing less, so
-whatever a stranger says in an edge's name is said for an entry of the stranger's own (rule 14).
+whatever a stranger sends in an edge's name concerns an entry of the stranger's own (rule 14).
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ _NS: Final = 1_000_000_000
 _MICROS: Final = 1_000_000
 _FORGET_AFTER_NS: Final = 600 * _NS
 _DEAD_AFTER_NS: Final = 10 * _NS
-"""Without a lease for so long, an entry makes room for another when there is none."""
+"""An entry that has had no lease for this long is removed when there is no room for another."""
 _KEPT_HEADS: Final = 64
-"""An edge has no more requests under way."""
+"""An edge never has more requests under way."""
 _TIME_BYTES: Final = 8
 _RANDOM_BYTES: Final = 16
 
-# An edge asks once a ping (10 ms at the least), and out of turn at most every 20 ms.
+# An edge sends a request every ping (10 ms or more), and out of turn at most every 20 ms.
 _NUMBERS_AT_ONCE: Final = 100
 _NUMBERS_PER_SECOND: Final = 200
 _CLOCKS_APART_SECONDS: Final = 60
-"""Between the hosts of two owners; a nonce tells the time of the one that drew it."""
+"""Allowed between the hosts of two owners; a nonce contains the time of the one that drew it."""
 
 
 class EdgeBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How many edges take part at most."""
+    """How many edges may take part."""
 
     per_root_key: int = 1_000
     total: int = 10_000
 
 
 class IncarnationTakenError(Exception):
-    """The incarnation took part already, and who asks does not prove to be it."""
+    """The incarnation took part already, and the caller does not prove to be it."""
 
 
 class TooManyEdgesError(Exception):
-    """The root key, or all of them together, have as many edges as they may have."""
+    """The root key, or all root keys together, have as many edges as they may have."""
 
     def __init__(self, bound: str, most: int) -> None:
         super().__init__(f"{bound} has {most} edges, and no more may take part.")
@@ -72,22 +72,22 @@ class LeasedEdge:
         self.spoke = False
         self.version = ""
         self.granted: dict[int, None] = {}
-        """The heads that this owner granted it: what it may say it was vouched for."""
+        """The heads that this owner granted to it: those that it may report as `vouched`."""
 
     def note_grant(self, head: int) -> None:
-        """It was told that it knows everything up to here, once it takes the grant."""
+        """It is granted this head: once it takes the grant, it knows everything up to there."""
         self.granted.pop(head, None)
         self.granted[head] = None
         if len(self.granted) > _KEPT_HEADS:
             del self.granted[next(iter(self.granted))]
 
     def note_ahead(self, request: LeaseRequest, now: int) -> None:
-        """It says that it knows more than the log has: shown to people, believed by nobody."""
+        """It reports that it knows more than the log has: this is displayed, but not relied on."""
         self.heard, self.spoke = now, True
         self.position, self.version = request.vouched, request.version
 
     def proven_head(self, vouched: int) -> int:
-        """What it says it was vouched for, if this owner granted it just that; else nothing."""
+        """The head that it reports as `vouched`, if this owner granted it exactly that; else 0."""
         return vouched if vouched in self.granted else 0
 
 
@@ -129,15 +129,15 @@ class LeaseTable:
     # -- taking part ------------------------------------------------------------------------
 
     def key_of(self, who: EdgeIdentity) -> bytes:
-        """The key that seals what this incarnation says and hears; any owner derives the same."""
+        """The key that seals what this incarnation sends and receives; any owner derives the same."""
         return self.derive(self._master_key, who)
 
     def admit(self, root_key_id: str, edge_id: str, incarnation: bytes) -> LeasedEdge:
-        """A new incarnation, under a nonce that nobody has had.
+        """Admit a new incarnation, under a nonce that was never used.
 
-        Raises IncarnationTakenError where somebody goes by that incarnation already, and
-        TooManyEdgesError. After a fail-over the ids may be given out once more: under another
-        nonce they are somebody else.
+        Raises IncarnationTakenError if an edge with that incarnation takes part already, and
+        TooManyEdgesError. After a fail-over the same ids may be admitted once more: under another
+        nonce they are another edge.
         """
         if incarnation in self._incarnations:
             raise IncarnationTakenError
@@ -145,14 +145,14 @@ class LeaseTable:
         return self._add(who, self.key_of(who))
 
     def readmit(self, who: EdgeIdentity, proof: bytes) -> LeasedEdge:
-        """An incarnation asks again: it proves that it holds the key which it was told."""
+        """Admit an incarnation again: it proves that it holds the key that it was given."""
         key = self.key_of(who)
         if not hmac.compare_digest(proof, prove_identity(who, key)):
             raise IncarnationTakenError
         return self._edges.get(who) or self._add(who, key)
 
     def _draw_nonce(self) -> bytes:
-        # With the time, so that an owner that never heard of the edge knows how much it can have said.
+        # With the time, so that an owner that is new to the edge knows how many requests it can have sent.
         drawn_at = max(0, self._clock.now())
         return drawn_at.to_bytes(_TIME_BYTES, "big") + self._random_bytes(_RANDOM_BYTES)
 
@@ -189,18 +189,18 @@ class LeaseTable:
             del self._of_root_key[who.root_key_id]
 
     def forget_old(self, now: int) -> None:
-        """Let go of edges that were not heard of for long."""
+        """Forget edges that have been silent for long."""
         self._forget_dead(self._edges, now - _FORGET_AFTER_NS)
 
-    # -- what edges say ---------------------------------------------------------------------
+    # -- what edges send --------------------------------------------------------------------
 
     def speaker(
         self, data: bytes, request: LeaseRequest, may_connect: Callable[[str], bool]
     ) -> LeasedEdge | None:
-        """Whoever sealed these words; None when nobody did, or when there is no place for it.
+        """The edge that sealed this message; None if the seal is wrong, or there is no place for the edge.
 
-        An owner that never heard of an edge takes it in: that it holds the key proves that a
-        ledger drew its nonce. It must ask for a lease, and its root key must still be good for it.
+        An owner admits an edge that it does not know: that the edge holds the key proves that a
+        ledger drew its nonce. It must ask for a lease, and its root key must still allow edges.
         """
         edge = self._edges.get(request.who)
         if edge is not None:
@@ -216,7 +216,7 @@ class LeaseTable:
             return None
 
     def takes_number(self, edge: LeasedEdge, number: int, now: int) -> bool:
-        """Is it the number of a next request: not one that was, and not one that it cannot have come to?
+        """Whether this can be the number of the next request: not an old one, and not out of its reach.
 
         A number that jumped would make all that come after it old.
         """

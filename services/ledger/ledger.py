@@ -1,4 +1,4 @@
-"""The ledger: what the API, the command line and the wiring ask of one partition. Its rooms do the work."""
+"""The ledger: what the API, the command line and the wiring use of one partition. Its parts do the work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from services.ledger.tenure import Tenure
 
 
 class Ledger:
-    """One partition: decides while this process owns it, follows the owner while not."""
+    """One partition: decides while this process owns it, and follows the owner while it does not."""
 
     def __init__(self, ports: Ports, terms: Terms | None = None) -> None:
         self.partition = ports.log.partition
@@ -42,14 +42,14 @@ class Ledger:
         self._sightings = Sightings()
         self._saved = SavedState(ports, memory)
         self.books: Books = memory.state
-        """The committed state, to be read."""
+        """The committed state, for reading only."""
         self.facts = memory.facts
         """What verdicts need to know of keys."""
         self.time = LedgerTime(ports.clock, ports.fence_clock, self.books)
         self.limiter = RateLimiter(lambda: ports.fence_clock.boottime_ns() / 1e9)
-        """Where rate limits stand."""
+        """How much of each rate limit is used."""
         self.head_watch = PositionWatch(lambda: self.books.head)
-        """Wakes who waits for the log to go on."""
+        """Wakes those that wait for the log to grow."""
         self.seen = self._sightings.seen
         """(key id, when) A use was found valid; recorded at most once a minute."""
         nobody = Tenure("", ports, self.terms, memory, master_key=os.urandom(32))
@@ -81,7 +81,7 @@ class Ledger:
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Own the partition whenever nobody else does, until told to stop."""
+        """Own the partition whenever no other process does, until `stop` is set."""
         await self._ownership.run(stop)
 
     # -- commands
@@ -96,20 +96,20 @@ class Ledger:
     ) -> asyncio.Future[Done]:
         """Carry out a command; the future is done when what it wrote is durable.
 
-        Raises, or the future does, LedgerError (refused) or CannotAnswerError (ask again later).
+        Raises, or the future does, LedgerError (refused) or CannotAnswerError (try again later).
         """
         self.standing.must_own()
         return self._bus.queue.submit(command, asking, idempotency, render)
 
     def denied(self, key_id: str, code: str, request: str | Refused | None = None) -> None:
-        """A use of a known key was refused (its id, or all that it asked for); recorded in bulk."""
+        """Note a refused use of a known key (`request`: its id, or the whole use); recorded in bulk."""
         self._sightings.denied(key_id, code, self._ports.clock.now(), request)
 
     async def bootstrap(self, secret: str | None = None) -> str | None:
-        """Make the first root key, or the one with this secret; the secret if it was made here.
+        """Make the first root key, or the one with this secret; return the secret if it was made here.
 
-        None when there is a root key already. One that is given and new is made beside those that
-        there are: the log and the audit say so.
+        None if there is a root key already. One that is given and new is made beside the existing
+        ones: the log and the audit report it.
         """
         return await make_root_key(self._bus, self.books, secret)
 
@@ -132,25 +132,25 @@ class Ledger:
 
     @property
     def position_prefix(self) -> str:
-        """What every position begins with that is told in this epoch."""
+        """The beginning of every position that is given out in this epoch."""
         return self._memory.position_prefix
 
     @property
     def shared_key(self) -> bytes | None:
-        """A secret of all processes of this ledger: seals leases, and what one forwards to another."""
+        """A secret that all processes of this ledger share: seals leases and forwarded requests."""
         return self._memory.shared_key
 
     @property
     def caught_up(self) -> bool:
-        """Was the log read to its end since the start? What is in memory is then what was committed."""
+        """Whether the log was read to its end since the start: memory then has what was committed."""
         return self._memory.caught_up
 
     def at_new_epoch(self, forget: Callable[[], None]) -> None:
-        """Have it called when the epoch is another: for who keeps positions as they were written."""
+        """Register a function to call at a new epoch, for code that keeps positions as they were written."""
         self._memory.at_new_epoch(forget)
 
     def desk(self, asking: Asking) -> Desk:
-        """The domain's own rules over the committed state, for reading as somebody sees it."""
+        """The domain's own rules over the committed state, for reading it as a caller sees it."""
         desk = Desk(
             Draft(self._memory.state),
             now=self.time.now(),
@@ -171,25 +171,25 @@ class Ledger:
         return max(recorded, seen)
 
     async def find_reservation(self, reservation_id: str) -> Reservation | None:
-        """The reservation as it stands, a settled one included."""
+        """The reservation as it is now, a settled one included."""
         if reservation_id not in self.books.reservations:
             await self._saved.find_reservation(reservation_id)
         return self.books.reservations.get(reservation_id)
 
     async def wait_for_projections(self, position: int, timeout: float = 2.0) -> bool:
-        """Have the projections reached this position, at the latest when the time is over?"""
+        """Whether the projections reach this position before the time is over."""
         return await self._ports.projected(position, timeout)
 
-    # -- how it stands
+    # -- status
 
     @property
     def owner(self) -> bool:
-        """Does this process own the partition? Else requests are forwarded to the one that does."""
+        """Whether this process owns the partition; if not, requests are forwarded to the one that does."""
         return self.standing.owner
 
     @property
     def confirmed(self) -> bool:
-        """Is it certain that nobody else decides? Then answers from memory are the truth."""
+        """Whether it is certain that no other process decides: answers from memory are then true."""
         return self.standing.confirmed
 
     def must_own(self) -> None:
@@ -198,17 +198,17 @@ class Ledger:
 
     @property
     def stands_by(self) -> bool:
-        """Does another process own the partition?"""
+        """Whether another process owns the partition."""
         return self.standing.stands_by
 
     @property
     def reachable(self) -> bool:
-        """Did the log answer when it was last asked?"""
+        """Whether the log answered when it was last asked."""
         return self.standing.reachable
 
     @property
     def waits_for_standby(self) -> bool:
-        """Does PostgreSQL let no commit pass because its standby is away?"""
+        """Whether PostgreSQL completes no commit because its standby is not connected."""
         return self.standing.waits_for_standby
 
     @property
@@ -218,24 +218,24 @@ class Ledger:
 
     @property
     def tenure(self) -> str:
-        """What this process calls the time since it became the owner last: another one each time."""
+        """The name of this process's latest tenure: another one each time that it becomes the owner."""
         return self.standing.tenure.name
 
     # -- edges
 
     @property
     def fences(self) -> FenceKeeper:
-        """Who may still believe what was taken away; another one with each tenure."""
+        """Which edges may still accept what was taken away; another object in each tenure."""
         return self.standing.tenure.fences
 
     def hear(self, data: bytes) -> tuple[str, bytes] | None:
-        """Take what an edge sent; whom to answer, and with what, if this process owns the partition."""
+        """Take what an edge sent; return the recipient and the answer, if this process owns the partition."""
         return self.fences.handle(data) if self.standing.owner else None
 
     def speakers(self) -> dict[str, int]:
-        """The root keys whose edges are to be listened to, with how many each has; none if not the owner."""
+        """The root keys whose edges must be listened to, with how many each has; none if not the owner."""
         return self.fences.speakers() if self.standing.owner else {}
 
     def may_connect(self, root_key_id: str) -> bool:
-        """Is this a root key that works, as committed, and may edges take part with it?"""
+        """Whether this root key works, as committed, and edges may take part with it."""
         return may_connect(self.books, root_key_id, self._ports.clock.now())

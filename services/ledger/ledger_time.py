@@ -1,4 +1,4 @@
-"""The time that a ledger goes by."""
+"""The time that a ledger uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LedgerTime:
         self._now = clock.now
         self._books = books
         self.boottime_ns = fence_clock.boottime_ns
-        """Nanoseconds; never steps, goes on while the machine sleeps."""
+        """Nanoseconds; never steps, continues while the machine sleeps."""
 
     def now(self) -> Instant:
         """The time of day, microseconds."""

@@ -1,4 +1,4 @@
-"""Saved rows on their way into a state."""
+"""Loading saved rows into a state."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Loading:
             self._take_decoded(table, entries)
 
     def _take_keys(self, entries: dict[str, KeyEntry]) -> None:
-        # There may be millions: each is touched in loops of the interpreter's own, where that is enough.
+        # There may be millions: where possible, the loops over them are the interpreter's own.
         rows, fingerprints, aheads = zip(*entries.values(), strict=True)
         self.lazy.add_keys(zip(entries, rows, strict=True), _each(fingerprints, entries))
         if any(aheads):
@@ -78,7 +78,7 @@ class Loading:
             )
 
     def finish(self) -> None:
-        """All rows are in, and the data keys that they need are learned: what follows from them."""
+        """Derive the rest, once all rows are in and the data keys that they need are learned."""
         state = self._state
         for organization_id, projects in self._members.items():
             state.members[organization_id] = frozenset(projects)
@@ -94,7 +94,7 @@ class Loading:
 def _each(
     fingerprints: Iterable[bytes | tuple[bytes, ...]], key_ids: Iterable[str]
 ) -> Iterable[tuple[bytes, str]]:
-    """Fingerprints with their keys; most keys have one."""
+    """Fingerprints with the ids of their keys; most keys have one."""
     if {*map(type, fingerprints)} == {bytes}:
         return zip(cast(Iterable[bytes], fingerprints), key_ids, strict=True)
     return [
@@ -112,7 +112,7 @@ def _taken_out(table: dict[str, Any]) -> list[tuple[str, Any]]:
 
 @contextmanager
 def garbage_kept() -> Generator[None]:
-    """No garbage collection: while much is loaded there is none, and looking for it takes long."""
+    """Without garbage collection: loading a lot leaves no garbage, and looking for it takes long."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What decisions need to know that is not in memory: claims, charges, reservations; asked of the log."""
+"""What decisions need to know that is not in memory: claims, charges, reservations; read from the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Known = dict[bytes, KnownClaim]
 
 
 class LookUps:
-    """Asks the log, before a group is decided or once a claim turns out to be taken."""
+    """Reads the log, before a group is decided or once a claim turns out to be taken."""
 
     def __init__(
         self, ports: Ports, memory: LedgerMemory, find_reservation: Callable[[str], Awaitable[None]]
@@ -36,7 +36,7 @@ class LookUps:
         """Brings a settled reservation back into the state, if there is one of that id."""
 
     async def before(self, jobs: list[Job], known: Known) -> None:
-        """Idempotency keys, and the charges that refunds name: rare, so looked up first."""
+        """Look up idempotency keys, and the charges that refunds name: both are rare, so this comes first."""
         claims = [job.idempotency.claim for job in jobs if job.idempotency is not None]
         if claims:
             await self.look_up(claims, known)
@@ -52,7 +52,7 @@ class LookUps:
                 await self._find_reservation(command.reservation_id)
 
     async def _read_charges(self, refunds: list[Job]) -> None:
-        """What stands where the charges' ids say; whether it is that charge, the decision checks."""
+        """The events at the positions in the charges' ids; the decision checks if each is that charge."""
         places: dict[Job, int] = {}
         for job in refunds:
             assert isinstance(job.command, c.RefundCharge), "only refunds name a charge"
@@ -73,7 +73,7 @@ class LookUps:
         return {one.position: self._mapper.decode(one) for one in recorded}
 
     async def look_up(self, claims: list[bytes], known: Known) -> frozenset[bytes]:
-        """Ask the log for claims; those that are taken become known, with their events."""
+        """Look up claims in the log; those that are taken become known, with their events."""
         taken = await self._log.claims(claims)
         if any(one.answer is not None for one in taken.values()):
             taken = await self._opened(dict(taken))
@@ -84,7 +84,7 @@ class LookUps:
         return frozenset(claims)
 
     async def _opened(self, taken: dict[bytes, TakenClaim]) -> dict[bytes, TakenClaim]:
-        """Kept answers as they were given; one is empty that cannot be read any more."""
+        """The claims with kept answers decrypted; an answer that cannot be read any more is empty."""
         data_keys = self._mapper.data_keys
         answers = {digest: one.answer for digest, one in taken.items() if one.answer is not None}
         subjects = {subject for kept in answers.values() if (subject := subject_of(kept)) is not None}
@@ -94,13 +94,13 @@ class LookUps:
             try:
                 opened = open_answer(digest, kept, data_keys)
             except DataKeyError as error:
-                log.error("answer.unreadable", problem=str(error))  # noqa: TRY400 - a sentence says it all
+                log.error("answer.unreadable", problem=str(error))  # noqa: TRY400 - the message says it all
                 opened = None
             taken[digest] = taken[digest]._replace(answer=opened or b"")
         return taken
 
     async def settle(self, group: DecidedGroup, known: Known) -> frozenset[bytes]:
-        """Money that was refused may have been granted to an earlier try: then that is the answer."""
+        """If refused money was granted to an earlier try, that becomes the answer."""
         if not group.unsure:
             return frozenset()
         claims = list(group.unsure)

@@ -1,4 +1,4 @@
-"""What a ledger process holds in memory of its log; the rooms of the ledger share it."""
+"""What a ledger process holds in memory of its log; the parts of the ledger share it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _SAVED = (
 
 
 class LedgerMemory:
-    """The state, what follows from it, and which log it was read from.
+    """The state, what is derived from it, and which log it was read from.
 
-    It is never behind what was answered, and can be forgotten at any time: the log tells it anew.
+    It is never behind what was answered, and can be forgotten at any time: it is read again from the log.
     """
 
     def __init__(self, partition: int) -> None:
@@ -34,24 +34,24 @@ class LedgerMemory:
         self.state = State()
         self.facts = FactsBook(self.state)
         self.narrowings = Narrowings()
-        """What was taken away and has no receipt yet that it is fenced."""
+        """What was taken away and has no fence receipt yet."""
         self.recent = RecentClaims()
         self.unsaved: Rows = {}
         """Rows changed since the state was last saved."""
         self.epoch = 0
         """The log's epoch, as it was read last; 0 before that. Nothing is appended to another."""
         self.position_prefix = position_prefix(partition, self.epoch)
-        """What every position begins with that is told in this epoch."""
+        """The beginning of every position that is given out in this epoch."""
         self.shared_key: bytes | None = None
-        """A secret of all processes of this ledger: seals leases, and what one forwards to another."""
+        """A secret that all processes of this ledger share: seals leases and forwarded requests."""
         self.loaded = False
-        """Were the saved rows read, if there are any?"""
+        """Whether the saved rows were read, if there are any."""
         self.caught_up = False
-        """Was the log read to its end since the start? What is in memory is then what was committed."""
+        """Whether the log was read to its end since the start: memory then has what was committed."""
         self._at_new_epoch: list[Callable[[], None]] = []
 
     def remember(self, group: DecidedGroup) -> None:
-        """A group of this process was committed: it is merged already."""
+        """Remember a committed group of this process, which is merged already."""
         placed = group.desk.placed
         self.recent.remember(group.base, group.desk.taken, placed)
         self.narrowings.committed(group.changes, group.draft.at, (one.event for one in placed))
@@ -63,12 +63,12 @@ class LedgerMemory:
             self.unsaved.setdefault(table, set()).update(ids)
 
     def note_unsaved(self, rows: Mapping[str, set[Any]]) -> None:
-        """These are to be saved, too."""
+        """Remember that these rows are to be saved, too."""
         for table, ids in rows.items():
             self.unsaved.setdefault(table, set()).update(ids)
 
     def take_unsaved(self) -> Rows:
-        """What is to be saved; from now on, that is what changes after this."""
+        """Take the rows that are to be saved; what changes after this is to be saved next."""
         rows, self.unsaved = self.unsaved, {}
         return rows
 
@@ -77,9 +77,9 @@ class LedgerMemory:
         return {name: set(getattr(self.state, name)) for name in _SAVED}
 
     def folded(self) -> None:
-        """Events of others were folded into the state."""
+        """Events of other processes were folded into the state."""
         state = self.state
-        # What the owner has recorded need not be on the agenda of those who follow.
+        # What the owner has recorded need not be on the agenda of a process that follows.
         while state.agenda and state.agenda[0][0] <= state.at and not is_open(state, state.agenda[0]):
             heappop(state.agenda)
         self.facts.forget_all()
@@ -96,11 +96,11 @@ class LedgerMemory:
     # -- epochs
 
     def at_new_epoch(self, forget: Callable[[], None]) -> None:
-        """Have it called when the epoch is another: for who keeps positions as they were written."""
+        """Register a function to call at a new epoch, for code that keeps positions as they were written."""
         self._at_new_epoch.append(forget)
 
     def enter(self, epoch: int) -> None:
-        """The log is in this epoch: what is known of another one is to be read anew."""
+        """The log is in this epoch: what was read in another one has to be read again."""
         if self.epoch:
             self.loaded = False
             self.shared_key = None

@@ -1,4 +1,4 @@
-"""What was taken away and is not known to be fenced yet: a new owner goes on with these fences.
+"""What was taken away and is not known to be fenced yet: a new owner continues these fences.
 
 Kept by position, and saved with the state: however many events came after it, a revocation whose
 receipt is missing is found again.
@@ -25,7 +25,7 @@ class Narrowings:
         self.open: dict[int, Instant] = {}
 
     def folded(self, event: e.Event, books: Books, position: int) -> None:
-        """An event of the log, with the books as they are after it."""
+        """Take an event of the log, with the books as they are after it."""
         if isinstance(event, e.RevocationFenced):
             self._fenced(event)
         elif not isinstance(event, _MONEY_AND_SIGHTINGS):
@@ -34,7 +34,7 @@ class Narrowings:
                 self.open[position] = event.at
 
     def committed(self, changes: Sequence[Change], at: Instant, events: Iterable[e.Event]) -> None:
-        """A group of this process, committed."""
+        """Take a committed group of this process."""
         for change in changes:
             if change.narrowing:
                 self.open[change.position] = at

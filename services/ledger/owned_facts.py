@@ -11,7 +11,7 @@ from keyledger_language import KeyFacts
 
 
 class OwnedUntil(Protocol):
-    """Who can tell until when this process is the partition's owner."""
+    """Knows until when this process is the partition's owner."""
 
     @property
     def owner_until_ns(self) -> int:
@@ -35,7 +35,7 @@ class OwnedFacts:
         self._now = clock.now
 
     def facts_of(self, digest: bytes, /) -> KeyFacts | Unknown | None:
-        """The facts as committed, or UNKNOWN when somebody else may own the partition by now."""
+        """The facts as committed, or UNKNOWN if another process may own the partition by now."""
         if self._boottime_ns() >= self._ownership.owner_until_ns:
             return UNKNOWN
         facts = self._facts_of(digest)

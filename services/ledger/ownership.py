@@ -39,7 +39,7 @@ _LOOK_FOR_SILENCE_SECONDS = 2.0
 
 
 class Ownership:
-    """Owns the partition whenever nobody else does; each time is a `Tenure` of its own."""
+    """Owns the partition whenever no other process does; each time is a `Tenure` of its own."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Ownership:
         self._looked_for_silence_ns = 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Own the partition whenever nobody else does, until told to stop."""
+        """Own the partition whenever no other process does, until `stop` is set."""
         stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
@@ -83,13 +83,13 @@ class Ownership:
                 await asyncio.wait({stopping}, timeout=_STAND_BY_SECONDS)
         finally:
             stopping.cancel()
-            self._step_down(NotOwnerHereError("This process stops."))
+            self._step_down(NotOwnerHereError("This process is stopping."))
             with contextlib.suppress(LogUnavailableError):
                 await self._ports.log.release()
 
     async def _stand_by_or_own(self, stopping: asyncio.Task[bool]) -> None:
         try:
-            # Before the lock is asked for, however long it takes: an owner that replays is silent.
+            # Before the lock is requested, however long it takes: an owner that replays is silent.
             held = await self.follow(stopping) and await self._take(stopping)
         except LogUnavailableError as error:
             self._note_unreachable(error)
@@ -106,9 +106,9 @@ class Ownership:
     # -- standing by
 
     async def follow(self, stopping: asyncio.Task[bool] | None = None) -> bool:
-        """Bring memory up to the log's head, however long that waits for its standby.
+        """Bring memory up to the log's head, however long the log waits for its standby.
 
-        False when this stops before.
+        False if the process stops before.
         """
         with contextlib.nullcontext() if self._memory.loaded else garbage_kept():
             reading = asyncio.create_task(self._read(), name="follow")
@@ -127,7 +127,7 @@ class Ownership:
         self._standing.other_history = None
 
     def _enter(self, epoch: int) -> None:
-        """The log's epoch was raised: whatever is known may be of events that it has lost."""
+        """The log's epoch was raised: what is in memory may be of events that the log has lost."""
         was = self._memory.epoch
         self._memory.enter(epoch)
         if was:
@@ -136,7 +136,7 @@ class Ownership:
             self._ports.mapper.data_keys.forget_all()
 
     async def _stand_by(self) -> None:
-        """What is to be done while another process owns the partition."""
+        """Do what is needed while another process owns the partition."""
         now = self._ports.fence_clock.boottime_ns()
         if now - self._looked_for_silence_ns < _LOOK_FOR_SILENCE_SECONDS * 1e9:
             return
@@ -156,8 +156,8 @@ class Ownership:
     async def _stop_at_other_history(self, error: OtherHistoryError) -> None:
         """What this process knows is not in the log: it answers nothing until the operator has decided.
 
-        Looked at again and again: a raised epoch makes it read the log anew, and it may be
-        that it was led to the wrong server for a moment.
+        It keeps looking: a raised epoch makes it read the log again, and it may have been
+        connected to the wrong server for a moment.
         """
         standing = self._standing
         standing.reachable, standing.stands_by = True, False
@@ -165,14 +165,14 @@ class Ownership:
             standing.other_history = OtherHistoryHereError(str(error))
             log.error("history.differs", problem=standing.other_history.detail)
         self._step_down(standing.other_history)
-        # Whoever has read this log may own the partition.
+        # A process that has read this log may own the partition.
         with contextlib.suppress(LogUnavailableError):
             await self._ports.log.release()
 
     # -- taking over
 
     async def _take(self, stopping: asyncio.Task[bool]) -> bool:
-        """Become the owner, if nobody else is."""
+        """Become the owner, if no other process is."""
         standing = self._standing
         held = await self._ports.log.acquire()
         standing.reachable = True
@@ -190,13 +190,14 @@ class Ownership:
         return True
 
     async def _outlast_predecessor(self, stopping: asyncio.Task[bool]) -> int | None:
-        """Wait until the owner before us answers nothing from memory any more.
+        """Wait until the previous owner answers nothing from memory any more.
 
-        It may be alive, cut off from the log, and not know: then it verifies for what is left of
-        its lease, and a revocation that we acknowledge meanwhile would not be heard there.
+        It may be alive, cut off from the log, and not know it: then it verifies for the rest of
+        its lease, and a revocation that we acknowledge meanwhile would not reach it.
         What was read until now may be on this server alone: the log confirms, by a commit that its
-        standby must have, that it is not. On a primary that was deposed that never comes.
-        Answers when the lock was last known to be held; None when it is not, or this stops.
+        standby must have, that it is not. On a deposed primary that commit never returns.
+        Returns the time at which the lock was last known to be held; None if it is not, or the
+        process stops.
         """
         asked = self._ports.fence_clock.boottime_ns()
         if not await self._ports.succeeds_nobody():
@@ -242,7 +243,7 @@ class Ownership:
             self._after_work(results)
         if stopping.done() and self._memory.loaded:
             if waited:
-                # What parting writes would wait for the standby as well: the next owner does without.
+                # The last save would wait for the standby as well: the next owner manages without it.
                 log.warning("partition.left_in_haste", error=WaitsForStandbyError.__name__)
             else:
                 await self._part()
@@ -252,7 +253,7 @@ class Ownership:
     async def _finish(
         self, bus: asyncio.Task[None], others: list[asyncio.Task[None]], *, graceful: bool
     ) -> None:
-        """Let the group under way end as it will: cut off in its append, nobody knew what became of it."""
+        """Let the group under way end by itself: if its append were cut off, its outcome would be unknown."""
         if not graceful:
             for task in others:
                 if task.done():
@@ -261,7 +262,7 @@ class Ownership:
         await asyncio.wait({bus}, timeout=_MOST_PAUSE_BEFORE_STOP_SECONDS)
 
     async def _part(self) -> None:
-        """Leave in good order: the next owner need not replay, nor wait for us."""
+        """Leave in good order: the next owner need neither replay nor wait for us."""
         try:
             async with asyncio.timeout(_MOST_PAUSE_BEFORE_STOP_SECONDS):
                 await self._saved.save()
@@ -278,7 +279,7 @@ class Ownership:
         self._leave(None)
 
     def _leave(self, why: BaseException | None) -> None:
-        """Answer for the partition no more. What waits was not begun: others may decide it."""
+        """Stop answering for the partition. Waiting commands were not begun: others may decide them."""
         if isinstance(why, Lost) and isinstance(why.answer, UnavailableError):
             self._note_unreachable(LogUnavailableError(why.answer.detail))
         else:

@@ -1,4 +1,4 @@
-"""What a ledger is given: its ports into the world, and how it is set up."""
+"""What a ledger is given: its ports to the outside, and its settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def _yes() -> bool:
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ledger needs of the world."""
+    """What the ledger needs from outside."""
 
     log: Log
     rows: StateRows
@@ -34,25 +34,25 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     fence_clock: FenceClock
     learn_data_keys: Callable[[dict[str, bytes]], None]
     announce: Callable[[str], Awaitable[None]]
-    """(tenure) Tell other processes that this one is the owner now, and where it answers."""
+    """(tenure) Notify other processes that this one is the owner now, and where it answers."""
     publish_change: Callable[[bytes], None]
-    """Tell edges of a change, over the bus; may lose it."""
+    """Send a change to edges, over NATS; it may be lost."""
     listen_to_edges: Callable[[], None] = _pass
-    """Other root keys may have edges by now: see `Ledger.speakers`."""
+    """Called when other root keys may have edges: see `Ledger.speakers`."""
     projected: Callable[[int, float], Awaitable[bool]]
-    """(position, timeout): have the projections reached it?"""
+    """(position, timeout) Whether the projections reach the position in time."""
     withdraw: Callable[[], Awaitable[None]] = _nothing
-    """Tell other processes that this owner stops, and answers nothing any more."""
+    """Notify other processes that this owner stops, and answers nothing any more."""
     succeeds_nobody: Callable[[], Awaitable[bool]] = _yes
-    """Was the last owner this very process, or did it withdraw? Else it may still be answering."""
+    """Whether the last owner was this very process, or withdrew; if not, it may still be answering."""
     end_silent_owner: Callable[[], Awaitable[None]] = _nothing
-    """End the session of an owner that holds the partition and has not been heard of for long."""
+    """End the session of an owner that holds the partition and has been silent for long."""
     prune: Callable[[], Awaitable[None]] = _nothing
-    """Let the log forget claims and groups that nobody asks for any more."""
+    """Let the log delete claims and groups that are not looked up any more."""
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How this ledger is set up."""
+    """The settings of this ledger."""
 
     lease: LeaseTerms = LeaseTerms()
     edges: EdgeBounds = EdgeBounds()

@@ -1,4 +1,4 @@
-"""The claims that this process made last: a retry that comes soon is answered without asking the log."""
+"""The claims that this process made last: a retry that comes soon is answered without reading the log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Generation:
 
 
 class RecentClaims:
-    """At least the newest `kept` claims, and fewer than two groups over twice as many.
+    """At least the newest `kept` claims, and fewer than twice as many plus two groups.
 
     Two generations, of which the older is dropped whole: taking the oldest entries out of one dict,
     one by one, makes it search for its first entry each time, which took longer than a charge.
@@ -46,13 +46,13 @@ class RecentClaims:
         return len(self._newer.positions) + len(self._older.positions)
 
     def find(self, digest: bytes) -> KnownClaim | None:
-        """The claim with its event, if it was made lately."""
+        """The claim with its event, if it was made recently."""
         if digest in self._newer.positions:
             return self._newer.find(digest)
         return self._older.find(digest)
 
     def remember(self, base: int, taken: Mapping[bytes, int], placed: Sequence[Placed]) -> None:
-        """A group was committed: its events stand behind `base`, its claims point to positions."""
+        """Remember a committed group: its events follow `base`, its claims point to positions."""
         if not taken:
             return
         newer = self._newer
@@ -63,5 +63,5 @@ class RecentClaims:
             self._older, self._newer = newer, _Generation()
 
     def clear(self) -> None:
-        """Forget all of them: the log will be asked."""
+        """Forget all of them: they will be looked up in the log."""
         self._newer, self._older = _Generation(), _Generation()

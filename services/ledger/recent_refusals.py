@@ -1,4 +1,4 @@
-"""Which request ids were refused lately, so that no older try of one is granted behind its refusal."""
+"""Which request ids were refused recently, so that no older try of one is granted after its refusal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 from keyledger_language.bounded_dicts import TwoGenerations
 
 KEPT_SECONDS: Final = 120.0
-"""At least so long, and at most twice as long: twice what a forwarded try may be old, which is
+"""At least this long, and at most twice as long: twice the age that a forwarded try may have, which is
 judged by this same clock."""
 _MOST: Final = 50_000
 
 
 class RecentRefusals:
-    """Claims that were refused, each with its number; refusals are counted. At most 100,000 claims."""
+    """Refused claims, each with the number of its last refusal: refusals are counted. At most 100,000."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic, most: int = _MOST) -> None:
         self._now = now
@@ -29,11 +29,11 @@ class RecentRefusals:
 
     @property
     def any(self) -> bool:
-        """May anything be found?"""
+        """Whether anything may be found."""
         return bool(self) and self._now() - self._since <= 2 * KEPT_SECONDS
 
     def note(self, claim: bytes) -> None:
-        """It was refused just now."""
+        """Note that the claim was refused just now."""
         now = self._now()
         if now - self._since > 2 * KEPT_SECONDS:
             self._claims.clear()
@@ -45,5 +45,5 @@ class RecentRefusals:
         self._claims.put(claim, self._count)
 
     def find(self, claim: bytes) -> int:
-        """The number of its last refusal; 0: it was not refused lately."""
+        """The number of its last refusal; 0: it was not refused recently."""
         return self._claims.get(claim) or 0

@@ -1,4 +1,4 @@
-"""Recompute all money from the log by plain sums, and compare it with everything that claims to know it.
+"""Recompute all money from the log by plain sums, and compare it with everything else that has the figures.
 
 Deliberately shares no arithmetic with `domain.evolve`, `domain.accounts` and `domain.money`: an error
 there must not hide here.
@@ -32,32 +32,32 @@ class Discrepancy(NamedTuple):
     """A figure that is not what the events add up to."""
 
     where: str
-    """What claims to know it: an event, the state, the saved state, the usage projection."""
+    """Where it was found: an event, the state, the saved state, the usage projection."""
     subject: str
     figure: str
     expected: int | str
     found: int | str | None
 
     def __str__(self) -> str:
-        """As a line for people."""
+        """The discrepancy in one line, for display."""
         return f"{self.where}: {self.figure} of {self.subject} is {self.found}, and should be {self.expected}"
 
 
 class Reconciliation(NamedTuple):
-    """What was compared, and what did not agree: nothing should."""
+    """What was compared, and the discrepancies: there should be none."""
 
     position: int
     wallets: int
     counters: int
     usage_position: int | None
-    """How far the usage projection was; None when it was not looked at."""
+    """The position of the usage projection; None if it was not compared."""
     saved_position: int | None
-    """As of when the ledger's saved state is; None when it was not looked at."""
+    """The position of the ledger's saved state; None if it was not compared."""
     findings: list[Discrepancy]
 
     @property
     def clean(self) -> bool:
-        """Does everything agree?"""
+        """Whether everything agrees."""
         return not self.findings
 
 
@@ -233,7 +233,7 @@ def _multiplier(text: str) -> Fraction:
 
 @lru_cache(maxsize=10_000)
 def windows_of(day: int) -> frozenset[Window]:
-    """The windows that hold a day: the calendar's own words for it."""
+    """The windows that contain a day, according to the calendar."""
     today = _EPOCH + timedelta(days=day)
     monday = today - timedelta(days=today.weekday())
     first = today.replace(day=1)
@@ -324,7 +324,7 @@ def compare_with_usage(sums: Sums, usage: UsageSums) -> Iterator[Discrepancy]:
 
 
 async def usage_sums(queries: Queries) -> UsageSums:
-    """All counters of the usage projection and the position they are as of: one statement sees both."""
+    """All counters of the usage projection, and their position: both are read in one statement."""
     rows = await queries.rows("""
         SELECT (SELECT min(notification_id) FROM {schema}.tracking), organization_id, key_id,
             sum(requests), sum(charged_micros) - sum(refunded_micros)
@@ -338,7 +338,7 @@ async def usage_sums(queries: Queries) -> UsageSums:
 async def reconcile(
     read: ReadEvents, *, head: int, usage: UsageSums | None = None, saved: State | None = None
 ) -> Reconciliation:
-    """Go through the log once, up to `head` and to where `usage` and `saved` are, and compare all.
+    """Go through the log once, up to `head` and to the positions of `usage` and `saved`, and compare all.
 
     `saved`: the state that the ledger would load at its start, as of its own position.
     """

@@ -13,11 +13,11 @@ from services.ledger.bus import Bus
 
 log = structlog.get_logger()
 
-_GIVEN_BESIDE_OTHERS = "KEYLEDGER_ROOT_KEY names one that was not there; the others still work"
+_GIVEN_BESIDE_OTHERS = "KEYLEDGER_ROOT_KEY names a root key that did not exist; the others still work"
 
 
 async def make_root_key(bus: Bus, books: Books, secret: str | None) -> str | None:
-    """Make the first root key, or the one with this secret; the secret if it was made here."""
+    """Make the first root key, or the one with this secret; return the secret if it was made here."""
     others = any(key.keyspace_id == ROOT_KEYSPACE_ID for key in books.keys.values())
     if secret is None and others:
         return None

@@ -1,10 +1,10 @@
-"""What a saved row looks like.
+"""The format of a saved row.
 
-A row is its id and its value, both in MessagePack, one behind the other: rows put in a line are a
-map without its header, and one call decodes thousands of them. What is large and rarely asked for
-stands in its row as bytes, to be decoded when it is asked for; beside it stands what an index needs.
+A row is its id and its value, both in MessagePack, one after the other: concatenated rows are a map
+without its header, and one call decodes thousands of them. What is large and rarely used is in its row
+as bytes, to be decoded when it is looked up; beside it is what an index needs.
 
-Personal fields are taken out of their row and stand at its end, encrypted: a start opens none of them.
+Personal fields are taken out of their row and put at its end, encrypted: a start decrypts none of them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from keyledger_language.instants import Instant
 from services.ledger.jobs import DataKeyring
 
 _FORMAT: Final = 4
-"""To be raised when rows of the same shape come to mean something else."""
+"""To be raised when rows of the same shape get another meaning."""
 
 _MAP: Final = b"\xdf"
 _ONE: Final = b"\x81"
 
 Dues = tuple[tuple[Instant, str, int], ...]
-"""(when, kind, generation): what time will bring about for a subject."""
+"""(when, kind, generation): what will be due for a subject."""
 
 
 class Ahead(msgspec.Struct, array_like=True, frozen=True):
-    """What a start must know of a key; of most there is nothing."""
+    """What a start must know of a key; for most keys there is nothing."""
 
     dues: Dues
     at_once: bool
-    """Is it decoded at the start? Those of the root keyspace are, and come first in the table."""
+    """Whether it is decoded at the start. Keys of the root keyspace are, and come first in the table."""
 
 
 # Tuples: a start takes a block's apart with one `zip`.
@@ -51,9 +51,9 @@ ProjectEntry = tuple[bytes, str | None]
 
 
 Box = bytes | None
-"""The personal fields of a row, encrypted; None where it has none."""
+"""The personal fields of a row, encrypted; None if it has none."""
 
-# A row holds what changes together: a stream's version stands with the subject it belongs to.
+# A row holds what changes together: a stream's version is saved with the subject it belongs to.
 LATER: Final[dict[str, Any]] = {
     "organizations": tuple[Organization, Box],
     "projects": tuple[Project, Box],
@@ -61,7 +61,7 @@ LATER: Final[dict[str, Any]] = {
     "wallets": tuple[Wallet, int],
     "counters": tuple[Counters | None, Instant | None],
 }
-"""The tables whose rows are decoded when they are asked for."""
+"""The tables whose rows are decoded when they are looked up."""
 AT_ONCE: Final[dict[str, Any]] = {
     "keyspaces": tuple[Keyspace, int],
     "plans": tuple[Plan, int],
@@ -105,7 +105,7 @@ def encode_told(name: str, value: Any) -> bytes:
 
 
 def decode_block(table: str, row_count: int, rows: bytes) -> dict[str, Any]:
-    """Entries by id: of so many rows that stand one behind the other."""
+    """The entries of this many concatenated rows, by id."""
     header = _MAP + row_count.to_bytes(4, "big")
     entries: dict[str, Any] = _block_decoders[table].decode(header + rows)
     return entries
@@ -118,13 +118,13 @@ def decode_one(table: str, row: bytes) -> Any:
 
 
 def decode_later(table: str, subject: str, row: bytes, keyring: DataKeyring) -> Any:
-    """The parts of a row that was left encoded; without personal fields whose data key is gone."""
+    """The parts of a row that was left encoded; without personal fields if their data key was deleted."""
     parts = _decoders[table].decode(row)
     return _opened(table, subject, parts, keyring) if type(parts[0]) in SUBJECTS else parts
 
 
 def _closed(table: str, subject: str, parts: tuple[Any, ...], keyring: DataKeyring) -> tuple[Any, ...]:
-    """The parts, with personal fields in a box that opens for this row only."""
+    """The parts, with personal fields in a box that can be decrypted for this row only."""
     if type(parts[0]) not in SUBJECTS:
         return parts
     row, private = taken_apart(parts[0])
@@ -147,12 +147,12 @@ def _opened(table: str, subject: str, parts: tuple[Any, ...], keyring: DataKeyri
 
 
 def _owner_of(row: Organization | Project | Key) -> str:
-    """Whose data key it is, as for the events that the row is folded from."""
+    """The subject whose data key is used, as for the events that the row is folded from."""
     return key_subject(row.id if isinstance(row, Organization) else row.organization_id)
 
 
 def knows(table: str) -> bool:
-    """Is it a table that rows are saved of?"""
+    """Whether rows of this table are saved."""
     return table in _ENTRIES
 
 
@@ -168,15 +168,15 @@ def _dues_of(key: Key) -> Dues:
 
 
 def schema() -> bytes:
-    """A digest of what rows look like: rows of another program version are not read."""
+    """A digest of the format of rows: rows in the format of another program version are not read."""
     shapes = [*LATER.values(), *_ENTRIES.values(), Private]
-    # Both: only the first knows of tags and of limits, only the second of an array's names.
+    # Both: only the first contains tags and limits, only the second the field names of arrays.
     described = msgspec.json.schema_components(shapes), sorted(_fields_of(shapes).items())
     return sha256(msgspec.json.encode([_FORMAT, described], order="deterministic")).digest()
 
 
 def _fields_of(shapes: Iterable[Any]) -> dict[str, tuple[str, ...]]:
-    """The names of the fields of every struct that occurs, in order: saved as an array, it has none."""
+    """The field names of every struct that occurs, in order: an array is saved without them."""
     fields: dict[str, tuple[str, ...]] = {}
     for shape in shapes:
         if isinstance(shape, type) and issubclass(shape, msgspec.Struct):

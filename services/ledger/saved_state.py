@@ -1,4 +1,4 @@
-"""Memory filled from saved rows and the log behind them, and saved again."""
+"""Filling memory from saved rows and the log after them, and saving it again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EDGE_KEYS_SUBJECT = "edges"
 
 
 class SavedState:
-    """Brings memory up to the log's head, and keeps rows of it, so that a start need not read so far."""
+    """Brings memory up to the log's head, and saves rows of it, so that a start need not read so far."""
 
     def __init__(self, ports: Ports, memory: LedgerMemory) -> None:
         self._ports = ports
@@ -50,9 +50,9 @@ class SavedState:
     # -- reading
 
     async def catch_up(self) -> bool:
-        """Read what is not in memory yet: rows first, if nothing is, then the log. Did events come?
+        """Read what is not in memory yet: rows if memory is empty, then the log; whether that had events.
 
-        Raises OtherHistoryError where the log is not the one that was read, LogUnavailableError.
+        Raises OtherHistoryError if the log is not the one that was read, LogUnavailableError.
         """
         memory = self._memory
         if not memory.loaded:
@@ -74,7 +74,7 @@ class SavedState:
         await self.keeper.load(self._learn_data_keys)
         saved = self.keeper.checkpoint
         if saved.epoch < memory.epoch and not await self.follower.is_in_log(saved):
-            # Of events that were lost before the epoch was raised: the owner will drop them.
+            # The rows are of events that were lost before the epoch was raised: the owner will delete them.
             log.warning("state.of_another_history", through=saved.position)
             self.forget()
         memory.facts.forget_all()
@@ -84,14 +84,14 @@ class SavedState:
         self._ports.learn_data_keys(await self._ports.log.data_keys())
 
     def forget(self) -> None:
-        """What is in memory cannot be relied on: it is read anew."""
+        """What is in memory cannot be relied on: it is read again."""
         self._memory.forget()
         self._older = {}
 
     # -- saving
 
     async def leave_to_owner(self) -> None:
-        """Another process saves: what it has saved, neither need we, nor keep what is settled in memory."""
+        """Another process saves: what it has saved, we need not save, nor keep in memory if it is settled."""
         memory = self._memory
         if (await self._ports.rows.through()).position >= self._older_head:
             self.keeper.forget_settled(
@@ -101,14 +101,14 @@ class SavedState:
             self._older_head = memory.state.head
 
     async def take_over(self) -> None:
-        """The rows are this process's to save."""
+        """From now on this process saves the rows."""
         older, self._older = self._older, {}
         self._memory.note_unsaved(older)
         if not await self.keeper.take_over(self.follower.is_in_log):
             self._everything_unsaved = True
 
     async def save(self) -> None:
-        """Save what changed since it was saved last. Raises LogUnavailableError, Lost."""
+        """Save what changed since the last save. Raises LogUnavailableError, Lost."""
         memory = self._memory
         if self._everything_unsaved:
             self._everything_unsaved = False
@@ -122,11 +122,11 @@ class SavedState:
             self.keeper.forget_settled(rows.get("reservations", ()), changed)
 
     async def _save_rows(self, rows: Rows, *, in_parts: bool) -> bool:
-        """False: the rows were not as they were left, and all of them will be written anew."""
+        """False: the rows were not as they were left, and all of them will be written again."""
         try:
             await self.keeper.save(rows, in_parts=in_parts)
         except CheckpointMovedError as error:
-            # An owner of old saved once more before it noticed, or somebody cleared the rows.
+            # A former owner saved once more before it noticed, or the rows were cleared.
             self._everything_unsaved = True
             if not await self._ports.log.confirm():
                 raise Lost(NotOwnerHereError("Another process owns the partition.")) from error

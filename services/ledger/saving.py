@@ -1,6 +1,6 @@
 """State to rows and back: a start reads the rows and replays only what came after them.
 
-A row never tells more than the log; dropping them all costs time at the next start, nothing else.
+A row never contains more than the log; deleting all rows costs time at the next start, nothing else.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ log = structlog.get_logger()
 
 _SCHEMA_ROW: Final = "meta/schema"
 _CHUNK: Final = 500
-"""So many rows are encoded before others have their turn: a key's row with personal fields takes 5 us."""
+"""This many rows are encoded before other tasks run: a key's row with personal fields takes 5 us."""
 _SETTLED_KEPT: Final = 100_000
 _PART: Final = 20_000
 _ROW_OF_STREAM: Final = {"key": "keys", "org": "wallets", "ks": "keyspaces", "plan": "plans"}
-"""A stream's version stands with the subject that it belongs to."""
+"""A stream's version is saved with the subject that it belongs to."""
 
 
 class StateKeeper:
-    """Saves what changed, each second; loads it at the start."""
+    """Saves the rows that changed, and loads all of them at the start."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class StateKeeper:
         self._attempted: HistoryPoint | None = None
         """The checkpoint of a save whose outcome is not known."""
         self._foreign = False
-        """Are there rows that this program cannot read?"""
+        """Whether there are rows that this program cannot read."""
         self._settled: dict[str, None] = {}
         """Settled reservations still in memory, oldest first."""
         self._lazy: LazyTables | None = None
@@ -64,9 +64,9 @@ class StateKeeper:
     # -- loading
 
     async def load(self, learn_data_keys: Callable[[], Awaitable[None]]) -> None:
-        """Fill an empty state with the rows; what they do not tell is in the log.
+        """Fill an empty state with the rows; what they do not contain is in the log.
 
-        Data keys are learned after the rows are read and before one of them is decoded: a key that
+        Data keys are learned after the rows are read and before any of them is decoded: a key that
         is made later comes with its first event, and is learned then.
         """
         loading = await self._read()
@@ -76,14 +76,14 @@ class StateKeeper:
         try:
             self._finish(loading)
         except DataKeyError as error:
-            # Rows of another history, or changed by somebody: the log tells what is true.
-            log.error("state.unreadable", problem=str(error))  # noqa: TRY400  # a sentence says it all
+            # Rows of another history, or changed from outside: the log has what is true.
+            log.error("state.unreadable", problem=str(error))  # noqa: TRY400  # the message says it all
             loading.lazy.release()
             self._state.forget()
             self._foreign = True
 
     async def _read(self) -> Loading | None:
-        """The rows as they lie there; None where there are none that this program can read."""
+        """The rows as they are stored; None if there are none that this program can read."""
         self._settled.clear()
         self._behind = BEGINNING
         if self._lazy is not None:
@@ -112,9 +112,9 @@ class StateKeeper:
         return bool(found) and found[0].data == encode_told("schema", schema())
 
     async def take_over(self, is_in_log: Callable[[HistoryPoint], Awaitable[bool]]) -> bool:
-        """The rows are ours to save from now on; false: all of them must be written anew.
+        """From now on this process saves the rows; false: all of them must be written again.
 
-        Those of another history are dropped: what only that one knew must not come back.
+        Rows of another history are deleted: what only that history had must not come back.
         """
         self._attempted = None
         self._behind = await self._rows.through()
@@ -146,15 +146,15 @@ class StateKeeper:
 
     @property
     def begins(self) -> bool:
-        """Is there no checkpoint yet? Then rows may be written in parts, before the first."""
+        """Whether there is no checkpoint yet: then rows may be written in parts, before the first one."""
         return self._behind.position == 0 and self._attempted is None
 
     async def save(self, dirty: dict[str, set[Any]], *, in_parts: bool = False) -> None:
         """Write the rows that changed, as of the state's head at this moment.
 
         Committed rows are never changed in place, so what is gathered here at once may be
-        encoded and written while decisions go on. `in_parts`: leave the checkpoint at 0, so that
-        what is written counts for nothing yet. Raises CheckpointMovedError.
+        encoded and written while decisions continue. `in_parts`: leave the checkpoint at 0, so that
+        what is written does not count yet. Raises CheckpointMovedError.
         """
         through = BEGINNING if in_parts else HistoryPoint(self._state.head, self._state.mark, self._epoch())
         if through == self._behind and self._attempted is None and not dirty:
@@ -174,7 +174,7 @@ class StateKeeper:
             self._foreign = False
 
     async def _know_checkpoint(self) -> None:
-        """The last save may have been written though it failed."""
+        """Find out the checkpoint: the last save may have been written although it failed."""
         if self._attempted is None:
             return
         stored = await self._rows.through()
@@ -213,7 +213,7 @@ class StateKeeper:
         return (row,)
 
     def forget_settled(self, saved: Iterable[str], still_dirty: Container[str] = ()) -> None:
-        """Settled reservations that are saved need not stay in memory; the newest do for a while."""
+        """Forget settled reservations that are saved; the newest stay in memory for a while."""
         reservations = self._state.reservations
         known = [one for name in saved if (one := reservations.get(name)) is not None]
         for reservation in sorted(known, key=lambda one: one.position):
@@ -228,7 +228,7 @@ class StateKeeper:
 
 
 def take_part(dirty: dict[str, set[Any]]) -> dict[str, set[Any]] | None:
-    """So many of the changed rows as one part of a save takes; None when all fit into one."""
+    """As many of the changed rows as one part of a save takes; None if all fit into one."""
     if sum(len(rows) for rows in dirty.values()) <= _PART:
         return None
     table = max(dirty, key=lambda name: len(dirty[name]))

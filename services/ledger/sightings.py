@@ -1,4 +1,4 @@
-"""What is only seen, not decided: last uses and denials. Collected in memory, written in bulk.
+"""What is only observed, not decided: last uses and denials. Collected in memory, written in bulk.
 
 Each key is written at most once a minute, and request ids of denials (a root key's caller sends
 them) up to a cap: an attacker cannot flood the log.
@@ -21,12 +21,12 @@ _MAX_KEYS_PER_WRITE = 5_000
 _MAX_REQUESTS_PER_KEY = 20
 _MAX_REQUESTS = 2_000
 _MAX_METADATA_BYTES = 1_048_576
-"""Of all refusals that are not written yet: beyond, a refusal is kept without its metadata."""
+"""For all refusals that are not written yet: above this, a refusal is kept without its metadata."""
 _MAX_REMEMBERED = 200_000
 
 
 class Refused(NamedTuple):
-    """A use that would have cost money, as it was asked for."""
+    """A use that would have cost money, as it was requested."""
 
     request_id: str
     base_micros: int
@@ -44,7 +44,7 @@ class _Denials:
 
 
 class Sightings:
-    """Uses and denials since they were last written down."""
+    """Uses and denials since they were last written."""
 
     def __init__(self) -> None:
         self._seen: dict[str, list[int]] = {}
@@ -55,7 +55,7 @@ class Sightings:
         self._metadata_bytes = 0
 
     def forget(self) -> None:
-        """The log may have lost these keys."""
+        """Forget everything: the log may have lost these keys."""
         self._seen.clear()
         self._written.clear()
         self._denied.clear()
@@ -63,7 +63,7 @@ class Sightings:
         self._requests = self._metadata_bytes = 0
 
     def seen(self, key_id: str, at: Instant) -> None:
-        """A use of the key was found valid."""
+        """Note that a use of the key was found valid."""
         sighting = self._seen.get(key_id)
         if sighting is None:
             self._seen[key_id] = [at, 1]
@@ -72,7 +72,7 @@ class Sightings:
             sighting[1] += 1
 
     def last_seen(self, key_id: str) -> Instant | None:
-        """When the key was last seen, if that is not written down yet."""
+        """When the key was last seen, if that is not written yet."""
         sighting = self._seen.get(key_id)
         return None if sighting is None else sighting[0]
 
@@ -83,7 +83,7 @@ class Sightings:
         at: Instant,
         request: str | Refused | None = None,
     ) -> None:
-        """A use of the key was refused; `request` is its id, or all of it where it would have cost money."""
+        """Note a refused use of the key; `request` is its id, or all of it if it would have cost money."""
         denials = self._denied.get(key_id)
         if denials is None:
             denials = self._denied[key_id] = _Denials()
@@ -120,7 +120,7 @@ class Sightings:
         return denial, request.metadata or None
 
     def take(self, now: Instant) -> RecordSeen | None:
-        """What is due to be written down; None when nothing is."""
+        """Take what is due to be written; None if nothing is."""
         ready = [key_id for key_id in self._seen if now - self._written.get(key_id, 0) >= _SEEN_EVERY][
             :_MAX_KEYS_PER_WRITE
         ]
@@ -134,7 +134,7 @@ class Sightings:
         return RecordSeen(seen=seen, denied=denied)
 
     def _take_denied(self, now: Instant) -> tuple[Denied, ...]:
-        """Denials with a request id at once, for somebody may look for it; mere counts as uses are."""
+        """Denials with a request id at once, since somebody may look for it; mere counts as often as uses."""
         ready = [
             key_id
             for key_id, one in self._denied.items()
@@ -157,7 +157,7 @@ class Sightings:
         )
 
     def put_back(self, command: RecordSeen) -> None:
-        """It could not be written down: it is due again."""
+        """It could not be written: it is due again."""
         for key_id, at, count in command.seen:
             sighting = self._seen.setdefault(key_id, [at, 0])
             sighting[0] = max(sighting[0], at)
@@ -184,7 +184,7 @@ def _pair(sighting: list[int]) -> tuple[Instant, int]:
 
 
 def _still_recent(written: dict[str, Instant], now: Instant) -> dict[str, Instant]:
-    """Bound what is remembered of keys that nobody uses any more."""
+    """Bound what is remembered of keys that are not used any more."""
     if len(written) <= _MAX_REMEMBERED:
         return written
     return {key_id: at for key_id, at in written.items() if now - at < _SEEN_EVERY}

@@ -1,4 +1,4 @@
-"""Waiting for the log, however long that waits for its standby."""
+"""Waiting for the log, however long the log waits for its standby."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _LOOK_SECONDS = 1.0
-"""A confirmation takes milliseconds: after so long we ask what it waits for, and again as often."""
+"""A confirmation takes milliseconds: after this time we ask what it waits for, and then at this interval."""
 _LONGEST_APPEND_SECONDS = 5.0
-"""Whoever waits for an append that waits for a standby hears by then that its outcome is unknown."""
+"""If an append waits for a standby, its callers learn after this time that its outcome is unknown."""
 
 
 class StandbyWatch:
-    """Finds out why the log takes long; meanwhile leases run out, and those who ask are told."""
+    """Finds out why the log takes long; meanwhile leases run out, and callers learn the reason."""
 
     def __init__(self, log_: Log, standing: Standing, bus: Bus) -> None:
         self._log = log_
@@ -32,7 +32,7 @@ class StandbyWatch:
         self._bus = bus
 
     async def outlast_reading(self, reading: asyncio.Task[Any], stopping: asyncio.Task[Any] | None) -> bool:
-        """Wait until all was read; false when this stops before."""
+        """Wait until everything is read; false if the process stops before."""
         either: set[asyncio.Task[Any]] = {reading} if stopping is None else {reading, stopping}
         looked = False
         try:
@@ -52,7 +52,7 @@ class StandbyWatch:
     async def answer_of(
         self, asking: Coroutine[Any, Any, T], stopping: asyncio.Task[Any], *, till_the_end: bool = False
     ) -> T | None:
-        """The log's answer; None when this stops before, unless it is waited for `till_the_end`."""
+        """The log's answer; None if the process stops before, unless it is to be awaited `till_the_end`."""
         began = asyncio.get_running_loop().time()
         answering = asyncio.ensure_future(asking)
         either: set[asyncio.Future[Any]] = {answering} if till_the_end else {answering, stopping}
@@ -74,7 +74,7 @@ class StandbyWatch:
         self._standing.waits_for_standby = await self._log.waits_for_standby()
 
     async def _look(self, *, hurry: bool) -> None:
-        """`hurry`: who waits for an append that is under way is told, too, that its outcome is unknown."""
+        """`hurry`: callers whose append is under way learn, too, that its outcome is unknown."""
         standing = self._standing
         try:
             async with asyncio.timeout(_LOOK_SECONDS):

@@ -1,4 +1,4 @@
-"""How a process stands to its partition: whether it may answer, and until when that is certain."""
+"""Whether a process may answer for its partition, and until when that is certain."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from services.ledger.tenure import Tenure
 
 
 class Standing:
-    """Asked by all who answer; changed by `Ownership`, and by an append that shows more."""
+    """Read by everything that answers; changed by `Ownership`, and by an append that shows more."""
 
     def __init__(self, tenure: Tenure, head_watch: PositionWatch, boottime_ns: Callable[[], int]) -> None:
         self.owner = False
-        """Does this process own the partition? Else requests are forwarded to the one that does."""
+        """Whether this process owns the partition; if not, requests are forwarded to the one that does."""
         self.stands_by = False
-        """Does another process own the partition?"""
+        """Whether another process owns the partition."""
         self.reachable = False
-        """Did the log answer when it was last asked?"""
+        """Whether the log answered when it was last asked."""
         self.waits_for_standby = False
-        """Does PostgreSQL let no commit pass because its standby is away?"""
+        """Whether PostgreSQL completes no commit because its standby is not connected."""
         self.other_history: OtherHistoryHereError | None = None
         """Why this process answers nothing: what it knows is not in the log."""
         self.tenure = tenure
-        """The time of owning that goes on; the last one, where none does."""
+        """The current tenure; the last one, if there is none now."""
         self._appended_ns = 0
-        """When the last append left that came back since the last confirmation."""
+        """When the last append was sent that returned since the last confirmation."""
         self._head_watch = head_watch
         self._boottime_ns = boottime_ns
 
     @property
     def confirmed(self) -> bool:
-        """Is it certain that nobody else decides? Then answers from memory are the truth."""
+        """Whether it is certain that no other process decides: answers from memory are then true."""
         return self.owner and self._boottime_ns() < self.tenure.fences.owner_until_ns
 
     @property
     def owner_until_ns(self) -> int:
-        """Until then (boottime) answers from memory are the truth; 0 while another process may decide."""
+        """Until then (boottime) answers from memory are true; 0 while another process may decide."""
         return self.tenure.fences.owner_until_ns if self.owner else 0
 
     def begin(self, tenure: Tenure) -> None:
-        """This process is about to own the partition; it does once others were told."""
+        """This process is about to own the partition; it does once others are notified."""
         self.tenure = tenure
         self._appended_ns = 0
 
@@ -66,26 +66,26 @@ class Standing:
     # -- what appends show
 
     def committed(self, position: int, changes: Sequence[Change]) -> None:
-        """The log's head is `position` now, durably, and this is what edges must hear of."""
+        """The log's head is `position` now, durably, and these are the changes that edges must receive."""
         self.tenure.committed(position, changes)
         self._head_watch.moved()
 
     def newest_open(self, subjects: Collection[str] | None) -> int | None:
-        """The newest fence that is open, of all or of those that touch these subjects."""
+        """The newest fence that is open, of all or of those that may concern these subjects."""
         return self.tenure.fences.newest_open(subjects)
 
     def held(self, sent_ns: int) -> None:
-        """An append that left then is durable: it shows what a confirmation would."""
+        """An append that was sent then is durable: it shows what a confirmation would."""
         if self.owner:
             self._appended_ns = sent_ns
             self.tenure.fences.confirmed(sent_ns)
 
     def take_appended(self) -> int:
-        """When the last append left that has come back since this was asked before (boottime); 0: none."""
+        """When the last append was sent that returned since the previous call (boottime); 0: none did."""
         appended, self._appended_ns = self._appended_ns, 0
         return appended
 
     def lost(self) -> None:
-        """Somebody else may own the partition from now on, or may have in between: answer nothing."""
+        """Another process may own the partition from now on, or may have in between: answer nothing."""
         self.owner = False
         self.tenure.fences.lost()

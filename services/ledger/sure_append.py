@@ -1,4 +1,4 @@
-"""Appends whose outcome is always found out: written, not written, or said to be unknown."""
+"""Appends whose outcome is always determined: written, not written, or reported as unknown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RESOLVE_PAUSE_SECONDS = 0.1
 
 
 class SureAppends:
-    """Appends groups, and asks what became of one when the connection broke meanwhile."""
+    """Appends groups, and finds out the outcome of one if the connection broke meanwhile."""
 
     def __init__(
         self,
@@ -38,29 +38,29 @@ class SureAppends:
         self._log = log_
         self._boottime_ns = boottime_ns
         self._held = held
-        """Told, after an append that is durable, when it was sent: the partition was held then."""
+        """Called after a durable append with the time when it was sent: the partition was held then."""
         self._doubted = doubted
-        """Told when an append showed that nothing may be answered from memory: the lock's session was
+        """Called when an append showed that nothing may be answered from memory: the lock's session was
         lost, or the log is not the one that was read."""
         self.in_doubt = False
-        """Is an append under way whose outcome is not known yet?"""
+        """Whether an append is under way whose outcome is not known yet."""
         self.session_lost = False
-        """Was the lock's session lost at an append? Then another may have owned the partition since."""
+        """Whether the lock's session was lost at an append: another may have owned the partition since."""
 
     def reset(self) -> None:
-        """The partition is owned anew."""
+        """The partition is owned again."""
         self.in_doubt = self.session_lost = False
 
     def begin(self, group: Group) -> asyncio.Task[None]:
-        """Append from now on; the task ends when the group is durable.
+        """Begin to append; the task ends when the group is durable.
 
         It raises ClaimTakenError and LogUnavailableError (nothing was written), or Lost.
         """
         self.in_doubt = True
-        # Before the task runs: it waits its turn behind all who were answered just now.
+        # Before the task runs: it is scheduled after all callers that were answered just now.
         sent_ns = self._boottime_ns()
         appending = asyncio.create_task(self._append(group, self._send(group), sent_ns), name="append")
-        # Should nobody wait for it to its end: its outcome is in doubt then, and nobody is told.
+        # In case nothing awaits it to its end: its outcome is then in doubt, and its error is not reported.
         appending.add_done_callback(lambda done: done.cancelled() or done.exception())
         return appending
 
@@ -84,10 +84,10 @@ class SureAppends:
             if not written:
                 raise Lost(NotOwnerHereError("The connection broke; nothing was written.")) from None
         except HeadMovedError as error:
-            # Another process appended behind the lock, or the log is another than was decided on.
+            # Another process appended in spite of the lock, or the log is not the one that was decided on.
             self.in_doubt = False
             self._doubted()
-            raise Lost(NotOwnerHereError("The log is not as it was when this was decided.")) from error
+            raise Lost(NotOwnerHereError("The log is no longer as it was when this was decided.")) from error
         except NotOwnerError as error:
             self.in_doubt = False
             raise Lost(NotOwnerHereError("Another process owns the partition.")) from error
@@ -97,10 +97,10 @@ class SureAppends:
         self.in_doubt = False
 
     async def _resolve(self, group: Group) -> bool:
-        """Was the group written? Told only when it is certain, and on the standby, where there is one.
+        """Whether the group was written; returned only once it is certain, and on the standby, if any.
 
-        PostgreSQL commits here alone when the wait for a standby is broken off, so that the group is
-        in the log proves nothing by itself.
+        PostgreSQL commits on this server alone if the wait for a standby is broken off, so the group
+        being in the log proves nothing by itself.
         """
         try:
             async with asyncio.timeout(_RESOLVE_SECONDS):
@@ -114,7 +114,7 @@ class SureAppends:
             try:
                 written = await self._log.committed(group)
                 if written is None and await self._log.acquire():
-                    # Only who holds the partition anew knows that it is not being committed at this moment.
+                    # Only once the partition is held again is it sure that no commit is under way.
                     written = await self._log.committed(group)
                 if written is not None:
                     return written

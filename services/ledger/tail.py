@@ -1,4 +1,4 @@
-"""The end of the log, read once for all who follow it: each event is decoded once and described once."""
+"""The end of the log, read once for all streams: each event is decoded once and rendered once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log: Final = structlog.get_logger()
 
 _READ_AT_ONCE: Final = 500
 _AT_ONE_BREATH: Final = 32
-"""After so many events the loop is given to others: each takes some ten microseconds."""
+"""After this many events other tasks run: each event takes about ten microseconds."""
 _PAUSE_SECONDS: Final = 0.02
 _PAUSE_SECONDS_PER_FOLLOWER: Final = 0.001
-"""Waking a reader takes some fifty microseconds: this keeps all of them at a twentieth of the process."""
+"""Waking a reader takes about fifty microseconds: this keeps all of them at a twentieth of the process."""
 _WAIT_SECONDS: Final = 1.0
 _MOST_KEPT_BYTES: Final = 1_048_576
 
@@ -32,13 +32,13 @@ class EventFilter(NamedTuple):
     tags: tuple[str, ...]
     sees: Callable[[Event], bool] = lambda _: True
     organization_id: str | None = None
-    """Only events of it are read at all; `sees` is asked besides."""
+    """If set, only its events are read at all; `sees` applies as well."""
     like: Hashable = None
-    """Readers for whom this and the above are equal are shown the same; None: like nobody else."""
+    """Readers with the same value, types and organization are shown the same; None: `sees` is compared."""
 
     @property
     def channel(self) -> Hashable:
-        """What readers who are shown the same have in common."""
+        """What readers that are shown the same events have in common."""
         return self.tags, self.organization_id, self.sees if self.like is None else self.like
 
 
@@ -53,7 +53,7 @@ class TailEvents(Protocol):
 
 
 class Channel:
-    """What is new for all readers who are shown the same; the latest is kept for who is a little behind."""
+    """The new events for all readers that are shown the same; the latest are kept for slower readers."""
 
     def __init__(self, wanted: EventFilter) -> None:
         self.wanted = wanted
@@ -61,7 +61,7 @@ class Channel:
         self.followers = 0
         self.ended = False
         self.since: int | None = None
-        """Everything behind this position is here, up to `until`; None until that is known."""
+        """Everything after this position is here, up to `until`; None until that is known."""
         self.until = 0
         self._positions: list[int] = []
         self._messages: list[bytes] = []
@@ -79,11 +79,11 @@ class Channel:
             self.since = self.until = position
 
     def covers(self, position: int) -> bool:
-        """Is everything here that is behind it?"""
+        """Whether everything after the position is here."""
         return self.since is not None and position >= self.since
 
     def add(self, position: int, message: bytes) -> None:
-        """One event more."""
+        """Add one event."""
         self._positions.append(position)
         self._messages.append(message)
         self._size += len(message)
@@ -98,34 +98,34 @@ class Channel:
             self._watch.moved()
 
     def _drop_older_half(self) -> None:
-        # Who still needs it reads it from the log.
+        # A reader that still needs it reads it from the log.
         half = len(self._positions) // 2 or 1
         self.since = self._positions[half - 1]
         self._size -= sum(map(len, self._messages[:half]))
         del self._positions[:half], self._messages[:half]
 
     def behind(self, position: int, most: int) -> tuple[list[bytes], int]:
-        """Up to `most` events behind a position, and up to where that is all there is."""
+        """Up to `most` events after a position, and the position up to which they are complete."""
         first = bisect_right(self._positions, position)
         found = self._messages[first : first + most]
-        # Events come in before all up to them is said to be here, and are read by who comes just then.
+        # Events are added before `until` includes them, and a reader that comes just then gets them.
         last = self._positions[first + len(found) - 1] if found else position
         if first + len(found) < len(self._positions):
             return found, last
         return found, max(last, self.until)
 
     async def wait(self, position: int, seconds: float) -> None:
-        """Until there is something behind the position, or the time is over."""
+        """Wait until there is an event after the position, or the time is over."""
         await self._watch.wait_beyond(position, seconds)
 
     def end(self) -> None:
-        """The log cannot be read: readers come back with what they have seen last."""
+        """The log cannot be read: readers reconnect with the position that they saw last."""
         self.ended = True
         self._watch.moved()
 
 
 class Tail:
-    """Reads the end of the log while somebody follows it. `render` describes an event for all of them."""
+    """Reads the end of the log while it has followers. `render` renders an event for all of them."""
 
     def __init__(
         self,
@@ -145,11 +145,11 @@ class Tail:
 
     @property
     def followers(self) -> int:
-        """How many there are."""
+        """How many readers follow."""
         return sum(channel.followers for channel in self._channels.values())
 
     def join(self, wanted: EventFilter) -> Channel:
-        """Follow; `leave` it in the end."""
+        """Follow a channel; `leave` it in the end."""
         channel = self._channels.get(wanted.channel)
         if channel is None:
             channel = self._channels[wanted.channel] = Channel(wanted)
@@ -162,7 +162,7 @@ class Tail:
         return channel
 
     def leave(self, channel: Channel) -> None:
-        """Follow no more."""
+        """Stop following."""
         channel.followers -= 1
         if channel.followers == 0 and self._channels.get(channel.wanted.channel) is channel:
             del self._channels[channel.wanted.channel]
@@ -171,7 +171,7 @@ class Tail:
             self._following, self._reads = None, False
 
     def end(self) -> None:
-        """Let go of all who follow: what was read is of a log that is not this one any more."""
+        """End all channels: what was read is of a log that is not this one any more."""
         if self._following is not None:
             self._following.cancel()
         self._end()
@@ -192,7 +192,7 @@ class Tail:
             self._end()
 
     def _end(self) -> None:
-        """Nobody can be told any more; who comes next begins anew."""
+        """End all channels; the next reader starts a new reading."""
         channels, self._channels = self._channels, {}
         self._following, self._reads = None, False
         for channel in channels.values():
@@ -209,7 +209,7 @@ class Tail:
             channel.reach(last)
         self._position, self._reads = last, False
         for channel in self._channels.values():
-            channel.begin(last)  # those who came meanwhile
+            channel.begin(last)  # those that were opened meanwhile
 
     async def _hand_out(self, events: Sequence[FoundEvent], channels: Sequence[Channel]) -> None:
         by_organization: dict[str | None, list[Channel]] = {}

@@ -1,4 +1,4 @@
-"""One time of owning the partition: who may still believe what, from the take-over to the loss."""
+"""One time of owning the partition, from the take-over to the loss: which edges may still accept what."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CHANGES_TOLD = 2_000
 
 
 class Tenure:
-    """Made anew each time that this process becomes the owner: nothing in it outlives its loss."""
+    """A new object each time that this process becomes the owner: nothing in it outlives the loss."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Tenure:
     ) -> None:
         state, now = memory.state, ports.clock.now
         self.name = name
-        """What others know it by: another one each time; empty: none began yet."""
+        """The name by which other processes know it: another one each time; empty: none began yet."""
         self.fences = FenceKeeper(
             ports.fence_clock,
             terms=terms.lease,
@@ -63,7 +63,7 @@ class Tenure:
         self._woken = asyncio.Event()
 
     async def resume(self) -> None:
-        """Fences without a receipt go on, however long ago; edges are told of the latest changes."""
+        """Continue fences without a receipt, however old; load the latest changes, for grants to edges."""
         state = self._memory.state
         after = max(0, state.head - _CHANGES_TOLD)
         changes: list[Change] = []
@@ -77,7 +77,7 @@ class Tenure:
         self.fences.resume(self._memory.narrowings.open)
 
     def committed(self, position: int, changes: Sequence[Change]) -> None:
-        """A group is durable: whoever holds a lease must hear of it."""
+        """A group is durable: every edge with a lease must receive its changes."""
         self.fences.committed(position, changes, mark=self._memory.state.mark)
         if self.fences.open_fences:
             self._woken.set()
@@ -89,7 +89,7 @@ class Tenure:
         self._woken.set()
 
     async def watch_fences(self, bus: Bus) -> None:
-        """Let leases end in time, and write receipts."""
+        """End leases in time, and write receipts."""
         while True:
             deadline = self.fences.next_deadline_ns
             now = self._boottime_ns()
@@ -106,14 +106,14 @@ class Tenure:
             try:
                 written = bus.queue.submit(_receipt_command(self._receipts[0]), SYSTEM_ASKING)
             except CannotAnswerError:
-                return  # too much waits: with the next look
-            # One that is not written is written by the next owner: the fence stays open till then.
+                return  # it cannot be taken now: tried again in the next round
+            # One that is not written is written by the next owner: the fence stays open until then.
             written.add_done_callback(_look_at)
             del self._receipts[0]
 
 
 def _look_at(future: asyncio.Future[Any]) -> None:
-    """Failed or not: nobody else waits for it."""
+    """Log a failure: nothing else awaits this."""
     if not future.cancelled() and (error := future.exception()) is not None:
         log.info("fence.receipt_not_written", reason=type(error).__name__)
 

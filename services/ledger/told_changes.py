@@ -1,4 +1,4 @@
-"""What edges were told of changes: what a grant must carry, and whether an edge speaks of this history."""
+"""The changes sent to edges: what a grant must carry, and whether what an edge knows is of this history."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _MAX_GRANTED_CHANGES: Final = 4_000
 
 
 class ToldChanges:
-    """The latest changes by position, the chain of messages that told them, and marks of positions."""
+    """The latest changes by position, the chain of messages that carried them, and marks of positions."""
 
     def __init__(self, head: int, mark: int, *, chain: bytes) -> None:
         self.chain = chain
-        """Of all that was sent in this time of ownership; it begins at random."""
+        """The chain of all messages of this tenure; it begins with a random value."""
         self.last_message = head
         """The position that the last message brought edges to."""
         self._chains = NewestDict[bytes, int](_KEPT_CHANGES)
         self._chains[chain] = head
         self._marks = NewestDict[int, int](_KEPT_MARKS)
         self._marks[head] = mark
-        """Of positions that edges may name: which history they are of (rule 15)."""
+        """The marks of positions that edges may name: which history they are of (rule 15)."""
         self._changes: list[Change] = []
         self._positions: list[int] = []
         self._after = head
 
     def preload(self, changes: Iterable[Change], *, after: int, marks: Iterable[tuple[int, int]]) -> None:
-        """Changes behind `after`, and marks of positions, from the log."""
+        """Take the changes after a position, and marks of positions, from the log."""
         own = list(self._marks.items())
         self._marks.clear()
         self._marks.update([*marks, *own])
@@ -41,7 +41,7 @@ class ToldChanges:
         self._after = after
 
     def remember(self, changes: Sequence[Change]) -> None:
-        """These were committed; the oldest are forgotten."""
+        """Remember committed changes; the oldest ones are forgotten."""
         for change in changes:
             self._changes.append(change)
             self._positions.append(change.position)
@@ -51,29 +51,29 @@ class ToldChanges:
             self._positions = self._positions[-_KEPT_CHANGES:]
 
     def sent(self, message: bytes, position: int) -> None:
-        """A message goes to all edges, and brings those that hear it to this position."""
+        """A message is sent to all edges, and brings those that receive it to this position."""
         self.last_message = position
         self.chain = next_chain(self.chain, message)
         self._chains[self.chain] = position
 
     def note_mark(self, head: int, mark: int) -> None:
-        """Whoever hears of this head may name it."""
+        """Remember the mark of a head: edges that receive it may name it."""
         self._marks[head] = mark
 
     def knows(self, chain: bytes) -> bool:
-        """Is it the chain of messages that were sent by this owner?"""
+        """Whether this is the chain of messages that this owner sent."""
         return chain in self._chains
 
     def heard_up_to(self, chain: bytes) -> int:
-        """The position that an edge with this chain has heard of; 0 where it is no chain of ours."""
+        """The position up to which an edge with this chain has received messages; 0 if it is unknown."""
         return self._chains.get(chain, 0)
 
     def has_mark(self, position: int, mark: int) -> bool:
-        """Is the position one of this history, as far as is remembered?"""
+        """Whether the position is one of this history, as far as is remembered."""
         return self._marks.get(position) == mark
 
     def since(self, position: int) -> tuple[Change, ...] | None:
-        """The changes behind a position; None where some are forgotten, or there are too many for a grant."""
+        """The changes after a position; None if some are forgotten, or there are too many for a grant."""
         if position < self._after:
             return None
         first = bisect_right(self._positions, position)

@@ -1,4 +1,4 @@
-"""What an owner does again and again, beside deciding."""
+"""What an owner does periodically, besides deciding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EPOCH_LOOK_SECONDS = 1.0
 _SAVE_LOOK_SECONDS = 1.0
 _SAVE_SECONDS = 30.0
 _SAVE_EVENTS = 200_000
-"""State is saved when so much has happened since, or so long ago: the bound of a start's replay.
+"""State is saved after this many events or this much time, which bounds the replay of a start.
 
 Saving each second doubled what PostgreSQL had to write under load (docs/decisions/state-rows.md).
 """
@@ -36,7 +36,7 @@ _PRUNE_SECONDS = 3_600.0
 
 
 class Upkeep:
-    """The periodic tasks of an owner. One that ends has found out that the partition is lost."""
+    """The periodic tasks of an owner. A task that ends has found out that the partition is lost."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Upkeep:
         self._boottime_ns: Callable[[], int] = ports.fence_clock.boottime_ns
 
     def begin(self, stopping: asyncio.Task[bool]) -> list[asyncio.Task[None]]:
-        """Start them all, for the tenure that has begun."""
+        """Start all tasks, for the tenure that has begun."""
         tenure = self._standing.tenure
         return [
             asyncio.create_task(self._confirm(tenure, stopping), name="confirm"),
@@ -73,10 +73,10 @@ class Upkeep:
         ]
 
     async def _confirm(self, tenure: Tenure, stopping: asyncio.Task[bool]) -> None:
-        """Rules 9 and 16 of the fence: be sure of the lock, every quarter of a lease.
+        """Rules 9 and 16 of the fence: confirm the lock every quarter of a lease.
 
-        While the log waits for its standby nothing is confirmed: the lease runs out, by our own clock,
-        and the partition is ours still when the standby is back and nobody took it.
+        While the log waits for its standby nothing is confirmed: the lease runs out by our own clock,
+        and the partition is still ours when the standby is back, if no other process took it.
         """
         pause_ns = self._lease_ns // 4
         wait_ns = 0
@@ -97,7 +97,7 @@ class Upkeep:
             wait_ns = max(0, asked + pause_ns - self._boottime_ns())
 
     async def _watch_epoch(self) -> None:
-        """An owner that writes nothing must notice, too, that the epoch was raised."""
+        """An owner that writes nothing must also notice that the epoch was raised."""
         while True:
             await asyncio.sleep(_EPOCH_LOOK_SECONDS)
             with contextlib.suppress(LogUnavailableError):

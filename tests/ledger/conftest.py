@@ -10,7 +10,7 @@ from tests.ledger.world import Process, World, world_of_ledgers
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """What is logged is not printed: tracebacks with all locals take longer than the tests."""
+    """Log lines are not printed: tracebacks with all locals take longer than the tests."""
     with structlog.testing.capture_logs():
         yield
 

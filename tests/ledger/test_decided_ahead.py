@@ -1,4 +1,4 @@
-"""While one group is being written, the next is decided on it; nothing of it holds before the first does."""
+"""While one group is being written, the next is decided on it; nothing in it counts before the first does."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ from tests.ledger.world import Process, World, charge, reserve, until
 async def under_way_and_ahead(
     ledger: Process, first: list[c.Command], second: list[c.Command]
 ) -> tuple[list[asyncio.Task[object]], list[asyncio.Task[object]]]:
-    """The first commands wait in the log, held; the second were decided on them."""
+    """The first commands are held back in the log; the second ones were decided on them."""
     ledger.log.hold()
     written = [ledger.ask(command) for command in first]
     await asyncio.sleep(0)
@@ -158,7 +158,7 @@ async def test_a_ledger_that_stops_answers_everyone_also_those_decided_ahead(led
 
 
 async def test_whoever_was_decided_ahead_is_answered_when_the_session_is_lost(ledger: Process) -> None:
-    """The first is known to be written; the second never was, and is not left waiting."""
+    """The first is known to be written; the second never was, and does not wait forever."""
     key = await ledger.key(10)
     [first], [second] = await under_way_and_ahead(ledger, [charge(key, "r1", 6)], [charge(key, "r2", 4)])
     ledger.log.lose_next_acknowledgement(committed=True)
@@ -176,7 +176,7 @@ async def test_whoever_was_decided_ahead_is_answered_when_the_session_is_lost(le
 async def test_what_was_decided_ahead_is_sent_before_the_state_knows_of_what_it_rests_on(
     ledger: Process,
 ) -> None:
-    """Or the log would wait while those under way are answered."""
+    """Otherwise the log would wait while those under way are answered."""
     key = await ledger.key(10)
     head = ledger.ledger.books.head
     heads: list[int] = []

@@ -1,4 +1,4 @@
-"""What is not known is found out or said, never guessed: a lost acknowledgement, a log that is down."""
+"""An unknown outcome is found out or reported, never guessed: a lost acknowledgement, a log that is down."""
 
 import asyncio
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ async def test_a_commit_that_was_lost_was_not_carried_out(world: World, ledger: 
     key = await ledger.key(10)
     ledger.log.lose_next_acknowledgement(committed=False)
 
-    with pytest.raises(NotOwnerHereError):  # which says: not carried out, ask again
+    with pytest.raises(NotOwnerHereError):  # which means: not carried out, try again
         await ledger.charge(key, "r1", 4)
 
     assert not world.of(e.UsageCharged)
@@ -51,7 +51,7 @@ async def test_a_commit_that_was_lost_was_not_carried_out(world: World, ledger: 
 async def test_after_a_lost_session_the_partition_is_taken_as_if_for_the_first_time(
     world: World, ledger: Process
 ) -> None:
-    """Another may have owned it in between, granted leases, and stopped: old grants prove nothing."""
+    """Another process may have owned it in between, granted leases, and stopped: old grants prove nothing."""
     key = await ledger.key(10)
     fences = ledger.ledger.fences
     ledger.log.lose_next_acknowledgement(committed=True)
@@ -65,7 +65,7 @@ async def test_after_a_lost_session_the_partition_is_taken_as_if_for_the_first_t
 async def test_another_took_over_before_the_outcome_was_known(
     world: World, ledger: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not being in the log is certain once another's event stands in the group's place."""
+    """That it is not in the log is certain once another process's event is in the group's place."""
     key = await ledger.key(10)
     other = world.process()
     committed = ledger.log.committed
@@ -163,7 +163,7 @@ async def test_while_the_log_is_down_callers_are_told_so_and_it_recovers_without
 
 
 async def test_a_log_that_refuses_to_write_does_not_cost_the_partition(world: World, ledger: Process) -> None:
-    """A full disk: the server lives, and says that it rolled back."""
+    """A full disk: the server is up, and reports that it rolled back."""
     key = await ledger.key(10)
 
     def full() -> None:
@@ -197,7 +197,7 @@ async def test_claims_that_cannot_be_looked_up_refuse_the_group_not_the_partitio
 
 
 async def test_a_head_that_moved_means_that_somebody_else_wrote(world: World, ledger: Process) -> None:
-    """Safety does not rest on the lock: who is behind decides anew, as an owner that begins anew."""
+    """Safety does not depend on the lock: a process that is behind decides again, as a new owner."""
     key = await ledger.key(10)
     thief = world.process()
     thief.alone = True
@@ -276,7 +276,7 @@ async def test_a_failure_nobody_foresaw_makes_the_ledger_read_its_state_anew(
 async def test_a_process_knows_what_was_committed_once_it_has_read_the_log_to_its_end(
     world: World, ledger: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not before: what it has loaded then is as old as its rows, and no answer may be made of it."""
+    """Not before: what it has loaded until then is as old as its rows, and must not be used for answers."""
     await ledger.key(10)
     await ledger.ledger._saved.save()
     other = world.process()

@@ -1,4 +1,4 @@
-"""The change feed: what is committed, in order, from wherever a reader was."""
+"""The change feed: what is committed, in order, from any position of a reader."""
 
 import asyncio
 import json
@@ -118,7 +118,7 @@ async def test_an_unknown_type_is_refused() -> None:
 
 async def test_an_organization_sees_its_own_events_only(feed: Feed, book: GrowingLog) -> None:
     await book.charge(2)
-    await book.disable(2)  # of nobody's
+    await book.disable(2)  # of no organization
 
     own, _ = await feed.page(after=0, wanted=of(ORGANIZATION), limit=50)
 
@@ -223,7 +223,7 @@ def parse(chunk: bytes) -> list[dict[str, str]]:
 
 
 async def ids_of(stream: AsyncIterator[bytes], until: int) -> list[int]:
-    """The positions that a stream tells, up to this one."""
+    """The positions that a stream sends, up to this one."""
     found: list[int] = []
     while until not in found:
         chunk = await asyncio.wait_for(anext(stream), 5)
@@ -323,7 +323,7 @@ async def test_what_belongs_to_others_is_not_even_decoded(
     feed: Feed, book: GrowingLog, events: MemoryEvents
 ) -> None:
     await book.charge(2)
-    await book.disable(50)  # of nobody's
+    await book.disable(50)  # of no organization
     stream = feed.stream(after=0, wanted=of(ORGANIZATION), goes_on=always)
     await anext(stream)
     assert await ids_of(stream, 2) == [1, 2]

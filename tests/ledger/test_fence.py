@@ -1,4 +1,4 @@
-"""The ledger's side of the fence: who is waited for, what is granted, and when it holds."""
+"""The ledger's side of the fence: which edges it waits for, what is granted, and when it holds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Clock:
 
 
 class Ledger:
-    """A keeper whose lock is confirmed, and that came to be long ago."""
+    """A keeper whose lock is confirmed, and that was made long ago."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Ledger:
 
 
 class Edge:
-    """What an edge says, and nothing of what it does."""
+    """What an edge sends, and nothing of what it does."""
 
     def __init__(self, ledger: Ledger, name: str = "edge_1", root_key_id: str = "key_1") -> None:
         self.ledger = ledger
@@ -506,7 +506,7 @@ def test_who_is_connected_can_be_seen(ledger: Ledger) -> None:
 
 
 def stranger(edge: Edge, root_key_id: str = "key_2", at: Ledger | None = None) -> Edge:
-    """Somebody with another root key who overheard the edge's ids."""
+    """An attacker with another root key that overheard the edge's ids."""
     other = Edge.__new__(Edge)
     other.ledger = at or edge.ledger
     admitted = other.ledger.keeper.admit(root_key_id, edge.who.edge_id, edge.who.incarnation)
@@ -538,7 +538,7 @@ def test_a_stranger_with_overheard_ids_acknowledges_for_nobody_else() -> None:
     before = Ledger()
     edge = Edge(before)
     edge.ask()
-    ledger = Ledger(clock=before.clock)  # a fail-over: who takes part is not known yet
+    ledger = Ledger(clock=before.clock)  # a fail-over: the new owner does not know yet which edges take part
     other = stranger(edge, at=ledger)
     edge.ledger = ledger
     edge.ask()
@@ -592,7 +592,7 @@ def test_a_number_that_jumps_is_not_taken_and_ends_nothing(ledger: Ledger) -> No
 def test_numbers_go_on_after_a_long_silence(ledger: Ledger) -> None:
     edge = Edge(ledger)
     edge.ask()
-    edge.number = 14_000  # it pinged for an hour, and nothing came through
+    edge.number = 14_000  # it pinged for an hour, and no ping arrived
     ledger.pass_ms(3_600_000)
     ledger.confirm()
 

@@ -1,4 +1,4 @@
-"""The fence hears of each commit at once, and goes on after a restart however long ago it began."""
+"""The fence learns of each commit at once, and continues after a restart however long ago it began."""
 
 import asyncio
 
@@ -75,7 +75,7 @@ async def test_a_fence_goes_on_after_a_restart_however_much_came_after_it(
     again = await world.process().started()
     fence = again.ledger.fences.fence_of(revoked.fence_position or 0)
 
-    assert not fence.held  # whoever granted before us may still be believed
+    assert not fence.held  # a grant of the previous owner may still be valid
     await let_leases_end(world, again)
     [receipt] = await receipts(world)
     assert receipt.fenced == (revoked.fence_position,)

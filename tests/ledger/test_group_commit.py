@@ -1,4 +1,4 @@
-"""Nothing leaves the ledger that rests on what is not durable, and one bad command harms nobody else."""
+"""No answer depends on what is not durable, and one bad command harms no other."""
 
 import asyncio
 

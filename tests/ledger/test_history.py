@@ -1,4 +1,4 @@
-"""A log that is not the one that was read: whoever read the other one says so, and answers nothing."""
+"""A log that is not the one that was read: a process that read the other reports it, and answers nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMAND = "`keyledger new-epoch`"
 
 
 async def stopped_itself(process: Process) -> str:
-    """Wait until it answers nothing any more; what it says."""
+    """Wait until it answers nothing any more; return what it reports."""
     await until(lambda: process.ledger.other_history is not None)
     with pytest.raises(OtherHistoryHereError) as told:
         process.ledger.must_own()
@@ -54,7 +54,7 @@ async def test_a_stand_by_that_slept_through_a_lossy_fail_over_stops_itself(
 
 
 async def fresh(world: World) -> Ledger:
-    """What the log says, read by nobody before."""
+    """What a new process reads from the log."""
     process = world.process()
     await process.ledger._ownership.follow()
     return process.ledger
@@ -182,7 +182,7 @@ async def test_an_owner_of_old_cannot_save_over_rows_of_the_same_number(
     await world.rows.save(other, [StateRow("keys/other", b"")], [], behind=HistoryPoint(0, 0, 2))
     await ledger.key(100)
 
-    await ledger.ledger._saved.save()  # it finds that out, and writes all rows anew
+    await ledger.ledger._saved.save()  # it finds that out, and writes all rows again
     await ledger.ledger._saved.save()
 
     assert await world.rows.find(["keys/other"]) == []

@@ -1,4 +1,4 @@
-"""Loaded rows that nobody has asked for yet: whoever looks finds them, and nothing shows they waited."""
+"""Loaded rows that were not looked up yet: each look-up finds them, and nothing shows that they waited."""
 
 import os
 from typing import Any
@@ -33,7 +33,7 @@ async def live(ledger: Process) -> State:
 
 @pytest.fixture
 async def loaded(world: World, live: State) -> State:
-    """The same state, loaded: nothing but the root key was asked for."""
+    """The same state, loaded: only the root key was looked up."""
     assert live.head == (await world.rows.through()).position
     state = State()
     await keeper_of(world, state).load(nothing_more)
@@ -41,7 +41,7 @@ async def loaded(world: World, live: State) -> State:
 
 
 def keeper_of(world: World, state: State) -> StateKeeper:
-    """One that has learned the data keys already."""
+    """A keeper that has learned the data keys already."""
     data_keys = DataKeys()
     data_keys.learn(world.storage.data_keys)
     return StateKeeper(world.rows, state, Narrowings(), data_keys)

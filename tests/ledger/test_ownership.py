@@ -1,4 +1,4 @@
-"""Several processes on one log: one decides, the others follow, and nobody answers from what is stale."""
+"""Several processes on one log: one decides, the others follow, and none answers from stale memory."""
 
 import asyncio
 
@@ -122,7 +122,7 @@ async def test_an_owner_that_was_paused_answers_nothing_before_it_is_sure_again(
     assert not ledger.ledger.confirmed
     with pytest.raises(NotOwnerHereError):
         await ledger.charge(key, "r1", 4)
-    await until(lambda: ledger.ledger.confirmed)  # nobody had taken it: it goes on
+    await until(lambda: ledger.ledger.confirmed)  # no other process had taken it: it continues
 
 
 @pytest.mark.parametrize("micros", [4, 400])
@@ -200,7 +200,7 @@ async def test_two_that_take_turns_write_one_history(world: World) -> None:
 async def test_a_log_that_went_back_is_read_anew_once_its_epoch_was_raised(
     world: World, ledger: Process
 ) -> None:
-    """It was restored from a backup: what was folded of it is not its history."""
+    """It was restored from a backup: what was folded from it is not its history."""
     key = await ledger.key(10)
     kept = len(world.storage.events)
     restored = world.process()

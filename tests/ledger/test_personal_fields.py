@@ -1,4 +1,4 @@
-"""Names and the like are encrypted in saved rows and kept answers, and gone with their organization's key."""
+"""Personal fields are encrypted in saved rows and kept answers, and lost with their organization's key."""
 
 from typing import Any, get_args
 
@@ -27,7 +27,7 @@ PERSONAL: dict[str, Any] = {
 }  # fmt: skip
 WRITTEN = ("Lovelace", "countess", "poetical", "science", "192.0.2")
 THE_PLATFORMS_OWN = {(Plan, "name"), (Keyspace, "name"), (RateLimit, "name")}
-"""In the open in their events, too."""
+"""These are in plain text in their events, too."""
 
 
 def render(result: Any, _books: Books, _position: int) -> bytes:
@@ -56,12 +56,12 @@ def kept(world: World) -> bytes:
 
 
 def forget(world: World, subject: str) -> None:
-    """As the documents say."""
+    """Forget a subject, as the documents describe it."""
     world.storage.data_keys[subject] = b""
 
 
 async def loaded(world: World) -> Process:
-    """What a new process makes of the saved rows."""
+    """What a new process reads from the saved rows."""
     process = world.process()
     await process.ledger._ownership.follow()
     return process
@@ -71,14 +71,14 @@ async def loaded(world: World) -> Process:
 
 
 def shapes_in(shape: Any) -> set[type[msgspec.Struct]]:
-    """Every struct that stands in a saved row."""
+    """Every struct that is in a saved row."""
     if isinstance(shape, type) and issubclass(shape, msgspec.Struct):
         return {shape}.union(*(shapes_in(field.type) for field in msgspec.structs.fields(shape)))
     return set().union(*map(shapes_in, get_args(shape)))
 
 
 def test_every_personal_field_of_a_saved_row_is_taken_out_of_it() -> None:
-    """A field of a row that has a personal field's name is one, or is listed as the platform's own."""
+    """A row's field with the name of a personal field is one, or is listed as the platform's own."""
     shapes = shapes_in(tuple[tuple({**row_format.LATER, **row_format.AT_ONCE}.values())])  # type: ignore[misc]
     named_so = {
         (shape, name)
@@ -203,14 +203,14 @@ async def test_no_row_is_saved_whose_data_key_is_not_known(world: World, ledger:
 async def test_rows_whose_root_keys_do_not_fit_the_data_keys_are_not_believed(
     world: World, ledger: Process
 ) -> None:
-    """Of another history, or changed by somebody: the log tells what is true, and they are written anew."""
+    """Of another history, or changed from outside: the log has what is true, and they are written again."""
     key = await ada(ledger)
     await ledger.ledger.bootstrap()
     await ledger.stopped()
     [root] = [one for one in ledger.ledger.books.keys.values() if one.keyspace_id != key.keyspace_id]
     row = world.rows._rows[f"keys/{root.id}"]
     whole, *_ = row_format.decode_one("keys", row.data)
-    changed = whole[:-1] + bytes([whole[-1] ^ 1])  # the box is its end
+    changed = whole[:-1] + bytes([whole[-1] ^ 1])  # the box is at its end
     world.rows._rows[row.subject] = StateRow(row.subject, row.data.replace(whole, changed))
 
     again = await world.process().started()

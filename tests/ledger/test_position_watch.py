@@ -1,4 +1,4 @@
-"""Whoever waits for a position wakes when it is reached, and not before."""
+"""A task that waits for a position wakes when it is reached, and not before."""
 
 import asyncio
 

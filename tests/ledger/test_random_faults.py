@@ -21,7 +21,7 @@ _CLIENTS = 12
 
 
 class Client:
-    """Asks whoever answers until it is answered; a request id is used for one thing only."""
+    """Asks any process that answers until it gets an answer; a request id is used for one thing only."""
 
     def __init__(self, processes: list[Process], keys: list[Key], chance: random.Random) -> None:
         self._processes = processes
@@ -70,7 +70,7 @@ class Client:
             return
 
     async def _repeat(self, key: Key) -> None:
-        """The same again: it must be the same."""
+        """Ask the same again: the answer must be the same."""
         first = self._chance.choice(self.operations)
         if first.kind == "charge" and first.code == "valid":
             keys = {one.id: one for one in self._keys}
@@ -125,7 +125,7 @@ class Chaos:
         process.start()
 
     async def pause(self, process: Process) -> None:
-        """Its append hangs for so long that it cannot be sure of its lock any more."""
+        """Its append hangs so long that it cannot be sure of its lock any more."""
         process.log.hold()
         await asyncio.sleep(0.02)
         self._world.clock.boottime_us += 1_000_000

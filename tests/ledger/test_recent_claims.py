@@ -20,7 +20,7 @@ def name(position: int) -> bytes:
 
 
 def remember(claims: RecentClaims, base: int, count: int) -> None:
-    """A group of so many events, each with a claim."""
+    """A group of this many events, each with a claim."""
     taken = {name(base + n): base + n for n in range(1, count + 1)}
     claims.remember(base, taken, placed(count, base))
 

@@ -1,4 +1,4 @@
-"""What was refused lately is remembered for a bounded time, in bounded memory."""
+"""Recent refusals are remembered for a bounded time, in bounded memory."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def shop() -> AsyncIterator[tuple[World, Organization, Owned]]:
 
 
 async def tried(world: World, owned: Owned, request_id: str, waited_past: int | None) -> str:
-    """One try; `waited_past`: passed on by a process that knows its client to have waited so far."""
+    """One try; `waited_past`: forwarded by a process that knows that its client waited past this refusal."""
     token = WAITED_PAST.set(waited_past)
     command = c.ChargeUsage(key_id=owned.id, request_id=request_id, base_micros=10, use=Use())
     try:
@@ -96,7 +96,7 @@ async def test_an_older_try_that_was_passed_on_is_not_decided_behind_a_refusal(
 
     assert (first, world.balance(poor)) == ("billing_shortfall", 10)
 
-    # Its client waits still, so it is a try of its own: and that is decided anew.
+    # Its client still waits, so it is a try of its own, which is decided again.
     assert await tried(world, owned, "r1", late.value.number) == "valid"
     assert world.balance(poor) == 0
 

@@ -1,4 +1,4 @@
-"""Money is recomputed from the log by plain sums; whatever does not agree is told."""
+"""Money is recomputed from the log by plain sums; every discrepancy is reported."""
 
 from __future__ import annotations
 

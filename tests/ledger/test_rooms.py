@@ -1,4 +1,4 @@
-"""The ledger is whole when it is made: nobody sets anything of it, and it keeps its rooms for life."""
+"""The ledger is complete once constructed: no code sets an attribute of it, and it never replaces a part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.ledger.world import Process, World, until
 
 ROOT = Path(__file__).parents[2]
 LEDGERS = {"ledger", "_ledger"}
-"""What a ledger is called wherever there is one."""
+"""The names of every attribute and variable that holds a ledger."""
 
 
 def set_on_a_ledger(source: str) -> Iterator[str]:
@@ -40,7 +40,7 @@ def test_who_sets_one_is_seen() -> None:
 
 
 def test_its_own_methods_set_nothing_either() -> None:
-    """What changes is in the rooms: the facade only knows where they are."""
+    """What changes is in its parts: the facade only refers to them."""
     source = ast.parse((ROOT / "services" / "ledger" / "ledger.py").read_text())
     (facade,) = (one for one in source.body if isinstance(one, ast.ClassDef) and one.name == Ledger.__name__)
     methods = [
@@ -85,7 +85,7 @@ async def test_its_rooms_outlive_tenures_and_epochs(world: World) -> None:
 
     assert rooms.keys() == vars(process.ledger).keys()
     assert all(vars(process.ledger)[name] is room for name, room in rooms.items())
-    assert process.ledger.tenure != first, "what ends with a tenure is made anew"
+    assert process.ledger.tenure != first, "what ends with a tenure is made again"
     assert process.ledger.fences is not fences
 
 

@@ -1,4 +1,4 @@
-"""A row is read only by a program that means the same by it."""
+"""A row is read only by a program to which it means the same."""
 
 import types
 from typing import Any

@@ -1,4 +1,4 @@
-"""State rows spare a replay and never tell more than the log: load and replay give the same state."""
+"""State rows save a replay and never contain more than the log: load and replay give the same state."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ async def busy(ledger: Process) -> None:
 
 
 async def replayed(world: World) -> Process:
-    """What the whole log makes of an empty state."""
+    """The state that results from folding the whole log into an empty one."""
     fresh = world.process()
     await fresh.ledger._saved.follower.learn_data_keys(list(world.storage.events))
     await fresh.ledger._saved.follower.catch_up()
@@ -147,7 +147,7 @@ async def test_a_last_save_of_an_owner_of_old_is_put_right_by_its_successor(
     await busy(ledger)
     world.storage.owner = None
     other = await world.process().started()
-    # True as far as it goes, and late.
+    # Correct up to its position, but late.
     await ledger.ledger._saved.keeper.save(dict(ledger.ledger._memory.unsaved))
     await busy(other)
 

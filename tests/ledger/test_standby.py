@@ -17,7 +17,7 @@ from tests.ledger.world import Process, World, charge, until
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether PostgreSQL waits is asked at once."""
+    """The ledger asks at once whether PostgreSQL waits."""
     monkeypatch.setattr(standby_watch, "_LOOK_SECONDS", 0.01)
 
 
@@ -89,7 +89,7 @@ async def test_whoever_waits_while_an_append_waits_is_told_so_and_the_append_goe
 async def test_a_broken_off_wait_is_no_success(
     world: World, ledger: Process, impatient: None, how: str
 ) -> None:
-    """The event is in the log of this server; it must be on the standby before anybody hears of it."""
+    """The event is in the log of this server; it must be on the standby before it is reported to anybody."""
     key = await ledger.key(10)
     world.storage.lose_standby()
     asked = ledger.ask(charge(key, "r1", 4))
@@ -225,7 +225,7 @@ async def test_who_stands_by_says_so_as_well_and_forwards_still(
 async def test_load_adds_no_confirmations(
     world: World, ledger: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An append that came back was sent by the owner: it counts from then."""
+    """An append that returned was sent by the owner: it counts as a confirmation from that time."""
     key = await ledger.key(1_000)
     confirmed, confirm = [0], ledger.log.confirm
 

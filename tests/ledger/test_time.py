@@ -1,4 +1,4 @@
-"""What time brings about is recorded while nobody looks; what was only seen, at most once a minute."""
+"""What is due is recorded without any request; what was only observed, at most once a minute."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A ledger on a log in memory, with hands on everything that may go wrong."""
+"""A ledger on a log in memory, with control of everything that may go wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from services.ledger.ports import Ports, Terms
 
 
 class WatchedLog(MemoryLog):
-    """A log whose appends can be held back and looked at."""
+    """A log whose appends can be held back and inspected."""
 
     def __init__(self, storage: MemoryStorage, clock: FixedClock) -> None:
         super().__init__(storage, clock=clock)
@@ -37,7 +37,7 @@ class WatchedLog(MemoryLog):
         self.gate = asyncio.Event()
         self.gate.set()
         self.arrived = asyncio.Event()
-        """Set when an append stands at the gate."""
+        """Set when an append waits at the gate."""
         self.on_send: Callable[[], None] = lambda: None
         self.before_append: Callable[[], None] = lambda: None
 
@@ -73,10 +73,10 @@ class World:
         self.published: list[bytes] = []
         self.processes: list[Process] = []
         self.unheard: list[dict[str, Any]] = []
-        """What asyncio reports that nobody looked at."""
+        """Errors that asyncio reports because no code handled them."""
 
     def pass_time(self, seconds: float) -> None:
-        """Leases go by; the time of day goes on as well."""
+        """Move both clocks on: the one for leases and the time of day."""
         self.clock.boottime_us += int(seconds * SECOND)
         self.clock.advance(int(seconds * SECOND))
 
@@ -109,7 +109,7 @@ class Process:
         self.log = WatchedLog(world.storage, world.clock)
         self.mapper = new_mapper()
         self.alone = True
-        """Does it know that nobody else can be answering from memory?"""
+        """Whether it knows that no other process can be answering from memory."""
         self.ended_silent = 0
         self.pruned = 0
         self.ledger = Ledger(
@@ -162,11 +162,11 @@ class Process:
             await self.task
 
     async def owns_again(self) -> None:
-        """Wait until commands are taken."""
+        """Wait until commands are accepted."""
         await until(lambda: self.ledger.confirmed and self.ledger._bus.queue.accepting)
 
     async def killed(self) -> None:
-        """Gone without a word: nothing is saved, nothing withdrawn; what was sent is with the log."""
+        """Kill it without warning: nothing is saved, nothing withdrawn; what was sent is with the log."""
         assert self.task is not None
         self.log.cut_off()
         self.task.cancel()
@@ -188,7 +188,7 @@ class Process:
         return asyncio.create_task(self.execute(command, **more))
 
     async def together(self, *commands: c.Command) -> list[Any]:
-        """Ask at once: one group. Answers, or what was raised."""
+        """Ask all at once, which makes one group. The answers, or the exceptions."""
         asked = [self.ask(command) for command in commands]
         return await asyncio.gather(*asked, return_exceptions=True)
 
@@ -197,7 +197,7 @@ class Process:
         return result
 
     async def organization(self, micros: int = 0, **fields: Any) -> Organization:
-        """An organization with so much in its wallet."""
+        """An organization with this amount in its wallet."""
         made: Organization = (await self.execute(c.OpenOrganization(name="Acme", **fields))).result
         if micros:
             await self.execute(
@@ -206,7 +206,7 @@ class Process:
         return made
 
     async def key(self, micros: int = 0, **fields: Any) -> Key:
-        """A key of a new organization with so much in its wallet."""
+        """A key of a new organization with this amount in its wallet."""
         keyspaces = [one for one in self.ledger.books.keyspaces.values() if not one.builtin]
         keyspace = keyspaces[0] if keyspaces else await self.keyspace()
         organization = await self.organization(micros)
@@ -234,7 +234,7 @@ class Process:
         return self.ledger.books.wallets[key.organization_id]
 
     def wake(self) -> None:
-        """The clock was moved: let the bus look at its agenda."""
+        """The clock was moved: make the bus look at its agenda."""
         self.ledger._bus.queue.wake()
 
 
@@ -249,7 +249,7 @@ def reserve(key: Key, request_id: str, micros: int, seconds: int = 60) -> c.Rese
 
 
 async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait until it is so."""
+    """Wait until the condition is true."""
     async with asyncio.timeout(seconds):
         while not true():
             await asyncio.sleep(0.002)
@@ -261,7 +261,7 @@ async def _projected(position: int, seconds: float) -> bool:
 
 @asynccontextmanager
 async def world_of_ledgers() -> AsyncGenerator[World]:
-    """A world that ends clean: no task left, nothing raised that nobody looked at."""
+    """A world that ends clean: no task left, and no exception unhandled."""
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
     world = World()
@@ -282,7 +282,7 @@ async def world_of_ledgers() -> AsyncGenerator[World]:
 
 
 def deep_state(ledger: Ledger) -> dict[str, Any]:
-    """All tables, for comparison: settled reservations aside, which need not be in memory."""
+    """All tables, for comparison, except settled reservations, which need not be in memory."""
     state = ledger.books
     tables: dict[str, Any] = {
         name: dict(getattr(state, name))
