@@ -27,7 +27,7 @@ from keyledger_language import (
 from services.ledger.fence_results import EdgeView, FenceReceipt, FenceResult
 from services.ledger.lease_table import EdgeBounds, LeasedEdge, LeaseTable
 from services.ledger.lease_terms import LeaseTerms
-from services.ledger.told_changes import ToldChanges
+from services.ledger.recent_changes import RecentChanges
 
 _QUIET: Final = 0
 """No event has this position: the fence that holds once no lease of the previous owner runs (rule 9)."""
@@ -110,7 +110,7 @@ class FenceKeeper:
         self._publish = publish
         self._record_receipt = record_receipt
         self._lineage = random_bytes(8)
-        self._told = ToldChanges(head, mark, chain=random_bytes(16))
+        self._recent = RecentChanges(head, mark, chain=random_bytes(16))
         self._head = head
         self._mark = mark
         self._leases = self.lease_table(clock, master_key, bounds or EdgeBounds(), random_bytes)
@@ -167,7 +167,7 @@ class FenceKeeper:
 
         `marks`: of the positions behind `after`, to recognise what that owner granted.
         """
-        self._told.preload(changes, after=after, marks=marks)
+        self._recent.preload(changes, after=after, marks=marks)
 
     def committed(self, position: int, changes: Sequence[Change] = (), *, mark: int = 0) -> None:
         """The log's head is now `position`, durably, with this mark; `changes` are those of the commit.
@@ -180,18 +180,18 @@ class FenceKeeper:
         self._mark = mark
         if not changes:
             return
-        self._told.remember(changes)
+        self._recent.remember(changes)
         narrowing = [one for one in changes if one.narrowing]
         if narrowing:
             self._raise_fence(narrowing)
         self._broadcast(position, tuple(changes))
 
     def _broadcast(self, position: int, changes: tuple[Change, ...]) -> None:
-        told = self._told
+        recent = self._recent
         data = write_changes(
-            ChangeMessage(self._partition, self._epoch, self._lineage, told.last_message, position, changes)
+            ChangeMessage(self._partition, self._epoch, self._lineage, recent.last_message, position, changes)
         )
-        told.sent(data, position)
+        recent.sent(data, position)
         self._publish(data)
 
     def _raise_fence(self, narrowing: Sequence[Change]) -> None:
@@ -284,7 +284,7 @@ class FenceKeeper:
         edge.position = request.position if request.epoch == self._epoch else 0
         edge.version = request.version
         if request.epoch == self._epoch:
-            known = max(edge.proven_head(request.vouched), self._told.heard_up_to(request.chain))
+            known = max(edge.proven_head(request.vouched), self._recent.heard_up_to(request.chain))
             if known > edge.known:
                 edge.known = known
                 self._acknowledge(edge, now)
@@ -304,8 +304,8 @@ class FenceKeeper:
         stale_ms = self._terms.stale_ms(request.serve_stale_ms)
         self._book(edge, now, stale_ms)
         edge.note_grant(self._head)
-        told = self._told
-        told.note_mark(self._head, self._mark)
+        recent = self._recent
+        recent.note_mark(self._head, self._mark)
         changes = self._changes_since(request)
         return Grant(
             request.who,
@@ -315,9 +315,9 @@ class FenceKeeper:
             self._lineage,
             self._head,
             self._mark,
-            told.last_message,
-            told.chain,
-            told.knows(request.chain),
+            recent.last_message,
+            recent.chain,
+            recent.knows(request.chain),
             changes is None,
             changes or (),
             remaining + self._terms.stale_ns(stale_ms),
@@ -329,7 +329,7 @@ class FenceKeeper:
 
     def _is_of_our_history(self, request: LeaseRequest) -> bool:
         """Rule 15: whether what the edge knows is a part of this log. This owner's chains are random."""
-        return self._told.knows(request.chain) or self._told.has_mark(request.vouched, request.mark)
+        return self._recent.knows(request.chain) or self._recent.has_mark(request.vouched, request.mark)
 
     def _changes_since(self, request: LeaseRequest) -> tuple[Change, ...] | None:
         """Rule 3: the changes in (vouched, head]; None when they are not kept any more.
@@ -338,7 +338,7 @@ class FenceKeeper:
         """
         if request.epoch != self._epoch or not self._is_of_our_history(request):
             return None
-        return self._told.since(max(request.vouched, self._told.heard_up_to(request.chain)))
+        return self._recent.since(max(request.vouched, self._recent.heard_up_to(request.chain)))
 
     # -- fences -----------------------------------------------------------------------------
 

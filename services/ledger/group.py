@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from domain import commands as c
 from domain.changes import change_of, narrows
 from domain.decisions import wallets
-from domain.decisions.charging import VALID, UseOutcome
+from domain.decisions.charging import UseOutcome
 from domain.decisions.passing_time import record_due
 from domain.decisions.plain_charges import PlainCharges
 from domain.decisions.reservations import CaptureOutcome
@@ -18,7 +18,7 @@ from domain.facts import FactsBook
 from domain.personal import PLATFORM, key_subject
 from domain.ports import NewClaim, TakenClaim
 from domain.state import Draft, Due, State
-from keyledger_language import Change
+from keyledger_language import MALFORMED, MISSING, NOT_FOUND, UNUSABLE, VALID, Change
 from keyledger_language.events import Event
 from keyledger_language.instants import SECOND, Instant
 from services.ledger.errors import RefusedLatelyError
@@ -33,10 +33,7 @@ _ANSWER_FROM = _DIGEST_BYTES + _FENCE_BYTES
 MOST_EVENTS = 4_000
 """A group with this many events takes no further command; the log takes 10,000 at once."""
 MOST_EVENTS_OF_A_COMMAND = 5_000
-_SAID_ALSO_TO_A_REPLAY = frozenset(
-    {"valid", "missing", "malformed", "not_found", "revoked", "expired", "rotated", "disabled",
-     "organization_suspended"}
-)  # fmt: skip
+_NEEDS_NO_LOOK_BACK = UNUSABLE | {VALID, MISSING, MALFORMED, NOT_FOUND}
 """The key's own state is judged each time, so these codes need no look-up of an earlier try."""
 
 
@@ -389,7 +386,7 @@ def _may_be_a_replay(result: Any) -> bool:
     if result is None:
         return True
     if isinstance(result, UseOutcome):
-        return result.code not in _SAID_ALSO_TO_A_REPLAY
+        return result.code not in _NEEDS_NO_LOOK_BACK
     return isinstance(result, CaptureOutcome) and result.code != VALID
 
 

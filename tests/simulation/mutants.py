@@ -28,7 +28,7 @@ class AcknowledgementWithoutProof(FenceKeeper):
     """Rule 10: the ledger believes an edge's position, whoever told the edge."""
 
     def _heard(self, edge: LeasedEdge, request: LeaseRequest, now: int) -> None:
-        self._told._chains.setdefault(request.chain, request.position)
+        self._recent._chains.setdefault(request.chain, request.position)
         super()._heard(edge, request, now)
 
 

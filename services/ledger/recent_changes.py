@@ -14,7 +14,7 @@ _KEPT_MARKS: Final = 100_000
 _MAX_GRANTED_CHANGES: Final = 4_000
 
 
-class ToldChanges:
+class RecentChanges:
     """The latest changes by position, the chain of messages that carried them, and marks of positions."""
 
     def __init__(self, head: int, mark: int, *, chain: bytes) -> None:
