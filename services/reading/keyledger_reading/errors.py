@@ -15,5 +15,6 @@ class UnknownEventError(Exception):
 
     def __init__(self, tag: str) -> None:
         super().__init__(
-            f"The log contains {tag}, an event that this program does not know: it is older than its log."
+            f"The log contains an event of type {tag}, which this program does not know: the program is older"
+            " than the log."
         )

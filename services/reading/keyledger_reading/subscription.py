@@ -181,7 +181,7 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
         if epoch not in {followed, self._accepted_epoch}:
             raise DifferentPastError(
                 f"The log is in epoch {epoch}, and was followed in epoch {followed}: it was restored, or a"
-                f" fail-over lost events. {still} To continue from there, set KEYLEDGER_EPOCH={epoch}; or"
+                f" fail-over lost events. {still} To continue, set KEYLEDGER_EPOCH={epoch}; or"
                 " rebuild the projection: empty its tables and its tracking table."
             )
 
