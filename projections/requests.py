@@ -439,7 +439,7 @@ def refused_in(position: int, event: e.UsageDenied, now: Instant) -> list[Reques
 async def with_settlements(
     queries: Queries, events: EventReader, placed: Sequence[FoundEvent]
 ) -> list[RequestEntry]:
-    """The line of each event, with what happened to it since: that is read from the log, if anything did."""
+    """The line of each event, with what happened to it since, which is read from the log if anything did."""
     rows = await queries.rows(_SETTLEMENTS, ([one.position for one in placed],)) if placed else []
     later = {one.position: one.event for one in await events.at([position for _, position in rows])}
     settled: dict[int, list[e.Event]] = {}

@@ -219,7 +219,7 @@ class PostgresLog:
         return await asyncio.wrap_future(asking)
 
     async def prune(self, *, groups_before: Instant, claims_before: Instant, most: int = 10_000) -> int:
-        """Delete old groups, and claims that expired before; returns how many, up to `most` of each.
+        """Delete groups and expired claims from before these times; returns how many, up to `most` of each.
 
         Not near the present: the outcome of a group whose answer was lost is looked up in its row.
         """

@@ -128,7 +128,7 @@ class Projector:
             connection, LIVE, self._projections, partition=self._partition, told_on=told
         )
         tables.forget()
-        # This fails until the log's own migrations are applied: nothing to follow, and nothing in their way.
+        # Without the log's tables this fails: there is nothing to follow yet, and nothing blocks migrations.
         self._recorder(connection).max_notification_id()
         wait_for_migration(connection)
         prepare_session(

@@ -85,8 +85,8 @@ class ReadingMapper(Mapper[str], Generic[E]):
     def decode_public(self, data: Sequence[bytes]) -> list[E]:
         """Like `decode`, without personal fields: twice as fast, for reading events by the thousand.
 
-        Raises msgspec.ValidationError if one was written by another version of the program: use `decode`
-        for those.
+        Raises msgspec.ValidationError if an event does not fit this version's schemas: use `decode` for
+        those.
         """
         decode, decode_wrapped = self._decode_public
         return [decode(one) if one[0] != ARRAY_MARK else decode_wrapped(one)[0] for one in data]

@@ -89,7 +89,7 @@ class PostgresView(TrackedView, PostgresTrackingRecorder):
 
     @retry((InterfaceError, OperationalError), max_attempts=10, wait=0.2)
     def max_tracking_id(self, application_name: str) -> int | None:
-        """The last event that was counted, a LogPosition; None: none was."""
+        """The last event that was counted, a LogPosition; None if none was."""
         if application_name == self.table_migration_identifier:
             migrated: int | None = super().max_tracking_id(application_name)
             return migrated
@@ -149,7 +149,7 @@ class SQLiteView(TrackedView, SQLiteTrackingRecorder):
                 yield cursor
 
     def max_tracking_id(self, application_name: str) -> int | None:
-        """The last event that was counted, a LogPosition; None: none was."""
+        """The last event that was counted, a LogPosition; None if none was."""
         if application_name == self.table_migration_identifier:
             return super().max_tracking_id(application_name)
         with self.datastore.transaction(commit=False) as cursor:
