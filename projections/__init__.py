@@ -1,1 +1,1 @@
-"""What we derive from the log: one file holds a table, how events change it, and its questions."""
+"""What is derived from the log: each file has its tables, how events change them, and their queries."""

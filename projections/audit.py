@@ -1,4 +1,4 @@
-"""Who did what, when, from where: every event but metered use itself."""
+"""Who did what, when, from where: every event except metered use itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METERED: Final = (
     e.UsageDenied,
     e.KeysSeen,
 )
-"""What the requests and the usage tell of, and the audit log does not."""
+"""Events that the request log and the usage show, and the audit log does not."""
 AUDITED: Final[tuple[type[e.Event], ...]] = tuple(t for t in get_args(e.LedgerEvent) if t not in METERED)
 
 _DEFINITION: Final = """
@@ -82,7 +82,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     ip: str | None
     user_agent: str | None
     request_id: str | None
-    """The trace id of the HTTP request that asked."""
+    """The trace id of the HTTP request that caused it."""
     reason: str | None
     before: dict[str, Any] | None
     after: dict[str, Any] | None
@@ -107,11 +107,11 @@ class Audit:
         self._lines: list[_Line] = []
 
     def handlers(self) -> Mapping[type[e.Event], Handler]:
-        """All but metered use."""
+        """All events except metered use."""
         return dict.fromkeys(AUDITED, self._audited)
 
     def held(self) -> int:
-        """Lines."""
+        """The number of lines."""
         return len(self._lines)
 
     def take(self) -> Writing:
@@ -169,7 +169,7 @@ def _subject_of(event: e.Event) -> str | None:
     return next((value for name in _SUBJECTS if (value := getattr(event, name, None)) is not None), None)
 
 
-# -- questions ------------------------------------------------------------------------------------
+# -- queries --------------------------------------------------------------------------------------
 
 
 def entry_of(position: int, event: e.Event) -> AuditEntry:
@@ -208,13 +208,13 @@ async def list_audit(
     limit: int = 50,
     cursor: str | None = None,
 ) -> AuditPage:
-    """Lines that all filters let through; `from_at` is included, `to_at` is not."""
+    """Lines that pass all filters; `from_at` is included, `to_at` is not."""
     filters = Filters()
     filters.only("true")
     filters.equal(
         organization_id=organization_id, key_id=key_id, actor=actor, action=action, request_id=request_id
     )
-    # Time never steps back in the log: a time is a position, found once, and the scan stays in order.
+    # Time never goes back in the log: a time is a position, found once, and the scan stays in order.
     if from_at is not None:
         first = "SELECT position FROM {schema}.audit WHERE at >= %s ORDER BY at, position LIMIT 1"
         filters.only(f"position >= ({first})", from_at)
@@ -244,7 +244,7 @@ async def key_history(
     limit: int = 50,
     cursor: str | None = None,
 ) -> AuditPage:
-    """What happened to one key, oldest first: its own stream of the log, never behind a write."""
+    """What happened to one key, oldest first: its own stream of the log, which never lags behind a write."""
     start = 2**62 if newest_first else 0
     after = start if cursor is None else decode_number(cursor)
     placed = await events.stream(key_id, None, after=after, limit=limit + 1, newest_first=newest_first)

@@ -118,11 +118,11 @@ class Directory:
         self._changes: dict[str, list[tuple[e.Event, int]]] = {}
 
     def handlers(self) -> Mapping[type[e.Event], Handler]:
-        """Whatever changes a subject."""
+        """All events that change a subject."""
         return {event_type: self._remember(kind.table) for kind in _KINDS for event_type in kind.events}
 
     def held(self) -> int:
-        """Changes."""
+        """The number of changes."""
         return sum(map(len, self._changes.values()))
 
     def take(self) -> Writing:
@@ -175,7 +175,7 @@ def _change_subjects(session: SchemaTransaction, kind: _Kind, changes: list[tupl
     )
 
 
-# -- questions ------------------------------------------------------------------------------------
+# -- queries --------------------------------------------------------------------------------------
 
 SORTS: Final[dict[str, tuple[str, type[int | str]]]] = {
     "created_at": ("created_at", int),

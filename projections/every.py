@@ -1,4 +1,4 @@
-"""Every projection there is."""
+"""All projections."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from projections.usage import Usage
 
 
 def every_projection() -> list[Projection]:
-    """Fresh ones, that remember nothing."""
+    """A new instance of each, which remembers nothing yet."""
     return [Directory(), Lookup(), Audit(), Usage(), Requests()]

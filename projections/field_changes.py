@@ -12,7 +12,7 @@ from keyledger_language.instants import to_text
 Facts = dict[str, Any]
 
 _CARRIED: Final = frozenset({"at", "actor", "organization_id", "private", "before", "changes", "fingerprint"})
-"""Told elsewhere in an audit line, or (a fingerprint) nothing for people."""
+"""Shown elsewhere in an audit line, or (a fingerprint) of no use to people."""
 _NAMES_OF_SUBJECTS: Final = frozenset({"key_id", "project_id"})
 _INSTANTS: Final = frozenset({"expires_at", "older_end_at", "window_at", "committed_at", "fenced_at"})
 _PRIVATE: Final = ("name", "owner_id", "metadata", "tags", "allowed_ips", "external_id")
@@ -30,7 +30,7 @@ _FLAGS: Final[dict[type[e.Event], tuple[Facts, Facts]]] = {
 
 
 def before_and_after(event: e.Event) -> tuple[Facts | None, Facts | None]:
-    """The fields that an event changed, as they were and as they became; None where there is nothing."""
+    """The fields that an event changed, before and after the change; None if there are none."""
     if flags := _FLAGS.get(type(event)):
         return flags
     if isinstance(event, e.KeyspaceChanged | e.PlanChanged):
@@ -59,7 +59,7 @@ def _after(event: e.Event) -> Facts | None:
     private = event.private
     if private is None:
         return public or None
-    # What was there before and is not any more was taken away: say so.
+    # A field that had a value before and has none now was removed: show that.
     told = private.before or {}
     values = {name: getattr(private, name) for name in _PRIVATE}
     personal = {name: value for name, value in values.items() if value is not None or name in told}

@@ -38,7 +38,7 @@ from projections.pages import (
 )
 
 NEVER: Final = 2**63 - 1
-"""`expires_at` of a key without end: sorts behind all others."""
+"""`expires_at` of a key that does not expire: sorts after all others."""
 NOT_YET: Final = 0
 """`last_used_at` of a key that was never used."""
 LIVE, REVOKED, DELETED = 0, 1, 2
@@ -68,7 +68,7 @@ KEY_EVENTS: Final = (
     e.RateLimitsSet,
     e.ExpirySet,
 )
-"""What changes a key's row."""
+"""The events that change a key's row."""
 
 _DEFINITION: Final = """
 CREATE TABLE {schema}.keys (
@@ -168,7 +168,7 @@ class Lookup:
         """The minutes that are known to be written: a hot key costs a look-up here, not an UPDATE."""
 
     def handlers(self) -> Mapping[type[e.Event], Handler]:
-        """Changes of keys, and what shows that a key was used."""
+        """Changes of keys, and the events that show that a key was used."""
         return {
             **dict.fromkeys(KEY_EVENTS, self._changed),
             e.UsageCharged: self._charged,
@@ -177,11 +177,11 @@ class Lookup:
         }
 
     def held(self) -> int:
-        """Keys that were used, and changes: those with their whole events, and more to write."""
+        """Used keys, and changes, which count more: they hold whole events, and take more writing."""
         return len(self._used) + 4 * len(self._changes)
 
     def take(self) -> Writing:
-        """Keys first: a use may be of one that is new in this batch."""
+        """Write keys first: a use may be of a key that is new in this batch."""
         changes, self._changes = self._changes, []
         used, self._used = self._used, {}
         if len(self._written) > _MOST_REMEMBERED:
@@ -196,7 +196,7 @@ class Lookup:
         return write
 
     def forget(self) -> None:
-        """Drop what is not written, and what may not be."""
+        """Drop what is not written, and what may not have been written."""
         self._changes, self._used, self._written = [], {}, {}
 
     def _changed(self, events: Sequence[e.KeyEvent], first: int) -> None:
@@ -205,7 +205,7 @@ class Lookup:
     def _charged(self, events: Sequence[e.Metered], _first: int) -> None:
         written = self._written.get
         for event in events:
-            # Nearly always the minute is written already: this line is all that a charge costs here.
+            # Nearly always the minute is already written: this line is all that a charge costs here.
             if written(event.key_id, NOT_YET) + _MINUTE <= event.at:
                 self._use(event.key_id, event.at)
 
@@ -283,7 +283,7 @@ def _element(text: str) -> str:
     return storable(text[:200]).replace(_SEPARATOR, " ")
 
 
-# -- questions ------------------------------------------------------------------------------------
+# -- queries --------------------------------------------------------------------------------------
 
 SORTS: Final[dict[str, tuple[str, type[int | str]]]] = {
     "created_at": ("created_at", int),
@@ -321,11 +321,11 @@ async def list_keys(
     limit: int = 50,
     cursor: str | None = None,
 ) -> Page:
-    """The ids of the keys that all filters let through, newest first if no sort is given.
+    """The ids of the keys that pass all filters, newest first if no sort is given.
 
     ValueError names a bad sort, status or cursor. A project's keys are those that list it in their
-    scopes. `q` is looked for in name, id, hints and owner, in any case: ids and a page's worth of
-    frequent finds are quick; a rare find reads all keys that the other filters let through.
+    scopes. `q` is searched for in name, id, hints and owner, ignoring case: an id, or a page of frequent
+    matches, is found quickly; for a rare match all keys that pass the other filters are read.
     """
     filters = Filters()
     filters.equal(organization_id=organization_id)
@@ -359,7 +359,7 @@ def _table(order: Sort, *, of_key_uses: bool) -> str:
 
 def _only_with_status(filters: Filters, status: Status, now: Instant) -> None:
     if status not in STATUSES:
-        raise ValueError(f"status is one of {', '.join(STATUSES)}")
+        raise ValueError(f"status must be one of {', '.join(STATUSES)}")
     if STATUSES[status]:
         filters.only(STATUSES[status], now)
 

@@ -15,7 +15,7 @@ MOST_INDEXED = 200
 
 
 class Page(NamedTuple):
-    """Ids in the order that was asked for, and where the next page begins."""
+    """Ids in the requested order, and where the next page begins."""
 
     ids: list[str]
     next_cursor: str | None
@@ -37,7 +37,7 @@ class Sort(NamedTuple):
 
     @property
     def behind(self) -> str:
-        """For WHERE: what comes behind a cursor."""
+        """For WHERE: the rows after a cursor."""
         return f"({self.column}, id) {'<' if self.descending else '>'} (%s, %s)"
 
 
@@ -48,21 +48,21 @@ class _Cursor(msgspec.Struct, array_like=True, frozen=True):
 
 
 def sort_of(text: str | None, columns: Mapping[str, tuple[str, type[int | str]]], default: str) -> Sort:
-    """Read `created_at` (ascending) or `-created_at`; ValueError for what can't be sorted by."""
+    """Parse `created_at` (ascending) or `-created_at`; ValueError for anything that is not sortable."""
     name = text or default
     column = columns.get(name.removeprefix("-"))
     if column is None:
-        raise ValueError(f"sort is one of {', '.join(columns)}, with - in front for the other way round")
+        raise ValueError(f"sort must be one of {', '.join(columns)}, with - in front for descending order")
     return Sort(name, *column, descending=name.startswith("-"))
 
 
 def encode_cursor(sort: Sort, value: int | str, last_id: str) -> str:
-    """The row that a page ended with, as an opaque text."""
+    """The row with which a page ended, as an opaque text."""
     return _encode(_Cursor(sort.name, value, last_id))
 
 
 def decode_cursor(sort: Sort, text: str) -> tuple[int | str, str]:
-    """The (value, id) behind which to go on; ValueError for what is no cursor of this list."""
+    """The (value, id) after which to continue; ValueError if the text is not a cursor of this list."""
     cursor = _decode(text, _Cursor)
     if cursor.sort != sort.name or type(cursor.value) is not sort.value_type:
         raise ValueError("the cursor belongs to another list")
@@ -78,7 +78,7 @@ def encode_number(number: int) -> str:
 
 
 def decode_number(text: str) -> int:
-    """The number in a cursor; ValueError for what is no cursor of this list."""
+    """The number in a cursor; ValueError if the text is not a cursor of this list."""
     number: int = _decode(text, tuple[int])[0]
     if not 0 <= number < 2**63:
         raise ValueError("the cursor belongs to another list")
@@ -86,12 +86,12 @@ def decode_number(text: str) -> int:
 
 
 def encode_place(position: int, passed: int) -> str:
-    """A cursor that is a line of those at one position."""
+    """A cursor that names one of the lines at a position."""
     return _encode([position, passed])
 
 
 def decode_place(text: str) -> tuple[int, int]:
-    """(position, how many lines of it to pass over); ValueError for what is no cursor of this list."""
+    """(position, how many of its lines to skip); ValueError if the text is not a cursor of this list."""
     position, passed = _decode(text, tuple[int, int])
     if not (0 <= position < 2**63 and 0 <= passed < 2**31):
         raise ValueError("the cursor belongs to another list")
@@ -99,7 +99,7 @@ def decode_place(text: str) -> tuple[int, int]:
 
 
 class Filters:
-    """What rows must fulfil: conditions and their values."""
+    """The conditions that rows must meet, and their values."""
 
     def __init__(self) -> None:
         self.conditions: list[str] = []
@@ -111,7 +111,7 @@ class Filters:
         self.values.extend(values)
 
     def equal(self, **wanted: str | None) -> None:
-        """Columns that must hold a text; None filters nothing."""
+        """Add a condition for each column that must hold a text; None filters nothing."""
         for column, text in wanted.items():
             if text is not None:
                 self.only(f"{column} = %s", indexed(text))
@@ -127,10 +127,10 @@ async def page(
     limit: int,
     cursor: str | None,
 ) -> Page:
-    """One page of the rows that pass the filters and have one of some values in the branches' column.
+    """One page of the rows that pass the filters and have one of the branches' values in their column.
 
-    The column leads the indexes, so each of its values is a scan that has its order already; PostgreSQL
-    merges them, and a page costs the same at any depth.
+    The column leads the indexes, so the scan for each of its values is already in order; PostgreSQL
+    merges the scans, and a page costs the same at any depth.
     """
     column, choices = branches
     behind: tuple[Any, ...] = () if cursor is None else decode_cursor(sort, cursor)
@@ -151,12 +151,12 @@ async def page(
 
 
 def storable(text: str) -> str:
-    """A text as PostgreSQL can hold it: NUL and lone surrogates are replaced."""
+    """A text as PostgreSQL can store it: NUL and lone surrogates are replaced."""
     return text.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 def indexed(text: str | None) -> str | None:
-    """A text as it stands in a column with an index; the same for writing and for asking."""
+    """A text as stored in an indexed column; the same for writing and for queries."""
     return None if text is None else storable(text[:MOST_INDEXED])
 
 
@@ -166,7 +166,7 @@ def sortable(name: str) -> str:
 
 
 def searchable(*parts: str | None) -> str:
-    """All that a search looks at, in lower case."""
+    """The text that a search looks at, in lower case."""
     return storable("\n".join(part for part in parts if part).lower())
 
 
@@ -186,4 +186,4 @@ def _decode(text: str, shape: Any) -> Any:
             urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4)), type=shape
         )
     except (ValueError, msgspec.MsgspecError):
-        raise ValueError("the cursor is not one that a list of ours has given") from None
+        raise ValueError("the cursor is not one that a list has returned") from None

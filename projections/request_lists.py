@@ -23,10 +23,10 @@ from projections.requests import (
 )
 
 GRANTED: Final = "valid"
-"""The code of what was not refused."""
+"""The code of requests that were not refused."""
 MOST_READ: Final = 5_000
-"""Events that are looked at for one page beyond a block for each line: where few of them fit, the page is
-short, and the next one goes on."""
+"""How many events are examined for one page, in addition to a block for each line: if few of them match,
+the page is short, and the next one continues."""
 _ROWS_AT_ONCE: Final = 2
 _LONGEST_RUN: Final = 4
 _PROBES: Final = 31
@@ -47,30 +47,30 @@ class RequestPage(NamedTuple):
 
 
 class RequestFilter(NamedTuple):
-    """Which lines; all that is given must fit."""
+    """Which lines to list; all conditions that are given must match."""
 
     key_id: str | None = None
     organization_id: str | None = None
     code: str | None = None
-    """`valid`: what was granted; another: what was refused so."""
+    """`valid`: granted requests; another code: those refused with it."""
     sees: Callable[[str], bool] | None = None
-    """Of which keys, by their ids; None: of all."""
+    """Whether to list the lines of a key, by its id; None: those of all keys."""
 
     @property
     def name(self) -> str:
-        """The list that has them, and few others."""
+        """The list that contains these lines, and few others."""
         whose = self.key_id or self.organization_id or EVERYBODY
         return list_name(whose, None if self.code == GRANTED else self.code)
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Names on disk of the events that have them."""
+        """Names on disk of the events that contain these lines."""
         if self.code is None:
             return (*_GRANTED, _DENIED)
         return _GRANTED if self.code == GRANTED else (_DENIED,)
 
     def fits(self, event: e.Event) -> bool:
-        """Has it lines of these? Which of its refusals are, is looked at one by one."""
+        """Whether the event may contain such lines; its refusals are then checked one by one."""
         key_id = getattr(event, "key_id", "")
         return (
             self.key_id in {None, key_id}
@@ -82,7 +82,7 @@ class RequestFilter(NamedTuple):
 class _Line(NamedTuple):
     placed: FoundEvent
     passed: int
-    """How many lines of its event stand before it, newest first."""
+    """How many lines of its event come before it, newest first."""
     refused: RequestEntry | None
 
 
@@ -97,10 +97,10 @@ async def list_requests(
     cursor: str | None = None,
     now: Instant,
 ) -> RequestPage:
-    """One page of the lines from position `first` to `last`, newest first, also those of deleted keys.
+    """One page of the lines from position `first` to `last`, newest first, including those of deleted keys.
 
-    A page may have fewer lines than `limit`, none even, and be followed by others: what one page looks
-    at is bounded.
+    A page may have fewer lines than `limit`, or even none, and still be followed by others: what is
+    examined for one page is bounded.
     """
     last, passed = (last, 0) if cursor is None else min(decode_place(cursor), (last, 0))
     lines: list[_Line] = []
@@ -125,9 +125,9 @@ async def list_requests(
 
 
 async def first_since(events: EventReader, at: Instant, head: int) -> int:
-    """The first position that was written at this time or later; behind `head` when there is none.
+    """The first position that was written at this time or later; the one after `head` if there is none.
 
-    Time never steps back in the log, so that a time is a position, found in few looks.
+    Time never goes back in the log, so a time corresponds to a position, which takes few reads to find.
     """
     low, high = 1, head + 1
     while low < high:
@@ -144,7 +144,7 @@ async def first_since(events: EventReader, at: Instant, head: int) -> int:
 async def _newest_first(
     queries: Queries, events: EventReader, wanted: RequestFilter, first: int, last: int
 ) -> AsyncIterator[tuple[int, list[FoundEvent]]]:
-    """Runs of the list's blocks: where each begins, and what may be wanted of it."""
+    """Runs of the list's blocks: where each begins, and its events that may be wanted."""
     digest, next_block = list_digest(wanted.name), min(last // BLOCK, 2**31 - 1)
     while next_block >= 0:
         rows = await queries.rows(_BLOCKS, (digest, next_block, _ROWS_AT_ONCE))
@@ -162,7 +162,7 @@ async def _newest_first(
 
 
 def _runs(blocks: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """Neighbouring blocks (given newest first) as ranges: a hot list's are read a few at a time."""
+    """Neighbouring blocks (given newest first) as ranges: those of a hot list are read a few at a time."""
     run: list[int] = []
     for block in blocks:
         if run and (block != run[-1] - 1 or len(run) == _LONGEST_RUN):
@@ -181,7 +181,7 @@ def _lines(placed: FoundEvent, code: str | None, now: Instant) -> Iterable[_Line
 
 
 def _is_forgotten(event: e.Event, now: Instant) -> bool:
-    """Are refusals of its day, and of all before, not shown any more?"""
+    """Whether refusals of its day, and of all days before, are no longer shown."""
     return event.at // DAY <= now // DAY - REFUSALS_KEPT_DAYS
 
 

@@ -30,7 +30,7 @@ from keyledger_language.instants import DAY, Instant
 from projections.directory import organization_ids
 
 REFUSALS_KEPT_DAYS: Final = 30
-"""How long a refused request can be found; rows are dropped as many days behind the last refusal."""
+"""How long a refused request can be found; rows this many days older than the last refusal are deleted."""
 BLOCK: Final = 64
 """Positions per block of the index by key."""
 _BLOCKS_IN_ROW: Final = 64
@@ -90,7 +90,7 @@ class _OfKey(Protocol):
 
 
 class _Newest(NamedTuple):
-    """The newest row of blocks of a list, as it is written."""
+    """The newest row of blocks of a list, as written."""
 
     first: int
     size: int
@@ -101,7 +101,7 @@ _NONE_YET: Final = _Newest(-1, _BLOCKS_IN_ROW, -1)
 
 
 class Requests:
-    """Where in the log requests are, of whom, and what settles them."""
+    """Where in the log requests are, whose they are, and what settles them."""
 
     name = "requests"
     version = 3
@@ -114,7 +114,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._blocks: defaultdict[str, list[int]] = defaultdict(list)
-        """By list, ascending; a block that was cut in two is there twice."""
+        """By list, ascending; a block that was split in two is in it twice."""
         self._newest: dict[int, _Newest] = {}
         """By a list's digest, as far as they are known."""
         self._settlements: list[tuple[int, int]] = []
@@ -135,20 +135,20 @@ class Requests:
         }
 
     def held(self) -> int:
-        """Lists that grew, settlements and refusals."""
+        """The number of lists that grew, of settlements and of refusals."""
         return len(self._blocks) + len(self._settlements) + len(self._refusals)
 
     def forget(self) -> None:
-        """Drop what is not written, and what may not be."""
+        """Drop what is not written, and what may not have been written."""
         self._blocks, self._newest, self._settlements, self._refusals = defaultdict(list), {}, [], {}
         self._day = self._pruned = 0
 
     def take(self) -> Writing:
-        """Append what is new; forget refusals that are too old."""
+        """Append what is new; delete refusals that are too old."""
         blocks, self._blocks = self._blocks, defaultdict(list)
         settlements, self._settlements = self._settlements, []
         refusals, self._refusals = self._refusals, {}
-        # Only refusals move the day on: another rule would have to look at every event.
+        # Only refusals advance the day: any other rule would have to look at every event.
         prune_through = self._day - REFUSALS_KEPT_DAYS if self._day > self._pruned else None
         self._pruned = self._day
 
@@ -206,7 +206,7 @@ class Requests:
 
 
 def _add_blocks(session: SchemaTransaction, found: dict[str, list[int]], newest: dict[int, _Newest]) -> None:
-    """Fill each list's newest row, then begin others; `newest` is told of what is written."""
+    """Fill each list's newest row, then begin new ones; `newest` is updated with what is written."""
     blocks: dict[int, list[int]] = {}
     for name, more in found.items():
         digest = list_digest(name)
@@ -246,26 +246,26 @@ def unpacked(blocks: bytes) -> tuple[int, ...]:
 
 
 EVERYBODY: Final = ""
-"""Whose lines the whole request log's are."""
+"""Stands for all keys and organizations: the whole request log."""
 
 
 def list_name(whose: str, code: str | None = None) -> str:
-    """A list of requests: all of a key's, of an organization's or of everybody's, or those refused so."""
+    """The name of a list of requests: those of a key, an organization or everybody, all or by code."""
     return whose if code is None else f"{whose} {code}"
 
 
 def list_digest(name: str) -> int:
-    """A list in 32 bits: what is found is compared with what was asked for."""
+    """A list's name in 32 bits: what is found is compared with what was asked for."""
     return crc32(name.encode(errors="surrogatepass")) - 2**31
 
 
 def request_digest(request_id: str) -> int:
-    """A request id in 64 bits, whatever is in it: what is found is compared with the id itself."""
+    """A request id in 64 bits, whatever it contains: what is found is compared with the id itself."""
     digest = blake2b(request_id.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, signed=True)
 
 
-# -- questions ------------------------------------------------------------------------------------
+# -- queries --------------------------------------------------------------------------------------
 
 Kind = Literal["charge", "reservation", "refund", "capture", "release", "expiry", "refusal"]
 KINDS: Final[dict[type[e.Event], Kind]] = {
@@ -301,7 +301,7 @@ class RequestEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     code: str | None = None
     """Why it was refused."""
     refunded_micros: int = 0
-    """All that was given back of a charge so far."""
+    """The total that was refunded of a charge so far."""
     status: Literal["open", "captured", "released", "expired"] | None = None
     """Of a reservation, with the figures below."""
     expires_at: Instant | None = None
@@ -311,11 +311,11 @@ class RequestEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 MOST_SEARCHED: Final = 1_000
-"""So many organizations are searched for a request id when none is named."""
+"""How many organizations are searched for a request id if none is named."""
 
 
 class TooManyOrganizationsError(Exception):
-    """A request id cannot be looked for in all organizations: there are more than MOST_SEARCHED."""
+    """A request id cannot be searched for in all organizations: there are more than MOST_SEARCHED."""
 
 
 async def find_request(
@@ -326,10 +326,10 @@ async def find_request(
     organization_id: str | None = None,
     now: Instant,
 ) -> list[RequestEntry]:
-    """What stands under a request id, in one organization or in all of them, oldest first.
+    """The lines of a request id, in one organization or in all of them, oldest first.
 
-    What was granted is found at once and for ever; what was refused, once it is projected and for
-    REFUSALS_KEPT_DAYS. Raises TooManyOrganizationsError where none is named and there are more than
+    Granted requests are found at once and for ever; refused ones once they are projected, and for
+    REFUSALS_KEPT_DAYS. Raises TooManyOrganizationsError if none is named and there are more than
     MOST_SEARCHED.
     """
     # A claim is of an organization and a request id together: there is no index by the request id alone,
@@ -359,7 +359,7 @@ _SETTLEMENTS: Final = (
 
 
 class ChargeAndRefunds(NamedTuple):
-    """A charge as it was recorded, and what was given back of it since, oldest first."""
+    """A charge as it was recorded, and its refunds since, oldest first."""
 
     charge: FoundEvent
     refunds: list[FoundEvent]
@@ -368,7 +368,7 @@ class ChargeAndRefunds(NamedTuple):
 async def charge_and_refunds(
     queries: Queries, events: EventReader, charge_id: str
 ) -> ChargeAndRefunds | None:
-    """A charge (of a captured reservation, too) by its id: found at once, its refunds once projected."""
+    """A charge by its id (also that of a captured reservation): found at once, its refunds once projected."""
     if not is_id("chg", charge_id):
         return None
     placed = [
@@ -387,7 +387,7 @@ async def charge_and_refunds(
 
 
 async def find_reservation(queries: Queries, events: EventReader, reservation_id: str) -> RequestEntry | None:
-    """A reservation by its id, as it stands."""
+    """A reservation by its id, in its current state."""
     if not is_id("rsv", reservation_id):
         return None
     placed = [
@@ -416,7 +416,7 @@ async def _refusals(
 
 
 def refused_in(position: int, event: e.UsageDenied, now: Instant) -> list[RequestEntry]:
-    """The lines of refusals that were written down together, oldest first; none when they are too old."""
+    """The lines of refusals that were recorded together, oldest first; none if they are too old."""
     if event.at // DAY <= now // DAY - REFUSALS_KEPT_DAYS:
         return []
     metadata = (event.private.metadata if event.private is not None else None) or {}
@@ -439,7 +439,7 @@ def refused_in(position: int, event: e.UsageDenied, now: Instant) -> list[Reques
 async def with_settlements(
     queries: Queries, events: EventReader, placed: Sequence[FoundEvent]
 ) -> list[RequestEntry]:
-    """What happened to each charge and reservation since: read from the log where anything did."""
+    """The line of each event, with what happened to it since, which is read from the log if anything did."""
     rows = await queries.rows(_SETTLEMENTS, ([one.position for one in placed],)) if placed else []
     later = {one.position: one.event for one in await events.at([position for _, position in rows])}
     settled: dict[int, list[e.Event]] = {}

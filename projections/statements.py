@@ -34,11 +34,11 @@ class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
     at: Instant
     kind: str
     amount_micros: int
-    """What the balance changed by; 0 where money was only held or let go."""
+    """By how much the balance changed; 0 if money was only held or released."""
     balance_micros: int
     """The balance after it."""
     reserved_micros: int
-    """What is held after it."""
+    """What is reserved after it."""
     actor: str
     key_id: str | None
     reference: str | None
@@ -93,7 +93,7 @@ async def list_statement(
     limit: int = 50,
     cursor: str | None = None,
 ) -> StatementPage:
-    """One page of an organization's wallet; never behind a write."""
+    """One page of an organization's statement; it never lags behind a write."""
     start = _NEWEST if newest_first else 0
     after = start if cursor is None else decode_number(cursor)
     placed = await events.stream(

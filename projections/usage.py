@@ -1,4 +1,4 @@
-"""How much was used, when, of what: counters by the hour, for each combination of dimensions."""
+"""Usage: counters by the hour, for each combination of dimensions."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ CREATE TABLE {schema}.denial_hours (
 );
 CREATE INDEX ON {schema}.denial_hours (organization_id, hour);
 """
-# Rows are written in the order of an index: each of its pages, and often the table's, is met once.
+# Rows are written in the order of an index: each of its pages, and often the table's, is visited once.
 _SAVE_DIMENSIONS: Final = """
 INSERT INTO {schema}.usage_dimensions SELECT * FROM unnest(%s, %s, %s, %s, %s, %s, %s, %s)
     AS d (dimension, organization_id, key_id) ORDER BY key_id COLLATE "C"
@@ -111,7 +111,7 @@ _packed: Final = msgspec.msgpack.Encoder().encode
 _unpacked: Final = msgspec.msgpack.Decoder(tuple[str | None, ...]).decode
 
 Dimension = bytes
-"""The values of a combination, packed: one thing to hash and compare in place of seven."""
+"""The values of a combination, packed: one value to hash and compare instead of seven."""
 
 
 class Usage:
@@ -135,7 +135,7 @@ class Usage:
         self._denials: dict[tuple[str, str | None, str, int], int] = {}
 
     def handlers(self) -> Mapping[type[e.Event], Handler]:
-        """What costs, what was given back, and what was only seen."""
+        """Charges, reservations, captures, refunds and sightings."""
         return {
             e.UsageCharged: self._charged,
             e.CreditsReserved: self._reserved,
@@ -146,11 +146,11 @@ class Usage:
         }
 
     def forget(self) -> None:
-        """Drop what is not written, and what may not be."""
+        """Drop what is not written, and what may not have been written."""
         self._hours, self._digests, self._verifications, self._denials = {}, {}, {}, {}
 
     def held(self) -> int:
-        """Sums."""
+        """The number of sums."""
         hours = sum(map(len, self._hours.values()))
         return hours + len(self._verifications) + len(self._denials)
 
@@ -223,7 +223,7 @@ Hours = dict[int, dict[Dimension, list[int]]]
 
 
 def _add_hours(session: SchemaTransaction, hours: Hours, digests: dict[Dimension, bytes]) -> None:
-    """`digests`: those of combinations that are written already; new ones are added to it."""
+    """`digests`: those of combinations that are already written; new ones are added to it."""
     if len(digests) > _MOST_REMEMBERED:
         digests.clear()
     new: dict[Dimension, bytes] = {}
@@ -272,7 +272,7 @@ def _texts(values: Sequence[str | None]) -> Column:
     return texts([stored[value] for value in values])
 
 
-# -- questions ------------------------------------------------------------------------------------
+# -- queries --------------------------------------------------------------------------------------
 
 Bucket = Literal["hour", "day", "month"]
 By = Literal["model", "project", "provider", "tenant", "key"]
@@ -294,11 +294,11 @@ _BUCKETS: Final[dict[Bucket, str]] = {
 
 
 class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What one bucket counted, of one value of the dimension that was asked for."""
+    """The counters of one bucket, for one value of the requested dimension."""
 
     start: Instant
     group: tuple[str | None, ...]
-    """The dimension's value (a tenant's organization and user: two); empty when none was asked for."""
+    """The dimension's value (a tenant's organization and user: two); empty if none was requested."""
     requests: int
     charged_micros: int
     refunds: int
@@ -306,7 +306,7 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def spent_micros(self) -> int:
-        """What was charged and not given back."""
+        """What was charged and not refunded."""
         return self.charged_micros - self.refunded_micros
 
 
@@ -335,9 +335,9 @@ async def list_usage(
     bucket: Bucket = "day",
     by: By | None = None,
 ) -> list[UsageRow]:
-    """Usage of an organization or a key (of both: that key in that organization), oldest first.
+    """Usage of an organization or a key (with both: that key in that organization), oldest first.
 
-    Hours that begin at or after `from_at` and before `to_at` count, whole; buckets are of UTC.
+    Hours that begin at or after `from_at` and before `to_at` count, in full; buckets are in UTC.
     """
     where, values = _of(organization_id, key_id)
     groups = _BY[_one_of(by, By)] if by is not None else ()
@@ -406,7 +406,7 @@ async def list_verifications(
 def _of(
     organization_id: str | None, key_id: str | None, key_column: str = "key_id"
 ) -> tuple[str, tuple[str, ...]]:
-    """The condition that names whose usage is asked for."""
+    """The condition that selects the organization, the key, or both."""
     wanted = {"organization_id": indexed(organization_id), key_column: indexed(key_id)}
     named = {column: value for column, value in wanted.items() if value is not None}
     assert named, "usage is of an organization or of a key"

@@ -1,4 +1,4 @@
-"""Is PostgreSQL only not there yet, or will waiting not help?"""
+"""Whether PostgreSQL only cannot be reached yet, or the error is one that waiting cannot fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 import psycopg
 
-# libpq gives no SQLSTATE for a connection that was not made, only its own and the server's words.
+# libpq gives no SQLSTATE for a connection that failed, only its own and the server's messages.
 _NOT_REACHED: Final = re.compile(
     r"Connection refused|Connection reset|Connection timed out|timeout expired|server closed the connection"
     r'|on socket ".*" failed: No such file|Network is unreachable|No route to host|Host is down'
@@ -19,13 +19,13 @@ _PASSING: Final = re.compile(
     r"|terminating connection due to"
 )
 _PASSING_STATES: Final = ("08", "57P", "53300")
-"""Connection lost; server stops, starts or ended the session; too many connections."""
+"""Connection lost; server is stopping or starting, or ended the session; too many connections."""
 
 
 def is_absent(error: psycopg.Error) -> bool:
-    """May the same attempt succeed later though nobody changes a setting?
+    """Whether the same attempt may succeed later without a change of settings.
 
-    A wrong password, a missing database or a server's refusal that is not known here: no.
+    False for a wrong password, a missing database, and any refusal of the server that is not listed here.
     """
     if not isinstance(error, psycopg.OperationalError):
         return False

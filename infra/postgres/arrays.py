@@ -1,6 +1,6 @@
 """Arrays for PostgreSQL, packed in its binary format.
 
-psycopg dumps arrays element by element, and composites as text; with 500 events a group that took
+psycopg dumps arrays element by element, and composites as text; for groups of 500 events that took
 eleven times the processor time of these few joins.
 """
 
@@ -30,7 +30,7 @@ MICROSECONDS_TO_2000: Final = 946_684_800_000_000
 
 
 class PackedArray(bytes):
-    """An array that is ready for the wire; subclasses say of what."""
+    """An array in the format of the wire; subclasses define the type of its elements."""
 
     __slots__ = ()
     element_oid: int
@@ -109,7 +109,7 @@ class BooleanArray(PackedArray):
     element_oid, array_oid = 16, 1000
 
     def __new__(cls, values: Sequence[bool]) -> Self:
-        """Pack truths."""
+        """Pack booleans."""
         body = b"".join([b"\0\0\0\1\1" if value else b"\0\0\0\1\0" for value in values])
         return super().__new__(cls, cls._pack(len(values), body))
 
@@ -130,24 +130,24 @@ _KINDS: Final = (TextArray, ByteaArray, UuidArray, IntegerArray, BigintArray, Bo
 
 
 class _PackedDumper(Dumper):
-    """Hands the bytes over as they are."""
+    """Passes the bytes on unchanged."""
 
     format = Format.BINARY
 
     def dump(self, obj: PackedArray) -> bytes:
-        """Nothing to do: the array is packed."""
+        """The bytes themselves: the array is already packed."""
         return obj
 
 
 def register_packed_arrays(context: AdaptContext) -> None:
-    """Teach a connection to send packed arrays."""
+    """Enable a connection to send packed arrays."""
     for kind in _KINDS:
         dumper: Any = type(f"{kind.__name__}Dumper", (_PackedDumper,), {"oid": kind.array_oid})
         context.adapters.register_dumper(kind, dumper)
 
 
 def _words(values: array[int]) -> bytes:
-    """Integers of one size in network order, each behind its length: without a call for each."""
+    """Integers of one size in network byte order, each after its length: without a call for each."""
     words = values.itemsize // 4
     packed = array("I", _LENGTH(values.itemsize)) * (len(values) * (words + 1))
     if sys.byteorder == "little":
@@ -160,7 +160,7 @@ def _words(values: array[int]) -> bytes:
 
 def _join(values: Sequence[bytes]) -> bytes:
     lengths = set(map(len, values))
-    if len(lengths) == 1:  # ids, digests: no look at each
+    if len(lengths) == 1:  # ids, digests: no need to look at each
         return _LENGTH(lengths.pop()).join((b"", *values))
     parts: list[bytes] = []
     for value in values:

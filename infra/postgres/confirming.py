@@ -1,4 +1,4 @@
-"""Commits of one's own: proof that this server is still the primary, and that its standby has all before."""
+"""Commits that prove that this server is still the primary, and that its standby has all earlier ones."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from infra.postgres.connections import ADVISORY_CLASS, connect, hang_up, wait_fo
 from infra.postgres.recorder import sql_has_event, sql_head
 
 CONFIRMING_CLASS: Final = ADVISORY_CLASS + 3
-"""Of the lock that a confirming commit holds: one for each partition, whichever owner asks."""
+"""Of the lock that a confirming commit holds: one for each partition, whichever process owns it."""
 READING_CLASS: Final = ADVISORY_CLASS + 4
-"""The same for who only reads: these may be many, and an owner's lease does not wait for them."""
+"""The same for processes that only read: there may be many, and an owner's lease does not wait for them."""
 
 _TURN_SECONDS: Final = 0.002
-"""About what a commit takes: as long as none hangs the next turn is ours."""
+"""About the time that a commit takes: as long as none hangs, the next attempt gets the lock."""
 _TURNS: Final = 50
 _LONG_TURN_SECONDS: Final = 0.05
 _HALF: Final = 2**32
 
-# The emitted message is a few bytes of write-ahead log that nobody reads. Transactional, for then it
-# has a transaction id, and only a commit that has one waits for the standby. The lock is freed after
-# that wait: whoever cannot have it knows that another such commit hangs, also a dead process's, and
-# adds none to it. Materialized: each part is evaluated once, and in this order.
+# The emitted message is a few bytes of write-ahead log that nothing reads. It is transactional, so that
+# the commit has a transaction id: only such a commit waits for the standby. The lock is released after
+# that wait: a session that cannot get it knows that another such commit hangs, perhaps one of a dead
+# process, and does not add its own. Materialized: each part is evaluated once, and in this order.
 _COMMIT: Final = """
     turn AS MATERIALIZED (
         SELECT found.*, CASE
@@ -43,8 +43,8 @@ _COMMIT: Final = """
     )
     SELECT turn.*, CASE whose WHEN 'ours' THEN pg_logical_emit_message(true, 'keyledger', '') END FROM turn
 """
-# Who holds both locks is the writer's session and no other, on this server and no other: the second
-# is drawn at random by each session. No privilege is needed to see them.
+# The session that holds both locks is the writer's and no other, on this server and no other: each
+# session draws the second lock at random. No privilege is needed to see them.
 _HELD: Final = """
     (SELECT count(*) = 2 FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = %(pid)s
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -61,16 +61,16 @@ class WriterSession(NamedTuple):
 
     pid: int
     token: int
-    """Of a lock that no other session has: 63 random bits."""
+    """The number of a lock that no other session has: 63 random bits."""
 
 
 _NOBODY: Final = WriterSession(0, 0)
 
 
 class Confirmations:
-    """A session whose commits a synchronous standby must have; one at a time, and never cancelled.
+    """A session whose commits must reach a synchronous standby; one at a time, and never cancelled.
 
-    Where no standby is named, reading is enough, and nothing is written. A commit that hangs is left
+    If no standby is named, reading is enough, and nothing is written. A commit that hangs is left
     alone until the standby is back: a cancelled wait would look like a success, and a new commit
     would hang as well.
     """
@@ -93,13 +93,13 @@ class Confirmations:
         self._has = _statement(f"SELECT {sql_has_event(partition)} AS there", wanted="there")
 
     def confirm(self, writer: WriterSession) -> Future[bool]:
-        """Does this session hold the lock, on a server that is still the primary?"""
+        """Whether this session holds the lock, on a server that is still the primary."""
         return self._run(lambda: bool(self._commit(self._confirm, writer)[0]))
 
     def committed(
         self, group_id: bytes, expected_head: int, writer: WriterSession | None
     ) -> Future[bool | None]:
-        """Was the group written, or can it never be (false)? None: it may be under way still."""
+        """Whether the group was written; False if it never can be, None if it may still be in progress."""
         more = {"group": UUID(bytes=group_id), "expected": Int8(expected_head)}
 
         def ask() -> bool | None:
@@ -111,16 +111,16 @@ class Confirmations:
         return self._run(ask)
 
     def has(self, position: int, mark: int) -> Future[bool]:
-        """Is this event, and by its mark all before it, in the log of a server that is still the primary?"""
+        """Whether a server that is still the primary has this event, and by its mark all before it."""
         event = {"position": Int8(position), "mark": Int8(mark), "class": READING_CLASS}
         return self._run(lambda: bool(self._commit(self._has, _NOBODY, **event)[0]))
 
     def renew(self) -> None:
-        """Connect anew the next time: it may be that this session is with another server than the others."""
+        """Reconnect the next time: this session may be connected to another server than the others."""
         self._thread.submit(self._drop)
 
     async def close(self) -> None:
-        """Hang up, whatever is waited for."""
+        """Close the connection, even while a commit waits."""
         self._closing = True
         with self._lock:
             if self._connection is not None:
@@ -160,9 +160,9 @@ class Confirmations:
             row = self._ask(statement, parameters)
             if not self._noticed and row[-2] != "another's":
                 return row
-            # Somebody broke the wait for the standby off, or another commit is under way, or hangs.
+            # The wait for the standby was cancelled, or another commit is in progress, or hangs.
             if self._closing:
-                raise LogUnavailableError("this process stops")
+                raise LogUnavailableError("this process is stopping")
             time.sleep(_TURN_SECONDS if turns < _TURNS else _LONG_TURN_SECONDS)
             turns += 1
 
@@ -173,7 +173,7 @@ class Confirmations:
         except psycopg.OperationalError:
             if self._closing or not connection.closed:
                 raise
-        # The session was ended since it was used last, or while it waited.
+        # The session was ended since its last use, or while it waited.
         return self._execute(self._connected(), statement, parameters)
 
     def _execute(
@@ -181,7 +181,7 @@ class Confirmations:
     ) -> tuple[Any, ...]:
         self._noticed = False
         row = connection.execute(statement, parameters, prepare=True).fetchone()
-        assert row is not None, "the statement answers with one row"
+        assert row is not None, "the statement returns one row"
         return row
 
     def _connected(self) -> _Connection:

@@ -1,4 +1,4 @@
-"""How we connect to PostgreSQL: as the service's role, noticing dead peers, refusing unsafe settings."""
+"""Connecting to PostgreSQL: in the service's role, detecting dead peers, refusing unsafe settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keyledger_reading.connections import open_session
 
 SERVICE_ROLE: Final = "keyledger_service"
 ADVISORY_CLASS: Final = 1262243905
-"""`KL` and a bit, as the first of the two integers of every advisory lock of ours."""
+"""`KL` and a bit: the first of the two integers of our advisory locks."""
 
 _UNSAFE_SETTINGS: Final = """
     SELECT name FROM pg_settings
@@ -26,12 +26,12 @@ _WAITS_FOR_NO_STANDBY: Final = """
     WHERE current_setting('synchronous_standby_names') <> ''
         AND current_setting('synchronous_commit') = 'local'
 """
-# Set even where it is so: what a reload of the server's settings says later does not reach it then.
+# Set even if it has this value already: a later reload of the server's settings then does not change it.
 _WAIT_FOR_STANDBY: Final = """
     SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)
 """
-# Longer than any commit waits whose standby is there.
+# Longer than any commit waits while its standby is connected.
 _STANDBY_SECONDS: Final = 0.5
 _WAITS_FOR_STANDBY: Final = """
     SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
@@ -41,23 +41,23 @@ _WAITS_FOR_STANDBY: Final = """
 
 
 class UnsafeDatabaseError(Exception):
-    """The server may lose what it acknowledged."""
+    """The server may lose writes that it acknowledged."""
 
 
 def connect(conninfo: str, application_name: str, *, role: str = SERVICE_ROLE) -> Connection[tuple[Any, ...]]:
-    """Open a session in autocommit mode, acting in this role where its user may; "": as who logs in."""
+    """Open a session in autocommit mode; it acts in this role if its user may. "": in the login role."""
     return open_session(conninfo, application_name, role)
 
 
 def wait_for_standby(connection: Connection[Any]) -> None:
-    """Have the session's commits answered once the synchronous standby, if one is named, has them on disk."""
+    """Make the session's commits wait until the synchronous standby, if one is named, has them on disk."""
     connection.execute(_WAIT_FOR_STANDBY)
 
 
 def waits_for_standby(connection: Connection[Any]) -> bool:
-    """Does a commit of this user wait for a synchronous standby, and has done so for a while?
+    """Whether a commit of this user has been waiting for a synchronous standby for a while.
 
-    Ask as the user who logged in: PostgreSQL shows others' sessions to nobody.
+    Query it as the user that logged in: PostgreSQL does not show the sessions of other users.
     """
     row = connection.execute(_WAITS_FOR_STANDBY, (_STANDBY_SECONDS,)).fetchone()
     return bool(row and row[0])
@@ -66,7 +66,7 @@ def waits_for_standby(connection: Connection[Any]) -> bool:
 def hang_up(connection: Connection[Any]) -> None:
     """End the session from our side, whatever it waits for; its own thread finds the connection broken.
 
-    The statement is not cancelled: a commit that waits for its standby would then claim to be done.
+    The statement is not cancelled: a commit that waits for its standby would then report success.
     """
     # Another descriptor of the same socket: libpq's own stays open until its thread closes it.
     with (
@@ -77,7 +77,7 @@ def hang_up(connection: Connection[Any]) -> None:
 
 
 def refuse_unsafe_settings(connection: Connection[tuple[Any, ...]]) -> None:
-    """Refuse a server that acknowledges before it is durable."""
+    """Refuse a server that acknowledges writes before they are durable."""
     off = [name for (name,) in connection.execute(_UNSAFE_SETTINGS)]
     if off:
         raise UnsafeDatabaseError(

@@ -1,4 +1,4 @@
-"""Keys that encrypt personal fields: one per organization, so that one can be forgotten alone."""
+"""Keys that encrypt personal fields: one per organization, so that each can be forgotten on its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY_BYTES: Final = 32
 WRAPPED_BYTES: Final = 40
 _NONCE_BYTES: Final = 12
 _FORGOTTEN: Final = b""
-"""What stands in place of the key of a subject that was forgotten: it never gets another."""
+"""Stored in place of the key of a subject that was forgotten: it never gets another one."""
 _CIPHERS_KEPT: Final = 20_000
 
 
@@ -31,9 +31,9 @@ class MasterKeyError(DataKeyError):
 class DataKeys:
     """The data keys of this process, by subject: an organization's id, or `platform`.
 
-    With a master key (32 bytes) they are stored wrapped (AES key wrap, RFC 3394), else as they
-    are: then whoever reads the table `data_keys` reads the personal fields too. Keys stored
-    before there was a master key stay readable.
+    With a master key (32 bytes) they are stored wrapped (AES key wrap, RFC 3394), otherwise in
+    plain form: anyone who can read the table `data_keys` can then read the personal fields, too.
+    Keys that were stored before a master key was set stay readable.
     """
 
     def __init__(self, master_key: bytes | None = None) -> None:
@@ -42,11 +42,11 @@ class DataKeys:
         self._master_key = master_key
         self._stored: dict[str, bytes] = {}
         self._ciphers = BoundedCache[str, AESGCM](_CIPHERS_KEPT)
-        """Of keys that were used: a cipher takes 2.5 KB, and longer to make than to use."""
+        """Of keys that were used: a cipher takes 2.5 KB, and longer to create than to use."""
         self._new: list[NewDataKey] = []
 
     def learn(self, stored: Mapping[str, bytes]) -> None:
-        """Take data keys as the log stores them. Raises MasterKeyError where they need another master key."""
+        """Add data keys as the log stores them. Raises MasterKeyError if they need another master key."""
         wrapped = next((material for material in stored.values() if len(material) == WRAPPED_BYTES), None)
         if wrapped is not None:
             self._unwrapped(wrapped)
@@ -54,12 +54,12 @@ class DataKeys:
             self._stored.setdefault(subject, material)
 
     def take_new(self) -> tuple[NewDataKey, ...]:
-        """The keys that were made since the last call: they belong into the same group."""
+        """The keys that were created since the last call: they are to be written in the same group."""
         new, self._new = tuple(self._new), []
         return new
 
     def forget(self, subjects: Iterable[str]) -> None:
-        """Unlearn: their group was not written, or the keys were deleted."""
+        """Remove keys from memory: their group was not written, or they were deleted."""
         gone = frozenset(subjects)
         for subject in gone:
             self._ciphers.drop(subject)
@@ -67,19 +67,19 @@ class DataKeys:
         self._new = [key for key in self._new if key.subject not in gone]
 
     def forget_all(self) -> None:
-        """The log lost events, and the keys that came with them: all are to be learned anew."""
+        """Remove all keys: the log lost events, and the keys that came with them; learn them again."""
         self._stored.clear()
         self._ciphers.clear()
         self._new.clear()
 
     def knows(self, subject: str) -> bool:
-        """Has this process the subject's key, or does it know that the subject was forgotten?"""
+        """Whether this process has the subject's key, or knows that the subject was forgotten."""
         return subject in self._stored
 
     def encrypt(self, subject: str, plaintext: bytes, context: str) -> bytes | None:
-        """Nonce and ciphertext, bound to its context; the subject's key is made if it has none.
+        """Nonce and ciphertext, bound to its context; a key is created if the subject has none.
 
-        None where the subject was forgotten: nothing of it is to be kept.
+        None if the subject was forgotten: nothing of it may be kept.
         """
         cipher = self._cipher(subject)
         if cipher is None:
@@ -90,14 +90,14 @@ class DataKeys:
         return nonce + cipher.encrypt(nonce, plaintext, context.encode())
 
     def decrypt(self, subject: str, ciphertext: bytes, context: str) -> bytes | None:
-        """The plaintext, or None where the subject has no key (any more). Raises MasterKeyError."""
+        """The plaintext, or None if the subject has no key (any more). Raises MasterKeyError."""
         cipher = self._cipher(subject)
         if cipher is None:
             return None
         try:
             return cipher.decrypt(ciphertext[:_NONCE_BYTES], ciphertext[_NONCE_BYTES:], context.encode())
         except InvalidTag:
-            raise MasterKeyError(f"The personal fields of {context} do not fit their data key.") from None
+            raise MasterKeyError(f"The personal fields of {context} do not match their data key.") from None
 
     def _cipher(self, subject: str) -> AESGCM | None:
         cipher = self._ciphers.get(subject)
@@ -136,7 +136,7 @@ class DataKeys:
 def select_data_keys(
     connection: Connection[Any], subjects: Collection[str] | None = None
 ) -> dict[str, bytes]:
-    """The data keys that are stored, as they are stored: all, or those of some subjects that have one."""
+    """The data keys, in the form in which they are stored: all, or those of some subjects that have one."""
     cursor = connection.cursor(row_factory=tuple_row, binary=True)
     select = "SELECT subject, material FROM ledger.data_keys"
     if subjects is None:

@@ -1,4 +1,4 @@
-"""The pool of a stock `Application` that may also save: off the hot path."""
+"""The pool of a stock `Application` that may also save; not on the hot path."""
 
 from __future__ import annotations
 

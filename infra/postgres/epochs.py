@@ -1,4 +1,4 @@
-"""Which history a log is of, and its epoch: looked at by people, raised by their command."""
+"""The history of a log, and its epoch: shown to the operator, and raised by the operator's command."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from keyledger_reading.datastore import SessionDatastore
 
 
 class History(NamedTuple):
-    """A log, and the server that keeps it."""
+    """A log, and the server that stores it."""
 
     log_id: str
     end: HistoryPoint
     system_identifier: str
-    """Of the server's data folder: its copies have the same."""
+    """Of the server's data folder: copies of it have the same one."""
     timeline: int | None
-    """Risen with each promotion; None on a server that is a standby."""
+    """Raised by each promotion; None on a server that is a standby."""
 
 
 class EpochMovedError(Exception):
-    """Somebody else raised the epoch meanwhile."""
+    """Another command raised the epoch meanwhile."""
 
     def __init__(self) -> None:
-        super().__init__("The epoch was raised by somebody else just now: look again.")
+        super().__init__("Another command has just raised the epoch: check again.")
 
 
 def read_history(conninfo: str, partition: int = 0) -> History:
@@ -52,16 +52,16 @@ def end_of_log(connection: Connection[Any], partition: int = 0) -> HistoryPoint:
 
 
 def marks_at(conninfo: str, positions: list[int], partition: int = 0) -> dict[int, int]:
-    """The marks of these positions, those that the log has."""
+    """The marks of those of these positions that the log has."""
     with connect(conninfo, "keyledger history") as connection:
         register_packed_arrays(connection)
         return {one.position: one.mark for one in _recorder(connection, partition).select_at(positions)}
 
 
 def raise_epoch(conninfo: str, *, from_epoch: int, seen_epoch: int) -> int:
-    """Raise it beyond both, in one transaction; the new epoch. Nothing of the old one is appended after it.
+    """Raise the epoch above both, in one transaction, and return it. The old one gets no more events.
 
-    Waits for the append under way. Raises EpochMovedError.
+    Waits for the append in progress. Raises EpochMovedError.
     """
     with connect(conninfo, "keyledger new-epoch") as connection:
         try:

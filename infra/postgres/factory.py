@@ -1,4 +1,4 @@
-"""The eventsourcing library's factory: a stock `Application` reads the log, and saves where nobody owns it.
+"""The eventsourcing library's factory: a stock `Application` reads the log, and saves if it has no owner.
 
 Application(env={"PERSISTENCE_MODULE": "infra.postgres.factory", "KEYLEDGER_DATABASE_URL": ...})
 """
@@ -33,7 +33,7 @@ class LedgerFactory(reading.ReadingFactory):
         return AppendingDatastore(conninfo)
 
     def mapper(self, *_: Any, **__: Any) -> Mapper[Any]:
-        """Over the Structs that the topic names, by default the ledger's events."""
+        """A mapper of the Structs that the topic names, by default the ledger's events."""
         types = resolve_topic(self.env.get(self.EVENT_TYPES_TOPIC) or "keyledger_language.events:LedgerEvent")
         mapper: EventMapper[msgspec.Struct] = EventMapper(
             get_args(types), data_keys=self._data_keys, find_data_keys=self._stored_data_keys
@@ -45,5 +45,5 @@ class LedgerFactory(reading.ReadingFactory):
             return select_data_keys(connection, [subject])
 
     def application_recorder(self) -> LedgerRecorder:
-        """The log's partition 0."""
+        """A recorder of the log's partition 0."""
         return LedgerRecorder(self.datastore, data_keys=self._data_keys)

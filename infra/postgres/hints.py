@@ -1,4 +1,4 @@
-"""Hints: other processes hear of a commit at once, and poll in case they did not."""
+"""Hints: other processes are notified of a commit at once, and poll in case the hint is lost."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _RECONNECT_SECONDS: Final = 0.2
 
 
 class HintSender:
-    """Tells of the newest position from a side connection, at most one message under way.
+    """Sends the newest position on a side connection, with at most one message in flight.
 
     Not in the append's transaction: NOTIFY takes a lock of the whole database until its commit,
-    which made four partitions as slow as one. A hint that is lost costs a listener one poll.
+    which made four partitions as slow as one. A lost hint costs a listener one poll.
 
-    On the event loop, and with libpq's own calls: a thread that runs a statement as psycopg does
+    On the event loop, and with libpq's own calls: a thread that runs a statement through psycopg
     waits for the interpreter as long as a group of charges takes to be committed.
     """
 
@@ -42,7 +42,7 @@ class HintSender:
         self._closed = False
 
     def send(self, position: int) -> None:
-        """Tell of a position, soon; never waits. A lower one than before is of a log that lost events."""
+        """Send a position, soon; never waits. A lower one than before means that the log lost events."""
         self._position = position
         if self._connection is not None:
             self._send_newest(self._connection.pgconn)
@@ -66,7 +66,7 @@ class HintSender:
             self._connecting = None
         if self._connection is not None:
             pgconn = self._connection.pgconn
-            self._socket = pgconn.socket  # of a connection that is lost it can't be asked
+            self._socket = pgconn.socket  # no longer available once the connection is lost
             asyncio.get_running_loop().add_reader(self._socket, self._take, pgconn)
             self._send_newest(pgconn)
 
@@ -94,7 +94,7 @@ class HintSender:
             self._under_way, self._sent = True, self._position
 
     def _take(self, pgconn: PGconn) -> None:
-        """Read the answer, which says nothing but that the next may be sent."""
+        """Read the answer, which only means that the next hint may be sent."""
         try:
             pgconn.consume_input()
             while self._under_way and not pgconn.is_busy():
@@ -141,7 +141,7 @@ class Hints(LocalHints):
                 await self._task
 
     async def listening(self) -> None:
-        """Wait until it listens: from then on no commit goes unheard for longer than a poll."""
+        """Wait until it listens: from then on no commit stays unnoticed for longer than a poll."""
         await self._listening.wait()
 
     async def _listen(self) -> None:
@@ -153,7 +153,7 @@ class Hints(LocalHints):
     async def _listen_on_a_connection(self) -> None:
         conninfo = ledger_conninfo(self._conninfo, f"keyledger p{self._partition} listener")
         async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
-            # What was heard before may have been lost by a fail-over.
+            # A fail-over may have lost events of which it was notified before.
             head = await self._poll(connection)
             self.head = min(self.head, head)
             await listen(connection, channel(self._partition), self.hear)

@@ -1,7 +1,7 @@
 """One group, one statement, one transaction, one round trip: the call of the append function.
 
-Sent and completed in two steps, with libpq's own calls: whoever sends need not wait, and a statement
-that is prepared once takes parameters that are packed already.
+Sent and completed in two steps, with libpq's own calls: the sender need not wait, and a statement
+that is prepared once takes parameters that are already packed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from keyledger_language.history import HistoryPoint
 from keyledger_language.instants import Instant
 
 MOST_EVENTS: Final = 10_000
-"""A bus stays far below; this bounds what one statement may hold in the server's memory."""
+"""A command queue stays far below this bound on what one statement may hold in the server's memory."""
 
 _REFUSALS: Final[dict[str, type[Exception]]] = {
     "KL001": HeadMovedError,
@@ -57,7 +57,7 @@ _PARAMETERS: Final = 15
 _ALL_BINARY: Final = (Format.BINARY,) * _PARAMETERS
 
 PackedGroup = tuple[bytes, ...]
-"""A group as the append function takes it, ready for the wire."""
+"""A group as the append function takes it, in the format of the wire."""
 
 
 def pack_group(
@@ -69,7 +69,7 @@ def pack_group(
     data_keys: Sequence[NewDataKey] = (),
     decided_at: Instant,
 ) -> PackedGroup:
-    """The append function's parameters. Raises ValueError when there are more than 10,000 events."""
+    """The append function's parameters. Raises ValueError if there are more than 10,000 events."""
     if len(events) > MOST_EVENTS:
         raise ValueError(f"a group has at most {MOST_EVENTS} events, not {len(events)}")
     streams, versions, types, datas = zip(*events, strict=True) if events else ((),) * 4
@@ -116,9 +116,9 @@ class PendingInsert:
 
 
 def prepare_append(connection: Connection[Any], partition: int) -> None:
-    """Teach the session the statement that `send_group` names.
+    """Prepare the statement that `send_group` names, on this session.
 
-    Raises NotOwnerError when the session is gone, and a lock with it, else LogUnavailableError.
+    Raises NotOwnerError if the session has ended, and a lock with it, otherwise LogUnavailableError.
     """
     parameters = b", ".join([b"$%d" % number for number in range(1, _PARAMETERS + 1)])
     statement = b"SELECT ledger.append_p%d(%s)" % (partition, parameters)
@@ -135,7 +135,7 @@ def prepare_append(connection: Connection[Any], partition: int) -> None:
 
 
 def send_group(connection: Connection[Any], group: PackedGroup) -> PendingInsert:
-    """Send the group on a session that `prepare_append` has seen, and nothing else on it until completed."""
+    """Send the group on a session that `prepare_append` prepared; send nothing else on it until completed."""
     try:
         with connection.lock:
             connection.pgconn.send_query_prepared(_STATEMENT, group, _ALL_BINARY, Format.BINARY)
@@ -152,11 +152,11 @@ def _unless_all_none(values: Sequence[Any]) -> Sequence[Any]:
 
 def _translated(error: psycopg.Error, connection: Connection[Any]) -> Exception:
     if connection.broken or connection.closed:
-        # The server may have committed before it, or the network, went away.
+        # The server may have committed before it, or the network, failed.
         return OutcomeUnknownError("the connection was lost while the group was being committed")
     if refusal := _REFUSALS.get(error.sqlstate or ""):
         return refusal(error.diag.message_primary)
     if error.sqlstate == _STREAM_VERSION_TAKEN:
         return ValueError("a stream has this version already")
-    # The server lives and says that it rolled back: a full disk, a cancelled statement.
+    # The server is alive and reports that it rolled back: a full disk, a cancelled statement.
     return LogUnavailableError(f"PostgreSQL refused the group: {error.diag.message_primary}")

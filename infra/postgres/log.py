@@ -1,4 +1,4 @@
-"""The log in PostgreSQL: one writer session per partition holds its lock, others read."""
+"""The log in PostgreSQL: one writer session per partition holds its lock, other sessions read."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ T = TypeVar("T")
 _Connection = Connection[tuple[Any, ...]]
 
 _HEARD_SECONDS: Final = 1.0
-"""The writer's session says something at least as often, or whoever stands by would end it as silent."""
+"""The writer's session is used at least this often: else a process on standby would end it as silent."""
 _LAST_APPEND_SECONDS: Final = 5.0
-"""So long a process that stops waits for an append under way."""
-# Asked with each reading, for a reload of the server's settings may change it.
+"""How long a process that stops waits for an append in progress."""
+# Queried with each read, because a reload of the server's settings may change it.
 _NAMES_STANDBY: Final = "SELECT current_setting('synchronous_standby_names') <> ''"
 _HOLDS_LOCK: Final = """
     SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
@@ -74,7 +74,7 @@ _ANNOUNCE: Final = """
 class PostgresLog:
     """One partition of the log.
 
-    `hints`: tell listeners in other processes of each commit, from a side connection.
+    `hints`: notify listeners in other processes of each commit, on a side connection.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class PostgresLog:
         self._session: WriterSession | None = None
         """Of the writer while it holds the lock, as far as is known."""
         self._noticed: str | None = None
-        """What PostgreSQL remarked in the writer's session since the last append."""
+        """The notice that PostgreSQL sent in the writer's session since the last append."""
         self._appending = False
         self._heard_at = 0.0
         self._speaking = False
@@ -102,11 +102,11 @@ class PostgresLog:
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ledger p{partition} writer")
         self._readers = Sessions(conninfo, f"keyledger p{partition} reader", most=readers)
         self._confirming = Confirmations(conninfo, partition)
-        # As who logs in, not as the service's role: only the same user may look, and end.
+        # In the login role, not the service's: only the same user may see sessions, and end them.
         self._watching = Sessions(conninfo, f"keyledger p{partition} watch", most=1, role="")
         self._hints = HintSender(conninfo, partition) if hints else None
         self._recorder = LedgerRecorder(SessionDatastore(self._readers.session), partition=partition)
-        # What is appended goes through the session that holds the lock, and no other.
+        # Appends go through the session that holds the lock, and no other.
         self._appender = LedgerRecorder(SessionDatastore(self._writer_session), partition=partition)
         self._proven: tuple[int, int] | None = None
         """Position and mark of the last event that was read and that is known to be durable."""
@@ -118,16 +118,16 @@ class PostgresLog:
     # -- owning ---------------------------------------------------------------------------------
 
     async def acquire(self) -> bool:
-        """Become the owner, if nobody else is; connects anew when the connection was lost."""
+        """Become the owner, if no other process is; reconnects if the connection was lost."""
         if self._appending:
             raise LogUnavailableError("PostgreSQL has not answered an append yet")
         return await self._write(self._acquire)
 
     async def confirm(self) -> bool:
-        """Does the writer's session hold the lock, on a server whose standby, if one is named, still follows?
+        """Whether the writer's session holds the lock, on a server whose standby, if named, still follows.
 
-        Shown by a commit on a session of its own, so it waits while that standby is away, and an
-        append may be under way meanwhile. The answer is about the moment of the call.
+        Proved by a commit on a session of its own, so it waits while that standby is disconnected, and
+        an append may be in progress meanwhile. The answer is about the moment of the call.
         """
         session = self._session
         if session is None:
@@ -136,7 +136,7 @@ class PostgresLog:
 
     async def _until_confirmed(self, asked: Future[bool]) -> bool:
         confirming = asyncio.wrap_future(asked)
-        # Should nobody wait for it any more.
+        # Retrieves the exception in case the result is no longer awaited.
         confirming.add_done_callback(lambda done: done.cancelled() or done.exception())
         while not confirming.done():
             self._speak()
@@ -144,7 +144,7 @@ class PostgresLog:
         return confirming.result()
 
     async def waits_for_standby(self) -> bool:
-        """Does a commit wait for a synchronous standby for a while already?"""
+        """Whether a commit has been waiting for a synchronous standby for a while."""
         return await self._watching.run(waits_for_standby)
 
     async def release(self) -> None:
@@ -156,11 +156,11 @@ class PostgresLog:
         await dropping
 
     async def announce(self, address: str, incarnation: str) -> None:
-        """Say where the owner answers; only the owner can."""
+        """Store the address at which the owner answers; only the owner can."""
         await self._write(lambda: self._announce(address, incarnation))
 
     async def owner(self) -> Owner | None:
-        """Who announced itself last; it may be gone since."""
+        """The process that announced itself last; it may have ended since."""
         select = b"SELECT address, incarnation, pid FROM ledger.owners WHERE partition = %s"
         rows = await self._readers.run(lambda c: c.execute(select, (self.partition,)).fetchall())
         return Owner(*rows[0]) if rows else None
@@ -172,10 +172,10 @@ class PostgresLog:
         return LogIdentity(*rows[0])
 
     async def end_silent_owner(self, silent_seconds: float) -> None:
-        """End the lock's session if its process has said nothing for so long.
+        """End the session that holds the lock if its process has been silent for that long.
 
         An owner confirms its lock several times a second. One that is frozen (SIGSTOP, a machine
-        that sleeps) still has a living connection, and would hold the partition for ever.
+        that sleeps) still has an open connection, and would hold the partition for ever.
         """
         await self._watching.run(lambda connection: self._end_silent_owner(connection, silent_seconds))
 
@@ -192,7 +192,7 @@ class PostgresLog:
     # -- writing --------------------------------------------------------------------------------
 
     def append(self, group: Group) -> Awaitable[int]:
-        """Write the group; the new head, once durable. It is on its way before anybody waits for it."""
+        """Write the group; returns the new head, once durable. It is sent even before it is awaited."""
         # Packed here: the writer's thread would have to wait for the interpreter to do it.
         packed = pack_group(
             group.events,
@@ -211,17 +211,17 @@ class PostgresLog:
             self._hints.send(appended.result())
 
     async def committed(self, group: Group) -> bool | None:
-        """Was the group written, durably? False: it never will be. None: it may be under way still.
+        """Whether the group was written, durably; False if it never will be, None if it may be in progress.
 
-        Answered after a commit of one's own, so it waits while a synchronous standby is away.
+        Answered after a confirming commit, so it waits while a synchronous standby is disconnected.
         """
         asking = self._confirming.committed(group.group_id, group.behind.position, self._session)
         return await asyncio.wrap_future(asking)
 
     async def prune(self, *, groups_before: Instant, claims_before: Instant, most: int = 10_000) -> int:
-        """Forget old groups and claims that expired before; how many, up to `most` of each.
+        """Delete groups and expired claims from before these times; returns how many, up to `most` of each.
 
-        Not near the present: the outcome of a group that was lost is looked up in its row.
+        Not near the present: the outcome of a group whose answer was lost is looked up in its row.
         """
         select = f"SELECT ledger.prune_p{self.partition}(%s, %s, %s)".encode()
         before = to_datetime(groups_before), to_datetime(claims_before)
@@ -246,13 +246,13 @@ class PostgresLog:
         return {digest: TakenClaim(position, answer) for digest, position, answer in rows}
 
     async def read(self, after: int, limit: int) -> list[RecordedEvent]:
-        """Up to `limit` events behind position `after`, in order."""
+        """Up to `limit` events after the position `after`, in order."""
         return await self._readers.run(lambda _: self._behind(after, limit))
 
     async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
-        """As `read`, once a synchronous standby, where one is named, has what was read.
+        """Like `read`, but returns once a synchronous standby, if one is named, has what was read.
 
-        Shown by a commit of one's own that was sent afterwards, and only where something new was read.
+        Proved by a confirming commit that is sent afterwards, and only if something new was read.
         """
 
         def work(connection: _Connection) -> tuple[list[RecordedEvent], bool]:
@@ -273,7 +273,7 @@ class PostgresLog:
         if event == self._proven:
             return
         if not await self._until_confirmed(self._confirming.has(*event)):
-            # One of the two sessions is with a server that was deposed, or there was a fail-over meanwhile.
+            # One of the two sessions is connected to a deposed server, or there was a fail-over meanwhile.
             self._readers.renew()
             self._confirming.renew()
             raise LogUnavailableError(f"event {last.position}, which was read, is not on the primary")
@@ -307,7 +307,7 @@ class PostgresLog:
         except psycopg.Error as error:
             self._drop_writer()
             raise LogUnavailableError(f"PostgreSQL: {error}") from error
-        assert row is not None, "the lock is given or not"
+        assert row is not None, "the statement returns one row"
         self._owned = bool(row[0])
         self._session = WriterSession(row[1], token) if self._owned else None
         return self._owned
@@ -326,7 +326,7 @@ class PostgresLog:
         return connection
 
     def _note(self, remark: psycopg.errors.Diagnostic) -> None:
-        self._noticed = remark.message_primary or "a remark without words"
+        self._noticed = remark.message_primary or "a notice without a text"
 
     def _holds_lock(self) -> bool:
         if not self._owned or self._writer is None:
@@ -348,12 +348,12 @@ class PostgresLog:
         if writer is None:
             return
         with contextlib.suppress(psycopg.Error):
-            # Closing frees it as well, but only once the server has noticed.
+            # Closing releases it as well, but only once the server has noticed.
             writer.execute("SELECT pg_advisory_unlock_all()")
         writer.close()
 
     def _speak(self) -> None:
-        """Say something on the writer's session, if it was silent: a process that is frozen says nothing."""
+        """Use the writer's session if it was silent: this shows that the process is not frozen."""
         now = monotonic()
         if self._speaking or now - self._heard_at < _HEARD_SECONDS:
             return
@@ -369,7 +369,7 @@ class PostgresLog:
                 self._drop_writer()
 
     def _writer_session(self) -> _Connection:
-        assert self._writer is not None, "there is one while the partition is held"
+        assert self._writer is not None, "there is a writer while the partition is held"
         return self._writer
 
     def _append(self, group: Group, packed: PackedGroup) -> int:
@@ -392,10 +392,10 @@ class PostgresLog:
         return head
 
     def _make_sure(self, group: Group) -> None:
-        """PostgreSQL remarked something: it says no more than that when a wait for the standby is broken off.
+        """PostgreSQL sent a notice: that is all it does when a wait for the standby is cancelled.
 
-        The group is then in this server's log alone. Everything before a later commit of our own is
-        on the standby when that one is.
+        The group is then in this server's log only. When a later commit of our own is on the standby,
+        so is everything before it.
         """
         log.warning("append.remarked", remark=self._noticed)
         self._noticed = None
@@ -406,10 +406,10 @@ class PostgresLog:
         except LogUnavailableError as error:
             raise OutcomeUnknownError(str(error)) from error
         if not written:
-            raise OutcomeUnknownError("the group is not where it was written")
+            raise OutcomeUnknownError("the group is not in the log to which it was written")
 
     def _end_silent_owner(self, connection: _Connection, silent_seconds: float) -> None:
-        # Of another user's session its keepalives must do.
+        # For a session of another user, its keepalives must suffice.
         with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
             connection.execute(_END_SILENT_OWNER, (ADVISORY_CLASS, self.partition, silent_seconds))
 
@@ -423,5 +423,5 @@ class PostgresLog:
 
 
 def _recorded(found: list[LoggedEvent]) -> list[RecordedEvent]:
-    """The same list; to a type checker it is another one, since a list may be written to."""
+    """The same list; for a type checker it is of another type, because lists are mutable."""
     return cast(list[RecordedEvent], found)

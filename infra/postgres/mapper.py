@@ -1,6 +1,6 @@
-"""Events to bytes and back: what a reader's mapper does, and writing, and personal fields.
+"""Events to bytes and back: what a reader's mapper does, and also writing and personal fields.
 
-Those are encrypted wherever the ledger keeps them; how an event looks on disk is in the reader's mapper.
+Those are encrypted wherever the ledger keeps them; the reader's mapper describes how an event looks on disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ARRAY_OF_3: Final = bytes((ARRAY_MARK,))
 
 
 class StreamEvent(NamedTuple):
-    """What the library calls a domain event, on its way into the log: ours, with its place in its stream."""
+    """What the library calls a domain event, to be written: our event, with its place in its stream."""
 
     originator_id: str
     originator_version: int
@@ -33,7 +33,7 @@ class StreamEvent(NamedTuple):
 
 
 class Decoded(NamedTuple, Generic[E]):
-    """An event, and whether its personal fields are gone with their key."""
+    """An event, and whether its personal fields were erased with their key."""
 
     event: E
     erased: bool
@@ -42,8 +42,8 @@ class Decoded(NamedTuple, Generic[E]):
 class EventMapper(ReadingMapper[E]):
     """Encodes and decodes the events of a registry of Structs, by their tags: the library's mapper.
 
-    The library's own calls `vars()` on events, which a Struct has not. `find_data_keys`: where a key is
-    looked up that `to_domain_event` needs and nobody has learned.
+    The library's own calls `vars()` on events, which does not work on a Struct. `find_data_keys` looks up
+    a key that `to_domain_event` needs and that is not known yet.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class EventMapper(ReadingMapper[E]):
     # -- writing --------------------------------------------------------------------------------
 
     def new_event(self, stream: str, version: int, event: E) -> NewEvent:
-        """The event, on its way into the log."""
+        """The event in the form in which it is written to the log."""
         tag = self._tags[type(event)]
         return NewEvent(stream, version, tag, self.encode(event, stream))
 
     def to_stored_event(self, domain_event: Any) -> StoredEvent:  # type: ignore[override]  # a reader's writes nothing
-        """The same in the library's words, of a `StreamEvent`."""
+        """The same in the library's terms, for a `StreamEvent`."""
         new = self.new_event(*domain_event)
         return StoredEvent(new.stream, new.version, new.type, new.data)
 
@@ -92,7 +92,7 @@ class EventMapper(ReadingMapper[E]):
         return b"".join((_ARRAY_OF_3, self._encode(event), self._encode(ciphertext), self._encode(schema)))
 
     def take_new_data_keys(self) -> tuple[NewDataKey, ...]:
-        """Keys made by `encode` since the last call, for the same group; see `forget_data_keys`."""
+        """Keys created by `encode` since the last call, for the same group; see `forget_data_keys`."""
         return self.data_keys.take_new()
 
     def forget_data_keys(self, keys: Iterable[NewDataKey]) -> None:
@@ -102,7 +102,7 @@ class EventMapper(ReadingMapper[E]):
     # -- reading --------------------------------------------------------------------------------
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:  # the library wants its own protocol
-        """The event, as `decode` has it: for a stock `Application`, a `Projection` or a runner."""
+        """The event, as `decode` returns it: for a stock `Application`, a `Projection` or a runner."""
         recorded = RecordedEvent(
             0,
             str(stored_event.originator_id),
@@ -119,7 +119,7 @@ class EventMapper(ReadingMapper[E]):
         return self.decode_fully(recorded).event
 
     def decode_fully(self, recorded: RecordedEvent) -> Decoded[E]:
-        """The event, and whether its personal fields were erased (or their key is not learned)."""
+        """The event, and whether its personal fields were erased (or their key is not known)."""
         wrapped = self._wrapped(recorded.data)
         event = self._current(recorded.type, wrapped)
         if wrapped.private is None:
@@ -132,7 +132,7 @@ class EventMapper(ReadingMapper[E]):
         return Decoded(msgspec.structs.replace(event, private=private), erased=False)
 
     def subject_of(self, recorded: RecordedEvent) -> str | None:
-        """Whose data key this event's personal fields need; None when it has none."""
+        """The subject whose data key this event's personal fields need; None if it has none."""
         if recorded.data[0] != ARRAY_MARK:
             return None
         wrapped = self._wrapped(recorded.data)
@@ -140,7 +140,7 @@ class EventMapper(ReadingMapper[E]):
 
 
 def is_wrapped(data: bytes) -> bool:
-    """Has the event personal fields, or a later shape than its first?"""
+    """Whether the event has personal fields, or a later schema version than its first."""
     return data[0] == ARRAY_MARK
 
 
@@ -154,10 +154,10 @@ def _private_decoder(event_type: type[msgspec.Struct]) -> msgspec.msgpack.Decode
 
 
 def _read_private(decoder: msgspec.msgpack.Decoder[Any], plaintext: bytes) -> Any:
-    """Personal fields, down to where anybody can go on with them.
+    """Personal fields, cut to a depth that all code can process.
 
-    Early logs hold metadata that is nested as deep as the interpreter went, from the shallow stack on
-    which requests are read. Whoever reads the event stands deeper, and has to encode it again.
+    Early logs contain metadata that is nested as deep as the interpreter allowed on the shallow stack on
+    which requests are read. Code that reads the event has a deeper stack, and has to encode it again.
     """
     try:
         private = decoder.decode(plaintext)

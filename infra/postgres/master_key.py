@@ -1,4 +1,4 @@
-"""Does this process have the master key that the data keys need? Asked before anything starts."""
+"""Whether this process has the master key that the data keys need: checked before anything starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ONE_THAT_IS_WRAPPED: Final = (
 
 
 def check_master_key(conninfo: str, master_key: bytes | None) -> None:
-    """Raise MasterKeyError where data keys are wrapped, and not with this master key."""
+    """Raise MasterKeyError if data keys are wrapped, and not with this master key."""
     with psycopg.connect(ledger_conninfo(conninfo, "keyledger start"), autocommit=True) as connection:
         found = connection.execute(_ONE_THAT_IS_WRAPPED, (WRAPPED_BYTES,)).fetchall()
     DataKeys(master_key).learn({subject: bytes(material) for subject, material in found})

@@ -33,7 +33,7 @@ _NEEDS_GRANTS: Final = """
 
 
 class MigrationMismatchError(Exception):
-    """The database's history of migrations is not this program's."""
+    """The database's history of migrations does not match this program's."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"migration mismatch: {what}")
@@ -48,7 +48,7 @@ class Migration(NamedTuple):
 
     @property
     def checksum(self) -> str:
-        """What proves that a step was applied as it is shipped."""
+        """Proves that a step was applied as it is shipped."""
         return sha256(self.sql.encode()).hexdigest()
 
 
@@ -66,7 +66,7 @@ def migrate(conninfo: str, steps: Sequence[Migration] | None = None) -> list[str
     """Apply what is missing and return its names; several processes may do so at once."""
     steps = shipped_migrations() if steps is None else steps
     with psycopg.connect(ledger_conninfo(conninfo, "keyledger migrate"), autocommit=True) as connection:
-        # Freed with the connection: a migration that is killed blocks nobody.
+        # Released with the connection: a migration that is killed blocks no other process.
         connection.execute("SELECT pg_advisory_lock(%s, %s)", (ADVISORY_CLASS, _MIGRATION_LOCK))
         if not _has_history(connection):
             connection.execute(_CREATE_HISTORY)
@@ -88,7 +88,7 @@ def check_migrated(conninfo: str, steps: Sequence[Migration] | None = None) -> N
 
 
 def wait_for_migration(connection: Connection[Any]) -> None:
-    """Until none is under way: the role and its rights are made at its end, after the tables."""
+    """Wait until none is in progress: the role and its rights are created at its end, after the tables."""
     lock = (ADVISORY_CLASS, _MIGRATION_LOCK)
     connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", lock)
     connection.execute("SELECT pg_advisory_unlock_shared(%s, %s)", lock)

@@ -1,7 +1,7 @@
-"""Notifications of PostgreSQL (NOTIFY), each of which tells a position of the log.
+"""Notifications of PostgreSQL (NOTIFY), each of which carries a position of the log.
 
 psycopg's own `notifies()` makes a future, a timer and a registration with the event loop for each,
-which took a tenth of the ledger's time while it was charged. Here they are taken from the socket.
+which took a tenth of the ledger's time while it processed charges. Here they are read from the socket.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from keyledger_reading.notices import Hear, arrived, tell
 
 
 async def listen(connection: AsyncConnection[Any], channel: str, hear: Hear) -> None:
-    """Listen on this channel, and tell `hear` of each position that comes with the answer to a statement."""
+    """Listen on this channel, and call `hear` with each position that arrives with a statement's answer."""
     connection.add_notify_handler(lambda notice: tell(notice.payload, hear))
     await connection.execute(f'LISTEN "{channel}"'.encode())
 
 
 async def hear_for(connection: AsyncConnection[Any], hear: Hear, seconds: float) -> None:
-    """Tell `hear` of each position that comes within so many seconds.
+    """Call `hear` with each position that arrives within so many seconds.
 
-    Nothing else may be asked of the connection meanwhile. Raises psycopg.OperationalError when the
+    The connection must not be used for anything else meanwhile. Raises psycopg.OperationalError when the
     connection breaks.
     """
     loop = asyncio.get_running_loop()
@@ -43,7 +43,7 @@ async def hear_for(connection: AsyncConnection[Any], hear: Hear, seconds: float)
     socket = pgconn.socket
     loop.add_reader(socket, take)
     try:
-        take()  # what came with the last answer, behind it
+        take()  # what arrived with the last answer, after it
         await asyncio.wait({broken}, timeout=seconds)
     finally:
         loop.remove_reader(socket)

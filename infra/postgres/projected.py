@@ -1,4 +1,4 @@
-"""How far the projections are: told to those who wait to read what they wrote."""
+"""How far the projections are, for requests that wait to read what they wrote."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RECONNECT_SECONDS: Final = 0.1
 
 
 class Projected:
-    """Hears of the projector's checkpoint. Wakes within milliseconds, and after a poll at worst.
+    """Follows the projector's checkpoint. Wakes within milliseconds, and after a poll at worst.
 
     Use as `async with Projected(conninfo) as projected: await projected.wait_for(position, 2.0)`.
     """
@@ -32,7 +32,7 @@ class Projected:
         self._listening: asyncio.Task[None] | None = None
         self._exists = False
         self.position = 0
-        """The checkpoint as it was heard of last."""
+        """The checkpoint as it was received last."""
 
     async def __aenter__(self) -> Self:
         self._listening = asyncio.create_task(self._listen(), name="projected")
@@ -42,18 +42,18 @@ class Projected:
         await self.close()
 
     async def close(self) -> None:
-        """Stop listening; who waits is told that the time is over."""
+        """Stop listening; callers that still wait do so until their timeout."""
         if self._listening is not None:
             self._listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._listening
 
     async def wait_for(self, position: int, timeout: float = 2.0) -> bool:
-        """Do the projections show this position, at the latest when the time is over?"""
+        """Whether the projections show this position; waits for it until the timeout."""
         return await self._watch.wait_for(position, timeout)
 
     def _hear(self, position: int) -> None:
-        # It goes back, too: a crash of the server takes the last commits of the projector with it.
+        # It may go back, too: a crash of the server loses the projector's last commits.
         self.position = position
         self._watch.moved()
 
@@ -72,12 +72,12 @@ class Projected:
                 await hear_for(connection, self._hear, _POLL_SECONDS)
 
     async def _poll(self, connection: AsyncConnection[Any]) -> int:
-        # Asked first: a missing table would be an error in PostgreSQL's log at every poll.
+        # Checked first: a missing table would be an error in PostgreSQL's log at every poll.
         if not self._exists:
             exists = f"SELECT to_regclass('{LIVE}.{TRACKING_TABLE}') IS NOT NULL"
             self._exists = bool(await self._value(connection, exists))
         if not self._exists:
-            return 0  # the projector has not made it yet
+            return 0  # the projector has not created it yet
         try:
             position = await self._value(connection, f"SELECT {sql_tracked(LIVE, self._partition)}")
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):

@@ -22,7 +22,7 @@ from keyledger_language.history import RecordedEvent
 from keyledger_reading.datastore import SessionDatastore
 
 MOST_BYTES: Final = 16_000_000
-"""About what a read takes at most: some events are a hundred times as large as a charge."""
+"""About the most that one read may load: some events are a hundred times as large as a charge."""
 
 _NOT_READ: Final[frozenset[type[Event]]] = frozenset(
     (
@@ -33,7 +33,7 @@ _NOT_READ: Final[frozenset[type[Event]]] = frozenset(
         e.ReservationExpired,
     )
 )
-"""Events whose personal fields no projection looks at: they are not even decrypted."""
+"""Events whose personal fields no projection uses: they are not even decrypted."""
 _TAGS_NOT_READ: Final = frozenset(str(one.__struct_config__.tag) for one in _NOT_READ)
 
 
@@ -42,24 +42,24 @@ class HoleError(Exception):
 
 
 class Batch(NamedTuple):
-    """Events behind a position, without a hole."""
+    """Events after a position, without a hole."""
 
     runs: list[Run]
     size: int
     asked: int
     last: int
-    """The position of the last event; where there is none, the one that was asked behind."""
+    """The position of the last event; if there is none, the position after which was read."""
     mark: int = 0
     """Of that event's history."""
 
     @property
     def is_full(self) -> bool:
-        """Are there as many events as were asked for, so that there may be more?"""
+        """Whether there are as many events as were asked for, so that there may be more."""
         return self.size == self.asked > 0
 
 
 class RunReader:
-    """Reads and decodes the events behind a position, learning data keys as they appear."""
+    """Reads and decodes the events after a position, and loads data keys as they appear."""
 
     def __init__(self, connection: Connection[Any], partition: int, mapper: EventMapper[Event]) -> None:
         self._connection = connection
@@ -71,15 +71,15 @@ class RunReader:
         self._bytes_each = 1
 
     def read(self, after: int, limit: int, *, mark: int | None = None) -> Batch:
-        """Up to `limit` events behind position `after`; fewer where they are large.
+        """Up to `limit` events after the position `after`; fewer if they are large.
 
-        Raises OtherHistoryError where `after` has another mark than the one given, or is not there.
+        Raises OtherHistoryError if `after` has another mark than the one given, or does not exist.
         """
         asked = min(limit, max(1, MOST_BYTES // self._bytes_each))
         found = self._recorder.select_data(after, asked)
         if mark is not None and after > 0 and found.mark_before != mark:
             raise OtherHistoryError(
-                f"Event {after}, up to which the projections were made, is not in the log"
+                f"Event {after}, up to which the projections were built, is not in the log"
             )
         data = found.data
         if not data:
@@ -94,7 +94,7 @@ class RunReader:
         try:
             events = self._mapper.decode_public(data)
         except msgspec.ValidationError:
-            # Of another time than this program: the mapper knows the older ones, and says what is unknown.
+            # Of another version of the program: the mapper knows the older ones, and reports what is unknown.
             return self._whole(range(first, first + len(data)))
         private = [
             first + index
@@ -128,14 +128,14 @@ class RunReader:
         return (self._public if row.type in _TAGS_NOT_READ else self._mapper).decode(row)
 
     def _learn(self, subjects: set[str]) -> None:
-        """Data keys that were not known yet; one that does not exist (any more) is asked for once."""
+        """Load data keys that were not known yet; one that does not exist (any more) is queried only once."""
         found = select_data_keys(self._connection, subjects)
         self._mapper.data_keys.learn(found)
         self._erased |= subjects - {subject for subject, material in found.items() if material}
 
 
 def _runs(position: int, events: Sequence[Event]) -> list[Run]:
-    """Events by type, where they follow each other."""
+    """The events as runs of one type each."""
     runs = []
     for _, alike in groupby(events, type):
         run = Run(position, list(alike))

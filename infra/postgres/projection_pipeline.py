@@ -1,4 +1,4 @@
-"""Catching up with the log: one batch is read, the one before summed, those before that written."""
+"""Catching up with the log: one batch is read while the previous is summed and earlier ones are written."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from infra.postgres.projecting_log import Batch, RunReader
 from infra.postgres.projection_schema import ProjectionTables
 
 BATCH: Final = 2_000
-"""The first read. While it is behind, reads double."""
+"""Events of the first read. While the projector is behind, reads double in size."""
 MOST: Final = 16_000
-"""Events of one read, and about as many in memory."""
+"""Most events of one read; about as many are in memory."""
 LEAST_FOLD, FOLD = 2, 8
-"""Far behind, so many reads are summed before they are written, the more the longer the writer is busy: a
+"""Far behind, this many reads are summed before they are written, the more the longer the writer is busy: a
 row is written once for all of them."""
 MOST_HELD: Final = 65_536
-"""Rows and events that are remembered before they are written whatever is behind them."""
+"""Rows and events that are remembered before they are written, however far behind the projector is."""
 
 
 class Progress(NamedTuple):
-    """What one writing did."""
+    """What one write did."""
 
     position: int
     events: int
@@ -47,9 +47,9 @@ class Pipeline:
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.position = position
-        """All up to here is written."""
+        """Everything up to here is written."""
         self._mark = mark
-        """Of the history up to there: each reading compares it."""
+        """Of the history up to there: each read compares it."""
         self.tables = tables
         self._reader = reader
         self._batch = batch
@@ -59,7 +59,7 @@ class Pipeline:
         self._taken = position
         self._taken_mark = mark
         self._gathered = 0
-        """Events up to `_taken` that are summed and not handed to the writer."""
+        """Events up to `_taken` that are summed and not handed to the writer yet."""
         self._writing: Future[None] | None = None
         self._closing = ExitStack()
         self._ahead = self._thread("reader")
@@ -76,7 +76,7 @@ class Pipeline:
         return self._closing.enter_context(thread)
 
     def catch_up(self, until: int | None = None) -> int:
-        """Apply what is in the log (up to `until`); how many events it was. All of it is written then."""
+        """Apply what is in the log (up to `until`), and return how many events. All of it is then written."""
         before, limit = self._taken, self._batch
         if until is not None and until <= before:
             # A rebuild beside a live projector may be ahead of it.
@@ -104,7 +104,7 @@ class Pipeline:
         self._gathered += batch.size
 
     def _is_due(self, *, near: bool) -> bool:
-        """Is it time to write? Near the end of the log whenever the writer is free."""
+        """Whether it is time to write: near the end of the log, whenever the writer is free."""
         if self._gathered >= FOLD * self._most or self.tables.held() >= MOST_HELD:
             return True
         idle = self._writing is None or self._writing.done()

@@ -1,4 +1,4 @@
-"""How the API asks the projections, and reads single events back from the log."""
+"""How the API queries the projections, and reads single events back from the log."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from keyledger_reading.notifications import LoggedEvent
 
 
 class PostgresQueries:
-    """Asks the live projections on a few sessions."""
+    """Queries the live projections on a few sessions."""
 
     def __init__(self, sessions: Sessions, schema: str = LIVE) -> None:
         self._sessions = sessions
         self._schema = schema
 
     async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """What a SELECT finds; planned for these very values, since filters differ much."""
+        """What a SELECT finds; planned for the given values, since filters vary widely."""
         text = statement.replace("{schema}", self._schema).encode()
         return await self._sessions.run(
             lambda connection: connection.execute(text, parameters, prepare=False).fetchall()
@@ -61,7 +61,7 @@ class PostgresEventReader:
         """The events of these types from position `first` to `last`; of one organization, if it is named."""
         if not types or last < first:
             return []
-        # An id is in an event's bytes as it is. Few others hold it, and these need not be decoded.
+        # An id is in an event's bytes unchanged. Few other events contain it; the rest need not be decoded.
         containing = None if organization_id is None else organization_id.encode()
         found = await self._placed(
             lambda: self._recorder.select_notifications(
@@ -75,7 +75,7 @@ class PostgresEventReader:
     async def stream(
         self, stream: str, types: Sequence[str] | None, *, after: int, limit: int, newest_first: bool
     ) -> list[FoundEvent]:
-        """Events of one stream behind the version `after`."""
+        """Events of one stream after the version `after`."""
         if types is not None and not types:
             return []
         bounds = {"lte": after - 1} if newest_first else {"gt": after}
@@ -104,7 +104,7 @@ class PostgresEventReader:
         return await self._sessions.run(work)
 
     def _learn(self, connection: Connection[Any], found: Sequence[RecordedEvent]) -> None:
-        """Get the data keys that this process does not know yet; those that are gone stay unknown."""
+        """Load the data keys that this process does not know yet; those that were deleted stay unknown."""
         subjects = {subject for one in found if (subject := self._mapper.subject_of(one)) is not None}
         keys = self._mapper.data_keys
         if unknown := [subject for subject in subjects if not keys.knows(subject)]:

@@ -1,4 +1,4 @@
-"""The schema that holds the projections: made, recognised, exchanged."""
+"""The schema that holds the projections: how it is created, recognised and replaced."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ConnectionOf = Connection[tuple[Any, ...]]
 
 
 class ProjectionSession:
-    """One transaction on one schema, for a projection to save itself with."""
+    """One transaction on one schema, in which a projection saves its rows."""
 
     def __init__(self, connection: _ConnectionOf, schema: str) -> None:
         self._connection = connection
@@ -71,7 +71,7 @@ class ProjectionSession:
 
 
 class ProjectionTables:
-    """All projections in one schema, with their common checkpoint; its moves are told on a NOTIFY channel."""
+    """All projections in one schema, and their common checkpoint, announced on a NOTIFY channel."""
 
     def __init__(
         self,
@@ -92,24 +92,24 @@ class ProjectionTables:
         )
 
     def exist(self) -> bool:
-        """Has the schema been filled with tables?"""
+        """Whether the schema has tables."""
         tables = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = %s)"
         row = self.connection.execute(tables, (self.schema,)).fetchone()
         return bool(row and row[0])
 
     def are_current(self) -> bool:
-        """Are they the tables of this program's projections?"""
+        """Whether they are the tables of this program's projections."""
         definitions = f"{self.schema}.definitions"
         row = self.connection.execute("SELECT to_regclass(%s) IS NULL", (definitions,)).fetchone()
         if row and row[0]:
-            return False  # of a program before this one
+            return False  # of an earlier version of the program
         found: dict[str, str] = dict(
             self.connection.execute(f"SELECT name, fingerprint FROM {definitions}".encode()).fetchall()
         )
         return found == {projection.name: fingerprint(projection) for projection in self.projections}
 
     def create(self) -> None:
-        """Make the tables, empty, at position 0."""
+        """Create the tables, empty, at position 0."""
         connection = self.connection
         with connection.transaction():
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {self.schema}".encode())
@@ -123,7 +123,7 @@ class ProjectionTables:
                 )
 
     def drop(self) -> None:
-        """Away with all of it."""
+        """Drop the schema and everything in it."""
         self.connection.execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE".encode())
 
     def checkpoint(self) -> HistoryPoint:
@@ -131,11 +131,11 @@ class ProjectionTables:
         return self._tracking.point()
 
     def enter(self, epoch: int) -> None:
-        """What they show is in the log of this epoch, too."""
+        """Record that what they show is in the log of this epoch, too."""
         self._tracking.enter(epoch)
 
     def remember(self, runs: Iterable[Run]) -> None:
-        """Hand events to the projections that want them."""
+        """Pass events to the projections that handle them."""
         nobody: list[Handler] = []
         for run in runs:
             for handle in self._handlers.get(type(run.events[0]), nobody):
@@ -146,11 +146,11 @@ class ProjectionTables:
         return sum(projection.held() for projection in self.projections)
 
     def take(self) -> list[Writing]:
-        """What the projections make of all that they remember."""
+        """What the projections write for all that they remember."""
         return [projection.take() for projection in self.projections]
 
     def write(self, writings: Sequence[Writing], before: tuple[int, int], after: tuple[int, int]) -> None:
-        """Within a transaction: move the checkpoint from `before` to `after`, and the rows along.
+        """Within a transaction: move the checkpoint from `before` to `after`, and write the rows.
 
         Both are a position and its mark. Raises MovedCheckpointError.
         """
@@ -159,7 +159,7 @@ class ProjectionTables:
             write(self._session)
 
     def forget(self) -> None:
-        """The transaction was lost."""
+        """Have the projections forget what they remember: the transaction was lost."""
         for projection in self.projections:
             projection.forget()
 
@@ -172,14 +172,14 @@ def projected_channel(partition: int) -> str:
 def connect_for_projections(conninfo: str, application_name: str) -> _ConnectionOf:
     """A session that writes projections."""
     connection = connect(conninfo, application_name)
-    # What a crash of the server takes back is derived again, together with its checkpoint.
+    # What a crash of the server loses is derived again, together with its checkpoint.
     connection.execute("SET synchronous_commit = off")
     register_packed_arrays(connection)
     return connection
 
 
 def _handlers_by_type(projections: Sequence[Projection]) -> dict[type[Event], list[Handler]]:
-    """Whom to call for an event of a type."""
+    """The handlers to call for events of a type."""
     combined: dict[type[Event], list[Handler]] = {}
     for projection in projections:
         for event_type, handler in projection.handlers().items():
@@ -216,7 +216,7 @@ class _NullableBigintArray(BigintArray):
 
 
 def _relabelled(packed: bytes, element_oid: int) -> bytes:
-    """The same array, said to be of another type: the element's oid stands at byte 8."""
+    """The same array, labelled as one of another type: the element's oid is at byte 8."""
     return packed[:8] + element_oid.to_bytes(4) + packed[12:]
 
 

@@ -97,18 +97,18 @@ class Projector:
                     "projector.interrupted: %s %s",
                     type(error).__name__,
                     getattr(error, "sqlstate", None),
-                    # A server that is away is no riddle, and is told again and again.
+                    # A server that cannot be reached needs no traceback, and is logged at every retry.
                     exc_info=not isinstance(error, psycopg.OperationalError),
                 )
                 self._stopping.wait(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
                 failures += 1
 
     def _stop_at_other_history(self, error: OtherHistoryError) -> None:
-        """Nothing is projected until the epoch was raised, or the log is again what it was."""
+        """Project nothing until the epoch is raised, or the log is again the one that was followed."""
         if self.problem is None:
             self.problem = (
-                f"{error}: the log was restored, or a fail-over lost events. Once it is sure that this is the"
-                " log to go on with, run `keyledger new-epoch`: the projections are then made anew."
+                f"{error}: the log was restored, or a fail-over lost events. Once you are sure that this is"
+                " the log to continue with, run `keyledger new-epoch`: the projections are then rebuilt."
             )
             log.error("projector.other_history: %s", self.problem)
         self._stopping.wait(_OTHER_HISTORY_SECONDS)
@@ -128,12 +128,12 @@ class Projector:
             connection, LIVE, self._projections, partition=self._partition, told_on=told
         )
         tables.forget()
-        # Before the log's own migrations there is nothing to follow, and nothing to stand in their way with.
+        # Without the log's tables this fails: there is nothing to follow yet, and nothing blocks migrations.
         self._recorder(connection).max_notification_id()
         wait_for_migration(connection)
         prepare_session(
             connection, SERVICE_ROLE
-        )  # tables made as somebody else would be closed to the service's role
+        )  # tables created in another role would be closed to the service's role
         if not tables.exist():
             tables.create()
         elif not tables.are_current() or self._is_of_a_lost_history(connection, tables):
@@ -153,9 +153,9 @@ class Projector:
     def _is_of_a_lost_history(
         self, connection: Connection[tuple[Any, ...]], tables: ProjectionTables
     ) -> bool:
-        """Do they show events that the log has lost, and was its epoch raised since?
+        """Whether they show events that the log has lost, and the log's epoch was raised since.
 
-        Raises OtherHistoryError where it was not.
+        Raises OtherHistoryError if events were lost and the epoch was not raised.
         """
         checkpoint = tables.checkpoint()
         epoch = self._recorder(connection).end().epoch
@@ -175,7 +175,7 @@ class Projector:
         return LedgerRecorder(SessionDatastore(lambda: connection), partition=self._partition)
 
     def _acquire(self, connection: Connection[tuple[Any, ...]]) -> bool:
-        """Wait until no other projector holds the lock; False when stopped before."""
+        """Wait until no other projector holds the lock, and take it; False if stopped before."""
         take = "SELECT pg_try_advisory_lock(%s, %s)"
         while not self._stopping.is_set():
             row = connection.execute(take, (PROJECTING_CLASS, self._partition)).fetchone()
@@ -207,7 +207,7 @@ class Projector:
 
 
 def _wait_beyond(position: int, listener: Listener) -> None:
-    """Until the log tells of a commit behind this position, or a poll's time is over."""
+    """Wait until a commit after this position is announced, or until it is time to poll."""
     while told := listener.wait(_POLL_SECONDS):
         if max(told) > position:
             return
@@ -216,8 +216,8 @@ def _wait_beyond(position: int, listener: Listener) -> None:
 async def run_projector(projector: Projector, stop: asyncio.Event) -> None:
     """Run a projector beside an event loop, until `stop` is set.
 
-    Sets the garbage collector of its process: events by the thousand, none of them in a cycle, made it
-    take half of the projector's time.
+    Changes the settings of the process's garbage collector: with events by the thousand, none of them in a
+    cycle, it took half of the projector's time.
     """
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)

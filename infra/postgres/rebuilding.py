@@ -1,4 +1,4 @@
-"""Rebuild the projections beside the live ones: to replace them, or to see whether they are true."""
+"""Rebuild the projections beside the live ones: to replace them, or to check whether they are correct."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RebuildRunningError(Exception):
 
 
 class Difference(NamedTuple):
-    """A row that the live projections have otherwise than the log says."""
+    """A row in which the live projections differ from the log."""
 
     table: str
     key: dict[str, Any]
@@ -70,7 +70,7 @@ class Check(NamedTuple):
 
     @property
     def clean(self) -> bool:
-        """Are the projections what the log says?"""
+        """Whether the projections match the log."""
         return not any(table.different for table in self.tables)
 
 
@@ -82,7 +82,7 @@ def rebuild(
     partition: int = 0,
     on_progress: OnProgress | None = None,
 ) -> int:
-    """Derive everything anew and swap it in; the position reached. The live ones go on meanwhile."""
+    """Rebuild everything and swap it in; returns the position reached. The live ones continue meanwhile."""
     with _rebuilding(conninfo, projections, mapper, partition, on_progress) as new:
         new.catch_up()
         connection = new.tables.connection
@@ -104,7 +104,7 @@ def check(
     partition: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Check:
-    """Derive everything anew up to where the live projections are, compare, and throw it away."""
+    """Rebuild everything up to where the live projections are, compare, and discard it."""
     with _rebuilding(conninfo, projections, mapper, partition, on_progress) as new:
         new.catch_up(until=_live_position(new.tables.connection, partition))
         connection = new.tables.connection
@@ -127,7 +127,7 @@ def _rebuilding(
     partition: int,
     on_progress: OnProgress | None,
 ) -> Generator[Pipeline]:
-    """Fresh tables in the second schema, for one rebuild at a time; whatever is left of them goes."""
+    """Empty tables in the second schema, for one rebuild at a time; what is left of them is dropped."""
     with (
         contextlib.closing(connect_for_projections(conninfo, "keyledger rebuild")) as connection,
         contextlib.closing(connect_for_projections(conninfo, "keyledger rebuild's reader")) as reader,
@@ -149,7 +149,7 @@ def _rebuilding(
             tables.forget()
             if not connection.closed:
                 tables.drop()
-                # Closing frees it as well, but only once the server has noticed.
+                # Closing releases it as well, but only once the server has noticed.
                 connection.execute("SELECT pg_advisory_unlock_all()")
 
 
@@ -159,7 +159,7 @@ def _live_position(connection: _ConnectionOf, partition: int) -> int:
 
 
 def _freeze_live(connection: _ConnectionOf, partition: int) -> int:
-    """Hold the projector off, and say how far it is: the new tables must not be behind it."""
+    """Block the projector, and return how far it is: the new tables must not be behind it."""
     tracking = f"{LIVE}.{TRACKING_TABLE}"
     row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (tracking,)).fetchone()
     if not row or not row[0]:
@@ -176,7 +176,7 @@ def _swap(connection: _ConnectionOf) -> None:
 
 
 def _drop_old(connection: _ConnectionOf) -> None:
-    """Queries that still read the old tables finish first; nobody waits behind us for them."""
+    """Drop the old tables; queries that still read them finish first, and no other queues up behind us."""
     connection.execute(f"SET lock_timeout = '{_DROP_PATIENCE}'".encode())
     for _ in range(50):
         with contextlib.suppress(psycopg.errors.LockNotAvailable):
@@ -195,7 +195,7 @@ def _names(schema: str, projections: Sequence[Projection]) -> str:
 def _compare(connection: _ConnectionOf, table: ProjectionTable) -> TableCheck:
     keys = ", ".join(table.key)
     same_key = " AND ".join(f"l.{column} = r.{column}" for column in table.key)
-    # Whole rows are compared, nulls included; a row that only one side has is distinct from nothing.
+    # Whole rows are compared, including nulls; a row that only one side has is distinct from a missing one.
     different = f"""
         FROM {LIVE}.{table.name} AS l FULL JOIN {REBUILD}.{table.name} AS r ON {same_key}
         WHERE l IS DISTINCT FROM r
@@ -217,7 +217,7 @@ def _compare(connection: _ConnectionOf, table: ProjectionTable) -> TableCheck:
 def _difference(
     table: ProjectionTable, keys: Sequence[str], live: dict[str, Any] | None, rebuilt: dict[str, Any] | None
 ) -> Difference:
-    """Only the fields that differ, where both have the row."""
+    """Only the fields that differ, if both have the row."""
     either = live or rebuilt or {}
     key = {column: either[column] for column in keys}
     if live is None or rebuilt is None:

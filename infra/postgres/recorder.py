@@ -1,6 +1,6 @@
-"""Appending to the log by the eventsourcing library's recorder: the other half of the one that reads.
+"""Appending to the log with the eventsourcing library's recorder: adds writing to the one that reads.
 
-The statement that inserts is ours, and it is never sent twice: docs/decisions/frame.md.
+The statement that inserts is our own, and it is never sent twice: docs/decisions/frame.md.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _TAKE_LOCK: Final = "SELECT pg_try_advisory_xact_lock(%s, %s) AS locked"
 
 
 def sql_head(partition: int) -> str:
-    """An expression for statements that ask other things, too: the position of the last event."""
+    """An expression for use in larger statements: the position of the last event."""
     return f"(SELECT coalesce(max(notification_id), 0) FROM {LEDGER_SCHEMA}.{events_table(partition)})"
 
 
 def sql_has_event(partition: int) -> str:
-    """An expression for the same: is the event `%(position)s` in the log, with the mark `%(mark)s`?"""
+    """An expression, likewise: whether the event `%(position)s` with the mark `%(mark)s` is in the log."""
     return (
         f"EXISTS (SELECT FROM {LEDGER_SCHEMA}.{events_table(partition)}"
         " WHERE notification_id = %(position)s AND mark = %(mark)s)"
@@ -51,9 +51,9 @@ def sql_has_event(partition: int) -> str:
 
 
 class LedgerRecorder(ReadingRecorder):
-    """One partition's events, on the sessions that its datastore gives.
+    """One partition's events, on the sessions that its datastore provides.
 
-    `data_keys`: where an `Application`'s mapper makes the data keys that go with what it saves.
+    `data_keys`: in which an `Application`'s mapper creates the data keys that are saved with its events.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class LedgerRecorder(ReadingRecorder):
         super().__init__(datastore, partition=partition)
         self._data_keys = DataKeys() if data_keys is None else data_keys
         self._prepared_on = WeakSet[Connection[Any]]()
-        """The sessions that know the append's statement."""
+        """The sessions on which the append's statement is prepared."""
 
     def begin_insert(self, group: PackedGroup) -> PendingInsert:
-        """Send a group that `pack_group` has packed; its answer is waited for later, on the same session.
+        """Send a group that `pack_group` has packed; its answer is awaited later, on the same session.
 
-        It goes where it names the end of the log, or nowhere, and is never sent twice. Raises
-        LogUnavailableError, or OutcomeUnknownError when the session broke; completing it raises the rest.
+        It is only written if it names the current end of the log, and is never sent twice. Raises
+        LogUnavailableError, or OutcomeUnknownError if the session broke; completing it raises the rest.
         """
         if isinstance(self.datastore, PooledDatastore):
-            raise NotSupportedError("A pool takes its connection back before the answer is there.")
+            raise NotSupportedError("A pool takes its connection back before the answer has arrived.")
         with self.datastore.get_connection() as connection:
             return self._send(connection, group)
 
@@ -86,12 +86,12 @@ class LedgerRecorder(ReadingRecorder):
         decided_at: Instant | None = None,
         **_: Any,
     ) -> Sequence[int] | None:
-        """`begin_insert` and a wait: the positions that the events have got.
+        """`begin_insert` and a wait: returns the positions of the events.
 
-        `behind`: the end of the log that the events were decided on. Without it they go behind whatever
-        is there: only where no owner holds the partition, which is how an `Application` saves. Raises the
-        library's IntegrityError where nothing was written because of what is in the log, else its
-        OperationalError; neither is tried again.
+        `behind`: the end of the log that the events were decided on. Without it they are appended at the
+        current end, only if no owner holds the partition: this is how an `Application` saves. Raises the
+        library's IntegrityError if nothing was written because of what is in the log, otherwise its
+        OperationalError; neither is retried.
         """
         if not stored_events:
             return None
@@ -107,7 +107,7 @@ class LedgerRecorder(ReadingRecorder):
             if behind is None:
                 head = self._insert_at_end(pack)
             else:
-                # One connection from sending to the answer: a pool would hand it to somebody else between.
+                # One connection from sending to the answer: a pool would lend it to others in between.
                 with self.datastore.get_connection() as connection:
                     head = self._send(connection, pack(behind=behind, data_keys=data_keys)).complete()
         except (NotOwnerError, LogUnavailableError, OutcomeUnknownError) as error:

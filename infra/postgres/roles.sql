@@ -1,5 +1,5 @@
--- What the service may do, and who reads the log from outside. Run after every migration and again when the role appears later:
--- roles belong to the whole server, so creating it may be somebody else's task.
+-- What the service may do, and what programs that read the log from outside may do. Run after every migration, and again when a
+-- role is created later: roles belong to the whole server, so creating one may be an administrator's task.
 
 DO $do$
 DECLARE
@@ -16,8 +16,8 @@ BEGIN
                 EXECUTE format('GRANT %I TO CURRENT_USER', needed);
             END IF;
         EXCEPTION
-            -- Another database's migration did it just now (internal_error: "tuple concurrently
-            -- updated"), or we may not create roles.
+            -- Another database's migration has just done it (internal_error: "tuple concurrently
+            -- updated"), or this user may not create roles.
             WHEN duplicate_object OR unique_violation OR internal_error OR insufficient_privilege THEN NULL;
         END;
     END LOOP;
@@ -25,7 +25,7 @@ BEGIN
     REVOKE ALL ON SCHEMA ledger FROM PUBLIC;
     REVOKE ALL ON ALL ROUTINES IN SCHEMA ledger FROM PUBLIC;
 
-    -- Events, and which log they are of: no data keys (personal fields stay closed), claims, state or owners.
+    -- Events, and which log they belong to: no data keys (personal fields stay unreadable), claims, state or owners.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'keyledger_reader') THEN
         GRANT USAGE ON SCHEMA ledger TO keyledger_reader;
         FOR readable IN
@@ -49,7 +49,7 @@ BEGIN
         EXECUTE format('GRANT INSERT, UPDATE, DELETE ON ledger.%I TO keyledger_service', writable);
     END LOOP;
 
-    -- A rebuild makes a second schema beside the live one and swaps them: it needs to own both.
+    -- A rebuild creates a second schema beside the live one and swaps them: it needs to own both.
     EXECUTE format('GRANT CREATE ON DATABASE %I TO keyledger_service', current_database());
     IF to_regnamespace('projections') IS NULL THEN
         RETURN;

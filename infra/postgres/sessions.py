@@ -1,4 +1,4 @@
-"""Threads with a connection each: psycopg is synchronous where it is fastest."""
+"""Threads with a connection each: psycopg is fastest when it is used synchronously."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.postgres.arrays import register_packed_arrays
 from infra.postgres.connections import SERVICE_ROLE, connect, hang_up
 
 _CLOSING_SECONDS: Final = 5.0
-"""A commit may wait for a standby that is not there; a process that stops does not."""
+"""A commit may wait for a standby that is disconnected; a process that stops does not."""
 
 T = TypeVar("T")
 Work = Callable[[Connection[tuple[Any, ...]]], T]
@@ -25,7 +25,7 @@ Work = Callable[[Connection[tuple[Any, ...]]], T]
 class Sessions:
     """A few threads that run work on connections of their own, reconnecting when one was lost.
 
-    For work that may be done twice: it is tried again once, on a new connection.
+    For work that may be done twice: it is retried once, on a new connection.
     """
 
     def __init__(self, conninfo: str, application_name: str, *, most: int, role: str = SERVICE_ROLE) -> None:
@@ -39,15 +39,15 @@ class Sessions:
         self._renewals = 0
 
     def renew(self) -> None:
-        """Connect anew before the next work: these sessions may be with a server that was deposed."""
+        """Reconnect before the next work: these sessions may be connected to a deposed server."""
         self._renewals += 1
 
     async def run(self, work: Work[T]) -> T:
-        """Run it on one of the threads; LogUnavailableError when PostgreSQL can't be reached."""
+        """Run the work on one of the threads; LogUnavailableError if PostgreSQL cannot be reached."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
 
     def session(self) -> Connection[tuple[Any, ...]]:
-        """The calling thread's, while it runs work."""
+        """The calling thread's connection, while it runs work."""
         connection: Connection[tuple[Any, ...]] = self._local.connection
         return connection
 
@@ -71,7 +71,7 @@ class Sessions:
             except psycopg.OperationalError:
                 if self._closing or not connection.closed:
                     raise
-            # The server was restarted since the last use: a new connection may do.
+            # The server was restarted since the last use: a new connection may work.
             return work(self._connection())
         except psycopg.Error as error:
             raise LogUnavailableError(f"PostgreSQL: {error}") from error
@@ -82,7 +82,7 @@ class Sessions:
             connection.close()
         if connection is None or connection.closed:
             if connection is not None:
-                # Both, for connecting may fail: then there is nothing to remove the next time.
+                # Both, because connecting may fail: the next time there must be nothing to remove.
                 self._open.remove(connection)
                 self._local.connection = None
             renewals = self._renewals

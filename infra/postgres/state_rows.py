@@ -1,6 +1,6 @@
 """State rows in PostgreSQL: one per subject, flushed with their checkpoint.
 
-Rows that no start reads are in a table beside.
+Rows that no start reads are in a separate table.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from infra.postgres.sessions import Sessions
 from keyledger_language.history import BEGINNING, HistoryPoint
 
 _PAGES: Final = 2_048
-"""So many pages are read at once, some ten thousand rows: fewer cost PostgreSQL more time for each
-row, and many more would hold up the event loop while they are decoded."""
+"""How many pages are read at once, some ten thousand rows: fewer cost PostgreSQL more time for each
+row, and decoding many more would block the event loop."""
 _AHEAD: Final = 2
 _LARGE: Final = 2_000
-"""Beyond it PostgreSQL may keep a value outside of its page: there is no telling how many such there are."""
+"""PostgreSQL may keep a longer value outside of its page: how many such values there are is unknown."""
 _SNAPSHOT: Final = (
     b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-    # Grouping as rows come is right for a handful of tables; the planner would sort all of them first.
+    # Grouping rows as they arrive is right for a handful of tables; the planner would sort all rows first.
     b"SET LOCAL enable_sort = off",
 )
 
@@ -43,16 +43,16 @@ class PostgresStateRows:
         self._conninfo = conninfo
         self._partition = partition
         self._sessions = Sessions(conninfo, f"keyledger p{partition} state", most=2)
-        # Joined by PostgreSQL: a row of its own for each would cost the reader twice as much. Large
-        # ones stand alone: a value cannot have more than 1 GB, and such a ledger could never start.
+        # Concatenated by PostgreSQL: a separate row for each would cost the reader twice as much. Large
+        # ones stay separate: a value cannot have more than 1 GB, and a ledger with more could never start.
         self._select_blocks = (
             "SELECT split_part(subject, '/', 1), count(*), string_agg(data, ''::bytea)"
             f" FROM {table} WHERE ctid >= %s::tid AND ctid < %s::tid"
             f" GROUP BY 1, CASE WHEN octet_length(data) > {_LARGE} THEN subject END"
         ).encode()
-        # Locked, so that nobody moves rows to other pages while they are read.
+        # Locked, so that rows are not moved to other pages while they are read.
         self._lock = f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode()
-        # What stands outside of its page is read with it: then fewer pages are enough.
+        # Values outside of their page are read with it: then fewer pages are enough.
         self._count_pages = (
             f"SELECT pg_relation_size('{table}') / size,"
             f" {_PAGES} * pg_relation_size('{table}') / greatest(size, pg_table_size('{table}')) + 1"
@@ -79,7 +79,7 @@ class PostgresStateRows:
         return HistoryPoint(*rows[0]) if rows else BEGINNING
 
     async def load(self) -> AsyncIterator[StateBlock]:
-        """All resident rows, in blocks, out of one snapshot, page by page as they lie on disk."""
+        """All resident rows, in blocks, from one snapshot, page by page in their order on disk."""
         connection, pages, step = await asyncio.to_thread(self._open_snapshot)
         reader = ThreadPoolExecutor(1, f"keyledger p{self._partition} loading")
         try:
@@ -127,7 +127,7 @@ class PostgresStateRows:
         return [StateRow(*row) for row in rows]
 
     async def clear(self) -> None:
-        """Forget all rows and the checkpoint."""
+        """Delete all rows and the checkpoint."""
         await self._sessions.run(self._clear)
 
     async def close(self) -> None:
@@ -145,7 +145,7 @@ class PostgresStateRows:
         resident = [row for row in rows if row.resident]
         settled = [row for row in rows if not row.resident]
         # It waits for the disk: after a crash of the server the checkpoint must be the one we
-        # know, or the rows that changed between the two would be missed by the next save.
+        # know, or the next save would miss the rows that changed between the two.
         with connection.transaction():
             self._move_checkpoint(connection, behind, through)
             if gone := [*removed, *(row.subject for row in settled)]:
@@ -171,7 +171,7 @@ class PostgresStateRows:
         )
         if moved.rowcount != 1:
             raise CheckpointMovedError(
-                f"The checkpoint is not {behind.position} any more, or of another history."
+                f"The checkpoint is no longer {behind.position}, or belongs to another history."
             )
 
     def _clear(self, connection: Connection[Any]) -> None:

@@ -17,7 +17,7 @@ TRACKING_TABLE: Final = "tracking"
 
 
 class MovedCheckpointError(IntegrityError):
-    """Somebody else has moved the checkpoint: a rebuild was swapped in, or a second projector runs."""
+    """Another process has moved the checkpoint: a rebuild was swapped in, or a second projector runs."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class LedgerTracking(Tracking):
     mark: int
     """Of the event at the position."""
     before: tuple[int, int]
-    """Position and mark that the checkpoint has until now."""
+    """Position and mark of the checkpoint before it is moved."""
 
 
 class LedgerTrackingRecorder(PostgresTrackingRecorder):
     """Keeps one row per log that is followed, in the schema of the tables that follow it.
 
-    Beside the library's columns it has the mark and the epoch of the history that was followed, and it
-    moves from the point that is named or not at all. `told_on`: a NOTIFY channel that hears each new
-    position.
+    Besides the library's columns it has the mark and the epoch of the history that was followed, and it
+    moves only from the point that is named. `told_on`: a NOTIFY channel on which each new position is
+    announced.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LedgerTrackingRecorder(PostgresTrackingRecorder):
             ).format(**table)
         ]
         told = SQL("") if told_on is None else SQL(", pg_notify({}, notification_id::text)").format(told_on)
-        # An UPDATE with the library's parameters and three more: the row is there since its table is.
+        # An UPDATE with the library's parameters and three more: the row was created with its table.
         self.insert_tracking_statement = SQL(
             "UPDATE {table} SET notification_id = %(notification_id)s, mark = %(mark)s"
             " WHERE application_name = %(application_name)s AND notification_id = %(before)s"
@@ -68,14 +68,14 @@ class LedgerTrackingRecorder(PostgresTrackingRecorder):
         self._update_epoch = SQL("UPDATE {table} SET epoch = %s WHERE application_name = %s").format(**table)
 
     def create_table(self) -> None:
-        """The table and its row at position 0, in the transaction that is under way."""
+        """Create the table and its row at position 0, in the current transaction."""
         connection = self._session()
         for statement in self.sql_create_statements:
             connection.execute(statement)
         connection.execute(self._insert_first, (self.followed,))
 
     def move(self, before: tuple[int, int], after: tuple[int, int]) -> None:
-        """Move the checkpoint between two positions with their marks, in the transaction that is under way.
+        """Move the checkpoint between two positions with their marks, in the current transaction.
 
         Raises MovedCheckpointError.
         """
@@ -83,7 +83,7 @@ class LedgerTrackingRecorder(PostgresTrackingRecorder):
         self._insert_tracking(self._session().cursor(), tracking)
 
     def _insert_tracking(self, curs: Cursor[Any], tracking: Tracking) -> None:
-        assert isinstance(tracking, LedgerTracking), "a position alone does not tell a history"
+        assert isinstance(tracking, LedgerTracking), "a position alone does not identify a history"
         position, mark = tracking.before
         parameters = {
             "application_name": tracking.application_name,
@@ -101,16 +101,16 @@ class LedgerTrackingRecorder(PostgresTrackingRecorder):
         return HistoryPoint(*row) if row else BEGINNING
 
     def enter(self, epoch: int) -> None:
-        """What was followed is in the log of this epoch, too."""
+        """Record that what was followed is in the log of this epoch, too."""
         self._session().execute(self._update_epoch, (epoch, self.followed))
 
 
 def followed(partition: int) -> str:
-    """The name under which it is tracked how much of a partition's log was followed."""
+    """The name under which the progress in a partition's log is tracked."""
     return f"ledger_p{partition}"
 
 
 def sql_tracked(schema: str, partition: int = 0) -> str:
-    """An expression: the position that the projections in this schema have reached; or null."""
+    """An SQL expression: the position that the projections in this schema have reached, or null."""
     table = f"{schema}.{TRACKING_TABLE}"
     return f"(SELECT notification_id FROM {table} WHERE application_name = '{followed(partition)}')"

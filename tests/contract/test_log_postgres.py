@@ -170,7 +170,7 @@ def test_a_conninfo_keeps_what_it_says(ledger_database: str) -> None:
 
 
 def test_a_url_that_is_none_is_refused_without_being_quoted() -> None:
-    with pytest.raises(ValueError, match="not one that libpq understands") as refusal:
+    with pytest.raises(ValueError, match="not a valid URL or conninfo of libpq") as refusal:
         ledger_conninfo("host=localhost hunter2", "keyledger test")
 
     assert "hunter2" not in str(refusal.value)

@@ -177,9 +177,9 @@ async def test_a_cursor_of_one_order_does_not_fit_another(history: History, aske
 
 
 async def test_an_unknown_sort_or_status_is_a_value_error(history: History, asked: Reading) -> None:
-    with pytest.raises(ValueError, match="sort is one of"):
+    with pytest.raises(ValueError, match="sort must be one of"):
         await list_keys(asked.queries, now=history.at, sort="secret")
-    with pytest.raises(ValueError, match="status is one of"):
+    with pytest.raises(ValueError, match="status must be one of"):
         await list_keys(asked.queries, now=history.at, status="lost")  # type: ignore[arg-type]  # a caller's mistake
 
 

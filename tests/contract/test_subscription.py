@@ -246,7 +246,7 @@ async def test_a_log_of_another_past_ends_it_with_a_sentence(
     sessions_of(ledger_database, end=True)
     one.join()
 
-    assert "Event 5, up to which the log was followed, is not in it any more" in str(one.error)
+    assert "Event 5, up to which the log was followed, is no longer in it" in str(one.error)
 
 
 async def test_a_position_that_the_log_does_not_have_is_refused(

@@ -219,14 +219,14 @@ def test_a_log_that_was_restored_from_before_stops_it_and_changes_nothing(place:
     place.run_to(20)
     place.change(OPEN, "DELETE FROM ledger.events_p0 WHERE notification_id > 15")
 
-    ends_with(place, "^Event 20, up to which the log was followed, is not in it any more: it was restored")
+    ends_with(place, "^Event 20, up to which the log was followed, is no longer in it: the log was restored")
 
 
 def test_a_log_that_has_another_event_in_its_place_stops_it(place: Place) -> None:
     place.run_to(20)
     place.change(OPEN, "UPDATE ledger.events_p0 SET mark = mark + 1 WHERE notification_id = 20")
 
-    ends_with(place, "^Event 20, up to which the log was followed, is not in it any more")
+    ends_with(place, "^Event 20, up to which the log was followed, is no longer in it")
 
 
 async def test_another_epoch_stops_it_until_it_is_named(place: Place) -> None:
@@ -244,7 +244,7 @@ def test_a_past_that_is_gone_stops_it_in_whatever_epoch(place: Place) -> None:
     place.run_to(20)
     place.change(OPEN, NEXT_EPOCH, "DELETE FROM ledger.events_p0 WHERE notification_id > 15")
 
-    ends_with(place, "^Event 20, up to which the log was followed, is not in it", KEYLEDGER_EPOCH="2")
+    ends_with(place, "^Event 20, up to which the log was followed, is no longer in it", KEYLEDGER_EPOCH="2")
 
 
 def test_another_ledgers_log_stops_it(place: Place) -> None:
@@ -367,9 +367,9 @@ def test_the_programs_sessions_act_in_that_role(place: Place) -> None:
 @pytest.mark.parametrize("place", [InSQLite], indirect=True)
 def test_nothing_is_written_by_it(place: Place) -> None:
     with KeyledgerLog(env=place.env) as log:
-        with pytest.raises(NotSupportedError, match="written by a ledger only"):
+        with pytest.raises(NotSupportedError, match="only a ledger writes it"):
             log.mapper.to_stored_event(disabled(1)[0])  # type: ignore[arg-type]
-        with pytest.raises(NotSupportedError, match="written by a ledger only"):
+        with pytest.raises(NotSupportedError, match="only a ledger writes it"):
             log.recorder.insert_events([])
 
 

@@ -1,4 +1,4 @@
-"""Sessions with the PostgreSQL that keeps a log: acting in a role, noticing peers that are gone."""
+"""Sessions with the PostgreSQL that stores a log: they act in a role and detect dead peers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ READER_ROLE: Final = "keyledger_reader"
 
 _CONNECT_TIMEOUT_SECONDS: Final = 5
 
-# A peer that is gone without a word is noticed within about 8 seconds, on both ends: the server
-# then frees a dead owner's lock, the owner then stops believing that it is one.
+# A peer that dies silently is detected within about 8 seconds, on both ends: the server then
+# releases a dead owner's lock, and an owner whose server is dead no longer takes itself for one.
 _CLIENT_KEEPALIVES: Final = {
     "keepalives": "1",
     "keepalives_idle": "5",
@@ -35,17 +35,17 @@ _PREPARE_SESSION: Final = """
 
 
 def ledger_conninfo(conninfo: str, application_name: str) -> str:
-    """The conninfo with our keepalives (those given win) and the name shown in pg_stat_activity."""
+    """The conninfo with our keepalives (its own take precedence) and the name shown in pg_stat_activity."""
     try:
         given = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
-        # libpq's own words quote the string, and a password may stand in it.
-        raise ValueError("The database's URL is not one that libpq understands.") from None
+        # libpq's own message quotes the string, which may contain a password.
+        raise ValueError("The database URL is not a valid URL or conninfo of libpq.") from None
     return make_conninfo("", **{**_CLIENT_KEEPALIVES, "application_name": application_name, **given})
 
 
 def open_session(conninfo: str, application_name: str, role: str) -> Connection[tuple[Any, ...]]:
-    """Open a session in autocommit mode, acting in this role where its user may; "": as who logs in."""
+    """Open a session in autocommit mode; it acts in this role if its user may. "": in the login role."""
     connection = psycopg.connect(ledger_conninfo(conninfo, application_name), autocommit=True)
     try:
         prepare_session(connection, role)
@@ -56,6 +56,6 @@ def open_session(conninfo: str, application_name: str, role: str) -> Connection[
 
 
 def prepare_session(connection: Connection[Any], role: str) -> None:
-    """Take the role and let the server, too, notice a dead peer."""
+    """Set the role, and make the server detect a dead peer, too."""
     connection.execute(_PREPARE_SESSION, (role,))
     connection.prepare_threshold = 1

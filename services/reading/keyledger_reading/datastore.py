@@ -1,4 +1,4 @@
-"""Where a recorder of the eventsourcing library gets its connection: from whoever has a session."""
+"""Where a recorder of the eventsourcing library gets its connection: its caller's session, or a pool."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _POOL_SIZE: Final = 4
 
 
 class SessionDatastore(PostgresDatastore):
-    """One session, which the callable gives, in place of the library's pool.
+    """One session, which the callable returns, instead of the library's pool.
 
-    What goes wrong comes out as psycopg's errors: the library's recorders then do not try again by
-    themselves (ten times within two seconds), and whoever has the session knows what was under way.
+    Failures are raised as psycopg's errors: the library's recorders then do not retry by themselves (ten
+    times within two seconds), and the code that has the session knows what was in progress.
     """
 
     def __init__(self, session: Callable[[], Connection[Any]], *, schema: str = LEDGER_SCHEMA) -> None:
@@ -29,7 +29,7 @@ class SessionDatastore(PostgresDatastore):
         self.session = session
 
     def register_type_adapters(self) -> None:
-        """None: nothing of ours is a composite type, and asking for them would take a round trip."""
+        """Register none: we use no composite types, and looking them up would take a round trip."""
 
     @contextmanager
     def get_connection(self) -> Generator[Connection[Any]]:
@@ -43,7 +43,7 @@ class SessionDatastore(PostgresDatastore):
 
 
 class PooledDatastore(PostgresDatastore):
-    """The library's own pool on our kind of connection, acting in one role: for a stock `Application`."""
+    """The library's own pool, on connections prepared like ours, in one role: for a stock `Application`."""
 
     def __init__(self, conninfo: str, *, schema: str = LEDGER_SCHEMA, role: str = READER_ROLE) -> None:
         super().__init__("", "", "", "", "", schema=schema, originator_id_type="text")
@@ -61,12 +61,12 @@ class PooledDatastore(PostgresDatastore):
         )
 
     def register_type_adapters(self) -> None:
-        """None, as above."""
+        """Register none, as above."""
 
     def new_session(self, application_name: str) -> Connection[tuple[Any, ...]]:
-        """One that is the caller's own. Raises psycopg.OperationalError."""
+        """Open a session of the caller's own. Raises psycopg.OperationalError."""
         return open_session(self._conninfo, application_name, self._role)
 
     def _prepare(self, connection: Connection[Any]) -> None:
-        """Whatever a new connection of the pool needs."""
+        """Prepare a new connection of the pool."""
         prepare_session(connection, self._role)

@@ -1,6 +1,6 @@
-"""The eventsourcing library's factory: recorder and mapper of a log that is read.
+"""The eventsourcing library's factory: recorder and mapper for reading a log.
 
-A stock `Application` takes it by PERSISTENCE_MODULE=keyledger_reading.factory; `KeyledgerLog` has it set.
+A stock `Application` uses it with PERSISTENCE_MODULE=keyledger_reading.factory; `KeyledgerLog` sets that.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ class ReadingFactory(InfrastructureFactory[PostgresTrackingRecorder]):
 
     def __init__(self, env: Environment | EnvType | None) -> None:
         super().__init__(env)
-        self.datastore = self._datastore(self._setting(self.DATABASE_URL, "where the log is"))
+        self.datastore = self._datastore(self._setting(self.DATABASE_URL, "the database of the log"))
 
     def _setting(self, name: str, what: str) -> str:
         value = self.env.get(name, "")
         if not value:
-            raise PersistenceError(f"Set {name}: {what}, as a URL or a conninfo of libpq.")
+            raise PersistenceError(f"Set {name} to {what}, as a URL or libpq conninfo.")
         return value
 
     def _datastore(self, conninfo: str) -> PooledDatastore:
         return PooledDatastore(conninfo)
 
     def mapper(self, *_: Any, **__: Any) -> Mapper[Any]:
-        """Over the ledger's events."""
+        """A mapper of the ledger's events."""
         mapper: ReadingMapper[Any] = ReadingMapper(get_args(LedgerEvent))
         return mapper
 
     def application_recorder(self) -> ReadingRecorder:
-        """The log's partition 0."""
+        """A recorder of the log's partition 0."""
         epoch = self.env.get(self.EPOCH)
         if epoch and not epoch.isdecimal():
-            raise PersistenceError(f"{self.EPOCH} is the number of an epoch of the log, such as 2.")
+            raise PersistenceError(f"{self.EPOCH} must be the number of an epoch of the log, such as 2.")
         return ReadingRecorder(self.datastore, epoch=int(epoch) if epoch else None)
 
     def aggregate_recorder(self, purpose: str = "events") -> ReadingRecorder:
-        """The same: snapshots would need a table of their own."""
+        """The same recorder: there are no snapshots, which would need a table of their own."""
         assert purpose == "events", "the ledger keeps state rows instead of snapshots"
         return self.application_recorder()
 
     def tracking_recorder(self, *_: Any, **__: Any) -> NoReturn:
-        """None: whoever follows the log tracks it in a database of their own."""
+        """Not supported: a projection tracks the log in a database of its own."""
         raise NotSupportedError("A projection tracks the log in its own database, not in the ledger's.")
 
     def process_recorder(self) -> NoReturn:
-        """None, likewise."""
+        """Not supported, likewise."""
         self.tracking_recorder()
 
     def close(self) -> None:

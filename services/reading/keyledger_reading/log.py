@@ -11,10 +11,10 @@ from keyledger_reading.mapper import tag_of
 
 
 class KeyledgerLog(Application[str]):
-    """What `ProjectionRunner` takes as `application_class`: it reads the log, and writes nothing.
+    """The `application_class` for `ProjectionRunner`: it reads the log, and writes nothing.
 
-    The environment names the ledger's database as KEYLEDGER_DATABASE_URL (a URL or a conninfo of libpq),
-    with a user who may act as `keyledger_reader`.
+    The environment variable KEYLEDGER_DATABASE_URL names the ledger's database (a URL or libpq conninfo),
+    with a user that may act as `keyledger_reader`.
     """
 
     name = "keyledger"
@@ -22,5 +22,5 @@ class KeyledgerLog(Application[str]):
 
 
 def topics_of(*event_types: type[Event]) -> tuple[str, ...]:
-    """A projection's `topics`: only events of these types are read for it."""
+    """The `topics` of a projection for which only events of these types are read."""
     return tuple(map(tag_of, event_types))

@@ -1,7 +1,7 @@
 """Bytes to events: msgpack, older shapes brought up to date, personal fields left out.
 
-On disk an event is the msgpack map that its Struct encodes to. Where it has personal fields, or a
-schema version beyond 1, it is an array instead: [map, ciphertext or nil, version].
+On disk an event is the msgpack map that its Struct encodes to. If it has personal fields, or a
+schema version above 1, it is an array instead: [map, ciphertext or nil, version].
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from keyledger_reading.errors import UnknownEventError
 
 E = TypeVar("E", bound=msgspec.Struct)
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
-"""Makes the fields of one schema version those of the next; may rename the type as well."""
+"""Converts the fields of one schema version to those of the next; may rename the type as well."""
 
 ARRAY_MARK: Final = 0x93
 
@@ -32,11 +32,11 @@ class WrappedEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class ReadingMapper(Mapper[str], Generic[E]):
-    """Decodes the events of a registry of Structs, by their tags: the library's mapper, without its writing.
+    """Decodes the events of a registry of Structs, by their tags: a mapper of the library that only reads.
 
-    The library's own writes and reads the paths of Python's classes. `upcasters`: by (tag, schema
-    version); a tag's current version is one beyond its last. Personal fields are None: their keys are in
-    a table that no reader of the log may read.
+    The library's own mapper writes and reads paths of Python classes. `upcasters`: by (tag, schema
+    version); a tag's current version is one above its last. Personal fields are None: their keys are in
+    a table that readers of the log cannot read.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class ReadingMapper(Mapper[str], Generic[E]):
         self._decode_wrapped = msgspec.msgpack.Decoder(WrappedEvent).decode
 
     def to_stored_event(self, domain_event: Any) -> NoReturn:  # noqa: ARG002 - the library's name
-        """Nothing is written: raises NotSupportedError."""
-        raise NotSupportedError("The log is read here, and written by a ledger only.")
+        """Raises NotSupportedError: a reader writes nothing."""
+        raise NotSupportedError("The log is read-only here: only a ledger writes it.")
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:  # the library wants its own protocol
-        """The event, as `decode` has it: for a stock `Application`, a `Projection` or a runner."""
+        """The event, as `decode` returns it: for a stock `Application`, a `Projection` or a runner."""
         return self.decode(
             RecordedEvent(
                 0,
@@ -79,13 +79,13 @@ class ReadingMapper(Mapper[str], Generic[E]):
             raise UnknownEventError(tag) from None
 
     def _decode_otherwise(self, recorded: RecordedEvent) -> E:
-        """Of an event that is not just the map of its current fields."""
+        """`decode` for an event that is not just the map of its current fields."""
         return self._current(recorded.type, self._wrapped(recorded.data))
 
     def decode_public(self, data: Sequence[bytes]) -> list[E]:
-        """As `decode` would, without personal fields: twice as fast, for who reads by the thousand.
+        """Like `decode`, without personal fields: twice as fast, for reading events by the thousand.
 
-        Raises msgspec.ValidationError where one is of another time than this program: `decode` knows
+        Raises msgspec.ValidationError if an event does not fit this version's schemas: use `decode` for
         those.
         """
         decode, decode_wrapped = self._decode_public

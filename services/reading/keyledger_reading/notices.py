@@ -1,4 +1,4 @@
-"""Notifications of PostgreSQL (NOTIFY), each of which tells a position of the log."""
+"""Notifications of PostgreSQL (NOTIFY), each of which carries a position of the log."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Hear = Callable[[int], None]
 
 
 def channel(partition: int) -> str:
-    """The NOTIFY channel on which a partition's commits are told."""
+    """The NOTIFY channel on which a partition's commits are announced."""
     return f"ledger_p{partition}"
 
 
 class Listener:
-    """A synchronous connection that listens on one channel, and waits for what it tells.
+    """A synchronous connection that listens on one channel, and waits for its notifications.
 
     `waking`: a file descriptor that ends the wait as soon as there is something to read from it.
     """
@@ -36,9 +36,9 @@ class Listener:
             self._ready.register(waking, select.POLLIN)
 
     def wait(self, seconds: float) -> list[int]:
-        """The positions that came since the last call; where none did, those that come first within the time.
+        """The positions received since the last call; if there are none, the next ones within the time.
 
-        Empty when the time is over, when it was woken, or when what came was no position. Raises
+        Empty after a timeout, when it was woken, or when what was received is not a position. Raises
         psycopg.OperationalError when the connection breaks.
         """
         if not self._told and self._ready.poll(seconds * 1_000):
@@ -49,14 +49,14 @@ class Listener:
 
 
 def arrived(pgconn: PGconn) -> Iterator[str]:
-    """The payloads that wait on the socket."""
+    """The payloads of the notifications that have arrived on the socket."""
     pgconn.consume_input()
     while (notice := pgconn.notifies()) is not None:
         yield notice.extra.decode(errors="replace")
 
 
 def tell(payload: str, hear: Hear) -> None:
-    """Tell of the position in a payload, if it is one: whoever may log in can send anything."""
+    """Pass on the position in a payload, if it is one: any user that may log in can send anything."""
     try:
         position = int(payload)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Events as the log holds them, in the form that the eventsourcing library calls notifications."""
+"""Events as stored in the log, in the form that the eventsourcing library calls notifications."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ COLUMNS: Final = "notification_id, originator_id, originator_version, topic, sta
 
 
 class LoggedEvent(RecordedEvent):
-    """One event of the log under both vocabularies: ours, and the names of the library's `Notification`.
+    """One event of the log under two sets of names: ours, and those of the library's `Notification`.
 
-    A tuple in place of the library's frozen dataclass, which takes five times as long to make, and it
+    A tuple instead of the library's frozen dataclass, which takes five times as long to create; it also
     carries the event's mark.
     """
 
@@ -48,19 +48,19 @@ class LoggedEvent(RecordedEvent):
 
 
 class EventData(NamedTuple):
-    """Of consecutive events no more than their data."""
+    """Only the data of consecutive events."""
 
     last: int
-    """The position of the last of them; 0: there are none."""
+    """The position of the last of them; 0 if there are none."""
     data: list[bytes]
     mark: int
     """Of the last event."""
     mark_before: int | None
-    """Of the event before the first; None where the log has no such event."""
+    """Of the event before the first; None if the log has no such event."""
 
 
 def select(connection: Connection[Any], statement: str, parameters: Sequence[Any]) -> list[LoggedEvent]:
-    """Carry out a SELECT of `COLUMNS`."""
+    """Run a SELECT of `COLUMNS`."""
     cursor = Cursor(connection, row_factory=_logged_event)
     return cursor.execute(statement.encode(), parameters, prepare=True, binary=True).fetchall()
 

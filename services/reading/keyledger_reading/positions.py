@@ -1,4 +1,4 @@
-"""Positions that know the history that they are of."""
+"""Positions that carry the history to which they belong."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Self
 
 
 class LogPosition(int):
-    """An event's number in the log, with what tells that log from any other.
+    """An event's number in the log, with what distinguishes that log from any other.
 
-    To the eventsourcing library it is the notification's id; a view keeps all of it, and whoever follows
-    the log from here on is refused where the log has another past.
+    To the eventsourcing library it is the notification's id. A view stores all of it, and following the
+    log from here is refused if the log has another past.
     """
 
     log_id: str
@@ -17,7 +17,7 @@ class LogPosition(int):
     epoch: int
     """The log's epoch when the event was read: raised by hand when a log lost events."""
     mark: int
-    """The event's mark; where two logs have the same at a position, all before it is the same, too."""
+    """The event's mark: if two logs have the same one at a position, all before it is the same, too."""
 
     def __new__(cls, position: int, *, log_id: str, epoch: int, mark: int) -> Self:
         """The position with its history."""

@@ -1,8 +1,8 @@
-"""Reading the log by the eventsourcing library's recorder, with what was measured replaced.
+"""Reading the log with the eventsourcing library's recorder, parts of which are replaced.
 
-As the library has it: `max_notification_id`, and what its `Application`, its event store and its
-projections do with a recorder. Replaced, for the reasons and figures in docs/decisions/frame.md: the
-statements that select, and `subscribe`.
+Unchanged: `max_notification_id`, and what the library's `Application`, event store and projections do with
+a recorder. Replaced, for the reasons and figures in docs/decisions/frame.md: the SELECT statements, and
+`subscribe`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def events_table(partition: int) -> str:
 
 
 class ReadingRecorder(PostgresApplicationRecorder):
-    """One partition's events, on the sessions that its datastore gives. It appends nothing.
+    """One partition's events, on the sessions that its datastore provides. It appends nothing.
 
-    `epoch`: subscriptions go on in this epoch, though what they followed is of one before.
+    `epoch`: subscriptions continue in this epoch, although they followed an earlier one.
     """
 
     def __init__(self, datastore: PostgresDatastore, *, partition: int = 0, epoch: int | None = None) -> None:
@@ -65,11 +65,11 @@ class ReadingRecorder(PostgresApplicationRecorder):
         )
 
     def create_table(self) -> None:
-        """Nothing: our migrations made it."""
+        """Does nothing: our migrations create the table."""
 
     def insert_events(self, *_: Any, **__: Any) -> Sequence[int] | None:
-        """Nothing is appended: raises NotSupportedError."""
-        raise NotSupportedError("The log is read here, and written by a ledger only.")
+        """Raises NotSupportedError: a reader appends nothing."""
+        raise NotSupportedError("The log is read-only here: only a ledger writes it.")
 
     def select_events(  # type: ignore[override]  # as below
         self,
@@ -106,9 +106,9 @@ class ReadingRecorder(PostgresApplicationRecorder):
         inclusive_of_start: bool = True,
         containing: bytes | None = None,
     ) -> list[LoggedEvent]:
-        """Up to `limit` events from position `start` (or behind it) up to `stop`, in order.
+        """Up to `limit` events from position `start` (or after it) up to `stop`, in order.
 
-        `topics`: only those of these types. `containing`: only those whose data holds these bytes.
+        `topics`: only those of these types. `containing`: only those whose data contains these bytes.
         """
         where = ["notification_id >= %s" if inclusive_of_start else "notification_id > %s"]
         parameters: list[Any] = [Int8(0 if start is None else start)]
@@ -129,10 +129,10 @@ class ReadingRecorder(PostgresApplicationRecorder):
         return self._found("notification_id = ANY(%s::bigint[]) ORDER BY notification_id", (list(positions),))
 
     def select_data(self, after: int, limit: int) -> EventData:
-        """`select_notifications` behind a position for who looks at nothing but the events' data.
+        """Like `select_notifications` after a position, for callers that need only the events' data.
 
-        In one array in place of a row for each: PostgreSQL works a little more, this process a lot less
-        (docs/decisions/frame.md).
+        In one array instead of a row for each: a little more work for PostgreSQL, a lot less for this
+        process (docs/decisions/frame.md).
         """
         with self.datastore.get_connection() as connection:
             cursor = connection.cursor(row_factory=tuple_row, binary=True)
@@ -146,17 +146,17 @@ class ReadingRecorder(PostgresApplicationRecorder):
     def subscribe(
         self, gt: int | None = None, topics: Sequence[str] = ()
     ) -> Subscription[ApplicationRecorder]:
-        """All events behind position `gt`, those of these types, then new ones as they are committed.
+        """All events after position `gt` (of these types only), then new ones as they are committed.
 
-        On a session of its own. A position beyond 0 has to be a `LogPosition`. Raises DifferentPastError
-        where the log has no such event.
+        On a session of its own. A position above 0 has to be a `LogPosition`. Raises DifferentPastError
+        if the log has no such event.
         """
         return LedgerSubscription(self, self.new_session, gt=gt, topics=topics, epoch=self._accepted_epoch)
 
     def new_session(self) -> tuple[Connection[Any], ReadingRecorder]:
         """A session like the pool's, and a recorder on it."""
         if not isinstance(self.datastore, PooledDatastore):
-            raise NotSupportedError("A recorder on somebody's session cannot open another one.")
+            raise NotSupportedError("A recorder on its caller's session cannot open another one.")
         session = self.datastore.new_session(f"keyledger p{self.partition} subscription")
         return session, ReadingRecorder(SessionDatastore(lambda: session), partition=self.partition)
 

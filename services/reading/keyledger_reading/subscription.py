@@ -1,7 +1,7 @@
-"""Following the log by the eventsourcing library's `subscribe`: for a runner in anybody's process.
+"""Following the log with the eventsourcing library's `subscribe`: for a runner in any process.
 
-The library's own subscription listens to the channel of its own inserts, reads before it listens,
-never looks by itself, ends with the connection, and wakes ten times a second when nothing happens.
+The library's own subscription listens on the channel of its own inserts, reads before it listens,
+never polls, ends with the connection, and wakes ten times a second when nothing happens.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 _READ: Final = 1_000
 _SEARCHED: Final = 16_000
-"""So many events are looked through at once for those of some types: a stop is noticed in between."""
+"""How many events are searched at once for those of the wanted types: a stop is noticed in between."""
 _POLL_SECONDS: Final = 1.0
-"""So late comes an event whose hint was lost."""
+"""How late an event may be if its hint was lost."""
 _RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 NewSession = Callable[[], "tuple[Connection[Any], ReadingRecorder]"]
 
 
 class LedgerSubscription(Subscription["ReadingRecorder"]):
-    """Events in order, each once: those that are there, then each as it is committed.
+    """Events in order, each once: the existing ones, then each new one as it is committed.
 
-    It listens before it reads, looks by itself once a second, and connects anew for as long as
-    PostgreSQL is away. Each event's `id` is a `LogPosition`. Iterating raises DifferentPastError when the
+    It listens before it reads, polls once a second, and tries to reconnect for as long as PostgreSQL
+    cannot be reached. Each event's `id` is a `LogPosition`. Iterating raises DifferentPastError when the
     log is not the one that was followed: it was restored, or a fail-over lost events. `stop` may be
     called from any thread.
 
-    `epoch`: goes on in this epoch of the log, though what was followed is of one before.
+    `epoch`: continue in this epoch of the log, although an earlier one was followed.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
     ) -> None:
         if gt and not isinstance(gt, LogPosition):
             raise DifferentPastError(
-                f"Position {gt} alone does not tell which log it is of: keep the view in a"
-                " keyledger_reading.PostgresView or SQLiteView, which note that, too."
+                f"Position {gt} alone does not identify the log that it belongs to: keep the view in a"
+                " keyledger_reading.PostgresView or SQLiteView, which store that, too."
             )
         super().__init__(recorder=recorder, gt=gt, topics=topics)
         self._new_session = new_session
         self._poll_seconds = poll_seconds
         self._accepted_epoch = epoch
         self._seen = gt if isinstance(gt, LogPosition) else None
-        """The last event that was read or passed over; None before the first."""
+        """The last event that was read or skipped; None before the first."""
         self._log_id = ""
         self._epoch = 0
         self._found: list[LoggedEvent] = []
@@ -85,7 +85,7 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
             self._close()
 
     def stop(self) -> None:
-        """End the iteration, also one that waits; the session is closed with it."""
+        """End the iteration, even while it waits; the session is closed with it."""
         super().stop()
         with contextlib.suppress(OSError):  # closed already
             self._woken.send(b"\0")
@@ -119,10 +119,10 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
         return 0 if self._seen is None else int(self._seen)
 
     def _read(self) -> bool:
-        """Read on, or search on; False where the end of the log was reached, and nothing was found."""
+        """Read or search the next events; False if the end of the log was reached, and nothing was found."""
         end = self._on_session.end()
         if end.epoch != self._epoch or end.position < self._seen_to:
-            self._check_history()  # raised, or restored, under a session that lives on
+            self._check_history()  # epoch raised, or log restored, while the session stayed open
         after, limit = self._seen_to, _READ
         stop = min(end.position, after + _SEARCHED) if self._topics else None
         self._found, self._next = (
@@ -132,7 +132,7 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
             0,
         )
         if stop is not None and stop > after and len(self._found) < limit:
-            # None of the rest is wanted; the last of them is known by its mark, like one that is.
+            # None of the other events is wanted; the last of them is remembered with its mark, too.
             [passed] = self._on_session.select_at([stop])
             self._seen = self._position(passed)
         elif self._found:
@@ -144,7 +144,7 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
         self._listener = Listener(
             self._session, channel(self._on_session.partition), waking=self._waking.fileno()
         )
-        # Another connection may lead to another server: what was followed has to be there.
+        # A new connection may lead to another server, which must have what was followed.
         self._check_history()
         self._failures = 0
 
@@ -154,34 +154,35 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
             self._refuse_another_log(seen, log_id)
             self._refuse_another_past(seen)
             self._refuse_another_epoch(
-                seen.epoch, epoch, f"Event {seen}, the last one followed, is still in it."
+                seen.epoch, epoch, f"Event {seen}, the last one that was followed, is still in it."
             )
         elif self._log_id:
-            self._refuse_another_epoch(self._epoch, epoch, "No event of it was followed yet.")
+            self._refuse_another_epoch(self._epoch, epoch, "None of its events was followed yet.")
         self._log_id, self._epoch = log_id, epoch
 
     def _refuse_another_log(self, seen: LogPosition, log_id: str) -> None:
         if seen.log_id != log_id:
             raise DifferentPastError(
-                f"This is the log {log_id}; what was followed, up to event {seen}, is the log {seen.log_id},"
-                " another ledger's. Follow that one, or build the projection anew: empty its tables and its"
-                " tracking."
+                f"This is the log {log_id}; the one followed so far, up to event {seen}, is the log"
+                f" {seen.log_id}, another ledger's. Follow that one, or rebuild the projection: empty its"
+                " tables and its tracking table."
             )
 
     def _refuse_another_past(self, seen: LogPosition) -> None:
         found = self._on_session.select_at([seen])
         if not found or found[0].mark != seen.mark:
             raise DifferentPastError(
-                f"Event {seen}, up to which the log was followed, is not in it any more: it was restored, or"
-                " a fail-over lost events. Build the projection anew: empty its tables and its tracking."
+                f"Event {seen}, up to which the log was followed, is no longer in it: the log was restored,"
+                " or a fail-over lost events. Rebuild the projection: empty its tables and its tracking"
+                " table."
             )
 
     def _refuse_another_epoch(self, followed: int, epoch: int, still: str) -> None:
         if epoch not in {followed, self._accepted_epoch}:
             raise DifferentPastError(
                 f"The log is in epoch {epoch}, and was followed in epoch {followed}: it was restored, or a"
-                f" fail-over lost events. {still} To go on behind it, set KEYLEDGER_EPOCH={epoch}; or build"
-                " the projection anew: empty its tables and its tracking."
+                f" fail-over lost events. {still} To continue, set KEYLEDGER_EPOCH={epoch}; or"
+                " rebuild the projection: empty its tables and its tracking table."
             )
 
     def _pause(self) -> None:

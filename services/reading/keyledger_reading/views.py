@@ -1,10 +1,10 @@
-"""Where a projection keeps what it made of the log: the library's tracking recorders, with the history.
+"""Where a projection keeps its tables: the library's tracking recorders, which also store the log's history.
 
-A view's change and its tracking are one transaction, so that every event counts exactly once, whenever
-the process ends. Which history the log has (its id, epoch, and the event's mark) is noted in the same row:
-by a number alone, a restored log could not be told from the one that was followed.
+A view's change and its tracking are one transaction, so that every event counts exactly once, no matter
+when the process ends. The log's history (its id, epoch, and the event's mark) is stored in the same row: a
+number alone would not distinguish a restored log from the one that was followed.
 
-Transactions here do not wait for the disk: a crash of the view's own database may take the last of them,
+Transactions here do not wait for the disk: if the view's own database crashes, the last of them may be lost
 as a whole, and their events are then read again. Nothing in the ledger depends on them.
 """
 
@@ -32,23 +32,23 @@ from psycopg.sql import SQL, Composed, Identifier
 from keyledger_reading.positions import LogPosition
 
 _HISTORY: Final = ("log_id", "epoch", "mark")
-_ONE_ROW: Final = "A view tracks the log in one row: leave SINGLE_ROW_TRACKING as it is."
+_ONE_ROW: Final = "A view tracks the log in one row: do not change SINGLE_ROW_TRACKING."
 
 
 class TrackedView(TrackingRecorder):
-    """What a projection keeps, in whichever of the two databases: combine it with the view of one."""
+    """A projection's tables in either database: combine it with PostgresView or SQLiteView."""
 
     tables: ClassVar[Sequence[str]] = ()
-    """Statements that create the tables, where there are none (IF NOT EXISTS)."""
+    """Statements that create the tables if they are missing (IF NOT EXISTS)."""
     parameter: ClassVar[str]
-    """How this database writes a parameter of a statement."""
+    """The placeholder for a parameter of a statement in this database."""
 
     @abstractmethod
     def counting(self, tracking: Tracking) -> AbstractContextManager[Any]:
-        """A transaction that counts the event once: what is written in it, and that the event was counted.
+        """A transaction that counts the event once: it commits what is written in it, and the tracking.
 
-        It gives the cursor. Raises the library's IntegrityError where the event was counted before:
-        another process keeps this view.
+        Yields the cursor. Raises the library's IntegrityError if the event was counted before: then
+        another process keeps this view, too.
         """
 
 
@@ -82,14 +82,14 @@ class PostgresView(TrackedView, PostgresTrackingRecorder):
 
     @contextmanager
     def counting(self, tracking: Tracking) -> Generator[Cursor[Any]]:
-        """As every view has it; the transaction is the server's."""
+        """As in every view; the transaction is one of the server."""
         with self.datastore.transaction(commit=True) as cursor:
             self._insert_tracking(cursor, tracking)
             yield cursor
 
     @retry((InterfaceError, OperationalError), max_attempts=10, wait=0.2)
     def max_tracking_id(self, application_name: str) -> int | None:
-        """The last event that was counted, a LogPosition; None: none was."""
+        """The last event that was counted, a LogPosition; None if none was."""
         if application_name == self.table_migration_identifier:
             migrated: int | None = super().max_tracking_id(application_name)
             return migrated
@@ -126,7 +126,7 @@ class SQLiteView(TrackedView, SQLiteTrackingRecorder):
         if not datastore.single_row_tracking:
             raise NotSupportedError(_ONE_ROW)
         self.create_table_statements += self.tables
-        # The library's names no columns, and there are more than its two.
+        # The library's statement names no columns, and the table has more than its two.
         self.insert_tracking_statement = self.insert_tracking_statement.replace(
             "INSERT INTO tracking VALUES", "INSERT INTO tracking (application_name, notification_id) VALUES"
         )
@@ -141,7 +141,7 @@ class SQLiteView(TrackedView, SQLiteTrackingRecorder):
 
     @contextmanager
     def counting(self, tracking: Tracking) -> Generator[SQLiteCursor]:
-        """As every view has it; one process at a time writes."""
+        """As in every view; only one process writes at a time."""
         with self.datastore.get_connection(commit=True) as connection:
             connection.cursor().execute("PRAGMA synchronous = NORMAL")
             with connection.transaction(commit=True) as cursor:
@@ -149,7 +149,7 @@ class SQLiteView(TrackedView, SQLiteTrackingRecorder):
                 yield cursor
 
     def max_tracking_id(self, application_name: str) -> int | None:
-        """The last event that was counted, a LogPosition; None: none was."""
+        """The last event that was counted, a LogPosition; None if none was."""
         if application_name == self.table_migration_identifier:
             return super().max_tracking_id(application_name)
         with self.datastore.transaction(commit=False) as cursor:
@@ -167,7 +167,7 @@ class SQLiteView(TrackedView, SQLiteTrackingRecorder):
 
 def _row(tracking: Tracking) -> tuple[str, int, str, int, int]:
     position = tracking.notification_id
-    assert isinstance(position, LogPosition), "it was looked at"
+    assert isinstance(position, LogPosition), "the caller has checked it"
     return tracking.application_name, int(position), position.log_id, position.epoch, position.mark
 
 
