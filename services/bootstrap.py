@@ -23,7 +23,6 @@ from infra.nats.relay import RelayStatus, run_relay
 from infra.nats.streams import StreamLimits
 from infra.nats.watch import PublishedWatch
 from infra.postgres.data_keys import DataKeys
-from infra.postgres.hints import Hints
 from infra.postgres.log import PostgresLog
 from infra.postgres.mapper import EventMapper
 from infra.postgres.master_key import check_master_key
@@ -33,6 +32,7 @@ from infra.postgres.projection_queries import PostgresEventReader, PostgresQueri
 from infra.postgres.projector import Projector, run_projector
 from infra.postgres.sessions import Sessions
 from infra.postgres.state_rows import PostgresStateRows
+from infra.postgres.wakeups import WakeupListener
 from keyledger_language.events import Event, LedgerEvent
 from keyledger_language.instants import DAY
 from projections.every import every_projection
@@ -303,20 +303,20 @@ async def run_worker(
     await asyncio.to_thread(check_migrated, database_url)
     await asyncio.to_thread(check_master_key, database_url, settings.master_key)
     mapper = event_mapper(settings)
-    reading = PostgresLog(database_url, hints=False)
+    reading = PostgresLog(database_url, wakeups=False)
     identity = await reading.identity()
     projector = Projector(database_url, every_projection(), event_mapper(settings))
     status = RelayStatus()
     if on_status is not None:
         on_status(status, projector)
-    async with Hints(database_url) as hints:
+    async with WakeupListener(database_url) as wakeups:
         relaying = run_relay(
             reading,
             mapper.decode,
             nats_url,
             log_id=identity.log_id,
             partition=reading.partition,
-            wakeups=hints,
+            wakeups=wakeups,
             stop=stop,
             status=status,
             limits=StreamLimits(

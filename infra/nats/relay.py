@@ -401,7 +401,7 @@ class _Ahead:
         batch, self._reading = self._reading.result(), None
         if batch:
             self._after, self._mark = batch[-1].position, batch[-1].mark
-        # Behind a smaller one there is nothing yet, most likely, and a hint costs less than to look.
+        # Behind a smaller one there is nothing yet, most likely, and a wake-up costs less than a look.
         if len(batch) == BATCH:
             self._reading = asyncio.create_task(self._read())
             await asyncio.sleep(0)  # so that it begins, and a log in memory keeps nobody from running

@@ -29,10 +29,10 @@ from infra.postgres.connections import (
     waits_for_standby,
 )
 from infra.postgres.data_keys import select_data_keys
-from infra.postgres.hints import HintSender
 from infra.postgres.insertion import PackedGroup, pack_group
 from infra.postgres.recorder import LedgerRecorder
 from infra.postgres.sessions import Sessions
+from infra.postgres.wakeups import WakeupSender
 from keyledger_language.history import HistoryPoint, RecordedEvent
 from keyledger_language.instants import Instant, to_datetime
 from keyledger_reading.datastore import SessionDatastore
@@ -74,7 +74,7 @@ _ANNOUNCE: Final = """
 class PostgresLog:
     """One partition of the log.
 
-    `hints`: notify listeners in other processes of each commit, on a side connection.
+    `wakeups`: notify listeners in other processes of each commit, on a side connection.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class PostgresLog:
         partition: int = 0,
         clock: Clock | None = None,
         readers: int = 3,
-        hints: bool = True,
+        wakeups: bool = True,
     ) -> None:
         self.partition = partition
         self._conninfo = conninfo
@@ -104,7 +104,7 @@ class PostgresLog:
         self._confirming = Confirmations(conninfo, partition)
         # In the login role, not the service's: only the same user may see sessions, and end them.
         self._watching = Sessions(conninfo, f"keyledger p{partition} watch", most=1, role="")
-        self._hints = HintSender(conninfo, partition) if hints else None
+        self._wakeups = WakeupSender(conninfo, partition) if wakeups else None
         self._recorder = LedgerRecorder(SessionDatastore(self._readers.session), partition=partition)
         # Appends go through the session that holds the lock, and no other.
         self._appender = LedgerRecorder(SessionDatastore(self._writer_session), partition=partition)
@@ -186,8 +186,8 @@ class PostgresLog:
         await self._confirming.close()
         await self._watching.close()
         await self._readers.close()
-        if self._hints is not None:
-            await self._hints.close()
+        if self._wakeups is not None:
+            await self._wakeups.close()
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -207,8 +207,8 @@ class PostgresLog:
         return appending
 
     def _tell(self, appended: asyncio.Future[int]) -> None:
-        if self._hints is not None and not appended.cancelled() and appended.exception() is None:
-            self._hints.send(appended.result())
+        if self._wakeups is not None and not appended.cancelled() and appended.exception() is None:
+            self._wakeups.send(appended.result())
 
     async def committed(self, group: Group) -> bool | None:
         """Whether the group was written, durably; False if it never will be, None if it may be in progress.

@@ -29,7 +29,7 @@ async def reconcile(
 
     `tell` is told up to which position the log was added up.
     """
-    log = PostgresLog(database_url, hints=False)
+    log = PostgresLog(database_url, wakeups=False)
     rows = PostgresStateRows(database_url)
     sessions = Sessions(database_url, "keyledger reconcile", most=1)
     mapper = event_mapper(settings)

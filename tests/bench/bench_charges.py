@@ -138,7 +138,7 @@ def pgbench(database: str, rows: int, folder: Path) -> Measured:
 
 async def bare_append(database: str) -> Measured:
     """The append function with a claim for each event, groups of 500, nothing decided."""
-    log = PostgresLog(database, hints=False)
+    log = PostgresLog(database, wakeups=False)
     assert await log.acquire()
     rates = [await rate(lambda: append(log, claims=True), GROUPS * GROUP_SIZE) for _ in range(3)]
     await log.close()

@@ -123,7 +123,7 @@ async def test_the_log_beside_its_floor() -> None:
                 (CLAIMS_BEFORE,),
             )
             plain.execute("CHECKPOINT")
-        log = PostgresLog(database, hints=False)
+        log = PostgresLog(database, wakeups=False)
         assert await log.acquire()
         everything = GROUPS * GROUP_SIZE
         works: dict[str, tuple[Callable[[], Awaitable[None]], int]] = {

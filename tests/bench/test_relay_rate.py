@@ -9,8 +9,8 @@ import pytest
 from domain.publishing import Message
 from infra.nats.public_stream import JetStreamPublicStream
 from infra.nats.relay import RelayStatus, run_relay
-from infra.postgres.hints import Hints
 from infra.postgres.log import PostgresLog
+from infra.postgres.wakeups import WakeupListener
 from tests.contract.relay_worlds import LOG_ID, GrowingLog, mapper
 
 pytestmark = pytest.mark.bench
@@ -25,7 +25,7 @@ async def test_the_relay_keeps_up_with_20_000_events_a_second(ledger_database: s
     for _ in range(EVENTS // 1_000):
         await book.charge(1_000)
     stop, status = asyncio.Event(), RelayStatus()
-    async with Hints(ledger_database) as hints:
+    async with WakeupListener(ledger_database) as wakeups:
         started, cpu = time.perf_counter(), time.process_time()
         relay = asyncio.create_task(
             run_relay(
@@ -34,7 +34,7 @@ async def test_the_relay_keeps_up_with_20_000_events_a_second(ledger_database: s
                 nats_url,
                 log_id=LOG_ID,
                 partition=0,
-                wakeups=hints,
+                wakeups=wakeups,
                 stop=stop,
                 status=status,
             )

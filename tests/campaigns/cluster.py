@@ -211,7 +211,7 @@ class Cluster:
     async def recorded(self) -> tuple[list[Recorded], int]:
         """The log, as the checker reads it, and its head."""
         mapper = EventMapper(get_args(LedgerEvent))
-        log = PostgresLog(self.database_url, hints=False)
+        log = PostgresLog(self.database_url, wakeups=False)
         try:
             mapper.data_keys.learn(await log.data_keys())
             found: list[Recorded] = []

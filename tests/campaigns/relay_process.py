@@ -10,23 +10,23 @@ import sys
 import time
 
 from infra.nats.relay import RelayStatus, run_relay
-from infra.postgres.hints import Hints
 from infra.postgres.log import PostgresLog
+from infra.postgres.wakeups import WakeupListener
 from tests.contract.relay_worlds import LOG_ID, mapper
 
 
 async def main(conninfo: str, nats_url: str) -> None:
-    log, status = PostgresLog(conninfo, hints=False), RelayStatus()
+    log, status = PostgresLog(conninfo, wakeups=False), RelayStatus()
     telling = asyncio.create_task(tell(status))
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print_tasks)
-    async with Hints(conninfo) as hints:
+    async with WakeupListener(conninfo) as wakeups:
         await run_relay(
             log,
             mapper().decode,
             nats_url,
             log_id=LOG_ID,
             partition=0,
-            wakeups=hints,
+            wakeups=wakeups,
             stop=asyncio.Event(),
             status=status,
         )

@@ -45,7 +45,7 @@ class Process:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self.log = PostgresLog(self.cable.conninfo, readers=2, hints=False)
+        self.log = PostgresLog(self.cable.conninfo, readers=2, wakeups=False)
         self.rows = PostgresStateRows(self.cable.conninfo)
         mapper = EventMapper(get_args(LedgerEvent))
         name = os.urandom(4).hex()
@@ -173,7 +173,7 @@ async def break_and_check(database: str, strikes: int, monkeypatch: pytest.Monke
     for process in processes:
         await process.stopped()
 
-    log = PostgresLog(database, hints=False)
+    log = PostgresLog(database, wakeups=False)
     mapper = EventMapper(get_args(LedgerEvent))
     mapper.data_keys.learn(await log.data_keys())
     events = [(one.position, mapper.decode(one)) for one in await log.read(0, 10**6)]

@@ -225,7 +225,7 @@ class Aviary:
     async def _events(self) -> list[bytes]:
         """Every event, personal fields deciphered."""
         mapper = EventMapper(get_args(LedgerEvent))
-        log = PostgresLog(self.running.database_url, hints=False)
+        log = PostgresLog(self.running.database_url, wakeups=False)
         try:
             mapper.data_keys.learn(await log.data_keys())
             events, position = [], 0

@@ -84,7 +84,7 @@ class Listener:
     """Hears what is published, and looks whether the log has it already."""
 
     def __init__(self, running: Cluster) -> None:
-        self._log = PostgresLog(running.database_url, hints=False)
+        self._log = PostgresLog(running.database_url, wakeups=False)
         self._unchecked = 0
         self.heard = 0
         self.early: list[str] = []

@@ -150,7 +150,7 @@ async def test_whatever_is_killed_nats_has_each_event_once_in_order() -> None:
 
 
 async def head_of(conninfo: str) -> int:
-    log = PostgresLog(conninfo, hints=False)
+    log = PostgresLog(conninfo, wakeups=False)
     head = await log.head()
     await log.close()
     return head

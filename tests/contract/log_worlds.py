@@ -81,8 +81,8 @@ class PostgresWorld:
         self._sessions: list[PostgresLog] = []
 
     def session(self) -> PostgresLog:
-        # Hints would travel over the same cable, and take the fault meant for the append.
-        log = PostgresLog(self._cable.conninfo, clock=self.clock, readers=1, hints=False)
+        # Wake-ups would travel over the same cable, and take the fault meant for the append.
+        log = PostgresLog(self._cable.conninfo, clock=self.clock, readers=1, wakeups=False)
         self._sessions.append(log)
         return log
 
@@ -168,7 +168,7 @@ class PostgresStandbyWorld:
         self._sessions: list[PostgresLog] = []
 
     def session(self) -> PostgresLog:
-        log = PostgresLog(self._cable.conninfo, readers=1, hints=False)
+        log = PostgresLog(self._cable.conninfo, readers=1, wakeups=False)
         self._sessions.append(log)
         return log
 

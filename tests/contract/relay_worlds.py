@@ -75,7 +75,7 @@ class GrowingLog:
 
 
 class Polling:
-    """Wakes by asking the log, as a listener does that has missed its hint."""
+    """Wakes by asking the log, as a listener does that has missed its wake-up."""
 
     def __init__(self, log: Log) -> None:
         self._log = log

@@ -59,7 +59,7 @@ CREATED: Final = "key.created"
 
 
 async def append(database: str) -> None:
-    log = PostgresLog(database, hints=False)
+    log = PostgresLog(database, wakeups=False)
     try:
         assert await log.acquire()
         end = await log.end()
@@ -81,7 +81,7 @@ async def load_by_an_application(database: str) -> None:
 
 def asked(ask: Callable[[PostgresLog], Awaitable[Any]]) -> Callable[[str], Awaitable[None]]:
     async def work(database: str) -> None:
-        log = PostgresLog(database, hints=False)
+        log = PostgresLog(database, wakeups=False)
         try:
             assert await ask(log)
         finally:

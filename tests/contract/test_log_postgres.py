@@ -1,4 +1,4 @@
-"""What only the log in PostgreSQL can promise: grants, dying sessions, hints, safe settings."""
+"""What only the log in PostgreSQL can promise: grants, dying sessions, wake-ups, safe settings."""
 
 import asyncio
 import os
@@ -26,10 +26,10 @@ from infra.embedded import EmbeddedPostgres, EmbeddedServers
 from infra.embedded.folder import DataFolder
 from infra.postgres.arrays import register_packed_arrays
 from infra.postgres.connections import UnsafeDatabaseError, connect
-from infra.postgres.hints import Hints
 from infra.postgres.log import PostgresLog
 from infra.postgres.migrate import migrate
 from infra.postgres.state_rows import PostgresStateRows
+from infra.postgres.wakeups import WakeupListener
 from keyledger_language.history import BEGINNING, HistoryPoint
 from keyledger_language.instants import DAY
 from keyledger_reading.connections import ledger_conninfo
@@ -341,49 +341,49 @@ async def test_pruning_forgets_expired_claims_and_old_groups_but_no_event(
     assert await log.head() == 3
 
 
-# -- hints ----------------------------------------------------------------------------------------
+# -- wake-ups -------------------------------------------------------------------------------------
 
 
 async def test_a_listener_hears_of_a_commit_before_it_would_have_polled(ledger_database: str) -> None:
     log = PostgresLog(ledger_database)
     await log.acquire()
-    async with Hints(ledger_database, poll_seconds=30) as hints:
-        await hints.listening()
+    async with WakeupListener(ledger_database, poll_seconds=30) as wakeups:
+        await wakeups.listening()
         await log.append(group(0, 1))
 
-        assert await hints.wait_for(1, timeout=5)
-        assert hints.head == 1
+        assert await wakeups.wait_for(1, timeout=5)
+        assert wakeups.head == 1
     await log.close()
 
 
 async def test_a_listener_that_hears_nothing_polls(ledger_database: str) -> None:
-    log = PostgresLog(ledger_database, hints=False)
+    log = PostgresLog(ledger_database, wakeups=False)
     await log.acquire()
-    async with Hints(ledger_database) as hints:
-        await hints.listening()
-        assert not await hints.wait_for(1, timeout=0.01)
+    async with WakeupListener(ledger_database) as wakeups:
+        await wakeups.listening()
+        assert not await wakeups.wait_for(1, timeout=0.01)
         await log.append(group(0, 1))
 
-        assert await hints.wait_beyond(0, timeout=5) == 1
+        assert await wakeups.wait_beyond(0, timeout=5) == 1
     await log.close()
 
 
 async def test_a_listener_is_woken_from_within_its_process(ledger_database: str) -> None:
-    async with Hints(ledger_database, poll_seconds=30) as hints:
-        waiting = asyncio.create_task(hints.wait_for(7, timeout=5))
+    async with WakeupListener(ledger_database, poll_seconds=30) as wakeups:
+        waiting = asyncio.create_task(wakeups.wait_for(7, timeout=5))
         await asyncio.sleep(0)
-        hints.hear(7)
+        wakeups.hear(7)
 
         assert await waiting
 
 
 async def test_a_listener_survives_the_loss_of_its_connection(world: PostgresWorld, log: PostgresLog) -> None:
-    async with Hints(world._cable.conninfo, poll_seconds=0.05) as hints:
-        await hints.listening()
+    async with WakeupListener(world._cable.conninfo, poll_seconds=0.05) as wakeups:
+        await wakeups.listening()
         world.go_down()
         await asyncio.sleep(0.1)
         world.come_up()
         assert await log.acquire()
         await log.append(group(0, 1))
 
-        assert await hints.wait_for(1, timeout=5)
+        assert await wakeups.wait_for(1, timeout=5)

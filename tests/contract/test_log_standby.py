@@ -326,7 +326,7 @@ async def test_ownership_on_a_deposed_primary_is_never_confirmed(splittable: Pos
     await log.append(group(0))
     await splittable.lose_standby()
     await asyncio.to_thread(replicas.promote, replicas.b)
-    new = PostgresLog(replicas.b.conninfo(), readers=1, hints=False)
+    new = PostgresLog(replicas.b.conninfo(), readers=1, wakeups=False)
     assert await new.acquire()
     assert await new.confirm()
     assert await new.append(group(1)) == 2
@@ -345,7 +345,7 @@ async def test_another_server_does_not_confirm_the_session_of_this_one(
     assert isinstance(log, PostgresLog)
     await splittable.lose_standby()
     await asyncio.to_thread(replicas.promote, replicas.b)
-    elsewhere = PostgresLog(replicas.b.conninfo(), readers=1, hints=False)
+    elsewhere = PostgresLog(replicas.b.conninfo(), readers=1, wakeups=False)
     assert await elsewhere.acquire()
     elsewhere._session = log._session
 
@@ -354,7 +354,7 @@ async def test_another_server_does_not_confirm_the_session_of_this_one(
 
 
 async def test_without_a_named_standby_nothing_is_written_to_confirm(ledger_database: str) -> None:
-    log = PostgresLog(ledger_database, readers=1, hints=False)
+    log = PostgresLog(ledger_database, readers=1, wakeups=False)
     await log.acquire()
     await log.confirm()
     with psycopg.connect(ledger_database, autocommit=True) as connection:
@@ -371,7 +371,7 @@ async def test_without_a_named_standby_nothing_is_written_to_confirm(ledger_data
 
 
 async def test_without_a_named_standby_nothing_is_written_to_read(ledger_database: str) -> None:
-    log = PostgresLog(ledger_database, readers=1, hints=False)
+    log = PostgresLog(ledger_database, readers=1, wakeups=False)
     await log.acquire()
     with psycopg.connect(ledger_database, autocommit=True) as connection:
         written = "SELECT pg_current_wal_insert_lsn()"
@@ -395,7 +395,7 @@ async def test_a_fail_over_while_a_reader_waits_takes_back_what_it_waits_with(
     replicas, world = replicated_postgres, PostgresStandbyWorld(replicated_postgres)
     log = await owner_of(world)
     await log.append(group(0))
-    reader = PostgresLog(replicas.conninfo, readers=1, hints=False)
+    reader = PostgresLog(replicas.conninfo, readers=1, wakeups=False)
     await world.lose_standby()
     appending = ask(log.append(group(1)))
     await world.until_an_append_waits(log)
@@ -427,7 +427,7 @@ async def test_a_reader_and_its_confirming_session_on_two_servers_prove_nothing_
     await splittable.break_off(log, "terminated")
     with pytest.raises(OutcomeUnknownError):
         await asyncio.wait_for(appending, 30)
-    reader = PostgresLog(replicas.a.conninfo(), readers=1, hints=False)
+    reader = PostgresLog(replicas.a.conninfo(), readers=1, wakeups=False)
     reader._confirming._conninfo = replicas.b.conninfo()
     assert len(await reader.read(0, 10)) == 1
     reader._readers._conninfo = replicas.b.conninfo()
@@ -455,7 +455,7 @@ async def test_a_server_whose_commits_do_not_wait_for_the_named_standby_is_refus
 async def test_the_writer_waits_for_the_standbys_disk_at_least(
     ledger_database: str, given: str, used: str
 ) -> None:
-    log = PostgresLog(f"{ledger_database} options='-c synchronous_commit={given}'", hints=False)
+    log = PostgresLog(f"{ledger_database} options='-c synchronous_commit={given}'", wakeups=False)
     await log.acquire()
     assert log._writer is not None
 

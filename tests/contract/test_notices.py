@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection, Connection
 
-from infra.postgres.hints import Hints, HintSender
 from infra.postgres.notices import hear_for, listen
+from infra.postgres.wakeups import WakeupListener, WakeupSender
 from keyledger_reading.notices import Listener, channel
 
 CHANNEL = "of_the_test"
@@ -193,7 +193,7 @@ async def test_a_thread_is_told_of_a_broken_connection(ledger_database: str, tel
 async def test_of_many_positions_that_come_at_once_few_are_sent_and_the_newest_is(
     ledger_database: str, teller: AsyncConnection, heard: list[int]
 ) -> None:
-    sender = HintSender(ledger_database, 0)
+    sender = WakeupSender(ledger_database, 0)
     await listen(teller, channel(0), heard.append)
     hearing = asyncio.create_task(hear_for(teller, heard.append, 30))
 
@@ -214,7 +214,7 @@ async def test_of_many_positions_that_come_at_once_few_are_sent_and_the_newest_i
 async def test_after_a_fail_over_that_lost_events_the_lower_head_is_told(
     ledger_database: str, teller: AsyncConnection, heard: list[int]
 ) -> None:
-    sender = HintSender(ledger_database, 0)
+    sender = WakeupSender(ledger_database, 0)
     await listen(teller, channel(0), heard.append)
     hearing = asyncio.create_task(hear_for(teller, heard.append, 30))
 
@@ -231,14 +231,14 @@ async def test_after_a_fail_over_that_lost_events_the_lower_head_is_told(
 async def test_a_sender_whose_session_ended_opens_another(
     ledger_database: str, teller: AsyncConnection, listener: AsyncConnection
 ) -> None:
-    sender = HintSender(ledger_database, 0)
+    sender = WakeupSender(ledger_database, 0)
     heard: list[int] = []
     await listen(listener, channel(0), heard.append)
     hearing = asyncio.create_task(hear_for(listener, heard.append, 30))
     sender.send(1)
     await until(lambda: heard == [1])
 
-    await end_sessions(teller, "p0 hints")
+    await end_sessions(teller, "p0 wake-ups")
     async with asyncio.timeout(10):
         for position in count(2):
             sender.send(position)
@@ -252,7 +252,7 @@ async def test_a_sender_whose_session_ended_opens_another(
 
 
 async def test_a_sender_that_is_closed_opens_nothing(ledger_database: str, teller: AsyncConnection) -> None:
-    sender = HintSender(ledger_database, 0)
+    sender = WakeupSender(ledger_database, 0)
     sender.send(1)
     await sender.close()
     sender.send(2)
@@ -261,34 +261,34 @@ async def test_a_sender_that_is_closed_opens_nothing(ledger_database: str, telle
     sessions = await teller.execute(
         "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
     )
-    assert not [name for (name,) in await sessions.fetchall() if name.endswith("hints")]
+    assert not [name for (name,) in await sessions.fetchall() if name.endswith("wake-ups")]
 
 
-# -- hints -------------------------------------------------------------------------------------------
+# -- wake-ups ----------------------------------------------------------------------------------------
 
 
-async def test_hints_go_on_whatever_is_sent_on_their_channel(
+async def test_wake_ups_go_on_whatever_is_sent_on_their_channel(
     ledger_database: str, teller: AsyncConnection
 ) -> None:
-    async with Hints(ledger_database, poll_seconds=0.001) as hints:
-        await hints.listening()
+    async with WakeupListener(ledger_database, poll_seconds=0.001) as wakeups:
+        await wakeups.listening()
         for text in NO_POSITIONS * 20:
             await tell(teller, text, on=channel(0))
         await tell(teller, 5, on=channel(0))
 
-        assert await hints.wait_for(5, timeout=10)
-        assert hints.head == 5
+        assert await wakeups.wait_for(5, timeout=10)
+        assert wakeups.head == 5
 
 
 async def test_a_head_that_the_log_has_not_is_forgotten_with_the_connection(
     ledger_database: str, teller: AsyncConnection
 ) -> None:
     """A fail-over that loses commits ends every session, and what was heard of them is not true any more."""
-    async with Hints(ledger_database) as hints:
-        await hints.listening()
+    async with WakeupListener(ledger_database) as wakeups:
+        await wakeups.listening()
         await tell(teller, 10**9, on=channel(0))
-        assert await hints.wait_for(10**9, timeout=10)
+        assert await wakeups.wait_for(10**9, timeout=10)
 
         await end_sessions(teller, "p0 listener")
 
-        await until(lambda: hints.head == 0)
+        await until(lambda: wakeups.head == 0)

@@ -18,10 +18,10 @@ from nats.js.errors import NotFoundError
 from domain.ports import Log, OutcomeUnknownError
 from domain.publishing import Place, place_in, place_message
 from infra.embedded import EmbeddedNats, EmbeddedServers
-from infra.hints import LocalHints
 from infra.memory.log import MemoryLog, MemoryStorage
 from infra.nats.relay import RelayStatus, published_place, run_relay
 from infra.nats.watch import PublishedWatch
+from infra.wakeups import LocalWakeups
 from keyledger_language.events import KeysSeen
 from keyledger_language.history import RecordedEvent
 from tests.contract.relay_worlds import (
@@ -107,12 +107,12 @@ class CountingLog:
 
 async def test_what_was_committed_together_is_read_once(world: StreamWorld, book: GrowingLog) -> None:
     assert isinstance(book.log, MemoryLog)
-    hints, log = LocalHints(), CountingLog(book.log)
-    relay = RunningRelay(cast(Log, log), world.open, wakeups=hints)
+    wakeups, log = LocalWakeups(), CountingLog(book.log)
+    relay = RunningRelay(cast(Log, log), world.open, wakeups=wakeups)
     await relay.has(lambda status: status.state == "publishing")
     log.start()
     for _ in range(20):
-        hints.hear(await book.charge(3))
+        wakeups.hear(await book.charge(3))
         await relay.reaches(book.head)
 
     assert log.readings <= 20 + 1 + log.in_idleness
@@ -124,12 +124,12 @@ async def test_of_a_head_that_the_log_has_not_it_does_not_ask_again_and_again(
     world: StreamWorld, book: GrowingLog
 ) -> None:
     assert isinstance(book.log, MemoryLog)
-    hints, log = LocalHints(), CountingLog(book.log)
+    wakeups, log = LocalWakeups(), CountingLog(book.log)
     await book.charge(3)
-    relay = RunningRelay(cast(Log, log), world.open, wakeups=hints)
+    relay = RunningRelay(cast(Log, log), world.open, wakeups=wakeups)
     await relay.reaches(3)
     log.start()
-    hints.hear(1_000_000)
+    wakeups.hear(1_000_000)
     await asyncio.sleep(1)
 
     assert 1 <= log.readings <= 3 + log.in_idleness

@@ -19,7 +19,7 @@ _SILENT_SECONDS = 3.0
 
 @pytest.fixture
 async def sessions(ledger_database: str) -> AsyncIterator[tuple[PostgresLog, PostgresLog]]:
-    owner, other = (PostgresLog(ledger_database, readers=1, hints=False) for _ in range(2))
+    owner, other = (PostgresLog(ledger_database, readers=1, wakeups=False) for _ in range(2))
     assert await owner.acquire()
     yield owner, other
     await owner.close()

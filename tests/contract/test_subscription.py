@@ -1,4 +1,4 @@
-"""A subscription to the log: every event once and in order, whatever happens to connections and hints."""
+"""A subscription to the log: every event once and in order, whatever happens to connections."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Following:
             self.error = error
 
     async def until(self, position: int) -> list[int]:
-        """Beside the event loop, which sends the hints."""
+        """Beside the event loop, which sends the wake-ups."""
         return await asyncio.to_thread(self.wait_until, position)
 
     def wait_until(self, position: int) -> list[int]:
@@ -154,10 +154,10 @@ async def test_only_events_of_the_types_that_are_asked_for(
     assert await one.until(6) == [4, 6]
 
 
-async def test_an_event_whose_hint_was_lost_comes_with_the_next_look(
+async def test_an_event_whose_wake_up_was_lost_comes_with_the_next_look(
     ledger_database: str, following: Callable[..., Following]
 ) -> None:
-    silent = PostgresLog(ledger_database, hints=False)
+    silent = PostgresLog(ledger_database, wakeups=False)
     assert await silent.acquire()
     one = following(poll_seconds=0.1)
     await append(silent, 1)
@@ -166,7 +166,7 @@ async def test_an_event_whose_hint_was_lost_comes_with_the_next_look(
     await silent.close()
 
 
-async def test_an_event_between_the_first_look_and_the_wait_is_told_by_its_hint(
+async def test_an_event_between_the_first_look_and_the_wait_is_told_by_its_wake_up(
     log: PostgresLog,
     ledger_database: str,
     following: Callable[..., Following],

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from infra.hints import LocalHints
 from infra.position_watch import PositionWatch
+from infra.wakeups import LocalWakeups
 
 
 class Book:
@@ -78,10 +78,10 @@ async def test_whoever_gives_up_is_forgotten() -> None:
     assert book.watch._waiting == set()
 
 
-async def test_an_old_hint_changes_nothing() -> None:
-    hints = LocalHints()
-    hints.hear(5)
-    hints.hear(4)
+async def test_an_old_wake_up_changes_nothing() -> None:
+    wakeups = LocalWakeups()
+    wakeups.hear(5)
+    wakeups.hear(4)
 
-    assert await hints.wait_beyond(4) == 5
-    assert not await hints.wait_for(6, 0.01)
+    assert await wakeups.wait_beyond(4) == 5
+    assert not await wakeups.wait_for(6, 0.01)

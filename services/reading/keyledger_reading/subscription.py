@@ -28,7 +28,7 @@ _READ: Final = 1_000
 _SEARCHED: Final = 16_000
 """How many events are searched at once for those of the wanted types: a stop is noticed in between."""
 _POLL_SECONDS: Final = 1.0
-"""How late an event may be if its hint was lost."""
+"""How late an event may be if its wake-up was lost."""
 _RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 NewSession = Callable[[], "tuple[Connection[Any], ReadingRecorder]"]

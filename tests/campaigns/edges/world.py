@@ -125,7 +125,7 @@ class World:
     async def receipts(self) -> tuple[list[e.RevocationFenced], dict[int, int]]:
         """All receipts, and when each position was decided."""
         mapper = EventMapper(get_args(e.LedgerEvent))
-        log = PostgresLog(self.cluster.database_url, hints=False)
+        log = PostgresLog(self.cluster.database_url, wakeups=False)
         try:
             mapper.data_keys.learn(await log.data_keys())
             receipts: list[e.RevocationFenced] = []

@@ -1,4 +1,4 @@
-"""Hints: other processes are notified of a commit at once, and poll in case the hint is lost."""
+"""Wake-ups: other processes are notified of a commit at once, and poll in case the wake-up is lost."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.pq.abc import PGconn
 
-from infra.hints import LocalHints
 from infra.postgres.notices import hear_for, listen
 from infra.postgres.recorder import sql_head
+from infra.wakeups import LocalWakeups
 from keyledger_reading.connections import ledger_conninfo
 from keyledger_reading.notices import channel
 
@@ -20,11 +20,11 @@ _POLL_SECONDS: Final = 0.05
 _RECONNECT_SECONDS: Final = 0.2
 
 
-class HintSender:
+class WakeupSender:
     """Sends the newest position on a side connection, with at most one message in flight.
 
     Not in the append's transaction: NOTIFY takes a lock of the whole database until its commit,
-    which made four partitions as slow as one. A lost hint costs a listener one poll.
+    which made four partitions as slow as one. A lost wake-up costs a listener one poll.
 
     On the event loop, and with libpq's own calls: a thread that runs a statement through psycopg
     waits for the interpreter as long as a group of charges takes to be committed.
@@ -47,7 +47,7 @@ class HintSender:
         if self._connection is not None:
             self._send_newest(self._connection.pgconn)
         elif self._connecting is None and not self._closed:
-            self._connecting = asyncio.create_task(self._connect(), name=f"hints of p{self._partition}")
+            self._connecting = asyncio.create_task(self._connect(), name=f"wake-ups of p{self._partition}")
 
     async def close(self) -> None:
         """Close the side connection."""
@@ -71,7 +71,7 @@ class HintSender:
             self._send_newest(pgconn)
 
     async def _prepared(self) -> AsyncConnection[Any]:
-        conninfo = ledger_conninfo(self._conninfo, f"keyledger p{self._partition} hints")
+        conninfo = ledger_conninfo(self._conninfo, f"keyledger p{self._partition} wake-ups")
         connection = await AsyncConnection.connect(conninfo, autocommit=True)
         try:
             # A NOTIFY has a commit of its own, which need not wait for the disk.
@@ -94,7 +94,7 @@ class HintSender:
             self._under_way, self._sent = True, self._position
 
     def _take(self, pgconn: PGconn) -> None:
-        """Read the answer, which only means that the next hint may be sent."""
+        """Read the answer, which only means that the next wake-up may be sent."""
         try:
             pgconn.consume_input()
             while self._under_way and not pgconn.is_busy():
@@ -112,10 +112,10 @@ class HintSender:
             connection.pgconn.finish()
 
 
-class Hints(LocalHints):
+class WakeupListener(LocalWakeups):
     """Listens for commits of one partition. Wakes within milliseconds, and after a poll at worst.
 
-    Use as `async with Hints(conninfo) as hints: head = await hints.wait_beyond(position)`.
+    Use as `async with WakeupListener(conninfo) as wakeups: head = await wakeups.wait_beyond(position)`.
     """
 
     def __init__(self, conninfo: str, partition: int = 0, *, poll_seconds: float = _POLL_SECONDS) -> None:
@@ -127,7 +127,7 @@ class Hints(LocalHints):
         self._listening = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._listen(), name=f"hints p{self._partition}")
+        self._task = asyncio.create_task(self._listen(), name=f"wake-ups p{self._partition}")
         return self
 
     async def __aexit__(self, *_: object) -> None:
