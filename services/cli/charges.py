@@ -58,9 +58,7 @@ def create(
 ) -> None:
     """Charge one use. SECRET: - for standard input."""
     not_together({"a secret": secret, "--key": key_id})
-    not_together(
-        {"--key": key_id, "--keyspace": use["keyspace"]}, "the key's id already determines its keyspace"
-    )
+    not_together({"--key": key_id, "--keyspace": use["keyspace"]}, "the key's id determines the keyspace")
     body = use_of(use) | given(metadata=metadata_of(metadata))
     body |= {"amount_micros": amount, "request_id": request_id or f"cli-{uuid.uuid4()}"}
     if key_id is not None:
@@ -192,9 +190,7 @@ def _in_keyspace(session: Session, entries: list[Document], named: str | None) -
     except LedgerProblemError:
         if named is not None:
             raise
-        return (
-            entries  # a root key that may charge may not be allowed to list: the ledger says what is missing
-        )
+        return entries  # the root key may not be allowed to list keyspaces: the ledger says what is missing
     return [place | one if "secret" in one else one for one in entries]
 
 

@@ -31,7 +31,10 @@ _DEFAULT_LISTEN: Final = "127.0.0.1:8701"
     "--keyspace", "keyspaces", multiple=True, help="A keyspace to serve; all that it may read if not given."
 )
 @click.option(
-    "--capacity", type=click.IntRange(1_000), default=1_000_000, help="How many keys to keep in memory."
+    "--capacity",
+    type=click.IntRange(1_000),
+    default=1_000_000,
+    help="How many keys to keep in memory at most.",
 )
 @click.option(
     "--serve-stale-ms",

@@ -32,9 +32,7 @@ def explain(
 ) -> None:
     """Explain why a use would be allowed or refused now: each rule with its figures. Nothing is consumed."""
     not_together({"a secret": secret, "--key": key_id})
-    not_together(
-        {"--key": key_id, "--keyspace": use["keyspace"]}, "the key's id already determines its keyspace"
-    )
+    not_together({"--key": key_id, "--keyspace": use["keyspace"]}, "the key's id determines the keyspace")
     body = use_of(use) | given(cost_micros=cost)
     if key_id is not None:
         answer = session.ledger.post("/v1/explain", body | {"key_id": key_id}, named=False)

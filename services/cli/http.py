@@ -79,7 +79,7 @@ class ApiClient:
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Document:
-        """One request; if the ledger is busy or changes its owner, it is repeated after `Retry-After`."""
+        """One request; a 503 with `Retry-After`, of a busy ledger or a new owner, is tried twice more."""
         return _document(self._answered(method, path, body, headers or {})[1])
 
     def text(self, path: str, **query: Any) -> tuple[str, str | None]:

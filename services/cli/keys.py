@@ -84,7 +84,9 @@ def _what_a_key_has(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--scope", "scopes", multiple=True, type=read_with(scope_of), metavar="DIMENSION=A,B",
               help="What it may be used for: permissions, projects, models, tenants.")  # fmt: skip
 @click.option("--root", is_flag=True, help="Create a root key, which manages the ledger; see --permission.")
-@click.option("--permission", "permissions", multiple=True, help="For a root key: such as keys:read.")
+@click.option(
+    "--permission", "permissions", multiple=True, help="For a root key: a permission such as keys:read."
+)
 @click.option("--bound-to", metavar="KEYSPACE", help="For a root key: the only keyspace that it may act on.")
 @_what_a_key_has
 @talking
@@ -248,7 +250,7 @@ def update(
 @click.argument("scopes", nargs=-1, required=True, type=read_with(scope_of), metavar="DIMENSION=A,B...")
 @talking
 def scopes(session: Session, key: str, scopes: tuple[tuple[str, Any], ...]) -> None:
-    """Change what a key may be used for; its secret stays valid. Dimensions left out are not changed."""
+    """Change what a key may be used for; its secret stays the same. Dimensions left out are not changed."""
     edited = each_once(scopes, "The command")
     changed = session.ledger.patch(f"/v1/keys/{path_part(key)}/scopes", edited)
     session.show(changed, lambda: session.facts([*facts_of(changed), *fence_facts(changed)]))

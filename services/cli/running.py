@@ -294,7 +294,10 @@ class _Up:
         return lines
 
     async def _watch_servers(self, servers: EmbeddedServers, stop: asyncio.Event) -> None:
-        """Restart embedded servers that end by themselves; in the main thread, since they end with theirs."""
+        """Restart an embedded server that ended by itself.
+
+        Here, in the main thread: a server ends with the thread that started it.
+        """
         from infra.embedded import EmbeddedError  # noqa: PLC0415 - a quick start
 
         while not await _stopped(stop, _WATCH_SECONDS):
