@@ -54,13 +54,16 @@ def keys() -> None:
 
 def _what_a_key_has(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed((
-        click.option("--owner", "owner_id", help="Who holds it, by your own id."),
-        click.option("--environment", help="Such as production."),
-        click.option("--plan", help="A plan, by name or id."),
-        click.option("--quota", "quotas", multiple=True, type=_QUOTA, help="money/month=25.00 ..."),
-        click.option("--rate-limit", "rate_limits", multiple=True, type=_RATE_LIMIT, help="100/60s ..."),
+        click.option("--owner", "owner_id", help="Its owner, by your own id."),
+        click.option("--environment", help="Its environment, such as production."),
+        click.option("--plan", help="Its plan, by name or id."),
+        click.option("--quota", "quotas", multiple=True, type=_QUOTA,
+                     help="Such as money/month=25.00; may be repeated."),
+        click.option("--rate-limit", "rate_limits", multiple=True, type=_RATE_LIMIT,
+                     help="Such as 100/60s; may be repeated."),
         click.option("--allow-ip", "allowed_ips", multiple=True, help="A network that it may be used from."),
-        click.option("--expires", type=read_with(time_of), help="A time, a date, or 30d from now."),
+        click.option("--expires", type=read_with(time_of),
+                     help="When it expires: a time, a date, or 30d from now."),
         click.option("--tag", "tags", multiple=True, help="A tag; may be repeated."),
         metadata_option,
     )):  # fmt: skip
@@ -141,12 +144,12 @@ def create(
         "keyledger keys list --q checkout --json",
     ),
 )
-@click.option("--org", "organization", help="Of this organization.")
-@click.option("--keyspace", help="Of this keyspace.")
-@click.option("--project", "project_id", help="Keys that may be used in this project (its id).")
-@click.option("--owner", "owner_id", help="Of this owner.")
-@click.option("--environment", help="Of this environment.")
-@click.option("--tag", help="With this tag.")
+@click.option("--org", "organization", help="Only of this organization.")
+@click.option("--keyspace", help="Only of this keyspace.")
+@click.option("--project", "project_id", help="Only keys that may be used in this project (its id).")
+@click.option("--owner", "owner_id", help="Only of this owner.")
+@click.option("--environment", help="Only of this environment.")
+@click.option("--tag", help="Only with this tag.")
 @click.option("--status", type=click.Choice(["active", "disabled", "revoked", "expired"]))
 @click.option("--q", help="Search in name, id, hint and owner.")
 @click.option("--include-revoked", is_flag=True, help="Include revoked keys.")
@@ -179,7 +182,7 @@ def list_keys(
 
 @keys.command("show", **examples("keyledger keys show key_01JD0000000000000000000000"))
 @click.argument("key")
-@click.option("--include-deleted", is_flag=True, help="Even if it is deleted.")
+@click.option("--include-deleted", is_flag=True, help="Show it even if it is deleted.")
 @talking
 def show(session: Session, key: str, include_deleted: bool) -> None:
     """Show one key."""
@@ -336,7 +339,7 @@ def revoke(session: Session, keys: tuple[str, ...], reason: str | None, yes: boo
 @yes_option
 @talking
 def delete(session: Session, key: str, yes: bool) -> None:
-    """Revoke a key and hide it; its history, usage and charges stay."""
+    """Revoke a key and hide it; its history, usage and charges are kept."""
     session.confirm(f"Delete {key}? It is revoked for good, and hidden.", yes=yes)
     done = session.ledger.delete(f"/v1/keys/{path_part(key)}")
 

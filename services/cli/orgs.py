@@ -37,7 +37,13 @@ def orgs() -> None:
 )
 @click.argument("name")
 @click.option("--external-id", help="Your own id for this customer.")
-@click.option("--quota", "quotas", multiple=True, type=read_with(quota_of), help="money/month=500.00 ...")
+@click.option(
+    "--quota",
+    "quotas",
+    multiple=True,
+    type=read_with(quota_of),
+    help="Such as money/month=500.00; may be repeated.",
+)
 @metadata_option
 @talking
 def create(
@@ -125,7 +131,7 @@ def usage(session: Session, /, organization: str, **query: str | None) -> None:
 @yes_option
 @talking
 def suspend(session: Session, organization: str, reason: str | None, yes: bool) -> None:
-    """Stop all keys of an organization, until it is resumed."""
+    """Suspend an organization: none of its keys works until it is resumed."""
     identity = session.organization(organization)
     session.confirm(f"Stop all keys of {organization}?", yes=yes)
     changed = session.ledger.post(f"/v1/organizations/{identity}/suspend", given(reason=reason))
@@ -152,7 +158,13 @@ def projects() -> None:
 @projects.command("create", **examples("keyledger projects create Acme search --quota requests/day=10000"))
 @click.argument("organization")
 @click.argument("name")
-@click.option("--quota", "quotas", multiple=True, type=read_with(quota_of), help="money/month=500.00 ...")
+@click.option(
+    "--quota",
+    "quotas",
+    multiple=True,
+    type=read_with(quota_of),
+    help="Such as money/month=500.00; may be repeated.",
+)
 @talking
 def create_project(session: Session, organization: str, name: str, quotas: tuple[Document, ...]) -> None:
     """Create a project."""

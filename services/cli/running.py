@@ -70,7 +70,9 @@ def _address_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ),
 )
 @_address_options
-@click.option("--data-dir", type=click.Path(path_type=Path), help="[KEYLEDGER_DATA_DIR, ./.keyledger].")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="The data folder [KEYLEDGER_DATA_DIR, ./.keyledger]."
+)
 @local
 def up(session: Session, host: str | None, port: int | None, data_dir: Path | None) -> None:
     """Run everything here: a PostgreSQL and a NATS of its own, the API, the worker.

@@ -273,8 +273,8 @@ def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--reason`: why, for the history."""
-    return click.option("--reason", help="Why; it is kept in the history.")(function)
+    """`--reason`: the reason for a change, for the history."""
+    return click.option("--reason", help="The reason; it is kept in the history.")(function)
 
 
 def read_with(read: Callable[[str], Any]) -> click.ParamType[Any]:

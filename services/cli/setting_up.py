@@ -38,7 +38,7 @@ def migrate(session: Session) -> None:
     ),
 )
 @click.option(
-    "--file", type=click.Path(path_type=Path, dir_okay=False), help="Write the key there, mode 0600."
+    "--file", type=click.Path(path_type=Path, dir_okay=False), help="Write the key to this file, mode 0600."
 )
 @local
 def bootstrap(session: Session, file: Path | None) -> None:

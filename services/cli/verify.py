@@ -27,7 +27,7 @@ from services.cli.words import quota_text
 @click.argument("secret", required=False)
 @use_options
 @click.option("--cost", type=read_with(micros_of), help="What the use costs, such as 0.25.")
-@click.option("--request-id", help="With --cost: names this charge; the same one is charged once.")
+@click.option("--request-id", help="With --cost: your own name for the charge; the same id is charged once.")
 @talking
 def verify(
     session: Session, /, secret: str | None, cost: int | None, request_id: str | None, **use: Any

@@ -34,7 +34,7 @@ def show(session: Session, organization: str) -> None:
 @click.argument("organization")
 @click.argument("amount", type=read_with(micros_of))
 @click.option("--reference", required=True, help="Your own name for this; the same reference counts once.")
-@click.option("--reason", help="Why; it is kept in the statement.")
+@click.option("--reason", help="The reason; it is kept in the statement.")
 @yes_option
 @talking
 def credit(
