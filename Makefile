@@ -5,18 +5,18 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# A machine's setting that Python keeps no compiled modules would have each process that a test starts compile
-# all of ours again.
+# If the machine tells Python not to keep compiled modules, each process that a test starts would compile all
+# modules of the project again.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest
-# Most tests wait more than they compute. Each worker has servers of its own.
+# Most tests wait more than they compute. Each worker has its own servers.
 WORKERS ?= 2
 SERVER_FOLDERS := domain projections infra services tests
 
-# A checkout that was moved or copied needs its environment anew: the programs in it name their old place.
+# A checkout that was moved or copied needs a new environment: the programs in the old one name the old path.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
@@ -53,24 +53,24 @@ pyright: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## our figures beside their floors
+bench: $(STAMP) ## measure, and compare the figures with their floors
 	$(PYTEST) tests/bench -m bench -s
 
-examples: $(STAMP) ## write the API description's examples, and docs/http.md's routes, anew
+examples: $(STAMP) ## regenerate the API description's examples, and docs/http.md's routes
 	$(BIN)/python -W ignore -m tests.docs.api_examples > /dev/null
 	$(BIN)/python -m tests.docs.api_routes
 
-demo: $(STAMP) ## a day at five gateways, over real HTTP
+demo: $(STAMP) ## simulate a day at five gateways, over real HTTP
 	@$(BIN)/keyledger demo
 
 bench-growth: $(STAMP) ## a million keys, three million charges: time, memory, disk, restart
 	GROWTH_KEYS=1000000 GROWTH_CHARGES=3000000 $(PYTEST) tests/bench/bench_growth.py -m bench -s
 
-simulate: $(STAMP) ## many actors on random seeds
+simulate: $(STAMP) ## simulate many actors with random seeds
 	$(PYTEST) tests/simulation tests/properties
 	$(BIN)/python -W ignore -m tests.simulation --seeds 10000 --mutants 300
 
-campaign-crash: $(STAMP) ## kill things at random points, and look for what was lost
+campaign-crash: $(STAMP) ## kill processes at random points, and look for what was lost
 	$(PYTEST) tests/campaigns -m campaign -s --ignore tests/campaigns/edges
 
 campaign-edges: $(STAMP) ## revoke and charge behind edges that are cut off, stopped and killed

@@ -1,4 +1,4 @@
-"""The one place that knows every adapter: puts a ledger process and a worker process together."""
+"""The only place that knows every adapter: assembles a ledger process and a worker process."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ _PRUNED_AT_ONCE = 10_000
 _PRUNE_PAUSE_SECONDS = 0.5
 
 _READERS = 4
-"""Sessions for lists, audit and the like."""
+"""Sessions for lists, audit and other reads of projections."""
 
 
 def tune_interpreter() -> None:
-    """Collect rarely, and hand the interpreter over soon.
+    """Collect garbage rarely, and switch threads often.
 
-    A million keys in memory make a full collection a pause that callers feel; what the ledger holds
-    is freed by reference counts, and cycles are few and small. The writer's thread works for a
+    With a million keys in memory a full collection is a pause that callers notice; the ledger's objects
+    are freed by reference counts, and cycles are few and small. The writer's thread works for a
     fraction of a millisecond between two waits for PostgreSQL: with the default of 5 ms it waited
-    longer for the interpreter than for the disk, and charges were a third fewer.
+    longer for the interpreter than for the disk, and there were a third fewer charges per second.
     """
     sys.setswitchinterval(0.000_5)
     gc.collect()
@@ -74,12 +74,12 @@ def tune_interpreter() -> None:
 
 
 def event_mapper(settings: Settings) -> EventMapper[Event]:
-    """Encodes and decodes every event that there is."""
+    """A mapper that encodes and decodes every type of event."""
     return EventMapper(get_args(LedgerEvent), data_keys=DataKeys(settings.master_key))
 
 
 class ProjectionReader:
-    """How lists, audit, history, usage and requests are read."""
+    """Reads lists, audit, history, usage and requests."""
 
     def __init__(
         self, sessions: Sessions, mapper: EventMapper[Event], clock: SystemClock, projected: Projected
@@ -90,13 +90,13 @@ class ProjectionReader:
 
     @property
     def position(self) -> int:
-        """How far the projections are, as far as this process has heard."""
+        """The position of the projections, as far as this process knows."""
         return self._projected.position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """A ledger process's parts, put together, not yet running."""
+    """The parts of a ledger process, assembled, not yet running."""
 
     settings: Settings
     ledger: Ledger
@@ -107,17 +107,17 @@ class Assembled:
     reader: ProjectionReader
     published: PublishedWatch
     source: str
-    """Where its events come from, over HTTP as over NATS."""
+    """The source of its events, the same over HTTP and over NATS."""
 
     async def owner_at(self) -> OwnerAt | None:
-        """Where the partition's owner answers, as far as is known."""
+        """The address of the partition's owner, if it is known."""
         owner = await self.log.owner()
         return None if owner is None or not owner.address else OwnerAt(owner.address, owner.incarnation)
 
 
 @asynccontextmanager
 async def assemble(settings: Settings, database_url: str, nats_url: str) -> AsyncGenerator[Assembled]:
-    """Connect to PostgreSQL and put the parts together; NATS may come later."""
+    """Connect to PostgreSQL and assemble the parts; NATS may be reached later."""
     await asyncio.to_thread(check_migrated, database_url)
     await asyncio.to_thread(check_master_key, database_url, settings.master_key)
     clock = SystemClock()
@@ -180,7 +180,7 @@ async def assemble(settings: Settings, database_url: str, nats_url: str) -> Asyn
 
 
 async def _succeeds_nobody(postgres_log: PostgresLog, tenure: str) -> bool:
-    """The last owner withdrew, or was this process: nobody else answers from memory any more."""
+    """Whether the last owner withdrew, or was this process: then no other process answers from memory."""
     last = await postgres_log.owner()
     return last is None or last.address == "" or last.incarnation == tenure
 
@@ -209,9 +209,9 @@ def _terms(settings: Settings) -> Terms:
 
 
 async def bootstrap_root_key(ledger: Ledger, settings: Settings, timeout: float = 30.0) -> str | None:
-    """Make the first root key once this process owns the partition; its secret if it was made here.
+    """Create the first root key once this process owns the partition; its secret if it was created here.
 
-    None when there is one already, when it was given, or when another process owns the partition.
+    None if there is one already, if it was given, or if another process owns the partition.
     """
     async with asyncio.timeout(timeout):
         while not ledger.owner and not ledger.stands_by:  # noqa: ASYNC110  # once, at a start
@@ -228,7 +228,7 @@ async def run_server(
     listeners: list[socket.socket],
     on_ready: Callable[[Assembled], Awaitable[None]] | None = None,
 ) -> None:
-    """Serve the API on these sockets until told to stop; `on_ready` once it can be asked."""
+    """Serve the API on these sockets until `stop` is set; `on_ready` is called once it answers."""
     async with assemble(settings, database_url, nats_url) as parts, contextlib.AsyncExitStack() as last:
         ledger = parts.ledger
         forwarder = Forwarder(
@@ -299,7 +299,7 @@ async def run_worker(
     *,
     on_status: Callable[[RelayStatus, Projector], Any] | None = None,
 ) -> None:
-    """Project the log and relay it to NATS, until told to stop."""
+    """Project the log and relay it to NATS, until `stop` is set."""
     await asyncio.to_thread(check_migrated, database_url)
     await asyncio.to_thread(check_master_key, database_url, settings.master_key)
     mapper = event_mapper(settings)

@@ -1,4 +1,4 @@
-"""Text without secrets: what could be one, and what this process has learned to take out of its logs."""
+"""Removes secrets from text: what could be one, and the shapes that this process has learned for its logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keyledger_language import SecretShape, redact
 Redaction = Callable[[str], str]
 
 SHORTEST_SECRET: Final = 22
-"""Secrets hold 128 bits and more: that many base62 digits in a row at least."""
+"""Secrets have at least 128 bits, and so at least this many base62 digits in a row."""
 _LONG_RUN: Final = re.compile(rf"[0-9A-Za-z]{{{SHORTEST_SECRET}}}")
 _ID_OR_LONG_RUN: Final = re.compile(rf"({ID_PATTERN})(?![0-9A-Za-z])|[0-9A-Za-z]{{{SHORTEST_SECRET},}}")
 _SHIPPED: Final = (
@@ -26,17 +26,17 @@ _learned: list[Redaction] = []
 
 
 def may_hold_secret(text: str) -> bool:
-    """Is it long enough for a secret? Most texts are not, and are cleared by this one look."""
+    """Whether the text has a run long enough for a secret; most texts have none, and need no other check."""
     return _LONG_RUN.search(text) is not None
 
 
 def without_long_runs(text: str) -> str:
-    """The text without whatever could be a secret of any keyspace; our ids stay."""
+    """The text without anything that could be a secret of any keyspace; the ledger's ids stay."""
     return _ID_OR_LONG_RUN.sub(lambda found: found[1] or "[redacted]", text)
 
 
 def for_the_log(text: str) -> str:
-    """The text without secrets of the shipped shapes, and without those that this process has learned of."""
+    """The text without secrets of the shipped shapes, and of the shapes that this process has learned."""
     if not may_hold_secret(text):
         return text
     for redaction in (_without_shipped, *_learned):
@@ -46,7 +46,7 @@ def for_the_log(text: str) -> str:
 
 @contextmanager
 def kept_out_of_logs(redaction: Redaction) -> Generator[None]:
-    """For as long as this lasts, every line is also redacted so. Called from any thread."""
+    """While the context lasts, every line of the log is also redacted with this. Called from any thread."""
     _learned.append(redaction)
     try:
         yield

@@ -36,11 +36,11 @@ SECRET_SETTINGS: Final = frozenset(
         "edge_key",
     }
 )
-"""Never shown: a URL may hold a password."""
+"""Settings that are never shown: a URL may contain a password."""
 
 
 class SettingsError(Exception):
-    """A setting cannot be taken as it is; the sentence names it, and never shows a secret."""
+    """A setting is invalid; the sentence names it, and never shows a secret."""
 
     def __init__(self, source: str, problem: str) -> None:
         super().__init__(f"{source} {problem}.")
@@ -48,28 +48,28 @@ class SettingsError(Exception):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set; a default that suits one machine for the rest."""
+    """All settings; the defaults suit a single machine."""
 
     database_url: str | None = None
-    """PostgreSQL of one's own, as a URL or libpq conninfo; unset: the embedded one."""
+    """The operator's PostgreSQL, as a URL or libpq conninfo; unset: the embedded one."""
     nats_url: str | None = None
-    """NATS of one's own, several separated by commas; unset: the embedded one."""
+    """The operator's NATS; several with commas between them; unset: the embedded one."""
     edge_nats_url: str | None = None
-    """What edges are given to reach NATS with; unset: `nats_url`, unless that has a user of its own."""
+    """The URL at which edges reach NATS; unset: `nats_url`, if that names no user."""
     edge_nats_issuer: str | None = None
-    """Seed of the account key that NATS asks the ledger with about edges: a user for each root key."""
+    """Seed of the account key with which NATS asks the ledger about edges: a user for each root key."""
     edge_nats_account: str = "$G"
     """The account of NATS that edges are in."""
     nats_max_bytes: int = 1 << 30
-    """What the stream of events keeps at most; the oldest go first."""
+    """The largest size of the stream of events; the oldest events are dropped first."""
     nats_max_age_hours: int = 168
     """How long the stream of events keeps them; 0: as long as there is room."""
     nats_replicas: int = 1
-    """On how many servers of a NATS cluster the stream of events is."""
+    """The number of replicas of the stream of events in a NATS cluster."""
     nats_republish_after: int = 0
-    """Behind which event a stream that is new, or was lost, is filled from the log."""
+    """The event after which a new or lost stream is filled from the log."""
     data_dir: Path = Path(".keyledger")
-    """What the embedded servers keep, and the first root key."""
+    """The folder of the embedded servers' data and of the first root key."""
 
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 is every one."""
@@ -78,31 +78,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     advertise_url: str | None = None
     """Where other ledger processes reach this one; unset: http://host:port."""
     trusted_proxies: tuple[str, ...] = ()
-    """Networks (CIDR), or `unix`, whose X-Forwarded-For is believed."""
+    """Networks (CIDR), or `unix`, whose X-Forwarded-For is trusted."""
     metrics: Literal["auto", "open", "key"] = "auto"
     """Who may read `/metrics`: everybody, or root keys; `auto`: everybody where it listens on loopback."""
 
     wait_seconds: int | None = None
-    """How long a start waits for PostgreSQL; unset: until it is there, 0: not at all."""
+    """How long a start waits for PostgreSQL; unset: until it answers, 0: not at all."""
 
     root_key: str | None = None
     """Bootstrap with this root key instead of a new one."""
     master_key: bytes | None = None
     """32 bytes as hex or base64: wraps the keys that encrypt personal fields."""
     edge_key: str | None = None
-    """A root key with `edges:connect`, and `charges:write` for uses with a cost: what an edge shows."""
+    """The root key that an edge uses: with `edges:connect`, and `charges:write` for uses with a cost."""
 
     url: str = "http://127.0.0.1:8700"
     """The ledger that the command line talks to."""
     api_key: str | None = None
-    """The root key that it talks with; unset: the file root-key in the data folder."""
+    """The root key that it uses; unset: the file root-key in the data folder."""
 
     lease_ms: int = 1_000
-    """How long an edge may rely on what it heard: the bound on stale answers."""
+    """How long an edge may rely on its memory without a renewal: the bound on stale answers."""
     ping_ms: int = 250
-    """How often an edge asks for its lease anew."""
+    """How often an edge renews its lease."""
     drift: float = 0.01
-    """Allowed for clocks of two machines that run at different rates."""
+    """The allowance for clocks of two machines that run at different rates."""
     max_serve_stale_ms: int = 0
     """The longest `serve_stale` that an edge may choose; 0: none."""
 
@@ -122,9 +122,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_url_bytes: int = 8_192
     """One with a longer URL is refused."""
     header_seconds: int = 10
-    """How long a client may take to send headers."""
+    """How long a client may take to send its headers."""
     body_seconds: int = 30
-    """How long it may take to send a body, and a second more for each 16 KiB."""
+    """How long it may take to send a body; each 16 KiB received allows a second more."""
     max_connections: int | None = None
     """Connections of clients at one time; unset: what the limit of open files leaves, at most 10,000."""
     max_streams: int = 100
@@ -132,10 +132,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_streams_per_key: int = 10
     """Streams of events that one root key may have at one time."""
     idempotency_hours: int = 24
-    """How long the first answer is kept under its Idempotency-Key."""
+    """How long an answer is kept under its Idempotency-Key."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """What is logged at least."""
+    """The lowest level that is logged."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """`auto`: text on a terminal, else one JSON object per line."""
     log_granted: bool = False
@@ -154,18 +154,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def metrics_need_a_key(self) -> bool:
-        """Are metrics for root keys with `metrics:read` only? They tell how much is going on."""
+        """Whether only root keys with `metrics:read` may read metrics, which reveal the amount of traffic."""
         return self.metrics == "key" or (self.metrics == "auto" and not _is_loopback(self.host))
 
     def __repr__(self) -> str:
-        """All settings, secrets only as set or not."""
+        """All settings; of secret ones only whether they are set."""
         return f"Settings({', '.join(f'{name}={value}' for name, value in self.shown().items())})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [*self.shown().items()]
 
     def shown(self) -> dict[str, str]:
-        """Every setting as text for people; a secret one says only that it is set."""
+        """Every setting as text for people; of a secret one only whether it is set."""
         return {name: self._shown(name) for name in self.__struct_fields__}
 
     def _shown(self, name: str) -> str:
@@ -202,13 +202,13 @@ def load_settings(
     config: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Read what is set; `overrides` are what the command line itself was given, None meaning not given."""
+    """Read the settings; `overrides` are options of the command line, None if not given."""
     environment = os.environ if environment is None else environment
     found: dict[str, Any] = {}
     for name, value in _read_file(_config_file(environment, config)).items():
         found[name] = (value, name)
     for name in Settings.__struct_fields__:
-        # An empty variable is an unset one: that is how a container's defaults are taken back.
+        # An empty variable counts as unset: so the defaults of a container image can be removed.
         if text := environment.get(PREFIX + name.upper()):
             found[name] = (text, PREFIX + name.upper())
     for name, value in (overrides or {}).items():
@@ -217,13 +217,13 @@ def load_settings(
     settings = Settings(**{name: _READ[name](value, source) for name, (value, source) in found.items()})
     _check_together(settings)
     if "url" not in found and settings.port:
-        # Who moved the ledger here to another port means that one.
+        # If the ledger here listens on another port, the command line calls that one.
         settings = msgspec.structs.replace(settings, url=settings.address)
     return settings
 
 
 def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]:
-    """Variables that look like ours and are not: most likely mistyped."""
+    """Variables with the ledger's prefix that are not settings: most likely mistyped."""
     environment = os.environ if environment is None else environment
     known = {PREFIX + name.upper() for name in Settings.__struct_fields__} | {CONFIG}
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
@@ -233,9 +233,7 @@ def _config_file(environment: Mapping[str, str], config: Path | str | None) -> P
     chosen = config or environment.get(CONFIG)
     if chosen:
         if not Path(chosen).is_file():
-            raise SettingsError(
-                "--config" if config else CONFIG, f"names {chosen}, and there is no such file"
-            )
+            raise SettingsError("--config" if config else CONFIG, f"names {chosen}, which does not exist")
         return Path(chosen)
     usual = Path(DEFAULT_FILE)
     return usual if usual.is_file() else None
@@ -252,7 +250,7 @@ def _read_file(path: Path | None) -> dict[str, Any]:
         raise SettingsError(str(path), f"is not TOML: {error}") from None
     for name in found:
         if name not in Settings.__struct_fields__:
-            raise SettingsError(str(path), f"sets {name}, which is no setting")
+            raise SettingsError(str(path), f"sets {name}, which is not a setting")
     return found
 
 
@@ -322,7 +320,7 @@ def _one_of(*choices: str) -> _Reader:
 
 
 def _yes_or_no(value: Any, source: str) -> bool:
-    if isinstance(value, bool):  # of a file
+    if isinstance(value, bool):  # from a file
         return value
     found = _SWITCHES.get(value.lower()) if isinstance(value, str) else None
     if found is None:
@@ -340,7 +338,7 @@ def _web_address(value: Any, source: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise SettingsError(source, "must be an http or https address such as http://127.0.0.1:8700")
     if "@" in parts.netloc or "?" in text or "#" in text:
-        raise SettingsError(source, "must be an address without user, password, query and fragment")
+        raise SettingsError(source, "must be an address without user, password, query or fragment")
     return text
 
 
@@ -380,7 +378,7 @@ def _network(value: Any, source: str) -> str:
     try:
         return str(ip_network(text))
     except ValueError:
-        raise SettingsError(source, f"lists {text}, which is no network such as 10.0.0.0/8") from None
+        raise SettingsError(source, f"lists {text}, which is not a network such as 10.0.0.0/8") from None
 
 
 def _master_key(value: Any, source: str) -> bytes:
@@ -392,13 +390,13 @@ def _master_key(value: Any, source: str) -> bytes:
 
 
 def _root_key(value: Any, source: str) -> str:
-    # Where it is asked for only: a command that needs none starts sooner.
+    # Imported only when it is needed: a command without a root key starts faster.
     from domain.keyspaces import ROOT_SHAPE  # noqa: PLC0415
 
     text = _text(value, source)
     if not ROOT_SHAPE.recognises(text):
         raise SettingsError(
-            source, f"must be a whole root key ({ROOT_SHAPE.describe()}), as the ledger makes them"
+            source, f"must be a complete root key ({ROOT_SHAPE.describe()}), as the ledger makes them"
         )
     return text
 

@@ -1,4 +1,4 @@
-"""Amounts, limits and times as people write them, and as they read them."""
+"""Amounts, limits and times as people write and read them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _RATE: Final = re.compile(
 
 
 def micros_of(text: str) -> int:
-    """`12.50` as micros; ValueError for what is no amount."""
+    """`12.50` as micros; ValueError if the text is not an amount."""
     try:
         amount = Decimal(text.replace("_", "").replace(",", "")) * MICROS
     except InvalidOperation:
-        raise ValueError(f"{text} is no amount such as 12.50") from None
+        raise ValueError(f"{text} is not an amount such as 12.50") from None
     if not amount.is_finite() or amount != amount.to_integral_value() or abs(amount) > _MOST_MICROS:
-        raise ValueError(f"{text} is no amount with up to six places, such as 12.50")
+        raise ValueError(f"{text} is not an amount with up to six decimal places, such as 12.50")
     return int(amount)
 
 
 def money(micros: int | None) -> str:
-    """Micros as people read them: `12.50`, more places only where they count."""
+    """Micros as people read them: `12.50`, with more than two decimal places only if they are needed."""
     if micros is None:
         return "no limit"
     whole, fraction = divmod(abs(micros), MICROS)
@@ -42,7 +42,7 @@ def quota_of(text: str) -> dict[str, Any]:
     """`money/month=25.00@80,100` or `requests/day=1000` as the API takes it."""
     found = _QUOTA.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text} is no quota such as money/month=25.00@80,100 or requests/day=1000")
+        raise ValueError(f"{text} is not a quota such as money/month=25.00@80,100 or requests/day=1000")
     unit = "requests" if found["unit"] == "requests" else "micros"
     limit = micros_of(found["limit"]) if found["unit"] == "money" else _whole(found["limit"])
     quota: dict[str, Any] = {"unit": unit, "window": found["window"], "limit": limit}
@@ -55,7 +55,7 @@ def rate_limit_of(text: str) -> dict[str, Any]:
     """`100/60s` or `burst=10/s@openai` as the API takes it."""
     found = _RATE.fullmatch(text)
     if found is None or not found["window"]:
-        raise ValueError(f"{text} is no rate limit such as 100/60s or burst=10/s@openai")
+        raise ValueError(f"{text} is not a rate limit such as 100/60s or burst=10/s@openai")
     window = found["window"]
     seconds = seconds_of(window if window[0].isdigit() else f"1{window}")
     limit: dict[str, Any] = {
@@ -72,12 +72,12 @@ def seconds_of(text: str) -> int:
     """`90`, `90s`, `15m`, `24h`, `30d` or `2w` in seconds."""
     found = re.fullmatch(r"(\d{1,9})([smhdw]?)", text.strip())
     if found is None:
-        raise ValueError(f"{text} is no span of time such as 90s, 15m, 24h or 30d")
+        raise ValueError(f"{text} is not a span of time such as 90s, 15m, 24h or 30d")
     return int(found[1]) * _SECONDS[found[2] or "s"]
 
 
 def time_of(text: str, now: datetime | None = None) -> str:
-    """RFC 3339 out of itself, a date, or a span from now (`30d`; `-1h` is an hour ago)."""
+    """A time in RFC 3339, from such a time, a date, or a span from now (`30d`; `-1h` is an hour ago)."""
     try:
         if re.fullmatch(r"[+-]?\d+[smhdw]", text):
             span = timedelta(seconds=seconds_of(text.lstrip("+-")))
@@ -86,18 +86,18 @@ def time_of(text: str, now: datetime | None = None) -> str:
             moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise ValueError(
-            f"{text} is no time such as 2027-01-31, 2027-01-31T12:00:00Z, or 30d from now"
+            f"{text} is not a time such as 2027-01-31, 2027-01-31T12:00:00Z, or 30d from now"
         ) from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def clock_time(text: str | None) -> str:
-    """An API time as people read it, in UTC: `2026-11-21 03:30:53`."""
+    """A time of the API as people read it, in UTC: `2026-11-21 03:30:53`."""
     return "-" if text is None else text[:19].replace("T", " ")
 
 
 def _whole(text: str) -> int:
     if not text.isdecimal():
-        raise ValueError(f"{text} is no whole number")
+        raise ValueError(f"{text} is not a whole number")
     return int(text)

@@ -17,7 +17,7 @@ _AT_ONCE: Final = 500
 
 @click.group(cls=ListsByDefault)
 def audit() -> None:
-    """Who did what, when, from where, and what it was before. Lists when nothing else is said."""
+    """Who did what, when, from where, and what it was before. Without a command it lists."""
 
 
 @audit.command(
@@ -30,12 +30,12 @@ def audit() -> None:
 )
 @click.option("--org", "organization", help="What was done in this organization: id, name or external id.")
 @click.option("--key", "key_id", help="What was done to this key.")
-@click.option("--actor", help="Who did it: a root key's id, a key's own, or system.")
+@click.option("--actor", help="Who did it: the id of a root key or of the key itself, or system.")
 @click.option("--action", help="What was done, such as KeyRevoked.")
-@click.option("--from", "from_", type=read_with(time_of), help="From then on: a time, or -7d.")
-@click.option("--to", type=read_with(time_of), help="Until then.")
+@click.option("--from", "from_", type=read_with(time_of), help="From this time on: a time, or -7d.")
+@click.option("--to", type=read_with(time_of), help="Until this time.")
 @click.option("--request-id", help="What one HTTP request did, by its X-Request-Id.")
-@click.option("--oldest-first", is_flag=True, help="The other way round.")
+@click.option("--oldest-first", is_flag=True, help="List the oldest entries first.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
 @click.option(
     "--format", "form", type=click.Choice(["text", "json", "ndjson", "csv"]), help="text if not given."
@@ -66,11 +66,11 @@ def list_audit(
     if session.as_json or form == "json":
         session.print_json({"items": list(items)})
         return
-    tell_changes(session, items, of=True, empty="Nothing of that kind was done.")
+    tell_changes(session, items, of=True, empty="No matching entries.")
 
 
 def _as_lines(session: Session, query: dict[str, Any], form: str, limit: int) -> None:
-    """Page by page as the ledger writes them; the heading is on the first."""
+    """Print page by page, as the ledger writes them; the first one has the heading."""
     cursor: str | None = None
     while limit > 0:
         at_once = min(limit, _AT_ONCE)

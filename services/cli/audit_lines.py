@@ -1,4 +1,4 @@
-"""What happened, for people: who did what, and what it was before."""
+"""Changes, for people: who did what, and what it was before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.cli.words import words, wrapped
 
 
 def tell_changes(session: Session, entries: Iterable[Document], *, of: bool, empty: str) -> None:
-    """A paragraph for each, as wide as the terminal; `of`: say what it was done to, too."""
+    """Print a paragraph for each, as wide as the terminal; with `of` also the subject of each change."""
     told = False
     for entry in entries:
         told = True
@@ -27,14 +27,14 @@ def _paragraph(entry: Document, *, of: bool) -> Iterator[str]:
     subject = entry.get("key_id") or entry.get("subject") if of else None
     yield "  ".join(one for one in (clock_time(entry["at"]), str(entry["action"]), subject) if one)
     place = f" from {entry['ip']}" if entry.get("ip") else ""
-    yield f"  by {entry.get('actor') or 'nobody'}{place}, position {entry['position']}"
+    yield f"  by {entry.get('actor') or 'unknown'}{place}, position {entry['position']}"
     yield from (f"  {line}" for line in differences(entry.get("before"), entry.get("after")))
     if entry.get("reason"):
         yield f"  reason: {entry['reason']}"
 
 
 def differences(before: Document | None, after: Document | None) -> Iterator[str]:
-    """`quotas: 20.00 a month (was 10.00 a month)`, a line for each field that says something."""
+    """`quotas: 20.00 a month (was 10.00 a month)`, a line for each changed field that is not empty."""
     was, now = before or {}, after or {}
     for name in now | was:
         new, old = now.get(name), was.get(name)

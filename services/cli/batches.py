@@ -1,4 +1,4 @@
-"""Many things sent in batches: each has its own result, and what the ledger could not do is sent again."""
+"""Many entries in batches: each has its own result; those that the ledger could not do are sent again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.cli.http import Document
 from services.cli.progress import progress
 from services.cli.session import Session
 
-# A thousand are allowed, but a ledger that is busy with so many may miss its lease, and refuse the rest.
+# A thousand are allowed, but a ledger that is busy with that many may miss its lease, and refuse the rest.
 AT_ONCE: Final = 250
 _TRIES: Final = 5
 _PAUSE_SECONDS: Final = 0.5
@@ -21,7 +21,7 @@ _UNAVAILABLE: Final = 503
 def send_in_batches(
     session: Session, path: str, entries: Sequence[Document], *, what: str, unit: str, named: bool
 ) -> list[Document]:
-    """The result of each, in the order in which they were given."""
+    """The result of each entry, in the order in which they were given."""
     results: list[Document] = []
     with progress(what, len(entries), unit) as tell:
         for start in range(0, len(entries), AT_ONCE):
@@ -30,8 +30,8 @@ def send_in_batches(
             except CommandError:
                 if results and not session.as_json:
                     session.note(
-                        f"{len(results):,} of {len(entries):,} {unit} were answered before. "
-                        "Send the same again: nothing counts twice."
+                        f"{len(results):,} of {len(entries):,} {unit} were answered before this error. "
+                        "Run the same command again: nothing counts twice."
                     )
                 raise
             tell(len(results))
@@ -39,7 +39,7 @@ def send_in_batches(
 
 
 def _send(session: Session, path: str, entries: Sequence[Document], *, named: bool) -> list[Document]:
-    """One batch, and what the ledger could not do of it once more."""
+    """Send one batch, and again those of its entries that the ledger could not do."""
     results: dict[int, Any] = {}
     left = list(range(len(entries)))
     for attempt in range(1, _TRIES + 1):

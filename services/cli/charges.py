@@ -1,4 +1,4 @@
-"""`keyledger charges`: charge a use or many, show a charge, give it back."""
+"""`keyledger charges`: charge a use or many, show a charge, refund it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CREATED: Final = 201
 
 @click.group
 def charges() -> None:
-    """Charges: metered uses that cost money. A request id counts once, for ever."""
+    """Charges: metered uses that cost money. A request id counts once, forever."""
 
 
 @charges.command(
@@ -40,7 +40,9 @@ def charges() -> None:
 @click.argument("secret", required=False)
 @click.option("--key", "key_id", help="The key by its id, instead of a secret.")
 @click.option("--amount", type=read_with(micros_of), required=True, help="What it costs, such as 0.25.")
-@click.option("--request-id", help="Your own name for it: the same one is charged once; else one is made up.")
+@click.option(
+    "--request-id", help="Your own name for it: the same id is charged once; generated if not given."
+)
 @use_options
 @metadata_option
 @talking
@@ -56,7 +58,7 @@ def create(
 ) -> None:
     """Charge one use. SECRET: - for standard input."""
     not_together({"a secret": secret, "--key": key_id})
-    not_together({"--key": key_id, "--keyspace": use["keyspace"]}, "a key's id says in which keyspace it is")
+    not_together({"--key": key_id, "--keyspace": use["keyspace"]}, "the key's id determines the keyspace")
     body = use_of(use) | given(metadata=metadata_of(metadata))
     body |= {"amount_micros": amount, "request_id": request_id or f"cli-{uuid.uuid4()}"}
     if key_id is not None:
@@ -88,12 +90,12 @@ def create(
 def batch(session: Session, file: Path, keyspace: str | None) -> int:
     """Charge many uses from a file, each on its own: JSON lines, a JSON list, or CSV; - for standard input.
 
-    Exit code 1 if one is refused. The same file again charges nothing twice.
+    Exit code 1 if one is refused. Sending the same file again charges nothing twice.
     """
     entries = [_with_whole_numbers(one) for one in read_entries(file)]
     unnamed = sum(1 for one in entries if not one.get("request_id"))
     if unnamed:
-        # Sent again after a cut, they would be charged twice.
+        # Sent again after a broken connection, they would be charged twice.
         raise CommandError(
             f"{unnamed:,} of {len(entries):,} uses have no request_id: give each its own.",
             code="usage",
@@ -119,10 +121,10 @@ def batch(session: Session, file: Path, keyspace: str | None) -> int:
         if rows:
             session.table(("request", "refused as", "why"), rows, empty="")
         if len(refused) > _MOST_SHOWN:
-            session.say(f"... and {len(refused) - _MOST_SHOWN:,} more; --json has all.")
-        again = f", {document['replayed']:,} of them before" if document["replayed"] else ""
+            session.say(f"... and {len(refused) - _MOST_SHOWN:,} more; --json lists all.")
+        again = f", {document['replayed']:,} of them earlier" if document["replayed"] else ""
         session.say(
-            f"{document['charged']:,} charged{again}, {money(charged)} in all; {len(refused):,} refused."
+            f"{document['charged']:,} charged{again}, {money(charged)} in total; {len(refused):,} refused."
         )
 
     session.show(document, people)
@@ -133,7 +135,7 @@ def batch(session: Session, file: Path, keyspace: str | None) -> int:
 @click.argument("charge")
 @talking
 def show(session: Session, charge: str) -> None:
-    """Show one charge, with what was given back of it."""
+    """Show one charge, with its refunds."""
     found = session.ledger.get(f"/v1/charges/{path_part(charge)}")
 
     def people() -> None:
@@ -144,7 +146,7 @@ def show(session: Session, charge: str) -> None:
         ]
         if rows:
             session.say("")
-            session.table(("given back at (UTC)", "request", "+amount"), rows, empty="")
+            session.table(("refunded at (UTC)", "request", "+amount"), rows, empty="")
 
     session.show(found, people)
 
@@ -157,11 +159,11 @@ def show(session: Session, charge: str) -> None:
     ),
 )
 @click.argument("charge")
-@click.option("--amount", type=read_with(micros_of), help="So much of it; else all that is left.")
-@click.option("--request-id", help="Your own name for it: the same one counts once; else one is made up.")
+@click.option("--amount", type=read_with(micros_of), help="How much of it; all that is left if not given.")
+@click.option("--request-id", help="Your own name for it: the same id counts once; generated if not given.")
 @talking
 def refund(session: Session, charge: str, amount: int | None, request_id: str | None) -> None:
-    """Give a charge back, in part or whole: the wallet and the quotas get it."""
+    """Refund a charge, in part or whole, to the wallet and the quotas."""
     body = given(request_id=request_id or f"cli-{uuid.uuid4()}", amount_micros=amount)
     done = session.ledger.post(f"/v1/charges/{path_part(charge)}/refund", body, named=False)
 
@@ -169,31 +171,31 @@ def refund(session: Session, charge: str, amount: int | None, request_id: str | 
         given_back = done["refund"]
         session.facts(
             [
-                ("given back", money(given_back["amount_micros"])),
+                ("refunded", money(given_back["amount_micros"])),
                 ("of charge", str(given_back["charge_id"])),
-                ("in all", money(given_back["refunded_micros"])),
+                ("in total", money(given_back["refunded_micros"])),
                 *_left(done),
             ]
         )
         if done["replayed"]:
-            session.say("It was given back before, and is not given back again.")
+            session.say("It was refunded before, and is not refunded again.")
 
     session.show(done, people)
 
 
 def _in_keyspace(session: Session, entries: list[Document], named: str | None) -> list[Document]:
-    """With the keyspace of each secret that names none."""
+    """The uses, each secret without a keyspace given one."""
     try:
         place = {"keyspace_id": session.keyspace(named)}
     except LedgerProblemError:
         if named is not None:
             raise
-        return entries  # who may charge need not be able to list keyspaces: the ledger says what it needs
+        return entries  # the root key may not be allowed to list keyspaces: the ledger says what is missing
     return [place | one if "secret" in one else one for one in entries]
 
 
 def _with_whole_numbers(entry: Document) -> Document:
-    """A use out of CSV has its amount as text."""
+    """The use with its amount as a number: in CSV it is text."""
     amount = entry.get("amount_micros")
     return entry | {"amount_micros": int(amount)} if isinstance(amount, str) and amount.isdecimal() else entry
 
@@ -213,7 +215,7 @@ def _facts(charge: Document) -> Iterator[tuple[str, str]]:
     yield "tenant", tenant_text(charge.get("tenant"))
     yield "reservation", str(charge.get("reservation_id") or "-")
     yield "uncovered", money(charge["uncovered_micros"]) if charge.get("uncovered_micros") else "-"
-    yield "given back", money(charge["refunded_micros"]) if charge.get("refunded_micros") else "-"
+    yield "refunded", money(charge["refunded_micros"]) if charge.get("refunded_micros") else "-"
     yield "metadata", words(charge["metadata"]) if charge.get("metadata") else "-"
 
 

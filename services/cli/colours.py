@@ -1,4 +1,4 @@
-"""May colours go there?"""
+"""Whether a stream may have colours."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import TextIO
 
 
 def colour_of(stream: TextIO) -> bool:
-    """Not without a terminal, nor where NO_COLOR is set (https://no-color.org)."""
+    """Whether it is a terminal with colours, and NO_COLOR is not set (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

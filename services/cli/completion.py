@@ -1,4 +1,4 @@
-"""`keyledger completion`: the shell completes commands and options."""
+"""`keyledger completion`: the script for shell completion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(_SHELLS))
 @local
 def completion(session: Session, shell: str) -> None:
-    """Print the script that lets a shell complete commands and options."""
+    """Print the script that lets your shell complete commands and options."""
     kind = get_completion_class(shell)
     assert kind is not None, "click knows the three"
     script = kind(cli, {}, "keyledger", "_KEYLEDGER_COMPLETE").source()

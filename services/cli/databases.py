@@ -1,4 +1,4 @@
-"""The database and the message server that commands beside a ledger work on: the operator's, or ours."""
+"""The PostgreSQL and the NATS that commands beside a ledger work on: the operator's, or embedded ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from services.settings import Settings
 
 
 class Running(NamedTuple):
-    """Addresses of embedded servers that run under another process."""
+    """Addresses of the servers that a command works on."""
 
     database_url: str
     nats_url: str | None
 
 
 def required_urls(settings: Settings, command: str) -> tuple[str, str]:
-    """Both addresses, or a sentence about what to set."""
+    """Both addresses, or an error that names what to set."""
     missing = [
         name
         for name, value in (
@@ -40,14 +40,14 @@ def required_urls(settings: Settings, command: str) -> tuple[str, str]:
 
 @contextmanager
 def reachable_database(settings: Settings) -> Generator[str]:
-    """The operator's database; else the embedded one, as it runs, or started for this command alone."""
+    """The operator's database; else the embedded one, which is started for this command unless it runs."""
     with reachable_servers(settings, nats=False) as servers:
         yield servers.database_url
 
 
 @contextmanager
 def reachable_servers(settings: Settings, *, nats: bool = True) -> Generator[Running]:
-    """The same with the message server, where it is known."""
+    """The same with NATS, if its address is known."""
     if settings.database_url is not None:
         yield Running(settings.database_url, settings.nats_url)
         return
@@ -75,7 +75,7 @@ def reachable_servers(settings: Settings, *, nats: bool = True) -> Generator[Run
 
 
 def running_servers(settings: Settings) -> Running:
-    """Where the embedded servers of a `keyledger up` are reached that runs elsewhere."""
+    """The addresses of the embedded servers of a `keyledger up` that runs as another process."""
     folder = DataFolder(settings.data_dir)
     users, port = folder.recall("nats-users"), folder.recall("nats-port")
     nats_url = None

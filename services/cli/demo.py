@@ -1,4 +1,4 @@
-"""`keyledger demo`: a day at five gateways."""
+"""`keyledger demo`: a simulated day at five gateways."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.cli.session import Session, local
 @click.command("demo", **examples("keyledger demo", "keyledger demo --json"))
 @local
 def demo(session: Session) -> int:
-    """Live through a day at five gateways, over real HTTP, and say what happened.
+    """Simulate a day at five gateways, over real HTTP, and report what happens.
 
     Starts a ledger of its own in a temporary folder, and leaves nothing behind. Exit code 1 if anything
     is not as promised.

@@ -59,7 +59,7 @@ _OWNER: Final = """
 
 
 class CheckResult(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     state: State
     what: str
@@ -70,7 +70,7 @@ class CheckResult(NamedTuple):
 @click.command("doctor", **examples("keyledger doctor", "keyledger doctor --json"))
 @local
 def doctor(session: Session) -> int:
-    """What is configured, reachable, migrated, lagging; and what to do about it.
+    """Show what is configured, reachable, migrated and lagging, and what to do about it.
 
     Exit code 0 when nothing is broken ("attention" is advice), 1 when something is.
     """
@@ -96,7 +96,7 @@ def doctor(session: Session) -> int:
 
 
 def examine(settings: Settings) -> Iterator[CheckResult]:
-    """Look at everything, from the settings outwards."""
+    """Check everything, beginning with the settings."""
     yield from _settings(settings)
     yield from _machine(settings)
     api = _api(settings)
@@ -122,8 +122,8 @@ def _settings(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult(
             "attention",
             "settings",
-            f"{', '.join(unknown)} means nothing to this version",
-            "look for a typing mistake",
+            f"not known to this version: {', '.join(unknown)}",
+            "check the spelling",
         )
     key_file = settings.data_dir / FILE_NAME
     if key_file.exists() and (mode := stat.S_IMODE(key_file.stat().st_mode)) & 0o077:
@@ -137,7 +137,7 @@ def _settings(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult(
             "attention",
             "master key",
-            "not set: who can read the database can read the names and metadata in it",
+            "not set: anyone who can read the database can read the names and metadata in it",
             "set KEYLEDGER_MASTER_KEY to 32 random bytes (`openssl rand -hex 32`), and keep a copy elsewhere",
         )
 
@@ -145,7 +145,7 @@ def _settings(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _way_of_edges(settings: Settings) -> Iterator[CheckResult]:
-    """May edges be told how to reach NATS?"""
+    """Whether edges can get an address of NATS."""
     if settings.nats_url is None:
         return
     own_users = settings.edge_nats_issuer is not None
@@ -153,7 +153,7 @@ def _way_of_edges(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult(
             "attention",
             "edges",
-            "refused: the user in KEYLEDGER_NATS_URL is the ledger's own, and is not handed out",
+            "refused: the user in KEYLEDGER_NATS_URL is the ledger's own, and is not given to edges",
             "set KEYLEDGER_EDGE_NATS_URL to the address and user for edges, or KEYLEDGER_EDGE_NATS_ISSUER",
         )
 
@@ -176,7 +176,7 @@ def _machine(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult("broken", "disk", f"{place}: {error.strerror}", "choose another KEYLEDGER_DATA_DIR")
         return
     state: State = "broken" if free < _NO_DISK else "attention" if free < _LITTLE_DISK else "ok"
-    advice = "" if state == "ok" else "make room: a full disk stops every write"
+    advice = "" if state == "ok" else "free some space: a full disk stops every write"
     yield CheckResult(state, "disk", f"{free / (1 << 30):.1f} GiB free in {place}", advice)
 
 
@@ -186,13 +186,13 @@ def _api(settings: Settings) -> CheckResult:
             ready = json.loads(answer.read())
     except HTTPError as error:
         waits = _waits(error.read())
-        return CheckResult("broken", "API", f"{settings.url} waits: {waits}", "see the findings below")
+        return CheckResult("broken", "API", f"{settings.url} waits: {waits}", "see the other findings")
     except (URLError, OSError, ValueError) as error:
         why = getattr(error, "reason", error)
         return CheckResult(
             "attention",
             "API",
-            f"nothing at {settings.url}: {getattr(why, 'strerror', None) or why}",
+            f"no answer at {settings.url}: {getattr(why, 'strerror', None) or why}",
             "start it with `keyledger up`, or set KEYLEDGER_URL",
         )
     role = "owns the partition" if ready.get("owner") else "forwards to the owner"
@@ -200,14 +200,14 @@ def _api(settings: Settings) -> CheckResult:
 
 
 def _seen_beside(api: CheckResult, one: CheckResult) -> CheckResult:
-    """Without an owner it is of no use to start a process where one runs, and says what it waits for."""
+    """The finding about the owner, with other advice if a process already runs and waits."""
     if one.what != "owner" or one.state == "ok" or api.state != "broken":
         return one
     if "new-epoch" not in api.found:
-        return one._replace(advice="a ledger process runs and waits: see what the finding API says")
+        return one._replace(advice="a ledger process runs and waits: see the finding API")
     return one._replace(
-        advice="what runs knows another history: once it is sure that the finding history is of the log to"
-        " go on with, run `keyledger new-epoch`"
+        advice="the running process knows another history: once you are sure that the finding history shows"
+        " the log to continue with, run `keyledger new-epoch`"
     )
 
 
@@ -215,8 +215,8 @@ def _waits(body: bytes) -> str:
     try:
         waiting = json.loads(body).get("waits_for", [])
     except ValueError:
-        return "it does not say for what"
-    return "; ".join(str(one.get("detail")) for one in waiting) or "it does not say for what"
+        return "it gives no reason"
+    return "; ".join(str(one.get("detail")) for one in waiting) or "it gives no reason"
 
 
 class _Embedded(NamedTuple):
@@ -226,11 +226,11 @@ class _Embedded(NamedTuple):
 
 
 def _embedded(settings: Settings) -> _Embedded:
-    """Where the embedded servers are, if a `keyledger up` runs them now. Starts and makes nothing."""
+    """Where the embedded servers are, if a `keyledger up` runs them now. Starts and creates nothing."""
     place = settings.data_dir.absolute()
     if not (place / "lock").exists():
         found = f"none yet in {place}"
-        return _Embedded(CheckResult("attention", "embedded servers", found, "`keyledger up` makes them"))
+        return _Embedded(CheckResult("attention", "embedded servers", found, "`keyledger up` creates them"))
     folder = DataFolder(settings.data_dir)
     try:
         folder.open()
@@ -239,7 +239,7 @@ def _embedded(settings: Settings) -> _Embedded:
         found = f"in {place}, under pid {busy.pid}"
         return _Embedded(CheckResult("ok", "embedded servers", found), *running)
     except EmbeddedError as error:
-        return _Embedded(CheckResult("broken", "embedded servers", str(error), "see who owns the folder"))
+        return _Embedded(CheckResult("broken", "embedded servers", str(error), "check who owns the folder"))
     folder.close()
     return _Embedded(
         CheckResult(
@@ -256,7 +256,7 @@ def _database(url: str, master_key: bytes | None) -> Iterator[CheckResult]:
             "broken",
             "PostgreSQL",
             " ".join(str(error).split()),
-            "see that it runs, and that KEYLEDGER_DATABASE_URL is right",
+            "check that it runs, and that KEYLEDGER_DATABASE_URL is right",
         )
         return
     with connection:
@@ -334,7 +334,9 @@ def _history(url: str) -> CheckResult:
 def _owner(connection: psycopg.Connection[Any]) -> CheckResult:
     row = connection.execute(_OWNER, (ADVISORY_CLASS,)).fetchone()
     if row is None:
-        return CheckResult("attention", "owner", "no process has ever owned the partition", "start one")
+        return CheckResult(
+            "attention", "owner", "no process has ever owned the partition", "start `keyledger up` or `serve`"
+        )
     if not row[1]:
         return CheckResult(
             "attention", "owner", f"none now; the last one was at {row[0]}", "start `keyledger up` or `serve`"
@@ -347,7 +349,7 @@ def _projections(connection: psycopg.Connection[Any]) -> CheckResult:
     exists = connection.execute("SELECT to_regclass('projections.tracking') IS NOT NULL").fetchone()
     if not exists or not exists[0]:
         return CheckResult(
-            "attention", "projections", "not made yet", "the worker makes them: `keyledger project`"
+            "attention", "projections", "not created yet", "the worker creates them: `keyledger project`"
         )
     row = connection.execute("SELECT min(notification_id) FROM projections.tracking").fetchone()
     return _lag("projections", head - int((row and row[0]) or 0), head, epoch)
@@ -377,17 +379,17 @@ def _lag(what: str, behind: int, head: int, epoch: int) -> CheckResult:
             "attention",
             what,
             f"{behind:,} events behind the log ({_place(epoch, head)})",
-            "is the worker running?",
+            "check that the worker runs",
         )
     return CheckResult("ok", what, f"{max(behind, 0):,} events behind the log ({_place(epoch, head)})")
 
 
 def _other_history(place: Place, database_url: str) -> CheckResult | None:
-    """Does the stream end with an event that the log does not have?"""
+    """A finding if the stream ends with an event that the log does not have."""
     try:
         history, marks = read_history(database_url), marks_at(database_url, [place.number])
     except psycopg.Error:
-        return None  # told with the database
+        return None  # reported by the checks of the database
     end = history.end
     if place.log_id != history.log_id:
         return CheckResult(
@@ -402,9 +404,9 @@ def _other_history(place: Place, database_url: str) -> CheckResult | None:
     return CheckResult(
         "broken",
         "NATS",
-        f"was told an event {place.epoch}.0.{place.number} that is not in the log, which ends with"
+        f"received an event {place.epoch}.0.{place.number} that is not in the log, which ends with"
         f" {end.epoch}.0.{end.position}: it was restored, or a fail-over lost events",
-        "once it is sure that this is the log to go on with, run `keyledger new-epoch`",
+        "once you are sure that this is the log to continue with, run `keyledger new-epoch`",
     )
 
 
@@ -414,12 +416,12 @@ def _relay(nats_url: str, end: tuple[int, int] | None, database_url: str | None)
     except (NatsUnreachableError, TimeoutError, OSError) as error:
         found = str(error) or "does not answer"
         return CheckResult(
-            "broken", "NATS", found, "see that it runs with JetStream; nothing is lost meanwhile"
+            "broken", "NATS", found, "check that it runs with JetStream; nothing is lost meanwhile"
         )
-    except Exception as error:  # noqa: BLE001 - a doctor tells whatever it finds
-        return CheckResult("broken", "NATS", str(error) or type(error).__name__, "see that JetStream is on")
+    except Exception as error:  # noqa: BLE001 - a doctor reports whatever it finds
+        return CheckResult("broken", "NATS", str(error) or type(error).__name__, "check that JetStream is on")
     if place is None:
-        return CheckResult("attention", "NATS", "reachable, nothing is published yet", "the worker does that")
+        return CheckResult("attention", "NATS", "reachable, nothing is published yet", "the worker publishes")
     if end is None or database_url is None:
         return CheckResult("ok", "NATS", f"published up to {_place(place.epoch, place.number)}")
     return _other_history(place, database_url) or _lag("NATS", end[0] - place.number, *end)

@@ -27,15 +27,22 @@ _DEFAULT_LISTEN: Final = "127.0.0.1:8701"
 )
 @click.option("--listen", "place", default=_DEFAULT_LISTEN, show_default=True, help="host:port or unix:path.")
 @click.option("--ledger", help="The ledger's address [KEYLEDGER_URL].")
-@click.option("--keyspace", "keyspaces", multiple=True, help="A keyspace to serve; else all it may see.")
-@click.option("--capacity", type=click.IntRange(1_000), default=1_000_000, help="Keys to remember at most.")
+@click.option(
+    "--keyspace", "keyspaces", multiple=True, help="A keyspace to serve; all that it may read if not given."
+)
+@click.option(
+    "--capacity",
+    type=click.IntRange(1_000),
+    default=1_000_000,
+    help="How many keys to keep in memory at most.",
+)
 @click.option(
     "--serve-stale-ms",
     type=click.IntRange(0),
     default=0,
-    help="Go on answering for so long after the lease ended; a revoked key may live that much longer.",
+    help="Keep answering for this long after the lease has ended; a revoked key may work that much longer.",
 )
-@click.option("--anyone", is_flag=True, help="Listen beyond this machine: whoever reaches it may ask.")
+@click.option("--anyone", is_flag=True, help="Allow an address that other machines reach: anyone may ask.")
 @local
 def edge(
     session: Session,
@@ -48,8 +55,8 @@ def edge(
 ) -> None:
     """Run a sidecar that answers near the traffic: /v1/verify and /v1/forward-auth, from memory.
 
-    It asks its callers for no key, so it listens on loopback or on a unix socket. Its own
-    credential is a root key with `edges:connect`, in KEYLEDGER_EDGE_KEY.
+    Its callers need no root key, so it listens on loopback or on a unix socket. It uses a
+    root key with `edges:connect`, in KEYLEDGER_EDGE_KEY.
     """
     settings = session.settings
     if settings.edge_key is None:
@@ -90,7 +97,7 @@ def edge(
             stop = stop_on_signals()
             await serve(sidecar, [listener], stop, on_started=announce, connections=connections)
 
-        # An edge knows its own keyspaces, and may be sent a secret of any.
+        # An edge knows its own keyspaces, but may receive a secret of any keyspace.
         with kept_out_of_logs(without_long_runs):
             run(work())
 
@@ -109,12 +116,12 @@ def _listen(place: str, *, anyone: bool) -> socket.socket:
     host = host.strip("[]")
     if not host or not port.isdecimal():
         raise CommandError(
-            f"{place} is no address: write host:port or unix:path.", code="usage", exit_code=WRONG_USAGE
+            f"{place} is not an address: write host:port or unix:path.", code="usage", exit_code=WRONG_USAGE
         )
     if not (anyone or _is_loopback(host)):
         raise CommandError(
-            f"{host} can be reached from elsewhere, and a sidecar asks nobody for a key: "
-            "listen on 127.0.0.1 or on a unix socket, or say --anyone.",
+            f"{host} can be reached from other machines, and a sidecar asks its callers for no key: "
+            "listen on 127.0.0.1 or on a unix socket, or give --anyone.",
             code="usage",
             exit_code=WRONG_USAGE,
         )

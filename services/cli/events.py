@@ -1,4 +1,4 @@
-"""`keyledger events`: the change feed, in pages or as it grows."""
+"""`keyledger events`: the change feed, as a list or live."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.cli.session import Session, given, talking
 
 _AT_ONCE: Final = 500
 _LISTED: Final = 50
-# The ledger sends a sign of life every 15 s: three of them missed are a connection that is gone.
+# The ledger sends a sign of life every 15 s: if three of them are missing, the connection is lost.
 _SILENCE_SECONDS: Final = 45.0
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 10.0
@@ -27,7 +27,7 @@ _LATER: Final = frozenset({429, 502, 503, 504})
 
 @click.group(cls=ListsByDefault)
 def events() -> None:
-    """The change feed: everything that happens, in the order of the log. Lists when nothing else is said."""
+    """The change feed: everything that happens, in the order of the log. Without a command it lists."""
 
 
 @events.command(
@@ -40,9 +40,11 @@ def events() -> None:
 )
 @click.option("--types", metavar="A,B", help="Only these, such as KeyRevoked,KeyRotated.")
 @click.option("--org", "organization", help="Only of this organization: id, name or external id.")
-@click.option("--after", metavar="POSITION", help="Those behind this position; 0-0: from the beginning.")
-@click.option("--follow", is_flag=True, help="Go on with what comes, from now on if there is no --after.")
-@click.option("--limit", type=click.IntRange(1), help="How many at most: 50, or with --follow no bound.")
+@click.option("--after", metavar="POSITION", help="Only events after this position; 0-0: from the beginning.")
+@click.option("--follow", is_flag=True, help="Print new events as they come, from now on or from --after.")
+@click.option(
+    "--limit", type=click.IntRange(1), help="How many at most; by default 50, or with --follow no bound."
+)
 @talking
 def list_events(
     session: Session,
@@ -52,7 +54,7 @@ def list_events(
     follow: bool,
     limit: int | None,
 ) -> None:
-    """List events, oldest first, or follow them: after a cut it goes on where it was, and misses nothing."""
+    """List events, oldest first, or follow them: after a broken connection it resumes, and misses nothing."""
     query = given(types=types, organization_id=session.organization(organization) if organization else None)
     if follow:
         _follow(session, query, after, limit)
@@ -61,14 +63,14 @@ def list_events(
     rows = [(clock_time(one["time"]), _kind(one), _subject(one), one["position"]) for one in items]
     session.show(
         {"items": items, "next_after": next_after},
-        lambda: session.table(("at (UTC)", "event", "of", "position"), rows, empty="No such events."),
+        lambda: session.table(("at (UTC)", "event", "of", "position"), rows, empty="No matching events."),
     )
 
 
 def _pages(
     ledger: ApiClient, query: Document, after: str | None, limit: int
 ) -> tuple[list[Document], str | None]:
-    """Events, and the position to go on from. A page may be short, or empty, long before the end."""
+    """Events, and the position to continue from. A page may be short, or empty, long before the end."""
     found: list[Document] = []
     while len(found) < limit:
         page = ledger.get("/v1/events", **query, after=after, limit=min(_AT_ONCE, limit - len(found)))
@@ -96,10 +98,10 @@ def follow(
     note: Callable[[str], None],
     pause_seconds: float = _FIRST_PAUSE_SECONDS,
 ) -> Iterator[Document]:
-    """Every event behind a position, for as long as somebody reads.
+    """Every event after a position, for as long as the caller iterates.
 
-    A stream that is cut is taken up again with `Last-Event-ID`. What cannot be mended by coming back is
-    raised, and so is a ledger that cannot be reached to begin with.
+    A stream that breaks is resumed with `Last-Event-ID`. Errors that a new connection cannot fix are raised,
+    and so is the error of a ledger that cannot be reached at the start.
     """
     began, failures = False, 0
     while True:
@@ -119,13 +121,13 @@ def follow(
                 raise
             cut = str(error)
         if failures == 0:
-            note(f"{cut} Going on behind {after} as soon as it can be had.")
+            note(f"{cut} The stream is resumed after {after} as soon as possible.")
         time.sleep(min(pause_seconds * 2**failures, _LONGEST_PAUSE_SECONDS))
         failures += 1
 
 
 class ServerSentEvent(msgspec.Struct):
-    """One message of Server-Sent Events; an id alone says how far the ledger has looked."""
+    """One message of Server-Sent Events; one with only an id says how far the ledger has read."""
 
     id: str = ""
     data: str = ""
@@ -138,7 +140,7 @@ def _messages(ledger: ApiClient, query: Document, after: str) -> Iterator[Server
 
 
 def messages(lines: Iterator[bytes]) -> Iterator[ServerSentEvent]:
-    """Messages out of lines; one that is cut off before its empty line is none."""
+    """Messages from lines; a message that is cut off before its empty line is dropped."""
     message = ServerSentEvent()
     for line in lines:
         field, _, value = line.decode().rstrip("\r\n").partition(":")

@@ -30,9 +30,9 @@ from services.cli.words import words
 def explain(
     session: Session, /, secret: str | None, key_id: str | None, cost: int | None, **use: Any
 ) -> None:
-    """Why would a use be allowed or refused now? Each rule with its figures; nothing is consumed."""
+    """Explain why a use would be allowed or refused now: each rule with its figures. Nothing is consumed."""
     not_together({"a secret": secret, "--key": key_id})
-    not_together({"--key": key_id, "--keyspace": use["keyspace"]}, "a key's id says in which keyspace it is")
+    not_together({"--key": key_id, "--keyspace": use["keyspace"]}, "the key's id determines the keyspace")
     body = use_of(use) | given(cost_micros=cost)
     if key_id is not None:
         answer = session.ledger.post("/v1/explain", body | {"key_id": key_id}, named=False)
@@ -45,7 +45,7 @@ def explain(
     def people() -> None:
         session.say(f"{'Allowed' if answer['valid'] else 'Refused'}: {answer['code']}.\n")
         rows = [(one["code"], _OUTCOMES[one["outcome"]], why(one["figures"])) for one in answer["rules"]]
-        session.table(("rule", "says", "because"), rows, empty="No rules.", width=session.width)
+        session.table(("rule", "result", "because"), rows, empty="No rules.", width=session.width)
 
     session.show(answer, people)
 
@@ -54,7 +54,7 @@ _OUTCOMES: Final = {"passes": "ok", "refuses": "REFUSES", "not_asked": "-", "unk
 
 
 def why(figures: Document) -> str:
-    """What a rule looked at, in plain words."""
+    """The figures that a rule compared, in words."""
     told = ((name, _SAID.get(name, _as_it_is(name))(value)) for name, value in figures.items())
     return "; ".join(said for _, said in told if said)
 
@@ -93,7 +93,7 @@ def _quota(one: Document) -> str:
     of = "" if one["unit"] == "micros" else " requests"
     fits = "it fits" if one["fits"] else "it does not fit"
     spent = f"{written(one['spent'])} of {written(one['limit'])}{of} spent {window}"
-    resets = f", anew at {clock_time(one['resets_at'])}" if one.get("resets_at") else ""
+    resets = f", resets at {clock_time(one['resets_at'])}" if one.get("resets_at") else ""
     return f"{spent}, {written(one['asked'])} asked: {fits}{resets}"
 
 

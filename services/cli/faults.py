@@ -1,4 +1,4 @@
-"""What ends a command, and the exit code that says so."""
+"""Errors that end a command, and their exit codes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ UNREACHABLE: Final = 6
 INTERRUPTED: Final = 130
 
 MEANINGS: Final = {
-    DONE: "done; of `verify`: the secret is good",
+    DONE: "done; for `verify`: the secret is good",
     REFUSED: "refused: a verdict that is not valid, a check that found something, a bad request",
-    WRONG_USAGE: "wrong usage, or a setting that cannot be taken",
+    WRONG_USAGE: "wrong usage, or an invalid setting",
     NOT_ALLOWED: "no root key, or one that may not do this (401, 403)",
-    NOT_FOUND: "there is no such thing (404)",
-    CONFLICT: "it has changed, exists already, or is gone for good (409, 412)",
+    NOT_FOUND: "not found (404)",
+    CONFLICT: "it has changed, exists already, or was ended for good (409, 412)",
     UNREACHABLE: "the ledger, or something that it needs, cannot be reached (503): try again later",
     INTERRUPTED: "interrupted with Ctrl-C",
 }
-"""Every exit code there is."""
+"""Every exit code and its meaning."""
 
 _BY_STATUS: Final = {
     401: NOT_ALLOWED,
@@ -40,7 +40,7 @@ _BY_STATUS: Final = {
 
 
 class CommandError(Exception):
-    """A command cannot go on: a sentence for people, a problem for machines, an exit code for scripts."""
+    """A command cannot continue: a sentence for people, a problem for programs, an exit code for scripts."""
 
     def __init__(self, detail: str, *, code: str = "refused", exit_code: int = REFUSED) -> None:
         super().__init__(detail)
@@ -55,7 +55,7 @@ class CommandError(Exception):
 
 
 class LedgerProblemError(CommandError):
-    """The ledger refused, and said why in RFC 9457's terms."""
+    """The ledger refused, with a problem as defined by RFC 9457."""
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
         detail = str(problem.get("detail") or problem.get("title") or f"The ledger answered {status}.")
@@ -67,10 +67,10 @@ class LedgerProblemError(CommandError):
 
     @property
     def code(self) -> str:
-        """The stable name of the refusal."""
+        """The stable code of the refusal."""
         return str(self.problem.get("code", "refused"))
 
     @property
     def fields(self) -> list[tuple[str, str]]:
-        """What is wrong with which field."""
+        """The fields that are wrong, each with a message."""
         return [(str(one.get("field")), str(one.get("message"))) for one in self.problem.get("errors", [])]

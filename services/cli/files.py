@@ -1,4 +1,4 @@
-"""Files of many things: JSON lines, a JSON list, or CSV with a heading."""
+"""Files of many entries: JSON lines, a JSON list, or CSV with a heading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.cli.http import Document
 
 
 def read_entries(file: Path) -> list[Document]:
-    """What a file holds; `-` is standard input."""
+    """The entries of a file; `-` is standard input."""
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
         begin = text.lstrip()[:1]

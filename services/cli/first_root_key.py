@@ -1,4 +1,4 @@
-"""The first root key: made so that a crash at any moment neither loses it nor makes two."""
+"""The first root key: created so that a crash at any moment neither loses it nor creates two."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _PAUSE_SECONDS: Final = 0.1
 
 
 def new_root_secret() -> str:
-    """A secret that a root key may have."""
+    """A new secret of the form that root keys have."""
     return ROOT_SHAPE.generate()
 
 
 async def ensure_root_key(assembled: Assembled, settings: Settings) -> Path | None:
-    """See that there is a root key; the file that holds a new one, or None.
+    """Create a root key if there is none; the file that holds the new one, or None.
 
-    The new secret is on disk before the ledger hears of it, under another name; a start after a crash
-    finds it there, and knows from the ledger whether it had become the root key. Waits for as long as it
+    The new secret is on disk, under another name, before the ledger receives it; a start after a crash
+    finds it there, and learns from the ledger whether it became the root key. Waits for as long as it
     takes until this process, or another one, owns the partition.
     """
     ledger = assembled.ledger
     while True:
-        while not ledger.owner and not ledger.stands_by:  # noqa: ASYNC110 - the ledger tells by these two
+        while not ledger.owner and not ledger.stands_by:  # noqa: ASYNC110 - the ledger shows it by these two
             await asyncio.sleep(0.01)
         if not ledger.owner:
             return None
         try:
             return await _ensure(ledger, settings)
         except CannotAnswerError:
-            # PostgreSQL or the partition was lost meanwhile; what was made is on disk.
+            # PostgreSQL or the partition was lost meanwhile; a new secret is on disk.
             await asyncio.sleep(_PAUSE_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""How the command line talks to a ledger: HTTP and JSON, on the standard library, for a quick start."""
+"""The HTTP client of the command line: JSON, on the standard library, for a quick start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Document = dict[str, Any]
 
 
 class ApiClient:
-    """One ledger, as one root key."""
+    """One ledger, called with one root key."""
 
     def __init__(self, url: str, root_key: str | None) -> None:
         self.url = url.rstrip("/")
@@ -41,23 +41,24 @@ class ApiClient:
         self._connection: http.client.HTTPConnection | None = None
 
     def get(self, path: str, **query: Any) -> Document:
-        """Read something; parameters that are None are left out."""
+        """GET; parameters that are None are left out."""
         return self.ask("GET", _with_query(path, query))
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, *, named: bool = True) -> Document:
-        """Ask for something to be done, once even when the way to the ledger breaks.
+        """POST, carried out once even if the connection to the ledger breaks.
 
-        Not `named` is what needs no Idempotency-Key: money, which has its request id, and questions.
+        `named` is False for requests that need no Idempotency-Key: money, which has its request id, and
+        questions.
         """
         headers = {"Idempotency-Key": f"cli-{uuid.uuid4()}"} if named else {}
         return self.ask("POST", path, body or {}, headers)
 
     def patch(self, path: str, body: Mapping[str, Any]) -> Document:
-        """Change some fields."""
+        """PATCH: change some fields."""
         return self.ask("PATCH", path, body, {"Idempotency-Key": f"cli-{uuid.uuid4()}"})
 
     def delete(self, path: str) -> Document:
-        """Take something away."""
+        """DELETE."""
         return self.ask("DELETE", path, None, {"Idempotency-Key": f"cli-{uuid.uuid4()}"})
 
     def pages(self, path: str, *, limit: int, **query: Any) -> Iterator[Document]:
@@ -78,18 +79,18 @@ class ApiClient:
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Document:
-        """One exchange; a ledger that is busy or changing hands is asked again, politely."""
+        """One request; a 503 with `Retry-After`, of a busy ledger or a new owner, is tried twice more."""
         return _document(self._answered(method, path, body, headers or {})[1])
 
     def text(self, path: str, **query: Any) -> tuple[str, str | None]:
-        """A page that is no JSON document, as it came, and the cursor of the next."""
+        """A page that is not a JSON document, unchanged, and the cursor of the next."""
         said, answer = self._answered("GET", _with_query(path, query), None, {"Accept": "*/*"})
         return answer.decode(), said.get("X-Next-Cursor")
 
     def lines(self, path: str, headers: Mapping[str, str], *, silence_seconds: float) -> Iterator[bytes]:
-        """The lines of an answer that goes on, until the ledger ends it.
+        """The lines of an answer that continues until the ledger ends it.
 
-        It is cut, and `CommandError` says so, when nothing comes for `silence_seconds`.
+        If nothing comes for `silence_seconds`, it is ended with a `CommandError`.
         """
         connection = self._new_connection(silence_seconds)
         with closing(connection):
@@ -130,8 +131,8 @@ class ApiClient:
             self.close()
             if not kept or isinstance(error, TimeoutError):
                 raise self._unreachable(error) from None
-        # The ledger hung up on a connection that lay idle, as while a person was asked. Whatever it heard
-        # of this counts once: every write has an Idempotency-Key or a request id.
+        # The ledger closed an idle connection, for example while a person was asked. If it received this
+        # request, it still counts once: every write has an Idempotency-Key or a request id.
         try:
             return self._exchange_once(method, path, data, sent)
         except (OSError, http.client.HTTPException) as error:
@@ -169,7 +170,7 @@ class ApiClient:
         )
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._connection is not None:
             with suppress(OSError):
                 self._connection.close()
@@ -177,7 +178,7 @@ class ApiClient:
 
 
 def path_part(text: str) -> str:
-    """What a caller named, as a part of a path."""
+    """A name that the caller gave, as a part of a path."""
     return quote(text, safe="")
 
 
@@ -201,7 +202,7 @@ def _document(answer: bytes) -> Document:
         found = None
     if not isinstance(found, dict):
         raise CommandError(
-            "What answers there is no ledger: it does not speak JSON.",
+            "The server at this address is not a ledger: its answer is not JSON.",
             code="no_ledger",
             exit_code=UNREACHABLE,
         )
@@ -217,7 +218,7 @@ def _problem(status: int, answer: bytes) -> Document:
         "type": "about:blank",
         "title": http.client.responses.get(status, "Refused"),
         "status": status,
-        "detail": f"The server answered {status} without saying why.",
+        "detail": f"The server answered {status} without a reason.",
         "code": "refused",
     }
 

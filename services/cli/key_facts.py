@@ -1,4 +1,4 @@
-"""A key, and the fence of what was done to it, for people."""
+"""A key, and the fence of a change to it, for people."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def facts_of(key: Document) -> list[tuple[str, str]]:
 
 
 def fence_facts(answer: Document) -> list[tuple[str, str]]:
-    """What a fence says: has the change become true everywhere?"""
+    """A fence, for people: whether the change has taken effect everywhere."""
     fence = answer.get("fence")
     if not isinstance(fence, dict):
         return []
     if not fence["held"]:
         return [("fence", f"not yet held; ask again: keyledger fence {fence['position']}")]
     edges = f"{fence['edges']} edge{'' if fence['edges'] == 1 else 's'}"
-    heard = f"{fence['acknowledged']} heard, {fence['expired']} timed out"
+    heard = f"{fence['acknowledged']} acknowledged, {fence['expired']} timed out"
     return [("fence", f"held after {fence['waited_ms']:.0f} ms: {edges} ({heard})")]
 
 
 def row_of(key: Document) -> tuple[str, ...]:
-    """A key in a line of a table."""
+    """A key, as a row of a table."""
     return (
         key["id"],
         key["name"],

@@ -19,7 +19,7 @@ from services.cli.session import Session, given, not_together, talking
 
 _MOST_SHOWN: Final = 50
 _PREFIX: Final = re.compile(r"(?:[a-z]{1,10}[_-]){1,3}")
-"""Words only: nothing of what makes a secret one, such as the halves of a UUID."""
+"""Words only: never a part that must stay secret, such as the halves of a UUID."""
 
 
 @click.command(
@@ -33,13 +33,15 @@ _PREFIX: Final = re.compile(r"(?:[a-z]{1,10}[_-]){1,3}")
 @click.argument(
     "file", required=False, type=click.Path(path_type=Path, allow_dash=True, exists=True, dir_okay=False)
 )
-@click.option("--org", "organization", help="Whose they are, where the file does not say.")
-@click.option("--keyspace", help="Which keys they join, where the file does not say.")
-@click.option("--name", help="Of the one key.")
-@click.option("--sha256", help="Of the one key's secret: hex or base64.")
-@click.option("--hint", help="How it begins and ends: old_...x7Qd.")
+@click.option("--org", "organization", help="The organization that owns them, if the file does not name it.")
+@click.option("--keyspace", help="Their keyspace, if the file does not name it.")
+@click.option("--name", help="To import one key: its name.")
+@click.option("--sha256", help="To import one key: the SHA-256 of its secret, hex or base64.")
+@click.option("--hint", help="How its secret begins and ends: old_...x7Qd.")
 @click.option(
-    "--secret-stdin", is_flag=True, help="The secret is on standard input; only its SHA-256 leaves."
+    "--secret-stdin",
+    is_flag=True,
+    help="Read its secret from standard input; only its SHA-256 and hint are sent.",
 )
 @talking
 def import_keys(
@@ -54,7 +56,7 @@ def import_keys(
 ) -> int:
     """Adopt keys that exist elsewhere: one, or many from CSV, JSON lines or a JSON list (- for stdin).
 
-    Exit code 1 if one is refused. What an earlier run adopted is refused as already there, and stays.
+    Exit code 1 if one is refused. A key that an earlier run adopted is refused as existing, and not changed.
     """
     of_one = {"--name": name, "--sha256": sha256, "--hint": hint, "--secret-stdin": secret_stdin}
     for option, value in of_one.items():
@@ -82,7 +84,7 @@ def import_keys(
 
 
 def _tell(session: Session, entries: list[Document], results: list[Document]) -> None:
-    """Every key of a short list; of a long one those that were refused."""
+    """Print every key of a short list; of a long one only those that were refused."""
     refused = [pair for pair in zip(entries, results, strict=True) if pair[1].get("key") is None]
     shown = refused if len(results) > _MOST_SHOWN else list(zip(entries, results, strict=True))
     rows = [
@@ -92,7 +94,7 @@ def _tell(session: Session, entries: list[Document], results: list[Document]) ->
     if rows or not results:
         session.table(("name", "outcome", "key", "why"), rows, empty="Nothing to import.")
     if len(shown) > _MOST_SHOWN:
-        session.say(f"... and {len(shown) - _MOST_SHOWN:,} more; --json has all.")
+        session.say(f"... and {len(shown) - _MOST_SHOWN:,} more; --json lists all.")
     session.say(f"{len(results) - len(refused):,} imported, {len(refused):,} not.")
 
 
@@ -112,6 +114,6 @@ def _one_entry(name: str, sha256: str | None, hint: str | None, *, secret_stdin:
 
 
 def _hint_of(secret: str) -> str:
-    """Its prefix, if it begins with words such as `old_live_`, and its last four characters."""
+    """The secret's prefix, if it begins with words such as `old_live_`, and its last four characters."""
     prefix = _PREFIX.match(secret)
     return f"{prefix[0] if prefix else ''}...{secret[-4:]}"

@@ -1,4 +1,4 @@
-"""`keyledger keys`: from the first secret to the last."""
+"""`keyledger keys`: everything about keys and their secrets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _RATE_LIMIT: Final = read_with(rate_limit_of)
 _ENDED: Final = {
     None: "revoked",
     "key_revoked": "was revoked already",
-    "not_found": "there is no such key",
+    "not_found": "not found",
     "permission_denied": "not revoked: your root key may not act on it",
 }
 
@@ -43,25 +43,28 @@ def scope_of(text: str) -> tuple[str, str | list[str]]:
     """`models=gpt-5,claude` or `models=*` as the API takes it."""
     dimension, equals, allowed = text.partition("=")
     if not equals or dimension not in DIMENSIONS or not allowed:
-        raise ValueError(f"{text} is no scope such as models=gpt-5,claude or models=*")
+        raise ValueError(f"{text} is not a scope such as models=gpt-5,claude or models=*")
     return dimension, "*" if allowed == "*" else [one.strip() for one in allowed.split(",") if one.strip()]
 
 
 @click.group
 def keys() -> None:
-    """Keys: the lasting identity behind secrets. A key's secret is shown once, when it is made."""
+    """Keys: the lasting identity behind secrets. A secret is shown once, when it is created."""
 
 
 def _what_a_key_has(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed((
-        click.option("--owner", "owner_id", help="Who holds it, by your own id."),
-        click.option("--environment", help="Such as production."),
-        click.option("--plan", help="A plan, by name or id."),
-        click.option("--quota", "quotas", multiple=True, type=_QUOTA, help="money/month=25.00 ..."),
-        click.option("--rate-limit", "rate_limits", multiple=True, type=_RATE_LIMIT, help="100/60s ..."),
+        click.option("--owner", "owner_id", help="Its owner, by your own id."),
+        click.option("--environment", help="Its environment, such as production."),
+        click.option("--plan", help="Its plan, by name or id."),
+        click.option("--quota", "quotas", multiple=True, type=_QUOTA,
+                     help="Such as money/month=25.00; may be repeated."),
+        click.option("--rate-limit", "rate_limits", multiple=True, type=_RATE_LIMIT,
+                     help="Such as 100/60s; may be repeated."),
         click.option("--allow-ip", "allowed_ips", multiple=True, help="A network that it may be used from."),
-        click.option("--expires", type=read_with(time_of), help="A time, a date, or 30d from now."),
-        click.option("--tag", "tags", multiple=True, help="As often as needed."),
+        click.option("--expires", type=read_with(time_of),
+                     help="When it expires: a time, a date, or 30d from now."),
+        click.option("--tag", "tags", multiple=True, help="A tag; may be repeated."),
         metadata_option,
     )):  # fmt: skip
         function = option(function)
@@ -78,14 +81,16 @@ def _what_a_key_has(function: Callable[..., Any]) -> Callable[..., Any]:
     ),
 )
 @click.argument("name")
-@click.option("--org", "organization", help="Whose it is, by id, name or external id.")
-@click.option("--keyspace", help="Which keys it joins, by name or id; not needed where there is one.")
+@click.option("--org", "organization", help="The organization that owns it: id, name or external id.")
+@click.option("--keyspace", help="Its keyspace, by name or id; not needed if there is only one.")
 @click.option("--kind", type=click.Choice(["solo", "client", "platform"]), help="solo if not given.")
 @click.option("--scope", "scopes", multiple=True, type=read_with(scope_of), metavar="DIMENSION=A,B",
               help="What it may be used for: permissions, projects, models, tenants.")  # fmt: skip
-@click.option("--root", is_flag=True, help="A root key: it manages the ledger, with --permission.")
-@click.option("--permission", "permissions", multiple=True, help="Of a root key, such as keys:read.")
-@click.option("--bound-to", metavar="KEYSPACE", help="Of a root key: the one keyspace it acts on.")
+@click.option("--root", is_flag=True, help="Create a root key, which manages the ledger; see --permission.")
+@click.option(
+    "--permission", "permissions", multiple=True, help="For a root key: a permission such as keys:read."
+)
+@click.option("--bound-to", metavar="KEYSPACE", help="For a root key: the only keyspace that it may act on.")
 @_what_a_key_has
 @talking
 def create(
@@ -104,15 +109,13 @@ def create(
     metadata: tuple[tuple[str, Any], ...],
     **fields: Any,
 ) -> None:
-    """Make a key and show its secret, this once."""
+    """Create a key and show its secret. It is shown only once."""
     if root:
         meant_for_uses = {"--kind": kind, "--plan": plan, "--scope": scopes}
         meant_for_uses |= {"--quota": fields["quotas"], "--rate-limit": fields["rate_limits"]}
         _check_root(permissions, keyspace, meant_for_uses)
     elif bound_to is not None:
-        raise _usage(
-            "Only a root key is bound: give --root, or --keyspace for the keyspace that a key joins."
-        )
+        raise _usage("Only a root key is bound: give --root, or --keyspace for the keyspace of the key.")
     allowed = each_once(scopes, "--scope")
     not_together({"--permission": permissions, "--scope permissions=": "permissions" in allowed})
     if permissions:
@@ -141,16 +144,16 @@ def create(
         "keyledger keys list --q checkout --json",
     ),
 )
-@click.option("--org", "organization", help="Of this organization.")
-@click.option("--keyspace", help="Of this keyspace.")
-@click.option("--project", "project_id", help="That may be used in this project (its id).")
-@click.option("--owner", "owner_id", help="Of this owner.")
-@click.option("--environment", help="Of this environment.")
-@click.option("--tag", help="With this tag.")
+@click.option("--org", "organization", help="Only of this organization.")
+@click.option("--keyspace", help="Only of this keyspace.")
+@click.option("--project", "project_id", help="Only keys that may be used in this project (its id).")
+@click.option("--owner", "owner_id", help="Only of this owner.")
+@click.option("--environment", help="Only of this environment.")
+@click.option("--tag", help="Only with this tag.")
 @click.option("--status", type=click.Choice(["active", "disabled", "revoked", "expired"]))
-@click.option("--q", help="Looked for in name, id, hint and owner.")
-@click.option("--include-revoked", is_flag=True, help="Revoked ones too.")
-@click.option("--sort", help="created_at, name, last_used_at, expires_at; with - the other way round.")
+@click.option("--q", help="Search in name, id, hint and owner.")
+@click.option("--include-revoked", is_flag=True, help="Include revoked keys.")
+@click.option("--sort", help="created_at, name, last_used_at or expires_at; with - in front, descending.")
 @click.option("--limit", default=100, show_default=True, help="How many at most.")
 @talking
 def list_keys(
@@ -179,7 +182,7 @@ def list_keys(
 
 @keys.command("show", **examples("keyledger keys show key_01JD0000000000000000000000"))
 @click.argument("key")
-@click.option("--include-deleted", is_flag=True, help="Even if it is deleted.")
+@click.option("--include-deleted", is_flag=True, help="Show it even if it is deleted.")
 @talking
 def show(session: Session, key: str, include_deleted: bool) -> None:
     """Show one key."""
@@ -197,11 +200,11 @@ def show(session: Session, key: str, include_deleted: bool) -> None:
 )
 @click.argument("key")
 @click.option("--name", help="A new name.")
-@click.option("--no-quotas", is_flag=True, help="Lift all quotas.")
-@click.option("--no-rate-limits", is_flag=True, help="Lift all rate limits.")
-@click.option("--any-ip", is_flag=True, help="Lift the list of networks.")
-@click.option("--no-plan", is_flag=True, help="Take the plan away.")
-@click.option("--never-expires", is_flag=True, help="Take the expiry away.")
+@click.option("--no-quotas", is_flag=True, help="Remove all quotas.")
+@click.option("--no-rate-limits", is_flag=True, help="Remove all rate limits.")
+@click.option("--any-ip", is_flag=True, help="Remove the list of networks.")
+@click.option("--no-plan", is_flag=True, help="Remove the plan.")
+@click.option("--never-expires", is_flag=True, help="Remove the expiry.")
 @_what_a_key_has
 @talking
 def update(
@@ -219,7 +222,7 @@ def update(
     metadata: tuple[tuple[str, Any], ...],
     **fields: Any,
 ) -> None:
-    """Change a key; what is not given stays, lists are given anew."""
+    """Change a key. Options that are not given change nothing; a list that is given replaces the old one."""
     not_together({"--quota": fields["quotas"], "--no-quotas": no_quotas})
     not_together({"--rate-limit": fields["rate_limits"], "--no-rate-limits": no_rate_limits})
     not_together({"--allow-ip": fields["allowed_ips"], "--any-ip": any_ip})
@@ -250,7 +253,7 @@ def update(
 @click.argument("scopes", nargs=-1, required=True, type=read_with(scope_of), metavar="DIMENSION=A,B...")
 @talking
 def scopes(session: Session, key: str, scopes: tuple[tuple[str, Any], ...]) -> None:
-    """Change what a key may be used for; its secret stays. Dimensions left out stay as they were."""
+    """Change what a key may be used for; its secret stays the same. Dimensions left out are not changed."""
     edited = each_once(scopes, "The command")
     changed = session.ledger.patch(f"/v1/keys/{path_part(key)}/scopes", edited)
     session.show(changed, lambda: session.facts([*facts_of(changed), *fence_facts(changed)]))
@@ -261,14 +264,16 @@ def scopes(session: Session, key: str, scopes: tuple[tuple[str, Any], ...]) -> N
     **examples("keyledger keys rotate KEY --overlap 24h", "keyledger keys rotate KEY --yes --reason leaked"),
 )
 @click.argument("key")
-@click.option("--overlap", default="0", type=read_with(seconds_of), help="How long the old secret lives on.")
+@click.option(
+    "--overlap", default="0", type=read_with(seconds_of), help="How long the old secret stays valid."
+)
 @reason_option
 @yes_option
 @talking
 def rotate(session: Session, key: str, overlap: int, reason: str | None, yes: bool) -> None:
-    """Give a key its next secret. Without --overlap the old ones die at once."""
+    """Give a key its next secret. Without --overlap the old ones stop working at once."""
     if overlap == 0:
-        session.confirm(f"Rotate {key}? Its present secret stops working at once.", yes=yes)
+        session.confirm(f"Rotate {key}? Its current secret stops working at once.", yes=yes)
     made = session.ledger.post(
         f"/v1/keys/{path_part(key)}/rotate", given(overlap_seconds=overlap, reason=reason)
     )
@@ -289,7 +294,7 @@ def rotate(session: Session, key: str, overlap: int, reason: str | None, yes: bo
 @yes_option
 @talking
 def disable(session: Session, key: str, reason: str | None, yes: bool) -> None:
-    """Let a key rest; `enable` wakes it."""
+    """Disable a key; `enable` lets it work again."""
     session.confirm(f"Disable {key}? It stops working at once, until it is enabled.", yes=yes)
     _act(session, key, "disable", reason)
 
@@ -312,7 +317,7 @@ def enable(session: Session, key: str, reason: str | None) -> None:
 @yes_option
 @talking
 def revoke(session: Session, keys: tuple[str, ...], reason: str | None, yes: bool) -> None:
-    """Stop keys for good, everywhere: answers when no edge can accept them any more."""
+    """Revoke keys for good, everywhere: answers when no edge can accept them any more."""
     session.confirm(f"Revoke {' '.join(keys)}? That cannot be undone.", yes=yes)
     if len(keys) == 1:
         _act(session, keys[0], "revoke", reason)
@@ -334,7 +339,7 @@ def revoke(session: Session, keys: tuple[str, ...], reason: str | None, yes: boo
 @yes_option
 @talking
 def delete(session: Session, key: str, yes: bool) -> None:
-    """Revoke a key and hide it; its history, usage and charges stay."""
+    """Revoke a key and hide it; its history, usage and charges are kept."""
     session.confirm(f"Delete {key}? It is revoked for good, and hidden.", yes=yes)
     done = session.ledger.delete(f"/v1/keys/{path_part(key)}")
 
@@ -353,7 +358,7 @@ def delete(session: Session, key: str, yes: bool) -> None:
 @usage_options
 @talking
 def usage(session: Session, /, key: str, **query: str | None) -> None:
-    """What a key used, by time and by what you like."""
+    """Show a key's usage, by time and by a dimension of your choice."""
     found = read_usage(session, f"/v1/keys/{path_part(key)}/usage", query)
     session.show(found, lambda: usage_table(session, found))
 
@@ -363,7 +368,7 @@ def usage(session: Session, /, key: str, **query: str | None) -> None:
 @click.option("--limit", default=50, show_default=True, help="How many events at most.")
 @talking
 def history(session: Session, key: str, limit: int) -> None:
-    """What happened to a key: who did what, when, and what it was before."""
+    """Show what happened to a key: who did what, when, and what it was before."""
     items = list(session.ledger.pages(f"/v1/keys/{path_part(key)}/history", limit=limit))
     session.show(
         {"items": items}, lambda: tell_changes(session, items, of=False, empty="Nothing happened yet.")
@@ -374,14 +379,14 @@ keys.add_command(import_keys)
 
 
 def _check_root(permissions: tuple[str, ...], keyspace: str | None, of_uses: dict[str, Any]) -> None:
-    """What a root key never has is refused rather than ignored."""
+    """Refuse options that a root key cannot have, rather than ignore them."""
     if keyspace is not None:
         raise _usage("A root key is in the keyspace of root keys: --bound-to names the one that it acts on.")
     if not permissions:
         raise _usage("A root key needs --permission.")
     if found := [option for option, value in of_uses.items() if value]:
         raise _usage(
-            f"A root key is not charged or metered, and is limited by --permission: {found[0]} is not for it."
+            f"A root key is not charged or metered, and is limited by --permission: leave out {found[0]}."
         )
 
 

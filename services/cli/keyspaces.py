@@ -14,7 +14,7 @@ _PRESETS = ("default", "leanmcp", "mindproxy", "leapter", "leadmagic", "allmcp")
 
 @click.group
 def keyspaces() -> None:
-    """The keys of one gateway: shape of the secret, where it stands in a request, statuses of denials."""
+    """The keys of one gateway: shape of the secret, where a request carries it, statuses of denials."""
 
 
 @keyspaces.command(
@@ -26,12 +26,18 @@ def keyspaces() -> None:
     ),
 )
 @click.argument("name")
-@click.option("--preset", type=click.Choice(_PRESETS), help="Begin with the manners of a known gateway.")
+@click.option("--preset", type=click.Choice(_PRESETS), help="Start from the conventions of a known gateway.")
 @click.option("--prefix", help="What every secret begins with.")
-@click.option("--location", "locations", multiple=True, help="Where the secret may stand, most likely first.")
-@click.option("--denial", "denials", multiple=True, metavar="CODE=STATUS", help="A denial's own status.")
+@click.option(
+    "--location", "locations", multiple=True, help="Where a request may carry the secret, most likely first."
+)
+@click.option(
+    "--denial", "denials", multiple=True, metavar="CODE=STATUS", help="The HTTP status of a denial."
+)
 @click.option("--require-balance/--no-require-balance", default=None, help="Refuse uses at zero balance.")
-@click.option("--require", "dimensions", multiple=True, help="A use must name it: project, model, tenant.")
+@click.option(
+    "--require", "dimensions", multiple=True, help="What each use must name: project, model, tenant."
+)
 @talking
 def create(
     session: Session,
@@ -58,7 +64,7 @@ def create(
 
 
 @keyspaces.command("list", **examples("keyledger keyspaces list"))
-@click.option("--include-archived", is_flag=True, help="Archived ones too.")
+@click.option("--include-archived", is_flag=True, help="Include archived keyspaces.")
 @talking
 def list_keyspaces(session: Session, include_archived: bool) -> None:
     """List the keyspaces."""
@@ -71,7 +77,7 @@ def list_keyspaces(session: Session, include_archived: bool) -> None:
     session.show(
         {"items": items},
         lambda: session.table(
-            ("id", "name", "prefix", "?preset", "?where the secret stands"), rows, empty="No keyspaces."
+            ("id", "name", "prefix", "?preset", "?secret carried in"), rows, empty="No keyspaces."
         ),
     )
 
@@ -93,7 +99,7 @@ def show(session: Session, keyspace: str) -> None:
 @yes_option
 @talking
 def archive(session: Session, keyspace: str, reason: str | None, yes: bool) -> None:
-    """Give up a keyspace that never had a key: its prefix is free again."""
+    """Archive a keyspace that never had a key: its prefix is free again."""
     identity = session.keyspace(keyspace)
     session.confirm(f"Archive the keyspace {keyspace}? That cannot be undone.", yes=yes)
     archived = session.ledger.post(f"/v1/keyspaces/{identity}/archive", given(reason=reason))
@@ -104,7 +110,7 @@ def _facts(session: Session, one: Document) -> None:
     session.facts([
         ("keyspace", f"{one['name']} ({one['id']})"),
         ("secret", str(one.get("secret_shape") or one["prefix"])),
-        ("stands in", _places(one)),
+        ("carried in", _places(one)),
         ("tenant from", ", ".join(f"{k}={v}" for k, v in one.get("tenant_locations", {}).items())),
         ("denials", ", ".join(f"{k}={v}" for k, v in one.get("denial_status", {}).items())),
         ("needs", ", ".join(one.get("required_dimensions", []))),
@@ -119,7 +125,9 @@ def _places(one: Document) -> str:
 def _denial(text: str) -> tuple[str, int]:
     code, equals, status = text.partition("=")
     if not equals or not status.isdecimal():
-        raise click.BadParameter(f"{text} is no denial such as billing_shortfall=403", param_hint="--denial")
+        raise click.BadParameter(
+            f"{text} is not a denial such as billing_shortfall=403", param_hint="--denial"
+        )
     return code, int(status)
 
 

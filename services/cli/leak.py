@@ -1,4 +1,4 @@
-"""`keyledger leak` and `fence`: a secret is out, and when the harm ended."""
+"""`keyledger leak` and `fence`: respond to a leaked secret, and see whether a change is fenced."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _MOST_LINES = 1_000_000
     ),
 )
 @click.argument("secret", required=False)
-@click.option("--sha256", help="The secret's SHA-256, hex or base64, where the secret is not at hand.")
-@click.option("--keyspace", help="Only if it is of this keyspace; else of any.")
+@click.option("--sha256", help="The secret's SHA-256, hex or base64, instead of the secret.")
+@click.option("--keyspace", help="Look only in this keyspace; in all if not given.")
 @click.option("--source", default="operator", show_default=True, help="Who found it.")
 @click.option("--where", help="Where it was found.")
-@click.option("--since", type=read_with(time_of), help="List its uses since then: a time, or -7d.")
-@click.option("--refund", is_flag=True, help="Give back every charge listed.")
+@click.option("--since", type=read_with(time_of), help="List its uses since this time: a time, or -7d.")
+@click.option("--refund", is_flag=True, help="Refund every listed charge.")
 @click.option(
-    "--evidence", type=click.Path(path_type=Path, dir_okay=False), help="Write all that to this file (JSON)."
+    "--evidence", type=click.Path(path_type=Path, dir_okay=False), help="Write all of it to this file (JSON)."
 )
 @yes_option
 @talking
@@ -51,13 +51,13 @@ def leak(
     evidence: Path | None,
     yes: bool,
 ) -> None:
-    """Stop a leaked secret's key behind the fence, list what it did, give it back, keep the evidence.
+    """Revoke the key of a leaked secret behind the fence, list its uses, refund them, save the evidence.
 
-    The secret itself is kept nowhere. SECRET: - for standard input.
+    The secret itself is stored nowhere. SECRET: - for standard input.
     """
     not_together({"a secret": secret, "--sha256": sha256})
     found = {"sha256": sha256} if sha256 is not None else {"secret": session.read_secret(secret)}
-    # The ledger finds the secret wherever it is: a keyspace only narrows that down.
+    # The ledger looks for the secret in all keyspaces: naming one only narrows the search.
     body = given(**found, keyspace_id=session.keyspace(keyspace) if keyspace else None)
     session.confirm("Revoke the key of this secret, with all its generations, for good?", yes=yes)
     reported = session.ledger.post("/v1/leaks", body | given(source=source, where=where))
@@ -80,13 +80,13 @@ def leak(
 @click.argument("position")
 @talking
 def fence(session: Session, position: str) -> None:
-    """Has the change at this position become true at every edge?"""
+    """Show whether the change at this position has taken effect at every edge."""
     found = session.ledger.get(f"/v1/fences/{position}")
     session.show(found, lambda: session.facts(fence_facts({"fence": found})))
 
 
 def _uses(session: Session, key: Document, since: str | None) -> list[Document]:
-    """What the key was charged for, newest first."""
+    """The key's charges, newest first."""
     organization = key.get("organization_id")
     if organization is None:
         return []
@@ -105,7 +105,7 @@ def _moment(text: str) -> datetime:
 
 
 def _refund(session: Session, use: Document) -> Document | None:
-    """Give back what is left of a charge; None when that was done before."""
+    """Refund what is left of a charge; None if it was refunded before."""
     try:
         return session.ledger.post(
             f"/v1/charges/{use['charge_id']}/refund", {"request_id": f"leak-{use['charge_id']}"}, named=False
@@ -132,10 +132,8 @@ def _tell(session: Session, report: dict[str, Any], key: Document | None, eviden
     rows = [
         (clock_time(one["at"]), str(one["request_id"] or "-"), money(-one["amount_micros"])) for one in uses
     ]
-    session.table(
-        ("used at (UTC)", "request", "+amount"), rows, empty="It was not used for money in that time."
-    )
+    session.table(("used at (UTC)", "request", "+amount"), rows, empty="It was charged nothing in that time.")
     if report["refunds"]:
-        session.say(f"{len(report['refunds'])} charges were given back.")
+        session.say(f"{len(report['refunds'])} charges were refunded.")
     if evidence is not None:
         session.say(f"The evidence is in {evidence}.")

@@ -1,4 +1,4 @@
-"""What a process writes about itself: one line per event on standard error, never a secret."""
+"""The log of a process: one line per event on standard error, never a secret."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NOISY: Final = {"uvicorn.error": logging.WARNING, "asyncio": logging.WARNING, "
 
 
 def configure_logs(settings: Settings, least: str | None = None) -> None:
-    """Write from `log_level` on, as text on a terminal or JSON elsewhere, for structlog and logging alike."""
+    """Log from `log_level` on, as text on a terminal or JSON elsewhere, for structlog and logging alike."""
     level = max(getattr(logging, name.upper()) for name in (settings.log_level, least or "debug"))
-    before: list[Any] = [  # structlog has no name for all that may stand here
+    before: list[Any] = [  # structlog has no type for everything that is allowed here
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -61,13 +61,13 @@ def _rendering(settings: Settings) -> list[Any]:
 
 
 def _without_secrets(_: Any, __: str, line: str) -> str:
-    """The last net: a whole line, with values of any kind and exceptions in it."""
+    """Remove secrets from a whole line, at the very end, with values of any kind and exceptions in it."""
     return for_the_log(line)
 
 
 def _tell_of_a_crash(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    # What this process had learned of keyspaces is gone with its end.
+    # The shapes of secrets that this process had learned are unregistered by the time it crashes.
     text = for_the_log("".join(traceback.format_exception(kind, error, trace)))
     sys.stderr.write(without_long_runs(text))

@@ -1,4 +1,4 @@
-"""`keyledger`: the root of the command line. A command is imported when it is called: a quick start."""
+"""`keyledger`: the root of the command line. A command is imported when it is called, for a quick start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.settings import SettingsError
 
 
 class CommandEntry(NamedTuple):
-    """Where a command lives, and the line that the overview shows of it."""
+    """The module of a command, and its line in the overview."""
 
     module: str
     line: str
@@ -26,35 +26,35 @@ class CommandEntry(NamedTuple):
 SECTIONS: Final[dict[str, dict[str, CommandEntry]]] = {
     "Run a ledger": {
         "up": CommandEntry("running", "Run everything here: embedded servers, the API, the worker."),
-        "serve": CommandEntry("running", "Serve the API on a PostgreSQL and a NATS of one's own."),
-        "project": CommandEntry("running", "Run the worker: projections, and the way to NATS."),
+        "serve": CommandEntry("running", "Serve the API on your own PostgreSQL and NATS."),
+        "project": CommandEntry("running", "Run the worker: projections, and the relay to NATS."),
         "edge": CommandEntry("edge", "Run a sidecar that answers near the traffic."),
-        "migrate": CommandEntry("setting_up", "Bring the database up to this version."),
-        "bootstrap": CommandEntry("setting_up", "Make the first root key."),
-        "demo": CommandEntry("demo", "Live through a day at five gateways."),
+        "migrate": CommandEntry("setting_up", "Migrate the database to this version."),
+        "bootstrap": CommandEntry("setting_up", "Create the first root key."),
+        "demo": CommandEntry("demo", "Simulate a day at five gateways."),
     },
     "Talk to a ledger": {
         "keyspaces": CommandEntry("keyspaces", "The keys of one gateway: shape, places, statuses."),
         "orgs": CommandEntry("orgs", "Organizations: who owns keys, projects and a wallet."),
         "projects": CommandEntry("projects", "Projects of an organization."),
         "plans": CommandEntry("plans", "Plans: models and a price multiplier."),
-        "keys": CommandEntry("keys", "Keys: make, change, rotate, revoke, look at."),
+        "keys": CommandEntry("keys", "Keys: create, change, rotate, revoke, show."),
         "wallet": CommandEntry("wallet", "An organization's prepaid balance."),
-        "charges": CommandEntry("charges", "Charge uses, show a charge, give it back."),
-        "verify": CommandEntry("verify", "Is a secret good for a use?"),
-        "explain": CommandEntry("explain", "Why would a use be allowed or refused?"),
-        "leak": CommandEntry("leak", "A secret is out: stop its key, see what it did, pay back."),
-        "fence": CommandEntry("leak", "Has a change become true everywhere?"),
+        "charges": CommandEntry("charges", "Charge uses, show a charge, refund it."),
+        "verify": CommandEntry("verify", "Check whether a secret is good for a use."),
+        "explain": CommandEntry("explain", "Explain why a use would be allowed or refused."),
+        "leak": CommandEntry("leak", "Respond to a leaked secret: revoke its key, list its uses, refund."),
+        "fence": CommandEntry("leak", "Show whether a change has taken effect everywhere."),
         "audit": CommandEntry("audit", "Who did what, when, from where."),
         "requests": CommandEntry("requests", "What became of each charge, reservation and refused use."),
         "events": CommandEntry("events", "The change feed: list it, or follow it live."),
     },
     "Look after a ledger": {
         "doctor": CommandEntry("doctor", "What is configured, reachable, migrated, lagging; what to do."),
-        "new-epoch": CommandEntry("new_epoch", "Go on with a log that was restored, or lost events."),
-        "rebuild": CommandEntry("upkeep", "Make the projections anew from the log, or check them."),
-        "reconcile": CommandEntry("upkeep", "Does every balance and counter equal its events?"),
-        "edges": CommandEntry("upkeep", "The edges that are connected."),
+        "new-epoch": CommandEntry("new_epoch", "Continue with a log that was restored, or lost events."),
+        "rebuild": CommandEntry("upkeep", "Rebuild the projections from the log, or check them."),
+        "reconcile": CommandEntry("upkeep", "Check that every balance and counter equals its events."),
+        "edges": CommandEntry("upkeep", "List the connected edges."),
         "completion": CommandEntry("completion", "Let your shell complete commands and options."),
     },
 }
@@ -64,14 +64,14 @@ _ENTRIES: Final = {name: entry for section in SECTIONS.values() for name, entry 
 
 
 class Commands(click.Group):
-    """The root: knows each command's line, and imports it only when it is called."""
+    """The root group: it knows each command's line, and imports a command only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own signature
         """All names."""
         return [*_ENTRIES]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - the same
-        """The command itself, imported now."""
+        """The command, imported now."""
         entry = _ENTRIES.get(cmd_name)
         if entry is None:
             return None
@@ -82,7 +82,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is meant; one that there is not, with those that are called nearly so."""
+        """The command with this name; an unknown name is refused, with commands of similar names."""
         if args[0] not in _ENTRIES and not args[0].startswith("-") and not ctx.resilient_parsing:
             from difflib import get_close_matches  # noqa: PLC0415 - a quick start
 
@@ -91,7 +91,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - the same
-        """The overview, without an import."""
+        """The overview, without importing any command."""
         for title, entries in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, entry.line) for name, entry in entries.items()])
@@ -103,10 +103,10 @@ class Commands(click.Group):
 
 
 class ListsByDefault(click.Group):
-    """A group that lists when none of its commands is named: `keyledger events --follow`."""
+    """A group that runs `list` when none of its commands is named: `keyledger events --follow`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Say `list` where nothing is said."""
+        """Insert `list` if no command is named."""
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)
@@ -125,20 +125,20 @@ def cli(context: click.Context, config: Path | None, as_json: bool) -> None:
     """Issue, verify, meter and revoke API keys, on one append-only log.
 
     `keyledger up` runs everything here; the other commands talk to it. They find it at KEYLEDGER_URL
-    (http://127.0.0.1:8700) and show the root key of KEYLEDGER_API_KEY or of .keyledger/root-key.
+    (http://127.0.0.1:8700) and use the root key in KEYLEDGER_API_KEY or in .keyledger/root-key.
     """
     context.obj = {"config": config, "as_json": as_json}
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Carry out one command line and return its exit code."""
+    """Run one command line and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = cli.main(given, prog_name="keyledger", standalone_mode=False)
     except click.exceptions.Exit as done:
         return done.exit_code
     except BrokenPipeError:
-        # Whoever read our output has seen enough, as `head` does.
+        # The reader of the output closed it, as `head` does.
         sys.stderr.close()
         return 0
     except (click.ClickException, click.Abort, KeyboardInterrupt, SettingsError, CommandError) as error:
@@ -148,9 +148,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 _HINTS: Final = {
     "unauthenticated": "Set KEYLEDGER_API_KEY, or give --key-file.",
-    "position_unknown": "Begin anew without the position: it is of another ledger, or of before a restore.",
+    "position_unknown": "Start again without the position: it is of another ledger or from before a restore.",
 }
-"""What to do, where the ledger cannot know how it was asked."""
+"""What to do, for problems whose remedy depends on how the command line was called."""
 
 
 def _end_with(error: BaseException, *, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from services.cli.session import each_once, read_with
 
 
 def metadata_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--metadata NAME=VALUE`, as often as needed."""
+    """`--metadata NAME=VALUE`, which may be repeated."""
     return click.option(
         "--metadata",
         multiple=True,
@@ -23,10 +23,10 @@ def metadata_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pair_of(text: str) -> tuple[str, Any]:
-    """`seats=5` as a name and a JSON value; ValueError for what has no name."""
+    """`seats=5` as a name and a JSON value; ValueError if it has no name."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"{text} is no metadata such as team=search")
+        raise ValueError(f"{text} is not metadata such as team=search")
     try:
         return name, msgspec.json.decode(value)
     except msgspec.DecodeError:

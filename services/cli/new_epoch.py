@@ -1,4 +1,4 @@
-"""`keyledger new-epoch`: after a restore or a fail-over that lost events, say that this log is the one."""
+"""`keyledger new-epoch`: after a restore or a fail-over that lost events, continue with this log."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _MOST_EDGES: Final = 100_000
 @yes_option
 @local
 def new_epoch(session: Session, yes: bool) -> None:
-    """Go on with this log, although it lost events that others have seen: after a restore, or a fail-over.
+    """Continue with this log, although it lost events that others have seen: after a restore, or a fail-over.
 
-    Prints where the log ends, and what NATS and edges were told beyond it. Ledger processes read the log
-    anew, edges and cursors start empty, NATS is told all of it again under the new epoch.
+    Prints where the log ends, and what NATS and edges received beyond it. Ledger processes read the log
+    again, edges and cursors start empty, and NATS receives all of it again under the new epoch.
     """
     from infra.postgres.epochs import EpochMovedError, raise_epoch, read_history  # noqa: PLC0415 - a quick start
     from services.bootstrap import check_migrated  # noqa: PLC0415 - a quick start
@@ -45,7 +45,8 @@ def new_epoch(session: Session, yes: bool) -> None:
         for line in _sentences(history, told, why_not, edges, edges_unknown):
             session.say(line)
         session.confirm(
-            f"Raise the epoch from {end.epoch}? Everything goes on behind position {_head(history)}.", yes=yes
+            f"Raise the epoch from {end.epoch}? Everything continues after position {_head(history)}.",
+            yes=yes,
         )
         seen = told.place.epoch if told is not None and told.place is not None else 0
         try:
@@ -55,7 +56,8 @@ def new_epoch(session: Session, yes: bool) -> None:
     session.show(
         _document(history, told, why_not, edges, raised) | {"edges_unknown": edges_unknown},
         lambda: session.say(
-            f"The epoch is {raised} now. Ledgers notice within seconds, and NATS is told all of it anew."
+            f"The epoch is {raised} now. Ledger processes notice within seconds, and NATS receives the whole"
+            " log again."
         ),
     )
 
@@ -63,30 +65,30 @@ def new_epoch(session: Session, yes: bool) -> None:
 def _told(
     database_url: str, nats_url: str | None, history: History
 ) -> tuple[StreamComparison | None, str | None]:
-    """What NATS holds, or why that is not known."""
+    """What NATS holds, or why that is unknown."""
     from domain.publishing import StreamUnavailableError  # noqa: PLC0415 - a quick start
     from infra.nats.told import told_beyond  # noqa: PLC0415 - a quick start
     from infra.postgres.epochs import marks_at  # noqa: PLC0415 - a quick start
 
     if nats_url is None:
-        return None, "NATS was not asked: KEYLEDGER_NATS_URL is not set."
+        return None, "NATS was not checked: KEYLEDGER_NATS_URL is not set."
     looking = told_beyond(nats_url, 0, history.log_id, lambda positions: marks_at(database_url, positions))
     try:
         return asyncio.run(asyncio.wait_for(looking, _NATS_SECONDS)), None
     except (StreamUnavailableError, TimeoutError) as error:
-        return None, f"NATS could not be asked: {str(error) or 'it does not answer.'}"
+        return None, f"NATS could not be reached: {str(error) or 'it does not answer.'}"
 
 
 def _edges_beyond(session: Session, history: History) -> tuple[list[dict[str, Any]] | None, str | None]:
-    """The edges that know more than the log has, or why that is not known.
+    """The edges that know more than the log has, or why that is unknown.
 
-    A process that stopped itself tells nothing, edges included: the root key that asks would be judged by a
-    history that is void, and one that stood by never knew the edges.
+    A process that stopped itself answers nothing, not even about edges: it would check the caller's root key
+    by a history that is void. A process on standby never knew the edges.
     """
     try:
         found = list(session.ledger.pages("/v1/edges", limit=_MOST_EDGES))
     except CommandError as error:
-        return None, f"Edges are not known: {str(error) or 'no ledger process tells of them.'}"
+        return None, f"The edges are unknown: {str(error) or 'no ledger process answers.'}"
     return [one for one in found if _number(one.get("position")) > history.end.position], None
 
 
@@ -95,7 +97,7 @@ def _head(history: History) -> str:
 
 
 def _told_at(place: Place, number: int | None = None) -> str:
-    """A position as NATS was told it: where its stream ends, or the one given."""
+    """A position as NATS received it: the end of its stream, or the one given."""
     return _position(place.epoch, place.number if number is None else number)
 
 
@@ -125,10 +127,10 @@ def _sentences(
     elif told.place is None:
         lines.append("NATS holds nothing of it.")
     elif not told.lost_count:
-        lines.append(f"NATS was told it up to {_told_at(told.place)}, and nothing that is not in it.")
+        lines.append(f"NATS received it up to {_told_at(told.place)}, and nothing that is not in it.")
     else:
         lines.append(
-            f"NATS was told {told.lost_count:,} events that are not in it, up to {_told_at(told.place)}:"
+            f"NATS received {told.lost_count:,} events that are not in it, up to {_told_at(told.place)}:"
         )
         lines += [
             f"  {_told_at(told.place, one.position)} {one.type} {one.subject} {one.time}"
@@ -137,9 +139,9 @@ def _sentences(
         if told.lost_count > _MOST_SHOWN:
             lines.append("  ... (--json lists up to 1,000)")
     if edges_unknown is not None:
-        lines.append(f"{edges_unknown} They forget by themselves what the log has lost.")
+        lines.append(f"{edges_unknown} They forget the lost events by themselves.")
     for one in edges or ():
-        lines.append(f"The edge {one.get('id')} had seen up to {one.get('position')}.")
+        lines.append(f"The edge {one.get('id')} had received events up to {one.get('position')}.")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""`keyledger orgs` and their projects."""
+"""`keyledger orgs` and `projects`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from services.cli.words import quota_text, words
 
 @click.group
 def orgs() -> None:
-    """Organizations: the customers, who own projects, keys and one wallet."""
+    """Organizations: the customers, which own projects, keys and one wallet."""
 
 
 @orgs.command(
@@ -36,8 +36,14 @@ def orgs() -> None:
     ),
 )
 @click.argument("name")
-@click.option("--external-id", help="Your own id of this customer.")
-@click.option("--quota", "quotas", multiple=True, type=read_with(quota_of), help="money/month=500.00 ...")
+@click.option("--external-id", help="Your own id for this customer.")
+@click.option(
+    "--quota",
+    "quotas",
+    multiple=True,
+    type=read_with(quota_of),
+    help="Such as money/month=500.00; may be repeated.",
+)
 @metadata_option
 @talking
 def create(
@@ -47,7 +53,7 @@ def create(
     quotas: tuple[Document, ...],
     metadata: tuple[tuple[str, Any], ...],
 ) -> None:
-    """Open an organization."""
+    """Create an organization."""
     made = session.ledger.post(
         "/v1/organizations",
         given(name=name, external_id=external_id, quotas=[*quotas], metadata=metadata_of(metadata)),
@@ -71,7 +77,7 @@ def list_orgs(session: Session, limit: int) -> None:
         )
         for one in items
     ]
-    columns = ("id", "name", "external id", "status", "opened (UTC)")
+    columns = ("id", "name", "external id", "status", "created (UTC)")
     session.show({"items": items}, lambda: session.table(columns, rows, empty="No organizations."))
 
 
@@ -87,9 +93,9 @@ def show(session: Session, organization: str) -> None:
 @orgs.command("update", **examples("keyledger orgs update Acme --quota money/month=900.00"))
 @click.argument("organization")
 @click.option("--name", help="A new name.")
-@click.option("--external-id", help="Your own id of this customer.")
-@click.option("--quota", "quotas", multiple=True, type=read_with(quota_of), help="All quotas, anew.")
-@click.option("--no-quotas", is_flag=True, help="Lift all quotas.")
+@click.option("--external-id", help="Your own id for this customer.")
+@click.option("--quota", "quotas", multiple=True, type=read_with(quota_of), help="Replaces all quotas.")
+@click.option("--no-quotas", is_flag=True, help="Remove all quotas.")
 @metadata_option
 @talking
 def update(
@@ -101,7 +107,7 @@ def update(
     no_quotas: bool,
     metadata: tuple[tuple[str, Any], ...],
 ) -> None:
-    """Change an organization; what is not given stays."""
+    """Change an organization. Options that are not given change nothing."""
     not_together({"--quota": quotas, "--no-quotas": no_quotas})
     body = given(name=name, external_id=external_id, quotas=[*quotas], metadata=metadata_of(metadata))
     body |= {"quotas": []} if no_quotas else {}
@@ -114,7 +120,7 @@ def update(
 @usage_options
 @talking
 def usage(session: Session, /, organization: str, **query: str | None) -> None:
-    """What an organization's keys used, by time and by what you like."""
+    """Show the usage of an organization's keys, by time and by a dimension of your choice."""
     found = read_usage(session, f"/v1/organizations/{session.organization(organization)}/usage", query)
     session.show(found, lambda: usage_table(session, found))
 
@@ -125,7 +131,7 @@ def usage(session: Session, /, organization: str, **query: str | None) -> None:
 @yes_option
 @talking
 def suspend(session: Session, organization: str, reason: str | None, yes: bool) -> None:
-    """Stop all keys of an organization, until it is resumed."""
+    """Suspend an organization: none of its keys works until it is resumed."""
     identity = session.organization(organization)
     session.confirm(f"Stop all keys of {organization}?", yes=yes)
     changed = session.ledger.post(f"/v1/organizations/{identity}/suspend", given(reason=reason))
@@ -152,10 +158,16 @@ def projects() -> None:
 @projects.command("create", **examples("keyledger projects create Acme search --quota requests/day=10000"))
 @click.argument("organization")
 @click.argument("name")
-@click.option("--quota", "quotas", multiple=True, type=read_with(quota_of), help="money/month=500.00 ...")
+@click.option(
+    "--quota",
+    "quotas",
+    multiple=True,
+    type=read_with(quota_of),
+    help="Such as money/month=500.00; may be repeated.",
+)
 @talking
 def create_project(session: Session, organization: str, name: str, quotas: tuple[Document, ...]) -> None:
-    """Open a project."""
+    """Create a project."""
     made = session.ledger.post(
         f"/v1/organizations/{session.organization(organization)}/projects", given(name=name, quotas=[*quotas])
     )
@@ -180,8 +192,8 @@ def list_projects(session: Session, organization: str) -> None:
 @click.argument("organization")
 @click.argument("project")
 @click.option("--name", help="A new name.")
-@click.option("--quota", "quotas", multiple=True, type=read_with(quota_of), help="All quotas, anew.")
-@click.option("--no-quotas", is_flag=True, help="Lift all quotas.")
+@click.option("--quota", "quotas", multiple=True, type=read_with(quota_of), help="Replaces all quotas.")
+@click.option("--no-quotas", is_flag=True, help="Remove all quotas.")
 @talking
 def update_project(
     session: Session,
@@ -191,7 +203,7 @@ def update_project(
     quotas: tuple[Document, ...],
     no_quotas: bool,
 ) -> None:
-    """Change a project; what is not given stays."""
+    """Change a project. Options that are not given change nothing."""
     not_together({"--quota": quotas, "--no-quotas": no_quotas})
     owner = session.organization(organization)
     body = given(name=name, quotas=[*quotas]) | ({"quotas": []} if no_quotas else {})
@@ -208,7 +220,7 @@ def update_project(
 @yes_option
 @talking
 def archive_project(session: Session, organization: str, project: str, reason: str | None, yes: bool) -> None:
-    """Refuse all uses that name a project, for good."""
+    """Archive a project: all uses that name it are refused, for good."""
     owner = session.organization(organization)
     identity = session.project(owner, project)
     session.confirm(f"Archive {project}? Uses that name it are refused, for good.", yes=yes)
@@ -219,7 +231,7 @@ def archive_project(session: Session, organization: str, project: str, reason: s
 
 
 def quotas_line(one: Document) -> str:
-    """Where the quotas of a thing stand, in a line."""
+    """The quotas of an organization or a project, in one line."""
     return "; ".join(quota_text(quota) for quota in one.get("quotas", [])) or "-"
 
 
@@ -231,7 +243,7 @@ def _facts(session: Session, one: Document) -> None:
             ("external id", str(one.get("external_id") or "-")),
             ("quotas", quotas_line(one)),
             ("metadata", words(one.get("metadata") or "-")),
-            ("opened", clock_time(one.get("created_at"))),
+            ("created", clock_time(one.get("created_at"))),
         ]
     )
 

@@ -22,7 +22,7 @@ def plans() -> None:
     ),
 )
 @click.argument("name")
-@click.option("--model", "models", multiple=True, help="A model it may call; none given: all.")
+@click.option("--model", "models", multiple=True, help="A model that its keys may call; all if not given.")
 @click.option("--multiplier", default="1", show_default=True, help="Each price is multiplied by it.")
 @talking
 def create(session: Session, name: str, models: tuple[str, ...], multiplier: str) -> None:
@@ -57,13 +57,13 @@ def show(session: Session, plan: str) -> None:
 @plans.command("update", **examples("keyledger plans update pro --multiplier 1.5"))
 @click.argument("plan")
 @click.option("--name", help="A new name.")
-@click.option("--model", "models", multiple=True, help="All models, anew; '*' for all.")
+@click.option("--model", "models", multiple=True, help="Replaces all models; '*' for all.")
 @click.option("--multiplier", help="Each price is multiplied by it, from now on.")
 @talking
 def update(
     session: Session, plan: str, name: str | None, models: tuple[str, ...], multiplier: str | None
 ) -> None:
-    """Change a plan; what is not given stays. A charge keeps the price it was made at."""
+    """Change a plan. Options that are not given change nothing. A charge keeps the price it was made at."""
     chosen: str | list[str] | None = "*" if models == ("*",) else [*models] or None
     changed = session.ledger.patch(
         f"/v1/plans/{session.plan(plan)}", given(name=name, models=chosen, price_multiplier=multiplier)

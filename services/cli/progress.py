@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line now and then elsewhere, always on standard error."""
+"""Progress of long commands: a bar on a terminal, a line every few seconds elsewhere; on standard error."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import click
 from services.cli.colours import colour_of
 
 LINE_SECONDS: Final = 5.0
-"""So long at least between two lines; quick work says nothing."""
+"""The least time between two lines; a quick command prints none."""
 
 Tell = Callable[[int], None]
-"""Takes how much is done by now."""
+"""Takes how much is done so far."""
 
 
 @contextmanager
 def progress(what: str, total: int, unit: str) -> Generator[Tell]:
-    """Show how far `what` is, while it is done."""
+    """Show the progress of `what`, while it is done."""
     if sys.stderr.isatty():
         with _bar(what, total, unit) as tell:
             yield tell
@@ -42,7 +42,7 @@ def _bar(what: str, total: int, unit: str) -> Generator[Tell]:
         TextColumn(unit),
         TimeRemainingColumn(compact=True),
     )
-    # It goes when the work is done: the answer says the rest.
+    # The bar is removed when the work is done: then the answer follows.
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(what, total=total)
         yield lambda done: bars.update(task, completed=done)
@@ -68,7 +68,7 @@ class Lines:
         self._told_at = clock()
 
     def __call__(self, done: int) -> None:
-        """So much is done by now."""
+        """Report how much is done so far."""
         now = self._clock()
         if now - self._told_at < LINE_SECONDS:
             return

@@ -1,4 +1,4 @@
-"""What a reconciliation compares, fetched: the log, the saved state, the usage counters."""
+"""Fetches what a reconciliation compares: the log, the saved state, the usage counters."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _TRIES: Final = 5
 async def reconcile(
     settings: Settings, database_url: str, tell: Callable[[int], None]
 ) -> sums.Reconciliation:
-    """Sum up the whole log, and hold every balance and counter against the sums.
+    """Sum up the whole log, and compare every balance and counter with the sums.
 
-    `tell` is told up to which position the log was added up.
+    `tell` is called with the position up to which the log is summed up.
     """
     log = PostgresLog(database_url, wakeups=False)
     rows = PostgresStateRows(database_url)
@@ -52,11 +52,11 @@ async def _usage(sessions: Sessions) -> sums.UsageSums | None:
     try:
         return await sums.usage_sums(PostgresQueries(sessions))
     except LogUnavailableError:
-        return None  # nothing is projected yet; were PostgreSQL away, the log would say so
+        return None  # nothing is projected yet; if PostgreSQL were down, reading the log would fail
 
 
 async def _saved_state(rows: PostgresStateRows, log: PostgresLog, data_keys: DataKeys) -> State | None:
-    """What the owner would load at a start; None when there is nothing, or it changes all the time."""
+    """What the owner would load at a start; None if there is nothing, or if it changes all the time."""
 
     async def learn_data_keys() -> None:
         data_keys.learn(await log.data_keys())
@@ -65,14 +65,14 @@ async def _saved_state(rows: PostgresStateRows, log: PostgresLog, data_keys: Dat
         state = State()
         keeper = StateKeeper(_ReadOnly(rows), state, Narrowings(), data_keys)  # type: ignore[arg-type]  # a reader of rows is all it needs
         await keeper.load(learn_data_keys)
-        # The owner may have saved meanwhile, and rows of two moments are no state.
+        # The owner may have saved meanwhile, and rows of two moments are not a state.
         if await rows.through() == keeper.checkpoint:
             return state if state.head else None
     return None
 
 
 class _ReadOnly:
-    """Saved rows, which stay as they are whatever a reader thinks of them."""
+    """Saved rows for a reader that must not clear them."""
 
     def __init__(self, rows: PostgresStateRows) -> None:
         self.through = rows.through
@@ -80,4 +80,4 @@ class _ReadOnly:
         self.find = rows.find
 
     async def clear(self) -> None:
-        """Leave them."""
+        """Do nothing."""

@@ -15,7 +15,7 @@ from services.cli.words import words
 
 @click.group(cls=ListsByDefault)
 def requests() -> None:
-    """Charges, reservations and refused uses, by request id. Lists when nothing else is said."""
+    """Charges, reservations and refused uses, by request id. Without a command it lists."""
 
 
 @requests.command(
@@ -25,11 +25,11 @@ def requests() -> None:
         "keyledger requests list --key key_01JD0000000000000000000000 --code billing_shortfall",
     ),
 )
-@click.option("--org", "organization", help="Of this organization: id, name or external id.")
-@click.option("--key", "key_id", help="Of this key; also of a deleted one.")
-@click.option("--code", help="Those that were refused so, such as billing_shortfall.")
-@click.option("--from", "from_", type=read_with(time_of), help="From then on: a time, or -7d.")
-@click.option("--to", type=read_with(time_of), help="Until then.")
+@click.option("--org", "organization", help="Only of this organization: id, name or external id.")
+@click.option("--key", "key_id", help="Only of this key, which may be deleted.")
+@click.option("--code", help="Only those refused with this code, such as billing_shortfall.")
+@click.option("--from", "from_", type=read_with(time_of), help="From this time on: a time, or -7d.")
+@click.option("--to", type=read_with(time_of), help="Until this time.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
 @talking
 def list_requests(
@@ -41,7 +41,7 @@ def list_requests(
     to: str | None,
     limit: int,
 ) -> None:
-    """List what became of uses, newest first."""
+    """List uses and what became of them, newest first."""
     query = {
         "organization_id": session.organization(organization) if organization else None,
         "key_id": key_id,
@@ -58,10 +58,10 @@ def list_requests(
     "show", **examples("keyledger requests show order-7", "keyledger requests show order-7 --org Acme")
 )
 @click.argument("request_id")
-@click.option("--org", "organization", help="Of this one; needed where there are more than 1,000.")
+@click.option("--org", "organization", help="Only of this organization; needed if there are more than 1,000.")
 @talking
 def show(session: Session, request_id: str, organization: str | None) -> None:
-    """Show everything under one request id, also of deleted keys, oldest first."""
+    """Show everything with one request id, also of deleted keys, oldest first."""
     found = session.ledger.get(
         f"/v1/requests/{path_part(request_id)}",
         organization_id=session.organization(organization) if organization else None,
@@ -116,6 +116,6 @@ def _money(one: Document) -> Iterator[tuple[str, str]]:
 
 
 def tenant_text(tenant: Document | None) -> str:
-    """Whose work it was, inside the customer's own product."""
+    """The tenant of a use, in one line."""
     named = [str(one) for one in (tenant or {}).values() if one]
     return " / ".join(named) or "-"

@@ -1,4 +1,4 @@
-"""The root key that the command line shows: from the environment, or a file that only its owner may read."""
+"""The root key that the command line uses: from the environment, or a file that only its owner may read."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def find_root_key(settings: Settings, file: Path | None = None) -> str:
     if usual.is_file():
         return read_private(usual)
     raise CommandError(
-        f"No root key: set KEYLEDGER_API_KEY, or give --key-file (there is no {usual}).",
+        f"No root key: set KEYLEDGER_API_KEY, or give --key-file ({usual} does not exist).",
         code="unauthenticated",
         exit_code=NOT_ALLOWED,
     )
 
 
 def read_private(file: Path) -> str:
-    """The text of a file that nobody else may read; a wider one is refused."""
+    """The text of a file that nobody else may read; a file with wider permissions is refused."""
     try:
         with file.open(encoding="utf-8") as opened:
             mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
@@ -50,7 +50,7 @@ def read_private(file: Path) -> str:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Keep a secret where nobody else may read it; an older file is replaced whole."""
+    """Write a secret to a file that nobody else may read; an older file is replaced as a whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)

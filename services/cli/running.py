@@ -1,4 +1,4 @@
-"""`keyledger up`, `serve` and `project`: processes that run until they are told to stop."""
+"""`keyledger up`, `serve` and `project`: processes that run until they are stopped."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _WORKER_PATIENCE_SECONDS: Final = 10.0
 _WORKER_BEGINS_SECONDS: Final = 10.0
 _WORKER_PAUSES_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_SECONDS: Final = 30.0
-# Without the current folder on its path: a `domain` of the operator's must not be taken for ours.
+# Without the current folder on its path: a package `domain` of the operator must not be imported instead.
 _PROGRAM: Final = (sys.executable, "-P", "-c", "from keyledger_boot import main; main()")
 _PR_SET_PDEATHSIG: Final = 1
 
 
 class Addresses(NamedTuple):
-    """Where the two servers are reached."""
+    """The addresses of PostgreSQL and NATS."""
 
     database_url: str
     nats_url: str
@@ -70,13 +70,15 @@ def _address_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ),
 )
 @_address_options
-@click.option("--data-dir", type=click.Path(path_type=Path), help="[KEYLEDGER_DATA_DIR, ./.keyledger].")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="The data folder [KEYLEDGER_DATA_DIR, ./.keyledger]."
+)
 @local
 def up(session: Session, host: str | None, port: int | None, data_dir: Path | None) -> None:
     """Run everything here: a PostgreSQL and a NATS of its own, the API, the worker.
 
-    Data is in ./.keyledger. On the first start a root key is made; it is in `root-key` there.
-    Ctrl-C stops all that was started.
+    Data is in ./.keyledger. The first start creates a root key, in the file `root-key` there.
+    Ctrl-C stops everything that it started.
     """
     settings = session.settings_with(host=host, port=port, data_dir=data_dir)
     _run(_Up(settings, as_json=session.as_json))
@@ -93,7 +95,7 @@ def up(session: Session, host: str | None, port: int | None, data_dir: Path | No
 @click.option("--worker/--no-worker", default=True, help="Run the worker beside the API.")
 @local
 def serve(session: Session, host: str | None, port: int | None, worker: bool) -> None:
-    """Serve the API on a PostgreSQL and a NATS of one's own, which `keyledger migrate` has prepared."""
+    """Serve the API on your own PostgreSQL and NATS, after `keyledger migrate`."""
     from services.cli.databases import required_urls  # noqa: PLC0415 - a quick start
 
     settings = session.settings_with(host=host, port=port)
@@ -105,7 +107,7 @@ def serve(session: Session, host: str | None, port: int | None, worker: bool) ->
 @click.option("--parent", type=int, hidden=True)
 @local
 def project(session: Session, parent: int | None) -> None:
-    """Run the worker: projections, and the way to NATS. `up` and `serve` run one; more stand by."""
+    """Run the worker: projections, and the relay to NATS. `up` and `serve` run one; more are on standby."""
     from services.cli.databases import required_urls  # noqa: PLC0415 - a quick start
 
     if parent is not None:
@@ -141,7 +143,7 @@ class _Up:
         self._listener: socket.socket | None = None
 
     def main(self) -> None:
-        """Run it to its end; whatever was started is stopped, however it ends."""
+        """Run it to its end; everything that was started is stopped, however it ends."""
         from services.api.serving.server import listen, run  # noqa: PLC0415 - a quick start
         from services.cli.logs import configure_logs  # noqa: PLC0415 - a quick start
 
@@ -150,10 +152,10 @@ class _Up:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             self._take_folder()
-            # Before the servers start: a busy port is told at once.
+            # Before the servers start: a busy port is reported at once.
             self._listener = listen(self.settings.host, self.settings.port)
             self.settings = msgspec.structs.replace(self.settings, port=self._listener.getsockname()[1])
-            # The program is read in while the servers start: either takes half a second.
+            # The program is imported while the servers start: either takes half a second.
             reading = Thread(target=import_module, args=("services.bootstrap",))
             reading.start()
             addresses = self._start_servers()
@@ -180,8 +182,8 @@ class _Up:
     def _start_servers(self) -> Addresses:
         settings, servers = self.settings, self._servers
         if servers is None:
-            assert settings.database_url, "without servers of ours both addresses are set"
-            assert settings.nats_url, "without servers of ours both addresses are set"
+            assert settings.database_url, "without embedded servers both addresses are set"
+            assert settings.nats_url, "without embedded servers both addresses are set"
             return Addresses(
                 settings.database_url, settings.nats_url, settings.edge_nats_url, settings.edge_nats_issuer
             )
@@ -198,9 +200,11 @@ class _Up:
         )
 
     def _warn_without_master_key(self) -> None:
-        """On a database of one's own: of an embedded one, which is for trying out, `doctor` says it."""
+        """Only for the operator's own database; for the embedded one, for trials, `doctor` reports it."""
         if self.settings.database_url is not None and self.settings.master_key is None:
-            problem = "Without KEYLEDGER_MASTER_KEY, who can read the database can read the names in it."
+            problem = (
+                "Without KEYLEDGER_MASTER_KEY anyone who can read the database can read the names in it."
+            )
             log.warning("master_key.missing", problem=problem)
 
     async def _run(self, addresses: Addresses) -> None:
@@ -252,7 +256,7 @@ class _Up:
 
         file = await ensure_root_key(assembled, self.settings)
         if self._with_worker:
-            # Whoever reads that it is ready may ask for a list next, from tables the worker makes first.
+            # A user who reads that it is ready may ask for a list next, from tables that the worker creates.
             ledger = assembled.ledger
             await ledger.wait_for_projections(ledger.head, _WORKER_BEGINS_SECONDS)
         if self._as_json:
@@ -286,13 +290,16 @@ class _Up:
             return lines
         if sys.stdout.isatty():
             lines.append(("Root key", file.read_text(encoding="utf-8")))
-            lines.append(("", f"shown this once; a copy only you can read is in {file.absolute()}"))
+            lines.append(("", f"shown only once; a copy that only you can read is in {file.absolute()}"))
         else:
             lines.append(("Root key", f"in {file.absolute()}"))
         return lines
 
     async def _watch_servers(self, servers: EmbeddedServers, stop: asyncio.Event) -> None:
-        """Start an embedded server again that ended by itself. Here, for it dies with the main thread."""
+        """Restart an embedded server that ended by itself.
+
+        Here, in the main thread: a server ends with the thread that started it.
+        """
         from infra.embedded import EmbeddedError  # noqa: PLC0415 - a quick start
 
         while not await _stopped(stop, _WATCH_SECONDS):
@@ -300,19 +307,19 @@ class _Up:
                 for name in servers.revive():
                     log.warning("server.revived", server=name)
             except EmbeddedError as error:
-                log.error("server.not_revived", problem=str(error))  # noqa: TRY400 - a sentence says it all
+                log.error("server.not_revived", problem=str(error))  # noqa: TRY400 - the sentence is enough
 
 
 class _Worker:
-    """The worker process beside the API: started again whenever it ends, and never outliving us."""
+    """The worker process beside the API: restarted whenever it ends; it never outlives this process."""
 
     def __init__(self, settings: Settings) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("KEYLEDGER_")}
-        # By the environment: what stands in arguments is seen by everybody on the machine.
+        # In the environment: everybody on the machine can see the arguments.
         self._environment = kept | settings.environment()
 
     async def keep(self, stop: asyncio.Event) -> None:
-        """Have it run until `stop`."""
+        """Keep it running until `stop` is set."""
         failures = 0
         while not stop.is_set():
             started = time.monotonic()
@@ -324,7 +331,7 @@ class _Worker:
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C on the terminal is for us
+                start_new_session=True,  # Ctrl-C on the terminal is for this process
             )
             if await _ended(process, stop):
                 failures = 0 if time.monotonic() - started > _HEALTHY_SECONDS else failures + 1
@@ -335,7 +342,7 @@ class _Worker:
 
 
 async def _ended(process: asyncio.subprocess.Process, stop: asyncio.Event) -> bool:
-    """Wait for its end, or to be told to stop; True when it ended by itself."""
+    """Wait until it ends or `stop` is set; True if it ended by itself."""
     ending, stopping = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
     await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
     ended = ending.done() and not stop.is_set()
@@ -359,16 +366,16 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 def end_with(parent: int) -> None:
     """Ask the kernel to end this process when its parent ends, even by kill -9."""
     if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415 - Linux alone has it
+        import ctypes  # noqa: PLC0415 - only needed on Linux
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     else:
-        import threading  # noqa: PLC0415 - where the kernel does not do it, we look
+        import threading  # noqa: PLC0415 - other kernels cannot do it: a thread polls
 
         threading.Thread(target=_look_after, args=(parent,), daemon=True).start()
     # The parent may have died before the kernel was asked.
     if os.getppid() != parent:
-        raise CommandError("The keyledger that started this worker is gone.")
+        raise CommandError("The keyledger process that started this worker has ended.")
 
 
 def _look_after(parent: int) -> None:
@@ -402,7 +409,7 @@ def _run(ledger: _Up) -> None:
 
 @contextmanager
 def sentences() -> Generator[None]:
-    """What keeps a ledger from running, in one sentence each and with an exit code."""
+    """Turn each error that keeps a ledger from running into one sentence and an exit code."""
     import psycopg  # noqa: PLC0415 - a quick start
 
     from domain.ports import LogUnavailableError  # noqa: PLC0415 - a quick start

@@ -1,4 +1,4 @@
-"""What every command has at hand: settings, the ledger it talks to, and how it shows an answer."""
+"""What every command uses: settings, the ledger it talks to, and the ways to show an answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Session:
 
     @functools.cached_property
     def settings(self) -> Settings:
-        """What is set, read when it is first needed."""
+        """The settings, read when they are first needed."""
         return self.settings_with()
 
     def log_to_stderr(self) -> None:
@@ -55,12 +55,12 @@ class Session:
         configure_logs(self.settings, least="warning")
 
     def settings_with(self, **overrides: Any) -> Settings:
-        """What is set, with options of the command before it; None is an option not given."""
+        """The settings, overridden by options of the command; None means that an option was not given."""
         return load_settings(config=self._config, overrides=self._overrides | overrides)
 
     @functools.cached_property
     def ledger(self) -> ApiClient:
-        """The ledger, as the root key that was found."""
+        """The ledger, called with the root key that was found."""
         from services.cli.root_key import find_root_key  # noqa: PLC0415 - a quick start
 
         return ApiClient(self.settings.url, find_root_key(self.settings, self._key_file))
@@ -68,32 +68,32 @@ class Session:
     # -- showing
 
     def show(self, document: Any, people: Callable[[], None]) -> None:
-        """The document for machines, or what `people` prints."""
+        """The document as JSON, or what `people` prints."""
         if self.as_json:
             self.print_json(document)
         else:
             people()
 
     def print_json(self, document: Any) -> None:
-        """A document, indented, alone on standard output."""
+        """Print a document, indented, and nothing else on standard output."""
         click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
     def say(self, sentence: str) -> None:
-        """Tell people something beside the answer; machines do not hear it."""
+        """Print a sentence for people; with `--json` nothing is printed."""
         if not self.as_json:
             click.echo(sentence)
 
     def note(self, sentence: str) -> None:
-        """Tell people how it goes, on standard error: the answer stays clean."""
+        """Print a remark on standard error: standard output is for the answer alone."""
         click.echo(sentence, err=True)
 
     def headline(self, word: str, *, good: bool) -> None:
-        """The answer in a word."""
+        """Print the answer in one word."""
         click.secho(word, fg="green" if good else "red", bold=True, color=colour_of(sys.stdout))
 
     @property
     def width(self) -> int:
-        """How wide prose and paragraphs may be: the terminal, or 80 where there is none."""
+        """The width of prose and paragraphs: that of the terminal, within bounds; 80 without a terminal."""
         return max(40, min(shutil.get_terminal_size((_NARROW, 24)).columns, _WIDE))
 
     def table(
@@ -104,10 +104,10 @@ class Session:
         empty: str,
         width: int | None = None,
     ) -> None:
-        """Rows under their headings: as wide as the terminal, or as `width`.
+        """Print rows under their headings: as wide as the terminal, or as `width`.
 
-        A column that begins with `+` holds numbers; one that begins with `?` is left out where there is
-        no room for it.
+        A column that begins with `+` holds numbers; one that begins with `?` is left out if there is no
+        room for it.
         """
         shown = list(rows)
         if not shown:
@@ -118,7 +118,7 @@ class Session:
         print_table(columns, shown, width)
 
     def facts(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Names and values below each other."""
+        """Print names and values, one pair per line."""
         shown = [(name, value) for name, value in pairs if value not in {"", "-"}]
         width = max((len(name) for name, _ in shown), default=0)
         for name, value in shown:
@@ -127,17 +127,19 @@ class Session:
     # -- asking
 
     def confirm(self, question: str, *, yes: bool) -> None:
-        """Ask before something is destroyed; without a terminal only `--yes` is an answer."""
+        """Ask before something is destroyed; without a terminal `--yes` is required."""
         if yes:
             return
         if not sys.stdin.isatty():
             raise CommandError(
-                f"{question} There is nobody to ask: add --yes.", code="not_confirmed", exit_code=WRONG_USAGE
+                f"{question} There is no terminal to ask on: add --yes.",
+                code="not_confirmed",
+                exit_code=WRONG_USAGE,
             )
         click.confirm(question, abort=True, err=True)
 
     def read_secret(self, given: str | None, name: str = "secret") -> str:
-        """A secret from standard input (`-`) or typed unseen; one in an argument is taken, with a warning."""
+        """A secret from standard input (`-`) or a hidden prompt; one in the arguments causes a warning."""
         if given is None and sys.stdin.isatty():
             return str(click.prompt(name.capitalize(), hide_input=True, err=True)).strip()
         if given is None or given == "-":
@@ -145,19 +147,19 @@ class Session:
             if not secret:
                 raise CommandError(f"No {name} on standard input.", exit_code=WRONG_USAGE)
             return secret
-        click.echo(f"Careful: others see a {name} in the arguments; give - and pipe it in.", err=True)
+        click.echo(f"Careful: others can see a {name} in the arguments; give - and pipe it in.", err=True)
         return given
 
     def show_secret(self, key: Document, secret: str, *, replaces: bool = False) -> None:
-        """The one time that a secret is shown."""
-        click.echo(f"{'New secret of' if replaces else 'Made'} {key['name']} ({key['id']}).")
+        """Show a secret, the only time that it is shown."""
+        click.echo(f"{'New secret of' if replaces else 'Created'} {key['name']} ({key['id']}).")
         click.echo(f"\n    {secret}\n")
-        click.echo("Keep it now: it is shown this once, and stored nowhere.")
+        click.echo("Keep it now: it is shown only once, and stored nowhere.")
 
     # -- finding
 
     def find(self, path: str, kind: str, wanted: str, *also: str) -> str:
-        """The id of the one thing in a list that has this id, name, or other field."""
+        """The id of the one item in a list that has this id, name, or other field."""
         prefix = {"keyspace": "ks_", "organization": "org_", "project": "prj_", "plan": "plan_"}[kind]
         if wanted.startswith(prefix) and len(wanted) == len(prefix) + 26:
             return wanted
@@ -170,7 +172,7 @@ class Session:
             return str(found[0]["id"])
         ids = ", ".join(str(one["id"]) for one in found)
         raise CommandError(
-            f"{len(found)} {kind}s are called {wanted}: {ids}; say which by its id."
+            f"{len(found)} {kind}s are called {wanted}: {ids}; give the id of one."
             if found
             else f"There is no {kind} {wanted}.",
             code="ambiguous_name" if found else "not_found",
@@ -182,7 +184,7 @@ class Session:
         return self.find("/v1/organizations", "organization", wanted, "external_id")
 
     def keyspace(self, wanted: str | None) -> str:
-        """A keyspace's id by id or name; the only one there is when none is named."""
+        """A keyspace's id by id or name; without either, the id of the only keyspace."""
         if wanted is not None:
             return self.find("/v1/keyspaces", "keyspace", wanted)
         own = [one for one in self.ledger.pages("/v1/keyspaces", limit=1_000) if not one.get("builtin")]
@@ -191,13 +193,13 @@ class Session:
         raise CommandError(
             "There is no keyspace yet: `keyledger keyspaces create`."
             if not own
-            else f"There are several keyspaces: say which with --keyspace ({_names(own)}).",
+            else f"There are several keyspaces: name one with --keyspace ({_names(own)}).",
             code="keyspace_needed",
             exit_code=WRONG_USAGE,
         )
 
     def in_keyspace(self, named: str | None, ask: Callable[[Document], Document]) -> Document:
-        """Ask about a secret, naming a keyspace only when told to, or when the ledger wants to know."""
+        """Ask about a secret, naming a keyspace only if one is given, or if the ledger requires one."""
         if named is not None:
             return ask({"keyspace_id": self.keyspace(named)})
         try:
@@ -209,7 +211,7 @@ class Session:
         try:
             found = self.keyspace(None)
         except LedgerProblemError:
-            # Who may ask about a secret need not be able to list keyspaces.
+            # A root key that may ask about a secret may not be allowed to list keyspaces.
             raise wanted from None
         return ask({"keyspace_id": found})
 
@@ -223,13 +225,13 @@ class Session:
 
 
 def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Answer as JSON, errors too (on stderr).")(
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, also for errors (on stderr).")(
         function
     )
 
 
 def local(function: Callable[Concatenate[Session, P], R]) -> Callable[..., R]:
-    """A command that works here, on what is set: it gets a Session, and `--json`."""
+    """A command that works with the settings alone: it gets a Session, and `--json`."""
 
     @_json_option
     @click.pass_context
@@ -249,7 +251,7 @@ def talking(function: Callable[Concatenate[Session, P], R]) -> Callable[..., R]:
     @click.option(
         "--key-file",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Holds the root key, mode 0600 [KEYLEDGER_API_KEY, or root-key in the data folder].",
+        help="A file with the root key, mode 0600 [KEYLEDGER_API_KEY, or root-key in the data folder].",
     )
     @click.pass_context
     @functools.wraps(function)
@@ -271,12 +273,12 @@ def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reason_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--reason`: why, for the history."""
-    return click.option("--reason", help="Why; it is kept in the history.")(function)
+    """`--reason`: the reason for a change, for the history."""
+    return click.option("--reason", help="The reason; it is kept in the history.")(function)
 
 
 def read_with(read: Callable[[str], Any]) -> click.ParamType[Any]:
-    """An option's type out of a function that raises ValueError with a sentence."""
+    """An option's type from a function that raises ValueError with a sentence."""
 
     class Read(click.ParamType[Any]):
         name = read.__name__.removesuffix("_of").replace("_", " ")
@@ -293,7 +295,7 @@ def read_with(read: Callable[[str], Any]) -> click.ParamType[Any]:
 
 
 def not_together(options: Mapping[str, Any], because: str | None = None) -> None:
-    """Refuse options of which only one can be meant: none is ignored silently."""
+    """Refuse options that exclude each other: none is ignored silently."""
     found = [name for name, value in options.items() if value not in (None, False, ())]
     if len(found) > 1:
         reason = f": {because}" if because else ""
@@ -305,19 +307,19 @@ def not_together(options: Mapping[str, Any], because: str | None = None) -> None
 
 
 def each_once(pairs: Iterable[tuple[str, Any]], option: str) -> dict[str, Any]:
-    """Pairs as a mapping; a name that is given twice is refused, as one of the two would be ignored."""
+    """Pairs as a mapping; a name that is given twice is refused, since one of the two would be ignored."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
             raise CommandError(
-                f"{option} gives {name} twice: say it once.", code="usage", exit_code=WRONG_USAGE
+                f"{option} gives {name} twice: give it once.", code="usage", exit_code=WRONG_USAGE
             )
         found[name] = value
     return found
 
 
 def given(**fields: Any) -> Document:
-    """Only what was given: a body without the fields that are None or empty."""
+    """A body without the fields that are None or empty."""
     return {name: value for name, value in fields.items() if value is not None and value not in ((), [], {})}
 
 

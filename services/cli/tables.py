@@ -1,4 +1,4 @@
-"""Tables for people, as wide as there is room."""
+"""Tables for people, as wide as the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from services.cli.colours import colour_of
 
-_WIDTH_WITHOUT_TERMINAL: Final = 240  # whoever pipes a table wants whole rows
+_WIDTH_WITHOUT_TERMINAL: Final = 240  # a table in a pipe should have whole rows
 _GAP: Final = 2
 
 _STYLES: Final = {
@@ -33,7 +33,7 @@ _STYLES: Final = {
 
 
 class _Column(NamedTuple):
-    """A heading, what stands under it, and the least width at which that can still be read and copied."""
+    """A heading, the cells under it, and the least width at which they can still be read and copied."""
 
     heading: str
     right: bool
@@ -42,18 +42,18 @@ class _Column(NamedTuple):
 
     @property
     def most(self) -> int:
-        """So wide that nothing is wrapped."""
+        """The width at which nothing is wrapped."""
         return max(len(one) for one in (self.heading, *self.cells))
 
     @property
     def least(self) -> int:
-        """No word is cut: an id is copied, a number is read."""
+        """The width at which no word is cut: an id must be copied, a number be read."""
         longest = max((len(word) for cell in self.cells for word in cell.split()), default=0)
         return max(longest, max(map(len, self.heading.split()), default=0))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> None:
-    """Rows under their headings; where there is no room for that, each row as a paragraph."""
+    """Print rows under their headings; if there is no room for that, print each row as a paragraph."""
     room = width or _room()
     shown = _that_fit(_columns(columns, rows), room)
     console = Console(
@@ -85,7 +85,7 @@ def _least(columns: Sequence[_Column]) -> int:
 
 
 def _that_fit(columns: list[_Column], room: int) -> list[_Column]:
-    """Without what may be left out, the last first, for as long as it is too wide."""
+    """The columns that fit: optional ones are left out, the last first, for as long as they are too wide."""
     shown = list(columns)
     for one in reversed(columns):
         if one.optional and _least(shown) > room:
@@ -94,7 +94,7 @@ def _that_fit(columns: list[_Column], room: int) -> list[_Column]:
 
 
 def _widths(columns: Sequence[_Column], room: int) -> list[int]:
-    """Whole lines where there is room; else what is left goes to the columns that would be wrapped most."""
+    """Widths without wrapping if there is room; else the rest goes to the columns that would wrap most."""
     widths = [one.least for one in columns]
     for _ in range(room - _least(columns)):
         wanting = [one.most - width for one, width in zip(columns, widths, strict=True)]

@@ -21,13 +21,13 @@ _MOST_EDGES = 100_000
 
 
 @click.command("rebuild", **examples("keyledger rebuild --check", "keyledger rebuild"))
-@click.option("--check", is_flag=True, help="Compare only: derive anew, print what differs, change nothing.")
+@click.option("--check", is_flag=True, help="Only compare: print what differs, change nothing.")
 @local
 def rebuild(session: Session, check: bool) -> int:
-    """Make the projections anew from the log, beside the live ones, and swap them in.
+    """Rebuild the projections from the log, beside the live ones, and swap them in.
 
-    With --check they are compared, row for row; exit code 1 if anything differs. Works while the ledger
-    runs, and while it does not.
+    With --check both are only compared, row by row; exit code 1 if anything differs. Works while the
+    ledger runs, and while it does not.
     """
     from infra.postgres import rebuilding  # noqa: PLC0415 - a quick start
     from projections.every import every_projection  # noqa: PLC0415 - a quick start
@@ -39,7 +39,7 @@ def rebuild(session: Session, check: bool) -> int:
     with sentences(), reachable_database(session.settings) as url:
         check_migrated(url)
         mapper = event_mapper(session.settings)
-        what = "Deriving anew" if check else "Rebuilding"
+        what = "Checking" if check else "Rebuilding"
         try:
             if not check:
                 with progress(what, _head(url), "events") as tell:
@@ -66,11 +66,11 @@ def rebuild(session: Session, check: bool) -> int:
 @click.command("reconcile", **examples("keyledger reconcile", "keyledger reconcile --json"))
 @local
 def reconcile(session: Session) -> int:
-    """Does every balance and counter equal the sum of its events? Exit code 1 if one does not.
+    """Check that every balance and counter equals the sum of its events. Exit code 1 if one does not.
 
     Sums up the whole log in its own way: wallet = deposits - charges + refunds, reserved = what open
-    reservations hold, every counter = its window's uses; against what each event said, the state that the
-    log folds to, the state that is saved, and the usage counters.
+    reservations hold, every counter = its window's uses. The sums are compared with what each event
+    states, the state that results from the log, the saved state, and the usage counters.
     """
     from services.cli.databases import reachable_database  # noqa: PLC0415 - a quick start
     from services.cli.reconciling import reconcile as reconcile_all  # noqa: PLC0415 - a quick start
@@ -105,7 +105,7 @@ def reconcile(session: Session) -> int:
         for one in found.findings[:_MOST_SHOWN]:
             session.say(str(one))
         if len(found.findings) > _MOST_SHOWN:
-            session.say(f"... and {len(found.findings) - _MOST_SHOWN:,} more; --json has all.")
+            session.say(f"... and {len(found.findings) - _MOST_SHOWN:,} more; --json lists all.")
 
     session.show(document, people)
     return 0 if found.clean else REFUSED
@@ -133,7 +133,7 @@ def _place(position: int | None, epoch: int) -> str | None:
 @click.command("edges", **examples("keyledger edges"))
 @talking
 def edges(session: Session) -> None:
-    """The edges that are connected: version, position, lease."""
+    """List the connected edges: version, position, lease."""
     found = {"items": list(session.ledger.pages("/v1/edges", limit=_MOST_EDGES))}
     columns = ("id", "version", "position", "lease left", "last heard (UTC)")
     rows = [
@@ -171,8 +171,8 @@ def _check_people(session: Session, found: Check, epoch: int) -> None:
         for one in table.differences:
             session.say(f"\n{table.table} {_plain(one.key)}\n  is        {_plain(one.live)}")
             session.say(f"  should be {_plain(one.rebuilt)}")
-    clean = "The projections are what the log says" if found.clean else "The projections differ from the log"
-    advice = "" if found.clean else ": `keyledger rebuild` makes them anew"
+    clean = "The projections agree with the log" if found.clean else "The projections differ from the log"
+    advice = "" if found.clean else ": `keyledger rebuild` rebuilds them"
     session.say(f"\n{clean}, as of position {_place(found.position, epoch)}{advice}.")
 
 

@@ -1,4 +1,4 @@
-"""Usage of a key or an organization: how it is asked for, and how it is shown."""
+"""Usage of a key or an organization: the options to ask for it, and the table that shows it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ _DIMENSIONS: Final = ("model", "project_id", "provider", "tenant_org_id", "tenan
 
 
 def usage_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """From when to when, in which steps, by what."""
+    """Options for the time, the steps and the dimension."""
     for option in reversed(
         (
-            click.option("--from", "from", type=read_with(time_of), help="From then on: a time, or -7d."),
-            click.option("--to", type=read_with(time_of), help="Until then."),
+            click.option(
+                "--from", "from", type=read_with(time_of), help="From this time on: a time, or -7d."
+            ),
+            click.option("--to", type=read_with(time_of), help="Until this time."),
             click.option("--bucket", type=click.Choice(["hour", "day", "month"]), help="day if not given."),
             click.option("--by", type=click.Choice(["model", "project", "provider", "tenant", "key"])),
         )
@@ -47,7 +49,7 @@ def usage_table(session: Session, found: Document) -> None:
         for one in found["items"]
     ]
     columns = ("from (UTC)", found.get("by") or "-", "+requests", "+charged", "+refunded")
-    session.table(columns, rows, empty="No use was charged in that time.")
+    session.table(columns, rows, empty="No charges in that time.")
     denied = Counter[str]()
     for one in found.get("denials", []):
         denied[one["code"]] += one["denials"]

@@ -1,4 +1,4 @@
-"""`keyledger verify`: is a secret good for a use?"""
+"""`keyledger verify`: check whether a secret is good for a use."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from services.cli.words import quota_text
     "verify",
     **examples(
         'printf %s "$SECRET" | keyledger verify - --model gpt-5',
-        "keyledger verify                      # asks for the secret, unseen",
+        "keyledger verify                      # asks for the secret, and does not show it",
         'printf %s "$SECRET" | keyledger verify - --cost 0.25 --request-id order-7   # charges too',
     ),
 )
 @click.argument("secret", required=False)
 @use_options
 @click.option("--cost", type=read_with(micros_of), help="What the use costs, such as 0.25.")
-@click.option("--request-id", help="With --cost: names this charge; the same one is charged once.")
+@click.option("--request-id", help="With --cost: your own name for the charge; the same id is charged once.")
 @talking
 def verify(
     session: Session, /, secret: str | None, cost: int | None, request_id: str | None, **use: Any
 ) -> int:
-    """Is this secret good for this use? Exit code 0 if it is. SECRET: - for standard input."""
+    """Check whether a secret is good for a use. Exit code 0 if it is. SECRET: - for standard input."""
     if request_id is not None and cost is None:
         raise CommandError(
-            "--request-id names a charge: give --cost, too.", code="usage", exit_code=WRONG_USAGE
+            "--request-id names a charge: also give --cost.", code="usage", exit_code=WRONG_USAGE
         )
     body = use_of(use) | given(secret=session.read_secret(secret), cost_micros=cost)
     if cost is not None:
@@ -65,7 +65,7 @@ def _verdict(session: Session, verdict: Document) -> None:
 
 
 def refusal_facts(refusal: Document) -> list[tuple[str, str]]:
-    """Which limit said no, and how much is left of it."""
+    """Which limit refused the use, and how much is left of it."""
     if not refusal:
         return []
     left = refusal["remaining"]

@@ -1,4 +1,4 @@
-"""A start that finds no PostgreSQL waits for it, says so, and answers 503 meanwhile."""
+"""A start without PostgreSQL waits for it, logs that, and answers 503 meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 _PAUSES_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 _TOLD_SECONDS: Final = 60.0
-"""So often at least it is said again."""
+"""How often the log line is repeated at least."""
 
 
 async def wait_for_postgresql(
@@ -32,10 +32,10 @@ async def wait_for_postgresql(
     most_seconds: float | None,
     listeners: Sequence[socket.socket] = (),
 ) -> bool:
-    """Attempt it until PostgreSQL is there; False when told to stop before.
+    """Repeat `attempt` until PostgreSQL answers; False if `stop` is set before.
 
-    Raises what stands in the way when waiting does not help, or has been tried for long enough.
-    Whoever asks on `listeners` meanwhile is told what is missing.
+    Raises an error that waiting cannot fix, and any error after `most_seconds`. Meanwhile requests on
+    `listeners` are answered with what is missing.
     """
     began = time.monotonic()
     told, told_at, failures = "", began, 0
@@ -61,7 +61,7 @@ async def wait_for_postgresql(
 
 
 async def _failure(attempt: Callable[[], Any], stop: asyncio.Event) -> psycopg.Error | None:
-    """Why the attempt failed; None when it did not, or this is to stop."""
+    """Why the attempt failed; None if it succeeded, or if `stop` is set."""
     if stop.is_set():
         return None
     attempted = _in_background(attempt)
@@ -80,7 +80,7 @@ async def _failure(attempt: Callable[[], Any], stop: asyncio.Event) -> psycopg.E
 
 
 def _in_background(attempt: Callable[[], Any]) -> asyncio.Future[None]:
-    """In a thread that an exit does not wait for: a connection that is not answered takes seconds."""
+    """Run it in a thread that an exit does not wait for: a connection without an answer takes seconds."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
@@ -96,9 +96,9 @@ def _in_background(attempt: Callable[[], Any]) -> asyncio.Future[None]:
         failed: BaseException | None = None
         try:
             attempt()
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
             failed = error
-        with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop is closed
+        with contextlib.suppress(RuntimeError):  # nothing waits any more: the loop is closed
             loop.call_soon_threadsafe(tell, failed)
 
     Thread(target=work, name="waiting for PostgreSQL", daemon=True).start()
@@ -107,7 +107,7 @@ def _in_background(attempt: Callable[[], Any]) -> asyncio.Future[None]:
 
 @asynccontextmanager
 async def _answering(listeners: Sequence[socket.socket]) -> AsyncGenerator[None]:
-    """Answer on these sockets, and leave them open for the ledger."""
+    """Answer requests on these sockets, and leave the sockets open for the ledger."""
     if not listeners:
         yield
         return

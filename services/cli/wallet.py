@@ -19,7 +19,7 @@ def wallet() -> None:
 @click.argument("organization")
 @talking
 def show(session: Session, organization: str) -> None:
-    """Show what is there, held, and left."""
+    """Show the balance, what is reserved, and what is available."""
     found = session.ledger.get(f"/v1/organizations/{session.organization(organization)}/wallet")
     session.show(found, lambda: session.facts(_facts(found)))
 
@@ -33,14 +33,14 @@ def show(session: Session, organization: str) -> None:
 )
 @click.argument("organization")
 @click.argument("amount", type=read_with(micros_of))
-@click.option("--reference", required=True, help="Your own name for this; the same one counts once.")
-@click.option("--reason", help="Why; it is kept in the statement.")
+@click.option("--reference", required=True, help="Your own name for this; the same reference counts once.")
+@click.option("--reason", help="The reason; it is kept in the statement.")
 @yes_option
 @talking
 def credit(
     session: Session, organization: str, amount: int, reference: str, reason: str | None, yes: bool
 ) -> None:
-    """Top a wallet up, or take back with a negative amount."""
+    """Top up a wallet; a negative amount takes money back."""
     identity = session.organization(organization)
     if amount < 0:
         session.confirm(f"Take {money(-amount)} from the wallet of {organization}?", yes=yes)
@@ -63,8 +63,8 @@ def credit(
 @click.option("--credit-limit", type=read_with(micros_of), help="How far below zero it may go.")
 @click.option("--postpaid", is_flag=True, help="No limit at all.")
 @click.option("--prepaid", is_flag=True, help="A limit of 0: never below zero.")
-@click.option("--alert-below", type=read_with(micros_of), help="Tell when less than this is left.")
-@click.option("--no-alert", is_flag=True, help="Do not tell.")
+@click.option("--alert-below", type=read_with(micros_of), help="Raise an alert when less than this is left.")
+@click.option("--no-alert", is_flag=True, help="Raise no alert.")
 @talking
 def terms(
     session: Session,
@@ -75,7 +75,7 @@ def terms(
     alert_below: int | None,
     no_alert: bool,
 ) -> None:
-    """Set how far a wallet may go below zero, and when to tell."""
+    """Set how far a wallet may go below zero, and when to raise an alert."""
     not_together({"--credit-limit": credit_limit, "--postpaid": postpaid, "--prepaid": prepaid})
     not_together({"--alert-below": alert_below, "--no-alert": no_alert})
     body = given(credit_limit_micros=0 if prepaid else credit_limit, alert_below_micros=alert_below)
@@ -91,13 +91,13 @@ def terms(
 @click.option("--limit", default=50, show_default=True, help="How many lines at most.")
 @talking
 def statement(session: Session, organization: str, limit: int) -> None:
-    """Every line that moved money, with the balance after it."""
+    """List every entry that moved money, with the balance after it."""
     path = f"/v1/organizations/{session.organization(organization)}/wallet/statement"
     items = list(session.ledger.pages(path, limit=limit))
     columns = ("position", "at (UTC)", "what", "+amount", "+balance", "reference")
     session.show(
         {"items": items},
-        lambda: session.table(columns, map(_line, items), empty="Nothing has moved yet."),
+        lambda: session.table(columns, map(_line, items), empty="No entries yet."),
     )
 
 

@@ -1,4 +1,4 @@
-"""Values as people read them: no JSON, no Python."""
+"""Values as people read them, not as JSON or Python writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIMENSIONS: Final = ("permissions", "projects", "models", "tenants")
 
 
 def words(value: Any, name: str = "") -> str:
-    """A field's value in plain words; its name says what a number or a text means."""
+    """A field's value in words; the field's name determines how a number or a text is shown."""
     if value is None or value is True or value is False:
         return _PLAIN[value]
     if name in _SPECIAL:
@@ -42,7 +42,7 @@ def quota_text(quota: Mapping[str, Any]) -> str:
 
 
 def quotas_text(quotas: Iterable[Mapping[str, Any]]) -> str:
-    """All of them, in a line."""
+    """All quotas, in one line."""
     return "; ".join(quota_text(one) for one in quotas) or "none"
 
 
@@ -53,12 +53,12 @@ def rate_limit_text(one: Mapping[str, Any]) -> str:
 
 
 def rate_limits_text(limits: Iterable[Mapping[str, Any]]) -> str:
-    """All of them, in a line."""
+    """All rate limits, in one line."""
     return "; ".join(rate_limit_text(one) for one in limits) or "none"
 
 
 def wrapped(line: str, width: int) -> Iterator[str]:
-    """A line on as many as it needs; what follows is set in further."""
+    """A text wrapped to as many lines as it needs; all but the first are indented further."""
     indent = len(line) - len(line.lstrip())
     yield from textwrap.wrap(line, width, subsequent_indent=" " * (indent + 2), break_on_hyphens=False)
 

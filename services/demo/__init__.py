@@ -1,1 +1,1 @@
-"""The demo: a day at five gateways, told as it happens, checked as it is told."""
+"""The demo: a simulated day at five gateways, reported and checked as it happens."""

@@ -1,4 +1,4 @@
-"""A day at five gateways, from the first key to the evening's books."""
+"""A simulated day at five gateways, from the first key to the checks in the evening."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CALLS: Final = itertools.count(1)
 
 
 def live_through(tell: Tell | None) -> Story:
-    """Start a ledger, live through the day, look at the books, stop it."""
+    """Start a ledger, simulate the day, check the ledger, stop it."""
     story = Story(tell)
     story.told("A ledger starts: PostgreSQL, NATS, API and worker, in a temporary folder.")
     with temporary_ledger() as ledger:
@@ -71,7 +71,7 @@ class _Day:
         keyspace = await office.keyspace("leanmcp")
         northwind = await office.organization("Northwind", units=1)
         key_id, secret = await office.key(keyspace, northwind, "Ada's agent")
-        story.told("Northwind pays in 1.00 and gets a key for Ada's agent.")
+        story.told("Northwind deposits 1.00 and gets a key for Ada's agent.")
         async with self._gateway(keyspace, _priced(0.25)) as gateway:
             url = f"{gateway.url}/mcp"
             answers = [await self._call(url, headers=_bearer(secret)) for _ in range(4)]
@@ -89,12 +89,12 @@ class _Day:
                 "after a top-up of 0.50 it goes on", await self._call(url, headers=_bearer(secret)), 200
             )
             missing = await self._call(url)
-            story.answered("somebody without a key", missing, 401, "missing")
+            story.answered("a client without a key", missing, 401, "missing")
             story.promise(
-                "is told how to show one", True, "Bearer" in missing.headers.get("WWW-Authenticate", "")
+                "learns how to send one", True, "Bearer" in missing.headers.get("WWW-Authenticate", "")
             )
             story.answered(
-                "somebody with a key cut off in a chat window",
+                "a client with a key that a chat window cut off",
                 await self._call(url, headers=_bearer(secret[:-6])), 401, "malformed",
             )  # fmt: skip
             fence = (await office.ask("POST", f"/v1/keys/{key_id}/revoke", {"reason": "agent retired"}))[
@@ -118,10 +118,10 @@ class _Day:
         contoso = await office.organization("Contoso", units=4)
         limit = {"unit": "micros", "window": "month", "limit": 3 * UNIT, "alert_percents": [80]}
         key_id, secret = await office.key(keyspace, contoso, "Chat", plan_id=plan["id"], quotas=[limit])
-        story.told("Contoso pays in 4.00; the key of its chat may spend 3.00 a month.")
+        story.told("Contoso deposits 4.00; the key of its chat may spend 3.00 a month.")
 
         def use(request: web.Request) -> Mapping[str, str]:
-            # A gateway reads the model out of the body; here it stands in the path.
+            # A real gateway reads the model from the body; here it is in the path.
             return {**_priced(0.8)(request), "X-Keyledger-Model": request.path.rsplit("/", 1)[-1]}
 
         async with self._gateway(keyspace, use) as gateway:
@@ -135,11 +135,11 @@ class _Day:
                 await self._call(f"{url}/claude", headers={"x-api-key": secret}), 200,
             )  # fmt: skip
             story.answered(
-                "gpt-5 with `?key=`, as a script from 2019 does it",
+                "gpt-5 with `?key=`, as in a script from 2019",
                 await self._call(f"{url}/gpt-5", params={"key": secret}), 200,
             )  # fmt: skip
             story.answered(
-                "a model that the plan has not",
+                "a model that the plan does not include",
                 await self._call(f"{url}/o9-max", headers=_bearer(secret)), 403, "model_denied",
             )  # fmt: skip
             other = await office.key(keyspace, contoso, "Another")
@@ -175,7 +175,7 @@ class _Day:
             (await office.ask("POST", path, {"name": name}))["id"] for name in ("search", "billing")
         ]
         key_id, secret = await office.key(keyspace, fabrikam, "Builder", scopes={"projects": [search]})
-        story.told("Fabrikam's builder gets a key for the project `search` alone.")
+        story.told("Fabrikam's builder gets a key for the project `search` only.")
         edge_key = await office.root_key("leapter-edge", ["edges:connect", "charges:write"])
         verifier = Verifier.at(self.ledger.url, edge_key, keyspace_ids=(keyspace,), name="leapter")
         app = KeyledgerMiddleware(_application, verifier, keyspace_id=keyspace, use=_project_of)
@@ -192,7 +192,7 @@ class _Day:
                 await self._call(f"{url}/build", headers={"X-API-Key": secret}), 403, "project_denied",
             )  # fmt: skip
             await office.ask("PATCH", f"/v1/keys/{key_id}/scopes", {"projects": [search, billing]})
-            story.answered("`billing` is added; the secret stays", await build(billing, secret), 200)
+            story.answered("`billing` is added; the secret stays valid", await build(billing, secret), 200)
             new = await office.rotate(key_id, overlap_seconds=3_600)
             story.told("The key is rotated with an hour of overlap.")
             story.answered("a build with the old secret", await build(search, secret), 200)
@@ -202,7 +202,7 @@ class _Day:
             story.answered("a build with the secret on the laptop", await build(search, new), 401, "rotated")
             story.answered("a build with the last secret", await build(search, last), 200)
             hits = verifier.metrics()["hits_total"]
-            story.promise("most of it was answered from the edge's memory", True, hits > 0)
+            story.promise("some of these were answered from the edge's memory", True, hits > 0)
 
     async def leadmagic(self) -> None:
         """Credits: 403 when none remain, and asking what is left is free."""
@@ -217,12 +217,12 @@ class _Day:
             url = f"{gateway.url}/email-finder"
             typo = secret[:-7] + ("a" if secret[-7] != "a" else "b") + secret[-6:]
             story.answered(
-                "a mistyped key: its checksum tells, nothing is looked up",
+                "a mistyped key: the checksum is wrong, nothing is looked up",
                 await self._call(url, headers={"x-leadmagic-key": typo}), 401, "malformed",
             )  # fmt: skip
             answers = await asyncio.gather(*(self._call(url, headers=shown) for _ in range(5)))
             story.promise(
-                "five look-ups at the same moment: three go, two do not",
+                "five look-ups at the same moment: three pass, two do not",
                 [200, 200, 200, 403, 403],
                 sorted(one.status for one in answers),
             )
@@ -263,17 +263,17 @@ class _Day:
             story.answered(
                 "and for `books`, with `Authorization: Bearer`", await act("books", _bearer(secret)), 200
             )
-            story.answered("for a company that is none of its own", await act("shoes"), 403, "tenant_denied")
+            story.answered("for a company that it may not act for", await act("shoes"), 403, "tenant_denied")
             story.answered(
-                "for nobody in particular", await self._call(url, headers=shown), 403, "tenant_denied"
+                "without naming a company", await self._call(url, headers=shown), 403, "tenant_denied"
             )
             answers = [await act("toys") for _ in range(5)]
             story.promise(
-                "five more: four go, for a refused use took nothing",
+                "five more: four pass, since refused uses consumed nothing",
                 [200, 200, 200, 200, 429], [one.status for one in answers],
             )  # fmt: skip
             story.answered("the last one", answers[-1], 429, "rate_limited")
-            story.promise("is told when to come again", True, int(answers[-1].headers["Retry-After"]) > 0)
+            story.promise("learns when to retry", True, int(answers[-1].headers["Retry-After"]) > 0)
             await office.ask("PATCH", f"/v1/keys/{key_id}", {"rate_limits": []})
             await office.ask("POST", f"/v1/organizations/{wingtip}/suspend", {"reason": "unpaid"})
             story.answered("Wingtip is suspended", await act("toys"), 403, "organization_suspended")
@@ -284,15 +284,15 @@ class _Day:
                 "/v1/leaks",
                 {"secret": secret, "keyspace_id": keyspace, "source": "a public notebook"},
             )
-            story.promise("its secret turns up in a public notebook; found", True, leak["found"])
-            story.answered("whoever tries it then", await act("toys"), 401, "revoked")
+            story.promise("its secret appears in a public notebook; the key is found", True, leak["found"])
+            story.answered("the next call with it", await act("toys"), 401, "revoked")
 
 
 def _evening(story: Story, ledger: TemporaryLedger) -> None:
-    story.chapter("In the evening", "The books are looked at.")
+    story.chapter("In the evening", "The books are checked.")
     for command, promise in (
         (("reconcile", "--json"), "every balance and counter equals its events"),
-        (("rebuild", "--check", "--json"), "the projections are what the log says"),
+        (("rebuild", "--check", "--json"), "the projections agree with the log"),
         (("doctor", "--json"), "the doctor finds nothing broken"),
     ):
         done = ledger.run(*command)
@@ -316,7 +316,7 @@ def _bearer(secret: str) -> dict[str, str]:
 
 
 def _priced(units: float) -> Use:
-    """What a call costs, as a gateway says it: with an id of its own for each."""
+    """What a call costs, as a gateway reports it, with a request id for each call."""
 
     def use(_: web.Request) -> dict[str, str]:
         return {
@@ -328,7 +328,7 @@ def _priced(units: float) -> Use:
 
 
 async def _application(scope: Any, receive: Any, send: Any) -> None:
-    """Leapter's own application: it is only reached by requests that may."""
+    """Leapter's own application: only requests that are allowed reach it."""
     if scope["type"] == "lifespan":
         while True:
             message = await receive()

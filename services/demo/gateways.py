@@ -1,6 +1,6 @@
 """A gateway: a small reverse proxy that asks the ledger's forward-auth, and an upstream behind it.
 
-What nginx, Traefik or Envoy do by configuration is here in a page of code, to be read.
+What nginx, Traefik or Envoy do by configuration is one page of code here, as an illustration.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _NOT_PASSED_ON: Final = frozenset({"host", "content-length", "connection", "tran
 _TOLD_UPSTREAM: Final = ("X-Keyledger-Key-Id", "X-Keyledger-Organization-Id", "X-Keyledger-Plan-Id")
 
 Use = Callable[[web.Request], Mapping[str, str]]
-"""What a gateway says of a request's use: headers such as X-Keyledger-Model."""
+"""What a gateway reports of a request's use: headers such as X-Keyledger-Model."""
 
 
 class Gateway(NamedTuple):
-    """Where clients call it, and what reached the upstream."""
+    """The address that clients call, and the requests that reached the upstream."""
 
     url: str
     reached: list[dict[str, str]]
@@ -33,7 +33,7 @@ class Gateway(NamedTuple):
 async def gateway_behind_forward_auth(
     session: ClientSession, ledger_url: str, proxy_key: str, keyspace_id: str, use: Use
 ) -> AsyncGenerator[Gateway]:
-    """A proxy that lets a request through to its upstream when the ledger says 200."""
+    """A proxy that passes a request on to its upstream if the ledger answers 200."""
     reached: list[dict[str, str]] = []
 
     async def upstream(request: web.Request) -> web.Response:
@@ -43,7 +43,7 @@ async def gateway_behind_forward_auth(
     async with _served(upstream) as upstream_url:
 
         async def proxy(request: web.Request) -> web.StreamResponse:
-            # What a client says under our names must not be believed.
+            # Headers with names of the ledger are dropped: a client must not set them.
             said = {
                 name: value
                 for name, value in request.headers.items()
@@ -73,7 +73,7 @@ async def gateway_behind_forward_auth(
 
 @asynccontextmanager
 async def served_app(app: Any) -> AsyncGenerator[str]:
-    """An ASGI application on a port of its own, by uvicorn: for the gateway that embeds the edge."""
+    """An ASGI application on its own port, served by uvicorn: for the gateway that embeds the edge."""
     import asyncio  # noqa: PLC0415 - only this gateway needs them
 
     from services.api.serving.server import address_of, listen, serve  # noqa: PLC0415 - the same
@@ -112,7 +112,7 @@ def _kept(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 async def ask(session: ClientSession, method: str, url: str, **request: Any) -> ClientAnswer:
-    """One request of a client, and what it got."""
+    """One request of a client, and its answer."""
     async with session.request(method, url, **request) as answer:
         raw = await answer.read()
         body = msgspec.json.decode(raw) if raw[:1] == b"{" else {}

@@ -1,4 +1,4 @@
-"""The platform's office: what operators do over the management API, in one line each."""
+"""The platform's office: what operators do with the management API, one method for each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNIT = 1_000_000
 
 
 class Office:
-    """The management API, as the platform's root key."""
+    """The management API, called with the platform's root key."""
 
     def __init__(self, session: ClientSession, url: str, root_key: str) -> None:
         self._session = session
@@ -22,10 +22,10 @@ class Office:
         self._headers = {"Authorization": f"Bearer {root_key}"}
         self._names = itertools.count(1)
         self.secrets: list[str] = []
-        """Every secret that was shown, to look for afterwards where none may be."""
+        """Every secret that was shown, to search for them afterwards where none may be."""
 
     async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One exchange, which must succeed."""
+        """One request, which must succeed."""
         async with self._session.request(
             method, self._url + path, json=body, headers=self._headers
         ) as answer:
@@ -35,7 +35,7 @@ class Office:
             return found
 
     async def keyspace(self, preset: str) -> str:
-        """A keyspace with a gateway's manners."""
+        """A keyspace with a gateway's conventions."""
         return str((await self.ask("POST", "/v1/keyspaces", {"name": preset, "preset": preset}))["id"])
 
     async def organization(self, name: str, units: float = 0, **fields: Any) -> str:
@@ -80,5 +80,5 @@ class Office:
         return str(made["secret"])
 
     async def wallet(self, organization_id: str) -> dict[str, Any]:
-        """Where a wallet stands."""
+        """An organization's wallet."""
         return await self.ask("GET", f"/v1/organizations/{organization_id}/wallet")

@@ -1,4 +1,4 @@
-"""What happens, in sentences, each held against what was promised."""
+"""The report of the demo: one sentence for each thing that happens, compared with what was promised."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Tell = Callable[[str], Any]
 
 
 class DemoRefusedError(Exception):
-    """The office was refused what it must be allowed."""
+    """The office was refused a request that must be allowed."""
 
 
 class ClientAnswer(NamedTuple):
-    """What a client got."""
+    """The answer that a client received."""
 
     status: int
     code: str
@@ -23,7 +23,7 @@ class ClientAnswer(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One sentence of the story, and whether it is true."""
+    """One sentence of the report, and whether it came true."""
 
     chapter: str
     sentence: str
@@ -33,7 +33,7 @@ class Line(NamedTuple):
 
 
 class Story:
-    """Told line by line; knows in the end what was not as promised."""
+    """The report, printed line by line; collects what was not as promised."""
 
     def __init__(self, tell: Tell | None) -> None:
         self._tell = tell or (lambda _: None)
@@ -52,31 +52,31 @@ class Story:
         self._tell(f"\n{title}\n  {about}")
 
     def told(self, sentence: str) -> None:
-        """Something that happens, without a promise."""
+        """Report something that happens, without a promise."""
         self._tell(f"       {sentence}")
 
     def promise(self, sentence: str, promised: Any, came: Any) -> None:
-        """Something that must be so."""
+        """Report something that must be as promised."""
         kept = promised == came
         self.lines.append(Line(self._chapter, sentence, str(promised), str(came), kept))
         if kept:
             self._tell(f"  ok   {sentence}")
         else:
-            self._tell(f"  NOT  {sentence}: promised {promised}, came {came}")
+            self._tell(f"  NOT  {sentence}: promised {promised}, got {came}")
 
     def answered(self, sentence: str, answer: ClientAnswer, status: int, code: str = "valid") -> None:
-        """A client's request, which must be answered so."""
+        """Report a client's request, which must have this answer."""
         what = f"{status} {code}" if code != "valid" else str(status)
         self.promise(f"{what:<27} {sentence}", (status, code), (answer.status, answer.code))
 
     def end(self) -> None:
-        """Say how it went."""
+        """Print the result."""
         seconds = time.monotonic() - self._began
         kept = len(self.lines) - len(self.failures)
         self._tell(f"\n{kept} of {len(self.lines)} promises kept, in {seconds:.1f} s.")
 
     def document(self) -> dict[str, Any]:
-        """The whole story, for machines."""
+        """The whole report as JSON."""
         return {
             "kept": len(self.lines) - len(self.failures),
             "broken": len(self.failures),

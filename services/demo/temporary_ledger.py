@@ -1,4 +1,4 @@
-"""A ledger of the demo's own: real processes in a temporary folder, gone afterwards."""
+"""The demo's own ledger: real processes in a temporary folder, which is deleted afterwards."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _STOP_SECONDS: Final = 20.0
 
 
 class DemoError(Exception):
-    """The demo cannot begin; the sentence says why."""
+    """The demo cannot start; the sentence says why."""
 
 
 class TemporaryLedger(NamedTuple):
-    """Where it answers, as whom it is managed, and what it wrote."""
+    """The address of a ledger, its root key, its folder, and the environment for commands."""
 
     url: str
     root_key: str
@@ -31,13 +31,13 @@ class TemporaryLedger(NamedTuple):
     environment: dict[str, str]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Carry out a command beside it, as an operator would."""
-        return subprocess.run(  # noqa: S603 - our own program
+        """Run a command on it, as an operator would."""
+        return subprocess.run(  # noqa: S603 - this very program
             [*PROGRAM, *arguments], capture_output=True, text=True, check=False, env=self.environment
         )
 
     def written(self) -> Generator[tuple[str, bytes]]:
-        """All that it has written to disk so far, file by file."""
+        """Everything that it has written to disk so far, file by file."""
         for path in self.folder.rglob("*"):
             if path.is_file() and path.name not in {"root-key", "lock"}:
                 yield str(path.relative_to(self.folder)), path.read_bytes()
@@ -53,7 +53,7 @@ def temporary_ledger() -> Generator[TemporaryLedger]:
     log = folder / "ledger.log"
     try:
         with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603 - our own program
+            process = subprocess.Popen(  # noqa: S603 - this very program
                 [*PROGRAM, "up", "--json"],
                 stdout=subprocess.PIPE,
                 stderr=output,

@@ -25,7 +25,7 @@ def test_without_a_terminal_it_is_refused_in_a_sentence_that_says_what_to_add(
     done = shop.ledger.run(*words)
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.rstrip().endswith("There is nobody to ask: add --yes.")
+    assert done.stderr.rstrip().endswith("There is no terminal to ask on: add --yes.")
 
 
 def test_a_disabled_key_is_asked_about_first_and_stays_as_it_was_after_a_no(shop: Shop) -> None:

@@ -71,4 +71,4 @@ def test_lines_and_rows_have_all_of_it_over_several_pages(shop: Shop) -> None:
 def test_nothing_found_is_said(shop: Shop) -> None:
     done = shop.ledger.run("audit", "list", "--actor", "nobody")
 
-    assert (done.returncode, done.stdout) == (0, "Nothing of that kind was done.\n")
+    assert (done.returncode, done.stdout) == (0, "No matching entries.\n")

@@ -60,8 +60,8 @@ def test_a_charge_is_given_back_in_part_and_then_whole(shop: Shop, key: str) -> 
     rest = shop.ledger.run("charges", "refund", charge)
 
     assert (part["refund"]["amount_micros"], part["replayed"], again["replayed"]) == (500_000, False, True)
-    assert "given back  1.50\n" in rest.stdout
-    assert "in all      2.00\n" in rest.stdout
+    assert "refunded   1.50\n" in rest.stdout
+    assert "in total   2.00\n" in rest.stdout
     too_much = shop.ledger.run("charges", "refund", charge, "--json")
     assert (too_much.returncode, json.loads(too_much.stderr)["code"]) == (5, "refund_exceeds_charge")
 
@@ -85,7 +85,7 @@ def test_a_batch_answers_each_use_on_its_own_and_a_second_try_counts_nothing_twi
     assert [one["status"] for one in found["results"]] == [201, 402, 201]
     assert (found["charged"], found["refused"], found["amount_micros"]) == (2, 1, 3_000_000)
     assert "batch-1" in again.stdout
-    assert "2 charged, 2 of them before, 3.00 in all; 1 refused." in again.stdout
+    assert "2 charged, 2 of them earlier, 3.00 in total; 1 refused." in again.stdout
 
 
 def test_a_batch_out_of_csv_may_be_longer_than_what_is_sent_at_once(shop: Shop, key: str) -> None:

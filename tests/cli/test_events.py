@@ -167,7 +167,7 @@ def test_a_cut_loses_no_event_and_repeats_none(shop: Shop) -> None:
             tail.send_signal(signal.SIGINT)
             assert tail.wait(30) == 130
             assert tail.stderr is not None
-            assert "as soon as it can be had" in tail.stderr.read()
+            assert "as soon as possible" in tail.stderr.read()
 
 
 def test_a_ledger_that_is_not_there_to_begin_with_is_told_at_once(shop: Shop) -> None:

@@ -97,6 +97,6 @@ def test_a_quota_says_whether_the_use_fits() -> None:
 
     told = why({"quotas": [quota, quota | {"asked": 1_000_000, "fits": True, "window": "total"}]})
     assert told == (
-        "9.00 of 10.00 spent this month, 1.000001 asked: it does not fit, anew at 2026-12-01 00:00:00; "
-        "9.00 of 10.00 spent in total, 1.00 asked: it fits, anew at 2026-12-01 00:00:00"
+        "9.00 of 10.00 spent this month, 1.000001 asked: it does not fit, resets at 2026-12-01 00:00:00; "
+        "9.00 of 10.00 spent in total, 1.00 asked: it fits, resets at 2026-12-01 00:00:00"
     )

@@ -59,7 +59,7 @@ def test_more_than_one_batch_is_sent_and_the_same_file_again_adopts_nothing_twic
     again = shop.ledger.run("keys", "import", file, "--org", "Acme")
     assert again.returncode == 1
     assert again.stdout.rstrip().endswith("0 imported, 1,001 not.")
-    assert "... and 951 more; --json has all." in again.stdout
+    assert "... and 951 more; --json lists all." in again.stdout
     assert len(again.stdout.splitlines()) < 60
 
 

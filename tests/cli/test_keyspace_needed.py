@@ -34,7 +34,7 @@ def test_with_several_the_sentence_says_which_there_are(ledger: Place, secret: s
     done = ledger.run(command, "-", given=secret)
 
     assert done.returncode == 2
-    assert "There are several keyspaces: say which with --keyspace (main, other)." in done.stderr
+    assert "There are several keyspaces: name one with --keyspace (main, other)." in done.stderr
     assert ledger.ask(command, "-", "--keyspace", "main", given=secret)["valid"]
 
 

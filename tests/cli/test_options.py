@@ -13,15 +13,15 @@ CONTRADICTIONS = {
     ),
     "a root key is of no kind": (
         ["keys", "create", "x", "--root", "--permission", "verify", "--kind", "client"],
-        "--kind is not for it",
+        "leave out --kind",
     ),
     "a root key has no quota": (
         ["keys", "create", "x", "--root", "--permission", "verify", "--quota", "requests/day=1"],
-        "--quota is not for it",
+        "leave out --quota",
     ),
     "a root key has no other scope": (
         ["keys", "create", "x", "--root", "--permission", "verify", "--scope", "models=a"],
-        "--scope is not for it",
+        "leave out --scope",
     ),
     "a root key without permissions": (["keys", "create", "x", "--root"], "needs --permission"),
     "only a root key is bound": (["keys", "create", "x", "--bound-to", "main"], "Only a root key is bound"),

@@ -34,7 +34,7 @@ def test_a_log_of_nothing_has_no_share() -> None:
 
 LONG_WORK = {
     "rebuild": (["rebuild"], "Rebuilding"),
-    "rebuild --check": (["rebuild", "--check"], "Deriving anew"),
+    "rebuild --check": (["rebuild", "--check"], "Checking"),
     "reconcile": (["reconcile"], "Adding up"),
 }
 

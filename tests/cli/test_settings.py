@@ -51,11 +51,15 @@ REFUSED = [
     ("KEYLEDGER_DRIFT", "much", "KEYLEDGER_DRIFT must be a number from 0 to 0.2."),
     ("KEYLEDGER_LOG_LEVEL", "loud", "KEYLEDGER_LOG_LEVEL must be one of debug, info, warning, error."),
     ("KEYLEDGER_MASTER_KEY", "short", "KEYLEDGER_MASTER_KEY must be 32 bytes as hex or base64."),
-    ("KEYLEDGER_TRUSTED_PROXIES", "10.0.0.300", "lists 10.0.0.300, which is no network such as 10.0.0.0/8."),
+    (
+        "KEYLEDGER_TRUSTED_PROXIES",
+        "10.0.0.300",
+        "lists 10.0.0.300, which is not a network such as 10.0.0.0/8.",
+    ),
     ("KEYLEDGER_URL", "ftp://x", "KEYLEDGER_URL must be an http or https address"),
     ("KEYLEDGER_ADVERTISE_URL", "http://u:p@a:1", "must be an address without user, password, query"),
     ("KEYLEDGER_ADVERTISE_URL", "http://a:1/?x=1", "must be an address without user, password, query"),
-    ("KEYLEDGER_URL", "http://a:1#x", "must be an address without user, password, query and fragment."),
+    ("KEYLEDGER_URL", "http://a:1#x", "must be an address without user, password, query or fragment."),
     (
         "KEYLEDGER_DATABASE_URL",
         "somewhere",
@@ -63,7 +67,7 @@ REFUSED = [
     ),
     ("KEYLEDGER_NATS_URL", "somewhere", "KEYLEDGER_NATS_URL must be an address such as nats://"),
     ("KEYLEDGER_PING_MS", "501", "KEYLEDGER_PING_MS must be at most half of KEYLEDGER_LEASE_MS (1000)"),
-    ("KEYLEDGER_CONFIG", "/nowhere.toml", "KEYLEDGER_CONFIG names /nowhere.toml, and there is no such file."),
+    ("KEYLEDGER_CONFIG", "/nowhere.toml", "KEYLEDGER_CONFIG names /nowhere.toml, which does not exist."),
 ]
 
 
@@ -79,7 +83,7 @@ def test_a_name_in_the_file_that_is_no_setting_is_refused(tmp_path: Path) -> Non
     file = tmp_path / "x.toml"
     file.write_text("prot = 9000\n")
 
-    with pytest.raises(SettingsError, match="sets prot, which is no setting"):
+    with pytest.raises(SettingsError, match="sets prot, which is not a setting"):
         load_settings({}, config=file)
 
 
@@ -134,7 +138,7 @@ def test_what_is_no_root_key_cannot_become_one(value: str, name: str) -> None:
         load_settings({name: value})
 
     sentence = str(refused.value)
-    assert sentence.startswith(f"{name} must be a whole root key (kl_root_ + 30 base62 + CRC32")
+    assert sentence.startswith(f"{name} must be a complete root key (kl_root_ + 30 base62 + CRC32")
     assert value not in sentence
 
 

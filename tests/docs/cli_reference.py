@@ -1,4 +1,4 @@
-"""docs/cli.md, out of the commands' own help. `python -m tests.docs.cli_reference` writes it."""
+"""docs/cli.md, from the commands' own help. `python -m tests.docs.cli_reference` writes it."""
 
 from collections.abc import Iterator
 
@@ -15,17 +15,17 @@ _INTRODUCTION = """\
 # Command line
 
 In a checkout the command is `.venv/bin/keyledger`. Commands that talk to a ledger find it at
-`KEYLEDGER_URL` and show the root key of `KEYLEDGER_API_KEY`, of `--key-file`, or of `root-key` in the data
-folder; a file that others may read is refused. Tables are for people, `--json` is for machines: the answer
-on standard output, a refusal as problem details on standard error. What destroys asks first, and takes
-`--yes`; where there is no terminal to ask on, it is refused without. Secrets go in by standard input (`-`),
-and come out once. Amounts are in units (`0.25`), those in files and JSON in micros.
+`KEYLEDGER_URL` and use the root key in `--key-file`, in `KEYLEDGER_API_KEY`, or in `root-key` in the data
+folder; a file that others may read is refused. Tables are for people, `--json` is for programs: the answer
+is on standard output, a refusal on standard error, as problem details. Commands that destroy something ask
+first; `--yes` skips the question, and is required without a terminal. Secrets are read from standard input
+(`-`), and shown only once. Amounts are in units (`0.25`); in files and JSON they are in micros.
 
-Tables, `keys history` and `explain` fit the terminal; colours are left out without one, and with `NO_COLOR`.
-Long work (`rebuild`, `reconcile`, `keys import`, `charges batch`) shows how far it is on standard error.
+Tables, `keys history` and `explain` fit the terminal; without one, and with `NO_COLOR`, there are no colours.
+Long commands (`rebuild`, `reconcile`, `keys import`, `charges batch`) show their progress on standard error.
 `keyledger completion` lets your shell complete commands and options.
 
-This page is written by `python -m tests.docs.cli_reference` out of the commands' own help.
+This page is written by `python -m tests.docs.cli_reference` from the commands' own help.
 """
 
 

@@ -90,7 +90,7 @@ def test_people_get_tables_and_the_secret_once(ledger: Place, acme: str) -> None
     made = ledger.run("keys", "create", "Seen", "--org", "Acme")
     secret = next(word for word in made.stdout.split() if word.startswith("kl_live_"))
 
-    assert "shown this once" in made.stdout
+    assert "shown only once" in made.stdout
     assert made.returncode == 0
     listed = ledger.run("keys", "list", "--org", acme)
     assert "Seen" in listed.stdout
@@ -359,7 +359,7 @@ def test_what_is_no_root_key_never_becomes_one() -> None:
         done = here.run("up")
 
         assert done.returncode == 2
-        assert "KEYLEDGER_ROOT_KEY must be a whole root key" in done.stderr
+        assert "KEYLEDGER_ROOT_KEY must be a complete root key" in done.stderr
         assert not (here.folder / "data").exists()
 
 

@@ -30,7 +30,7 @@ def test_a_start_and_the_doctor_say_that_there_is_none_and_call_nothing_broken(h
 
     [warned] = [line for line in here.log().splitlines() if "master_key.missing" in line]
     assert json.loads(warned)["problem"] == (
-        "Without KEYLEDGER_MASTER_KEY, who can read the database can read the names in it."
+        "Without KEYLEDGER_MASTER_KEY anyone who can read the database can read the names in it."
     )
     assert [*findings(here)] == ["attention"]
 
