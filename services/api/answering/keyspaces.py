@@ -27,7 +27,7 @@ class ShownKeyspace(View, frozen=True, kw_only=True):
     secret_shape: str
     """The shape of its secrets in one line, for people."""
     accepted_formats: tuple[AcceptedFormat, ...]
-    """Shapes that imported keys may have in addition to it."""
+    """Shapes that imported keys may have in addition to the keyspace's own."""
     credential_locations: tuple[str, ...]
     """Where a request may carry a secret, such as `header:X-API-Key`."""
     tenant_locations: dict[str, str]

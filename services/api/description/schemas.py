@@ -103,7 +103,7 @@ def _lifted(schema: Json) -> str:
 
 
 def _tidy(schema: Any) -> Any:
-    """Without what stands beside a reference to another schema, and without titles, which repeat its name."""
+    """Without what is given next to a reference to another schema, and without titles, which repeat names."""
     if isinstance(schema, list):
         return [_tidy(one) for one in schema]
     if not isinstance(schema, dict):

@@ -85,7 +85,7 @@ class AuditEntryView(View, frozen=True, kw_only=True):
     ip: str | None
     """The address that the request came from; null if it is not known."""
     user_agent: str | None
-    """What the client called itself; null if it did not."""
+    """The client's `User-Agent`; null if it sent none."""
     request_id: str | None
     """The trace id of the HTTP request; null if there was none."""
     reason: str | None

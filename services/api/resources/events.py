@@ -45,7 +45,7 @@ class FeedView(View, frozen=True, kw_only=True):
     next_after: Position
     """Continue from here, even if `items` is empty."""
     position: Position
-    """The last event's position in the log."""
+    """The end of the log: the position of its last event."""
 
 
 @operation(
@@ -55,9 +55,9 @@ class FeedView(View, frozen=True, kw_only=True):
     tag="Events",
     summary="Read the change feed",
     description=(
-        "Pages of CloudEvents in the order of the log. With `Accept: text/event-stream`, a stream that does "
-        "not end: each event's id is its position, and a client that reconnects with `Last-Event-ID` misses "
-        "nothing."
+        "Pages of CloudEvents in the order of the log. With `Accept: text/event-stream`, a stream that "
+        "continues with new events: each event's id is its position, and a client that reconnects with "
+        "`Last-Event-ID` misses nothing."
     ),
     permissions=("events:read",),
     query=FeedQuery,
@@ -66,7 +66,7 @@ class FeedView(View, frozen=True, kw_only=True):
     codes=("not_acceptable", "position_unknown", "too_many_streams"),
 )
 async def get_events(call: Call[FeedQuery, Any]) -> Reply | Stream:
-    """A page of events, or a stream that does not end."""
+    """A page of events, or a stream that continues with new ones."""
     wanted, feed = _wanted(call), call.api.feed
     if _wants_stream(call):
         after = _position(call, "Last-Event-ID", call.header("Last-Event-ID") or call.query.after)

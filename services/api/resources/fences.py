@@ -16,7 +16,7 @@ class FenceQuery(Query, frozen=True, kw_only=True):
     """Whether to wait."""
 
     wait: bool = False
-    """Answer once the fence holds."""
+    """Answer only once the fence holds."""
 
 
 @operation(

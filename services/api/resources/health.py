@@ -14,7 +14,7 @@ class AliveView(View, frozen=True, kw_only=True):
     """The process runs."""
 
     status: Literal["alive"]
-    """Always `alive`: it answers."""
+    """Always `alive`, since the process answers."""
 
 
 class WaitingView(View, frozen=True, kw_only=True):

@@ -148,7 +148,7 @@ async def get_plan(call: Call[Any, Any]) -> Reply:
     "/v1/plans/{plan_id}",
     tag=_TAG,
     summary="Change a plan",
-    description="It prices all later charges; what was charged or held before keeps its price.",
+    description="Applies to all later charges; what was charged or held before keeps its price.",
     permissions=_WRITE,
     query=Fencing,
     body=PlanChanges,

@@ -118,14 +118,14 @@ class RequestView(View, frozen=True, kw_only=True):
     captured_micros: Micros | None
     """Of a reservation: what captures have taken of it, in micros; null otherwise."""
     uncovered_micros: Micros | None
-    """What was captured beyond the reservation and not charged, in micros; null otherwise."""
+    """What was captured in excess of the reservation and not charged, in micros; null otherwise."""
 
 
 class RequestsView(View, frozen=True, kw_only=True):
     """Everything under one request id, oldest first."""
 
     request_id: str
-    """The id that was asked for."""
+    """The requested id."""
     items: list[RequestView]
     """Oldest first."""
     position: Position
