@@ -126,7 +126,7 @@ class Callers(Collector):
         facts = self._facts.find(digest)
         if facts is None or facts.keyspace_id != ROOT_KEYSPACE_ID:
             return self._count("not_found")
-        # Whether the root key works; its permissions are checked by the function that called this one.
+        # Only whether the root key works is checked here; the calling function checks its permissions.
         code = judge_key(facts, peer, self._time.now())
         if code != VALID:
             return self._count(code)

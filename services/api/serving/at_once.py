@@ -160,7 +160,7 @@ class AtOnceProtocol(BoundedProtocol):
             self._let_go()
 
     def _is_plain(self, parser: Any) -> bool:
-        """Whether a request with headers about the connection is an ordinary one of HTTP/1.1."""
+        """Whether it is plain HTTP/1.1, as a kept-alive request without such headers always is."""
         return parser.get_http_version() == "1.1" and not self.expect_100_continue
 
     def on_body(self, body: bytes) -> None:

@@ -43,8 +43,8 @@ _MORE_BYTES_ON_BEHALF: Final = 4_096
 """Another ledger process adds a few headers to a request that it forwards."""
 _MOST_SMALL_CHUNKS: Final = 1_000
 _CHUNK_BYTES: Final = 64
-"""If there are more chunks, they must have so many bytes each: a chunk of one byte costs as much as one of
-thousands."""
+"""If there are more chunks, the others must have so many bytes each, on average: a byte in a chunk of its own
+costs as much as thousands."""
 _LINGER_SECONDS: Final = 1.0
 """How long a refused client may read the reason, before what it still sends resets the connection."""
 _FOR_GOOD: Final = 1 << 62
@@ -91,7 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._all = config.connections if isinstance(config, BoundedConfig) else Connections()
         self._bounds = self._all.bounds
         self._stage = _SILENT
-        # How many bytes arrived since the last progress (the begin of a request, a part of a body), or up
+        # How many bytes arrived since the last progress (a request that began, a part of a body), or up
         # to a slice more: what is within its bound by this count need not be measured.
         self._fed = 0
         self._unmeasured = min(self._bounds.url_bytes, self._bounds.header_bytes)

@@ -47,8 +47,8 @@ _SAFE_PATHS: Final = (
     "/v1/explain",
     "/v1/edges",
 )
-"""Requests that move money have a request id, so they count once however often they are sent; the others
-only read."""
+"""Repeating requests for these is harmless: those that move money have a request id, so they count once
+however often they are sent; the others only ask."""
 _ADDRESS_SECONDS: Final = 0.25
 _PAUSE_SECONDS: Final = 0.05
 
