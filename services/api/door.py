@@ -1,9 +1,8 @@
-"""The one door: a request is admitted, handled, answered, counted and logged here, whatever it asks for.
+"""The door: every request is admitted, handled, answered, counted and logged here, whatever its route.
 
-In this order: what its headers may say, who calls, its query, its body, its handler; an error becomes a
-problem; the answer gets its headers, is counted, and leaves a line in the log. `serving` brings requests
-to it, on three ways: at once, over ASGI, and through Litestar, which finds the route of all that need not
-be quick.
+In this order: its caller, its headers, its query, its body, its handler; an error becomes a problem; the
+answer gets its headers, is counted, and gets a line in the log. `serving` brings requests to it in three
+ways: at once, over ASGI, and through Litestar, which finds the route of all requests that are not quick.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ Lost = Callable[[Call[Any, Any], NotOwnerHereError, Send], Awaitable[None]]
 
 
 class Door:
-    """Every request comes in and goes out here."""
+    """Every request passes through here, and so does its answer."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -46,7 +45,7 @@ class Door:
         self._count = self.counts.count
         self.lines = AccessLog(api.redactor)
         self.lost: Lost = self._tell_of_the_loss
-        """What is done when this process turns out not to own the partition; nothing was written then."""
+        """Called if this process turns out not to own the partition; nothing was written then."""
         self._callers: Callers = api.callers
         self._ledger = api.ledger
         self._holds_secret = api.redactor.holds_secret
@@ -58,9 +57,9 @@ class Door:
     # -- in
 
     def begin(self, call: Call[Any, Any], operation: Operation) -> Told:
-        """Let the call in and have it handled. Raises what is to be told as a problem."""
+        """Admit the call and let its handler answer it. Raises errors, to be answered as problems."""
         call.operation = operation
-        # What a proxy shows is its client's: its query, body and headers are not looked at here.
+        # A request that a proxy forwards is its client's: its query, body and headers are not checked here.
         if not operation.proxied:
             if self._trusted:
                 call.peer = client_ip(call.scope, self._trusted)
@@ -96,7 +95,7 @@ class Door:
         return _answer_of(call, operation, told) if isinstance(told, Reply) else told
 
     async def _wait_until_visible(self, operation: Operation, given: bytes) -> None:
-        """Have what is read reached the position that the caller saw elsewhere?"""
+        """Wait until what is read has reached the position that the caller saw elsewhere."""
         text = given.decode("latin-1").strip()
         number = number_in(self._ledger, text)
         if number is None:
@@ -114,11 +113,11 @@ class Door:
     # -- out
 
     def refuse(self, call: Call[Any, Any], error: Exception) -> Answer:
-        """What an error tells the caller."""
+        """The answer to an error."""
         return self.api.refusals.answer(error, call.request_id)
 
     def end(self, call: Call[Any, Any], answer: Answer | Stream) -> None:
-        """The answer goes out: it gets the headers that all have, is counted, and leaves a line."""
+        """Finish the answer: it gets the headers that all answers have, is counted, and is logged."""
         operation, status, position = call.operation, answer.status, answer.position
         seconds = perf_counter() - call.started
         route = "other" if operation is None else operation.path
@@ -133,7 +132,7 @@ class Door:
         answer.request_id = call.shown_id
 
     def _line_of(self, position: int) -> bytes:
-        """The same for many answers, until something is written."""
+        """The position's header line; the same for many answers, until something is written."""
         self._placed = position
         self._place = place_line(format_position(self._ledger.position_prefix, position))
         return self._place
@@ -144,7 +143,7 @@ class Door:
     # -- over ASGI
 
     async def serve(self, call: Call[Any, Any], operation: Operation, send: Send) -> None:
-        """Read the call's body, answer it, and send that; or have it answered elsewhere."""
+        """Read the call's body, answer it, and send the answer; or let another process answer it."""
         call.operation = operation
         if operation.max_body_bytes is not None:
             call.limit = operation.max_body_bytes
@@ -166,19 +165,19 @@ class Door:
         await self.send(call, self.refuse(call, error), send)
 
     async def _waited_for(self, call: Call[Any, Any], operation: Operation) -> Answer | Stream:
-        """What is told to a call whose body was read. Raises ClientGoneError when nobody waits any more."""
+        """The answer to a call whose body was read. Raises ClientGoneError if the client has hung up."""
         call.must_be_waited_for()
         told = self.begin(call, operation)
         if isinstance(told, Answer):
             return told
         later = told if isinstance(told, Later) else Later(asyncio.ensure_future(told), as_it_is)
-        # What was not begun when the client hangs up need not be: the bus passes it over.
+        # If the client hangs up before it was begun, it is cancelled: the command queue skips it.
         if not await unless(call.gone(), later.future):
             raise ClientGoneError
         return later.answer(later.future.result())
 
     async def send(self, call: Call[Any, Any], answer: Answer | Stream, send: Send) -> None:
-        """Send an answer, whole or as it goes on."""
+        """Send an answer, whole or as a stream."""
         self.end(call, answer)
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         if isinstance(answer, Answer):
@@ -197,7 +196,7 @@ async def _pump(answer: Stream, send: Send) -> None:
 
 
 async def unless(gone: Coroutine[Any, Any, None], what: asyncio.Future[Any]) -> bool:
-    """Wait for it. False: the client hung up first, and it was cancelled."""
+    """Wait for it. False if the client hung up first, and it was cancelled."""
     leaving = asyncio.create_task(gone)
     try:
         await asyncio.wait({what, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -213,14 +212,14 @@ async def unless(gone: Coroutine[Any, Any, None], what: asyncio.Future[Any]) -> 
 
 
 async def let_it_go(call: Call[Any, Any]) -> None:
-    """Nobody is answered. The server hears in a moment that the client is gone, and then asks for none."""
+    """Send no answer: the server learns in a moment that the client has gone, and then expects none."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LET_GO_SECONDS):
             await call.gone()
 
 
 def as_it_is(answer: Any) -> Any:
-    """Of an answer that is waited for, and ready then."""
+    """The result itself, if it is an answer already."""
     return answer
 
 
@@ -234,8 +233,8 @@ def _refuse_unsupported(call: Call[Any, Any], operation: Operation) -> None:
 def _unsupported(header: str, why: str) -> ProblemError:
     return ProblemError(
         "unsupported_header",
-        f"{header}: this request takes none: {why}.",
-        errors=(FieldError(field=header, message=f"this request takes none: {why}"),),
+        f"{header}: this request takes no such header: {why}.",
+        errors=(FieldError(field=header, message=f"this request takes no such header: {why}"),),
     )
 
 

@@ -1,4 +1,4 @@
-"""Lists: one way to page, sort and filter; ids come from projections, what is shown from committed state."""
+"""Lists: one way to page, sort and filter; ids come from projections, their contents from committed state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 Limit = Annotated[int, msgspec.Meta(ge=1, le=500, description="At most this many; 50 if not given.")]
 Cursor = Annotated[
     str,
-    msgspec.Meta(max_length=2_000, description="`next_cursor` of the page before, of the very same list."),
+    msgspec.Meta(max_length=2_000, description="`next_cursor` of the previous page of the same list."),
 ]
 Search = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Filter = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -30,10 +30,10 @@ KeyId = Annotated[str, msgspec.Meta(pattern=f"^{id_pattern('key')}$")]
 KeyspaceId = Annotated[str, msgspec.Meta(pattern=f"^{id_pattern('ks')}$")]
 OrganizationId = Annotated[str, msgspec.Meta(pattern=f"^{id_pattern('org')}$")]
 ProjectId = Annotated[str, msgspec.Meta(pattern=f"^{id_pattern('prj')}$")]
-"""A filter by an id: what is none is refused, for it would find nothing, ever."""
+"""A filter by an id: a value that is not an id is refused, since it would never find anything."""
 
 _OF_A_PAGE: Final = frozenset({"limit", "cursor"})
-"""What may differ from page to page; all else is which list it is."""
+"""What may differ from page to page; all else identifies the list."""
 _MARK_BYTES: Final = 6
 _MARK_LENGTH: Final = 8
 _FOREIGN: Final = "the cursor belongs to another list, or to other filters or another sort of this one"
@@ -51,22 +51,22 @@ class Span(Query, frozen=True, kw_only=True):
     """From when to when."""
 
     from_: When | None = msgspec.field(name="from", default=None)
-    """Included."""
+    """The beginning, included."""
     to: When | None = None
-    """Not included."""
+    """The end, not included."""
 
 
 class PagedSpan(Paging, frozen=True, kw_only=True):
     """From when to when, and which page of it."""
 
     from_: When | None = msgspec.field(name="from", default=None)
-    """Included."""
+    """The beginning, included."""
     to: When | None = None
-    """Not included."""
+    """The end, not included."""
 
 
 def span_of(query: Span | PagedSpan) -> tuple[Instant | None, Instant | None]:
-    """From when (included) to when (not included); a span without an instant in it is refused."""
+    """The beginning (included) and the end (not included); an empty span is refused."""
     from_at, to_at = instant_of(query.from_, "from"), instant_of(query.to, "to")
     if from_at is not None and to_at is not None and from_at >= to_at:
         raise invalid("from", "must be before to")
@@ -74,17 +74,17 @@ def span_of(query: Span | PagedSpan) -> tuple[Instant | None, Instant | None]:
 
 
 def known(field: str, value: str | None, names: Collection[str]) -> str | None:
-    """A filter that has one of these values; any other is refused, for it would find nothing, ever."""
+    """A filter that has one of these values; any other is refused, since it would never find anything."""
     if value is not None and value not in names:
         raise invalid(field, f"one of {', '.join(names)}")
     return value
 
 
 def cursor_of(call: Call[Any, Any]) -> str | None:
-    """Where the page begins, as this list's projection has told it.
+    """Where the page begins, as this list's projection gave it.
 
-    Refused where it was told by another list, or under other filters or another sort: it would leave
-    things out, and nobody would see that.
+    A cursor of another list, or of other filters or another sort, is refused: it would silently leave
+    things out.
     """
     given: str | None = call.query.cursor
     if given is None:
@@ -95,7 +95,7 @@ def cursor_of(call: Call[Any, Any]) -> str | None:
 
 
 def next_cursor_of(call: Call[Any, Any], cursor: str | None) -> str | None:
-    """Where the next page begins, as the outside sees it: with its epoch, and which list it belongs to."""
+    """Where the next page begins, as clients get it: with its epoch and the mark of its list."""
     return None if cursor is None else call.next_cursor(_mark_of(call) + cursor)
 
 
@@ -105,10 +105,10 @@ def asked_of(call: Call[Any, Any]) -> dict[str, Any]:
 
 
 def _mark_of(call: Call[Any, Any]) -> str:
-    """Which list this is: its route, what it is of, whose eyes see it, and how it is filtered and sorted.
+    """Which list this is: its route, its subject, what its caller is bound to, its filters and its sort.
 
-    No secret is in it, since nothing is gained by making one up: what a caller may see is looked at anew
-    for each page.
+    It needs no secret, since a forged mark gains nothing: what a caller may see is checked again for each
+    page.
     """
     query = msgspec.structs.asdict(call.query)
     asked = {name: value for name, value in query.items() if name not in _OF_A_PAGE}
@@ -119,7 +119,7 @@ def _mark_of(call: Call[Any, Any]) -> str:
 
 
 async def read_page(page: Awaitable[T]) -> T:
-    """A page; the one thing that can be wrong with it now is its cursor."""
+    """A page; the only thing that can still be wrong is its cursor."""
     try:
         return await page
     except ValueError as error:
@@ -128,7 +128,7 @@ async def read_page(page: Awaitable[T]) -> T:
 
 async def listed(call: Call[Any, Any], page: Awaitable[Page], show: Callable[[str], Any | None]) -> Reply:
     """A page of things by their ids; one that the state does not have (any more) is left out."""
-    position = call.reader.position  # before the question: the answer shows at least so much
+    position = call.reader.position  # read before the query: the page shows at least this position
     found = await read_page(page)
     body = {
         "items": [shown for one in found.ids if (shown := show(one)) is not None],

@@ -1,4 +1,4 @@
-"""A route: what it asks for, who may ask, what it answers, and the handler beside which it is declared."""
+"""A route: what it takes, who may call it, what it answers, and the handler beside which it is declared."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 POSITION_HEADER: Final = "X-Keyledger-Position"
 OWN_KEY: Final = "its `request_id` is that key"
-"""Why money takes no Idempotency-Key."""
+"""Why routes that move money take no Idempotency-Key."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +49,7 @@ class Reader(Protocol):
 
     @property
     def queries(self) -> Queries:
-        """Asks the projections."""
+        """Queries the projections."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class Reader(Protocol):
 
     @property
     def position(self) -> int:
-        """How far the projections are, as far as this process has heard."""
+        """How far the projections are, as far as this process knows."""
         ...
 
 
@@ -78,7 +78,7 @@ class Described(Protocol):
 
 
 class Api(msgspec.Struct, kw_only=True):
-    """What every handler may use."""
+    """What every handler can use."""
 
     ledger: Ledger
     reader: Reader
@@ -86,11 +86,11 @@ class Api(msgspec.Struct, kw_only=True):
     registry: CollectorRegistry
     description: Described
     feed: Feed
-    """Reads the log for whoever follows it."""
+    """Reads the log for those that follow it."""
     streams: Streams
-    """Those who follow it over HTTP."""
+    """The open streams over HTTP."""
     nats_reachable: Callable[[], bool]
-    """Did NATS answer when it was last asked?"""
+    """Whether NATS answered when it was last asked."""
     refusals: Refusals
     callers: Callers
     checker: Checker
@@ -98,10 +98,10 @@ class Api(msgspec.Struct, kw_only=True):
     verify: Verify
     forward_auth: ForwardAuth
     trusted_proxies: tuple[str, ...] = ()
-    """Networks (or `unix`) whose X-Forwarded-For is believed."""
+    """Networks (or `unix`) whose X-Forwarded-For is trusted."""
     max_body_bytes: int
     log_granted: bool = False
-    """Is there a line in the log for each quick request that was granted?"""
+    """Whether the log has a line for each quick request that was granted."""
 
 
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -110,15 +110,15 @@ B = TypeVar("B", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a handler answers: something to be JSON."""
+    """What a handler answers, as JSON."""
 
     body: Any
-    """A view, or what is JSON already (bytes)."""
+    """A view, or JSON that is encoded already (bytes)."""
     status: int = 200
     position: int | None = None
-    """Up to where the answer is true; None: the state's head."""
+    """Up to which position the answer is true; None: the state's head."""
     version: int | None = None
-    """For the ETag, where the answer is one thing that has a version."""
+    """For the ETag, if the answer is one thing that has a version."""
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -128,7 +128,7 @@ Handler = Callable[[Any], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """A route: what it is told by, and its handler."""
+    """A route: its description and its handler."""
 
     method: str
     path: str
@@ -136,22 +136,22 @@ class Operation:
     tag: str
     summary: str
     operation_id: str = ""
-    """What generated clients call it, where that is not its handler's name."""
+    """What generated clients call it, if that is not its handler's name."""
     description: str = ""
     permissions: tuple[str, ...] = ()
-    """Any of them opens it; none: it is open, or recognises its callers itself."""
+    """Any of them is enough; none: it is open, or authenticates its callers itself."""
     quick: bool = False
-    """Is it answered without a router between, and at once where nothing must be waited for?"""
+    """Whether it is answered without the router, and at once if it need not wait for anything."""
     proxied: bool = False
-    """Is it a client's request that a proxy shows? Its query, body and headers are the client's then."""
+    """Whether a proxy sends a client's request to it; then its query, body and headers are the client's."""
     query: type[msgspec.Struct] = NoQuery
     other_parameters: Callable[[Books], Callable[[str], bool]] | None = None
-    """Which names in a query are not ours to refuse."""
+    """Says which names in a query belong to others and are not refused."""
     body: type[msgspec.Struct] = NoBody
     items: type[msgspec.Struct] | None = None
-    """Where the body is a batch: what each of its items is, read on its own."""
+    """If the body is a batch: the type of its items; each is read on its own."""
     bodies: tuple[type[msgspec.Struct], ...] = ()
-    """Where the body is one of several things (and `body` takes any of them)."""
+    """If the body is one of several types (`body` takes any of them)."""
     status: int = 200
     answer: Any = None
     """The type of the answer."""
@@ -159,21 +159,21 @@ class Operation:
     """Types of answers with other statuses."""
     media_types: tuple[str, ...] = ("application/json",)
     headers: tuple[str, ...] = ()
-    """Headers of its answer, beside those that all such answers have."""
+    """Headers of its answer, in addition to those that all such answers have."""
     codes: tuple[str, ...] = ()
-    """Problems beside those that every route may have."""
+    """Problems, in addition to those that every route may have."""
     conditional: bool = False
-    """Does it take If-Match?"""
+    """Whether it takes If-Match."""
     whole: bool = False
-    """Is its parameter all that is left of the path, slashes included?"""
+    """Whether its parameter is the whole rest of the path, slashes included."""
     idempotent: bool = False
-    """Does it take an Idempotency-Key?"""
+    """Whether it takes an Idempotency-Key."""
     instead_of_a_key: str = "it changes nothing"
-    """Why it takes none."""
+    """Why it takes no Idempotency-Key."""
     projected: bool = False
-    """Is it read from projections?"""
+    """Whether it is read from projections."""
     shown_at: str = ""
-    """The path of the route that shows what this one makes, for `Location`; none: nothing shows it alone."""
+    """For `Location`: the path of the route that shows what this one creates; empty: none shows it alone."""
     max_body_bytes: int | None = None
     """Of this route alone."""
     example: Any = None
@@ -181,7 +181,7 @@ class Operation:
 
     @cached_property
     def has_body(self) -> bool:
-        """Is its body read?"""
+        """Whether its body is read."""
         return self.method != "GET" and not self.proxied
 
     @cached_property
@@ -196,30 +196,30 @@ class Operation:
 
     @property
     def versioned(self) -> bool:
-        """Is one thing answered that has a version, and so an ETag?"""
+        """Whether the answer is one thing that has a version, and so an ETag."""
         fields = getattr(self.answer, "__struct_fields__", ())
         key = get_type_hints(self.answer)["key"] if "key" in fields else None
         return "version" in (*fields, *getattr(key, "__struct_fields__", ()))
 
     @property
     def fenced(self) -> bool:
-        """May it take something away, and so answer once the fence holds?"""
+        """Whether it may take something away, and so answers once the fence holds."""
         return self.method != "GET" and "fence" in self.query.__struct_fields__
 
     def location(self, given: Mapping[str, str], body: Any) -> str:
-        """Where it is shown what was made: the path with the ids that were given, and those in the answer."""
+        """Where the created thing is shown: the path with the ids from the request and from the answer."""
         return re.sub(
             r"\{(\w+)_id\}", lambda found: given.get(found[0][1:-1]) or _id_in(body, found[1]), self.shown_at
         )
 
     @property
     def name(self) -> str:
-        """Its unique id: a verb and what it is done to, such as `rotateKey`."""
+        """Its unique id: a verb and its object, such as `rotateKey`."""
         first, *others = self.handler.__name__.split("_")
         return self.operation_id or first + "".join(word.capitalize() for word in others)
 
     def others(self, books: Books) -> Callable[[str], bool] | None:
-        """Says which names in a query are somebody else's."""
+        """Says which names in a query belong to others; None: none do."""
         return None if self.other_parameters is None else self.other_parameters(books)
 
 

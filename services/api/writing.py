@@ -21,28 +21,28 @@ from services.api.operations import Query, Reply
 from services.ledger.jobs import Done, Idempotency
 
 Show = Callable[[Any, Books, int], View]
-"""(result, books, position) to the answer: what a replay gets, so no secret is in it."""
+"""From (result, books, position) to the answer that a replay gets, too; so it has no secret."""
 
 _MOST_KEY: Final = 255
 _ETAG: Final = re.compile(r'(?:W/)?"(\d{1,18})"')
 
 
 class Fencing(Query, frozen=True, kw_only=True):
-    """For what takes something away."""
+    """Whether a change that takes something away waits for its fence."""
 
     fence: bool = True
     """Answer once no edge can accept what was taken away any more; false: 202 right after the commit."""
 
 
 class Because(Body, frozen=True, kw_only=True):
-    """Why, for the audit."""
+    """A reason, for the audit."""
 
     reason: Reason | None = None
     """Why, for the audit."""
 
 
 class _Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """A first answer, as it is kept for 24 hours."""
+    """A first answer, as it is stored for 24 hours."""
 
     status: int
     version: int | None
@@ -63,7 +63,7 @@ def expected_version(call: Call[Any, Any]) -> int | None:
 
 
 def idempotency_of(call: Call[Any, Any], part: str = "") -> Idempotency | None:
-    """`Idempotency-Key`: the caller's own name for this request."""
+    """`Idempotency-Key`: the caller's own id of this request."""
     if call.idempotency_key is None:
         return None
     key = call.idempotency_key.decode("latin-1").strip()
@@ -73,7 +73,7 @@ def idempotency_of(call: Call[Any, Any], part: str = "") -> Idempotency | None:
 
 
 def _digest(call: Call[Any, Any]) -> bytes:
-    """What was asked for: method, path, and the body whatever the order of its fields."""
+    """A digest of method, path and body, independent of the order of its fields."""
     body = msgspec.json.encode(msgspec.json.decode(call.data or b"{}"), order="sorted")
     asked = f"{call.method}\0{call.scope['path']}\0".encode() + body
     return blake2b(asked, digest_size=16).digest()
@@ -87,7 +87,7 @@ async def carry_out(
     status: int = 200,
     first: dict[str, Any] | None = None,
 ) -> Reply:
-    """Carry out a command and answer when it is durable, fenced where it takes away, and visible.
+    """Carry out a command and answer once it is durable, fenced if it takes away, and visible.
 
     `first` are fields of the first answer that a replay does not get: the secret.
     """
@@ -107,7 +107,7 @@ async def carry_out(
 
 
 async def _replayed(call: Call[Any, Any], done: Done) -> Reply:
-    assert done.replay is not None, "asked only for a replay"
+    assert done.replay is not None, "called only for a replay"
     kept = msgspec.json.decode(done.replay, type=_Kept)
     reply = Reply(
         msgspec.json.decode(kept.body),

@@ -221,4 +221,4 @@ def test_notes_under_fields_are_told() -> None:
     )
     parameters = DESCRIPTION.document["paths"]["/v1/keys/{key_id}/usage"]["get"]["parameters"]
     (to,) = [one for one in parameters if one["name"] == "to"]
-    assert to["description"] == "Not included."
+    assert to["description"] == "The end, not included."

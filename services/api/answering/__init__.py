@@ -1,1 +1,1 @@
-"""What goes out: answers, problems, views, and what is counted of them."""
+"""Answers, problems, views, and their counters."""

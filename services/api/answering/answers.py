@@ -1,4 +1,4 @@
-"""Answers as they go out: whole, later, or in a stream that goes on."""
+"""Answers as they are sent: whole, later, or as a stream."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ encode = msgspec.json.Encoder().encode
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
-    """Headers that many answers share: as ASGI has them, and as they are written."""
+    """Headers that many answers share: as ASGI has them, and as lines to be written."""
 
     pairs: tuple[tuple[bytes, bytes], ...]
     lines: bytes
 
 
 def head_of(*pairs: tuple[bytes, bytes]) -> Head:
-    """Headers for answers. Raises ValueError where one would begin another line."""
+    """Headers for answers. Raises ValueError if one contains a line break."""
     return Head(pairs, lines_of(pairs))
 
 
 def lines_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Headers as they are written. Raises ValueError where one would begin another line."""
+    """Headers as lines to be written. Raises ValueError if one contains a line break."""
     lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
     if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
-        raise ValueError("An answer's header holds a line break.")
+        raise ValueError("An answer's header contains a line break.")
     return lines
 
 
 class Answer(msgspec.Struct, gc=False):
-    """A whole HTTP answer. Its head names the body's length."""
+    """A whole HTTP answer. Its head has the body's length."""
 
     status: int
     head: Head
     body: bytes
     code: str = "ok"
-    """What metrics count it as."""
+    """The code that metrics count it under."""
     position: int | None = None
-    """On which state it rests, for `X-Keyledger-Position`; None: on none."""
+    """The position of the state that it depends on, for `X-Keyledger-Position`; None: it depends on none."""
     place: bytes = b""
-    """The line that says so (`place_line`); the door writes it where the handler has not."""
+    """The header line with that position (`place_line`); the door writes it if the handler has not."""
     request_id: bytes = b""
-    """The door's, too."""
+    """Written by the door, too."""
     more: bytes = b""
-    """The lines of headers that others of its length do not have (`lines_of`)."""
+    """Lines of headers that other answers with the same head do not have (`lines_of`)."""
 
     @property
     def headers(self) -> Headers:
@@ -67,17 +67,17 @@ class Answer(msgspec.Struct, gc=False):
 
     @property
     def lines(self) -> bytes:
-        """All its headers, as they are written: the short way is spared the list."""
+        """All its headers, as lines to be written: the short path does not need the list."""
         return b"%b%b%bx-request-id: %b\r\n" % (self.head.lines, self.more, self.place, self.request_id)
 
 
 class Stream(msgspec.Struct):
-    """An answer whose body goes on."""
+    """An answer whose body is a stream."""
 
     head: Head
     chunks: AsyncIterator[bytes]
     ended: Callable[[], None]
-    """Called once it is over, however it ends."""
+    """Called once it has ended, in whatever way."""
     status: int = 200
     code: str = "ok"
     position: int | None = None
@@ -101,24 +101,24 @@ def _headers(answer: Answer | Stream) -> Headers:
 
 
 def place_line(position: str) -> bytes:
-    """The header that says on which state an answer rests."""
+    """The header line with the position of the state that an answer depends on."""
     return b"x-keyledger-position: " + position.encode() + b"\r\n"
 
 
 class Later(msgspec.Struct):
-    """An answer that waits for something, without a coroutine that waits."""
+    """An answer that waits for a future, without a coroutine."""
 
     future: asyncio.Future[Any]
     answer: Callable[[Any], Answer]
-    """Of what the future brings. May raise what a handler may raise."""
+    """Makes the answer from the future's result. May raise what a handler may raise."""
 
 
 Told = Answer | Later | Awaitable[Answer | Stream]
-"""What need not wait is answered at once: that spares a coroutine."""
+"""An answer that need not wait is returned at once, which saves a coroutine."""
 
 
 async def awaited(told: Answer | Later) -> Answer:
-    """The answer, waited for where it must be."""
+    """The answer, awaited if necessary."""
     return told if isinstance(told, Answer) else told.answer(await told.future)
 
 
@@ -128,11 +128,11 @@ def _length_of(body: bytes) -> tuple[bytes, bytes]:
 
 _JSON_HEADS: Final[dict[int, Head]] = {}
 _MOST_KEPT: Final = 4_096
-"""Longer bodies are rare, and not so often of one length."""
+"""Heads of longer bodies are not kept: these are rare, and seldom of the same length."""
 
 
 def json_answer(status: int, body: bytes, position: int | None, code: str = "ok") -> Answer:
-    """JSON, encoded already."""
+    """An answer of JSON that is encoded already."""
     return Answer(status, _JSON_HEADS.get(len(body)) or _json_head(body), body, code, position)
 
 
@@ -154,7 +154,7 @@ def results_answer(call: Call[Any, Any], results: Sequence[bytes]) -> Answer:
 
 
 def problem_answer(body: bytes, status: int, code: str, headers: dict[str, str] | None = None) -> Answer:
-    """Problem details, encoded already."""
+    """An answer of problem details that are encoded already."""
     return Answer(status, head_of(_PROBLEM, _length_of(body), NO_STORE, *wire(headers or {})), body, code)
 
 

@@ -1,4 +1,4 @@
-"""What is counted of answers: by route, method, status and code, and how long they took."""
+"""Counters of answers, by route, method, status and code, and of how long they took."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BOUNDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 
 
 class _Durations:
-    """Of one route and method."""
+    """Durations of the answers of one route and method."""
 
     __slots__ = ("buckets", "seconds")
 
@@ -33,14 +33,14 @@ class _Answers:
 
 
 class Counts(Collector):
-    """Counters in plain integers; Prometheus reads them when it asks, so a request pays little for them."""
+    """Counters in plain integers, which Prometheus reads when it scrapes: they cost a request little."""
 
     def __init__(self) -> None:
         self._answers: dict[tuple[str, str, int, str], _Answers] = {}
         self._durations: dict[tuple[str, str], _Durations] = {}
 
     def count(self, route: str, method: str, status: int, code: str, seconds: float) -> None:
-        """One answer went out."""
+        """Count one answer."""
         found = self._answers.get((route, method, status, code)) or self._first(route, method, status, code)
         found.number += 1
         durations = found.durations

@@ -1,4 +1,4 @@
-"""Explanations as JSON: each rule with what it looked at."""
+"""Explanations as JSON: each rule with the figures that it used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Outcome = Literal["passes", "refuses", "not_asked", "unknown"]
 
 
 class AskedView(View, frozen=True, kw_only=True):
-    """What the use says of itself, as far as the rule looks at it."""
+    """What the use names, as far as the rule considers it."""
 
     permissions: tuple[str, ...] | UnsetType = UNSET
     """The permissions that it needs."""
@@ -30,12 +30,12 @@ class AskedView(View, frozen=True, kw_only=True):
 
 
 class AskedQuotaView(View, frozen=True, kw_only=True):
-    """A quota, and what the use asks of it."""
+    """A quota, and what the use would take of it."""
 
     unit: Literal["micros", "requests"]
     """What is counted: money in micros, or requests."""
     window: Literal["day", "week", "month", "total"]
-    """The UTC calendar window in which it counts; `total` never begins anew."""
+    """The UTC calendar window in which it counts; `total` never resets."""
     limit: int
     """The most in one window."""
     spent: int
@@ -45,22 +45,22 @@ class AskedQuotaView(View, frozen=True, kw_only=True):
     asked: int
     """What the use would take."""
     fits: bool
-    """Is there so much left?"""
+    """Whether the use fits into what is left."""
     resets_at: Time | None
     """When the next window begins; null for `total`."""
 
 
 class FiguresView(View, frozen=True, kw_only=True):
-    """What a rule looked at; each rule tells of its own, all others are absent."""
+    """The figures that a rule used; each rule has its own, all others are absent."""
 
     shape: str | UnsetType = UNSET
     """`malformed`: what secrets of the keyspace look like, for people."""
     length: int | UnsetType = UNSET
-    """`malformed`: how long the secret is that was shown."""
+    """`malformed`: how long the given secret is."""
     reason: str | UnsetType = UNSET
     """`malformed`: what is wrong with it, for people."""
     revoked: bool | UnsetType = UNSET
-    """`revoked`: is the key stopped for good?"""
+    """`revoked`: whether the key is stopped for good."""
     expires_at: Time | UnsetType | None = UNSET
     """`expired`: from when on; null: never."""
     secret_ends_at: Time | UnsetType | None = UNSET
@@ -68,31 +68,31 @@ class FiguresView(View, frozen=True, kw_only=True):
     now: Time | UnsetType = UNSET
     """`expired`, `rotated`: the time that it was judged by."""
     disabled: bool | UnsetType = UNSET
-    """`disabled`: does the key rest?"""
+    """`disabled`: whether the key is disabled."""
     organization_suspended: bool | UnsetType = UNSET
-    """`organization_suspended`: do none of the customer's keys work?"""
+    """`organization_suspended`: whether the organization is suspended, so that none of its keys works."""
     allowed_ips: tuple[str, ...] | UnsetType = UNSET
     """`ip_denied`: networks that the key may be used from; empty: all."""
     kind: Literal["solo", "client", "platform"] | UnsetType = UNSET
-    """`tenant_denied`: the key's kind, which says whether a tenant must be named."""
+    """`tenant_denied`: the key's kind, which determines whether a use must name a tenant."""
     scope: Allowed | UnsetType = UNSET
     """The key's scope in this dimension, or `*` for all."""
     required_dimensions: tuple[str, ...] | UnsetType = UNSET
-    """The dimension, where the keyspace says that every use must name it."""
+    """The dimension, if the keyspace requires that every use names it."""
     open_projects: int | UnsetType = UNSET
     """`project_denied`: how many of the customer's projects are not archived."""
     plan_models: Allowed | UnsetType = UNSET
     """`model_denied`: the models that the plan allows, or `*` for all."""
     asked: AskedView | UnsetType = UNSET
-    """What the use says of itself, where it says something."""
+    """What the use names, if it names anything."""
     rate_limits: list[RateLimitAnswer] | UnsetType = UNSET
-    """`rate_limited`: where each rate limit stands."""
+    """`rate_limited`: what is left of each rate limit."""
     counted_by: str | UnsetType = UNSET
     """`rate_limited`: what counts against them, for people."""
     quotas: list[AskedQuotaView] | UnsetType = UNSET
     """Of a quota's rule: each quota of that level."""
     require_balance: bool | UnsetType = UNSET
-    """`billing_shortfall`: is a use without a cost refused, too, at zero?"""
+    """`billing_shortfall`: whether a use without a cost is refused, too, at zero."""
     base_micros: Micros | UnsetType = UNSET
     """`billing_shortfall`: the price before the plan's multiplier, in micros."""
     price_multiplier: str | UnsetType = UNSET
@@ -106,7 +106,7 @@ class FiguresView(View, frozen=True, kw_only=True):
     available_micros: Micros | UnsetType = UNSET
     """`billing_shortfall`: what can be spent now, in micros, before any credit."""
     credit_limit_micros: Micros | UnsetType | None = UNSET
-    """`billing_shortfall`: how far below zero the wallet may go, in micros; null: without end."""
+    """`billing_shortfall`: how far below zero the wallet may go, in micros; null: without limit."""
 
 
 NO_FIGURES = FiguresView()
@@ -118,24 +118,24 @@ class Rule(View, frozen=True, kw_only=True):
     code: VerdictCode
     """The verdict that it gives when it refuses."""
     outcome: Outcome
-    """`not_asked`: the rule has nothing to say about this use; `unknown`: the key is not known."""
+    """`not_asked`: the rule does not apply to this use; `unknown`: the key is not known."""
     figures: FiguresView = NO_FIGURES
-    """What it looked at, and what is left."""
+    """The figures that it used."""
 
 
 class ExplanationView(View, frozen=True, kw_only=True):
     """Why a use would be allowed or refused."""
 
     valid: bool
-    """Would the use be granted?"""
+    """Whether the use would be granted."""
     code: VerdictCode
-    """That of the first rule that refuses, or `valid`."""
+    """The code of the first rule that refuses, or `valid`."""
     status: int
     """What forward-auth would answer."""
     key_id: str | None
-    """The key; null where the secret is not known."""
+    """The key; null if the secret is not known."""
     organization_id: str | None
-    """The key's customer; null where the key is not known or has none."""
+    """The key's customer; null if the key is not known or has none."""
     rules: list[Rule]
     """Every rule, in the order in which they are decided."""
     at: Time

@@ -1,4 +1,4 @@
-"""Waiting for fences before something is answered: what a take-away says, and what a refusal implies."""
+"""Waiting for fences before an answer: that of a take-away, and a refusal that implies an earlier one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from services.ledger.ledger import Ledger
 
 _MOST_FENCE_SECONDS: Final = 60.0
 _REST_ON_A_TAKE_AWAY: Final = (NotFoundError, KeyRevokedError, KeyExpiredError, VersionConflictError)
-"""Refusals that tell the caller of something that another request took away."""
+"""Refusals from which the caller learns that another request took something away."""
 
 
 async def fence_at(ledger: Ledger, position: int, *, wait: bool) -> FenceResult:
-    """The fence up to a position: once it holds, or as it stands; it may take absurdly long to hold."""
+    """The fence up to a position: once it holds, or its present state if it takes too long."""
     fences = ledger.fences
     if wait:
         try:
@@ -29,7 +29,7 @@ async def fence_at(ledger: Ledger, position: int, *, wait: bool) -> FenceResult:
 
 
 async def fence_of(ledger: Ledger, done: Done, *, wait: bool) -> FenceResult:
-    """The fence of what a command took away: once it holds and the projections show it, or as it stands."""
+    """The fence of what a command took away: once it holds and the projections have it, or its state now."""
     assert done.fence_position is not None, "asked only of what may take away"
     fence = await fence_at(ledger, done.fence_position, wait=wait)
     if wait or not done.narrowed:
@@ -38,14 +38,14 @@ async def fence_of(ledger: Ledger, done: Done, *, wait: bool) -> FenceResult:
 
 
 async def outlast_fences(ledger: Ledger, refusal: LedgerError) -> None:
-    """Wait before a take-away is refused because somebody took the same away already.
+    """Wait before a take-away is refused because an earlier request took the same away already.
 
-    "It is revoked", "there is no such key": whoever asked a second time, after the first answer got
-    lost, takes that for the end of the key, so it is said when no edge accepts it any more.
+    "It is revoked", "it was not found": a caller that repeats a request, after the first answer was
+    lost, takes that for the end of the key, so it is answered once no edge accepts the key any more.
     """
     if not isinstance(refusal, _REST_ON_A_TAKE_AWAY):
         return
     position = ledger.fences.newest_open()
     if position is not None and not (await fence_at(ledger, position, wait=True)).held:
-        detail = "Edges may still accept what was taken away before; nothing was written, ask again."
+        detail = "Edges may still accept what was taken away before; nothing was written, try again."
         raise UnavailableError("edges", detail)

@@ -1,4 +1,4 @@
-"""Keys as JSON: as their holders see them, and as the management does."""
+"""Keys as JSON: as their holders see them, and as management sees them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SecretView(View, frozen=True, kw_only=True):
     hint: str
     """Its prefix and last four characters."""
     ends_at: Time | None
-    """From then on it is `rotated`; null for the newest."""
+    """From when on it is `rotated`; null for the newest."""
 
 
 class OwnKeyView(View, frozen=True, kw_only=True):
@@ -39,31 +39,31 @@ class OwnKeyView(View, frozen=True, kw_only=True):
     hint: str
     """The secret's prefix and its last four characters, for people."""
     generation: int
-    """How often the key has got a secret: 1, then one more with each rotation."""
+    """How many secrets the key has had: 1, then one more with each rotation."""
     kind: Literal["solo", "client", "platform"]
     """`solo`: one user; `client`: one company with many users; `platform`: many companies."""
     owner_id: str | None
-    """Your own id of whoever owns the key; null if none was given."""
+    """Your own id of the key's owner; null if none was given."""
     environment: str | None
     """Such as `production`; null if none was given."""
     plan_id: str | None
     """The plan that the platform gave to the key; null: none."""
     status: Literal["active", "disabled", "revoked", "expired"]
-    """Does it work? `disabled` can be undone, `revoked` cannot."""
+    """Whether it works, and if not, why not; `disabled` can be undone, `revoked` cannot."""
     scopes: Scopes
     """What the key may be used for."""
     quotas: list[QuotaView]
-    """The key's own quotas, and where they stand."""
+    """The key's own quotas, and what is left of them."""
     rate_limits: tuple[RateLimit, ...]
-    """Requests per seconds that verify and forward-auth count."""
+    """Numbers of requests per number of seconds; verify and forward-auth count against them."""
     allowed_ips: tuple[str, ...]
     """Networks that the key may be used from; empty: all."""
     expires_at: Time | None
-    """From then on the key is `expired`; null: never."""
+    """From when on the key is `expired`; null: never."""
     created_at: Time
-    """When the key was made or imported."""
+    """When the key was created or imported."""
     last_used_at: Time | None
-    """When it was last used, as far as that is written down (about once a minute); null: never."""
+    """When it was last used, as far as that is recorded (about once a minute); null: never."""
     rotated_at: Time | None
     """When it last got a new secret; null: never."""
     revoked_at: Time | None
@@ -76,24 +76,24 @@ class OwnKeyView(View, frozen=True, kw_only=True):
 
 
 class KeyView(OwnKeyView, frozen=True, kw_only=True):
-    """A key, with what platform and administrators noted about it."""
+    """A key, with the notes of the platform and administrators."""
 
     created_by: str
-    """Who made it: the id of a root key, or `system`."""
+    """Who created it: the id of a root key, or `system`."""
     imported: bool
-    """Was it adopted by the SHA-256 of its secret?"""
+    """Whether it was imported by the SHA-256 of its secret."""
     deleted: bool
-    """Is it hidden, and shown only with `include_deleted`?"""
+    """Whether it is hidden, and shown only with `include_deleted`."""
     bound_keyspace_id: str | None
-    """Of a root key: the one keyspace that it acts on."""
+    """Of a root key that is bound to one keyspace: that keyspace; null otherwise."""
     tags: tuple[str, ...]
-    """Your own marks, by which keys are found."""
+    """Your own tags, by which keys can be filtered."""
     metadata: dict[str, Any]
-    """Yours, as it was given."""
+    """Your own JSON, as it was given."""
 
 
 def key_view(key: Key, books: Books, now: Instant, last_used: Instant | None, prefix: str) -> KeyView:
-    """A key and where its own quotas stand."""
+    """A key, and what is left of its own quotas."""
     return KeyView(
         id=key.id,
         keyspace_id=key.keyspace_id,

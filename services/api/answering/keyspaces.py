@@ -12,38 +12,38 @@ from services.api.answering.views import Position, Time, View
 
 
 class ShownKeyspace(View, frozen=True, kw_only=True):
-    """The keys of one gateway: their shape and their manners."""
+    """The keys of one gateway: the shape of their secrets and the gateway's conventions."""
 
     id: str
     """The keyspace's id."""
     name: str
     """What people call the keyspace."""
     preset: str | None
-    """What it was made from; null: from scratch."""
+    """The preset that it was created from; null: from scratch."""
     prefix: str
     """What its secrets begin with."""
     secret_format: SecretFormat
-    """What stands behind the prefix."""
+    """The format of what follows the prefix."""
     secret_shape: str
-    """The shape in a line for people."""
+    """The shape of its secrets in one line, for people."""
     accepted_formats: tuple[AcceptedFormat, ...]
-    """Shapes that imported keys may have beside it."""
+    """Shapes that imported keys may have in addition to the keyspace's own."""
     credential_locations: tuple[str, ...]
-    """Where a secret may stand in a request, such as `header:X-API-Key`."""
+    """Where a request may carry a secret, such as `header:X-API-Key`."""
     tenant_locations: dict[str, str]
     """Where a request names its tenant, such as `{"user_id": "query:user_id"}`."""
     denial_status: dict[str, int]
-    """HTTP statuses that the keyspace's clients know, by verdict code."""
+    """HTTP statuses that the keyspace's clients expect, by verdict code."""
     require_balance: bool
-    """Is a use without a cost refused, too, where wallet or quota are at zero?"""
+    """Whether a use without a cost is refused, too, if wallet or quota are at zero."""
     required_dimensions: tuple[str, ...]
     """What every use of a key must name."""
     builtin: bool
-    """Is it the ledger's own, of root keys? That one cannot be changed."""
+    """Whether it is the ledger's own keyspace of root keys, which cannot be changed."""
     status: Literal["active", "archived"]
-    """Archived: it takes no keys any more, and its prefix is free."""
+    """`archived`: it takes no keys any more, and its prefix is free."""
     created_at: Time
-    """When it was made."""
+    """When it was created."""
     version: int
     """Counts changes of its configuration; also the `ETag`."""
     position: Position

@@ -1,4 +1,4 @@
-"""The access log: a line for each request, but for quick ones that were granted, where nobody asks for it."""
+"""The access log: a line for each request, except for granted quick requests unless that is switched on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log: Final = structlog.get_logger()
 _REFUSED: Final = 400
 _FAILED: Final = 500
 MOST_A_SECOND: Final = 200
-"""Lines about refusals; of more, their number is told. Whoever floods the ledger must not fill its disk."""
+"""Lines about refusals; of further ones only the number is logged: a flood must not fill the disk."""
 
 
 class AccessLog:
@@ -29,7 +29,7 @@ class AccessLog:
         self._written = self._left_out = 0
 
     def write(self, call: Call[Any, Any], status: int, code: str, seconds: float) -> None:
-        """One line for one answer, while there is room."""
+        """Write one line for one answer, if there is room."""
         if _REFUSED <= status < _FAILED and not self._has_room():
             return
         log.log(

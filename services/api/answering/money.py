@@ -1,4 +1,4 @@
-"""Money as JSON: charges, refunds, reservations, wallets. One struct for each, everywhere."""
+"""Money as JSON: charges, refunds, reservations, wallets. Each has one struct, used everywhere."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class TenantView(View, frozen=True, gc=False):
     """Whose work it was, inside the customer's own product."""
 
     org_id: str | None
-    """The customer's own customer; null if it was not told."""
+    """The customer's own customer; null if it was not given."""
     user_id: str | None
-    """The user; null if it was not told."""
+    """The user; null if it was not given."""
 
 
 class ChargeView(View, frozen=True, gc=False):
@@ -50,38 +50,38 @@ class ChargeView(View, frozen=True, gc=False):
     project_id: str | None
     """The project that was named; null if none was."""
     tenant: TenantView | None
-    """Whose work it was, inside the customer's own product; null if it was not told."""
+    """Whose work it was, inside the customer's own product; null if it was not given."""
     charged_at: Time
     """When it was charged."""
     position: Position | UnsetType = UNSET
-    """Its place in the log; absent where it is not known, beside a refund."""
+    """Its place in the log; absent in the answer to a refund, where it is not known."""
     metadata: dict[str, Any] | UnsetType = UNSET
-    """Yours, as it was given; absent where none was."""
+    """Your own JSON, as it was given; absent if none was."""
     reservation_id: str | UnsetType = UNSET
-    """Of a capture."""
+    """Of a capture: its reservation."""
     uncovered_micros: Micros | UnsetType = UNSET
-    """Of a capture: what limits did not allow."""
+    """Of a capture: what limits did not allow, in micros."""
     refunded_micros: Micros | UnsetType = UNSET
-    """All that was given back of it so far."""
+    """All that was given back of it so far, in micros."""
 
 
 class RefundView(View, frozen=True, gc=False):
     """A compensating entry for a charge, or part of it."""
 
     charge_id: str
-    """The charge that was given back."""
+    """The charge that was refunded."""
     key_id: str
     """The key that had been charged."""
     organization_id: str | None
-    """The customer that gets it back; null for a key without one."""
+    """The customer that gets the refund; null for a key without one."""
     request_id: str
     """Your own id of the refund."""
     amount_micros: Micros
-    """What was given back by this refund, in micros."""
+    """The amount of this refund, in micros."""
     refunded_micros: Micros
-    """All refunds of that charge together, this one included."""
+    """All refunds of that charge together, this one included, in micros."""
     refunded_at: Time
-    """When it was given back."""
+    """When it was refunded."""
     position: Position
 
 
@@ -103,13 +103,13 @@ class ReservationView(View, frozen=True, gc=False):
     price_multiplier: str
     """The plan's multiplier that was applied, a decimal such as `1.25`."""
     amount_micros: Micros
-    """What was held at first, in micros: base times multiplier, rounded half up."""
+    """What was held initially, in micros: base times multiplier, rounded half up."""
     held_micros: Micros
     """What it still holds, in micros."""
     captured_micros: Micros
     """What captures have taken of it so far, in micros."""
     uncovered_micros: Micros
-    """What was captured beyond it and limits did not allow, in micros; recorded, not charged."""
+    """What was captured in excess of it and limits did not allow, in micros; recorded, not charged."""
     model: str | None
     """The model that was named; null if none was."""
     provider: str | None
@@ -117,14 +117,14 @@ class ReservationView(View, frozen=True, gc=False):
     project_id: str | None
     """The project that was named; null if none was."""
     tenant: TenantView | None
-    """Whose work it was, inside the customer's own product; null if it was not told."""
+    """Whose work it was, inside the customer's own product; null if it was not given."""
     reserved_at: Time
-    """When it was made."""
+    """When it was created."""
     expires_at: Time
-    """When it gives back what it still holds, if nothing happens before."""
+    """When it gives back what it still holds, unless it is closed before."""
     position: Position
     metadata: dict[str, Any] | UnsetType = UNSET
-    """Yours, as it was given; absent where none was, and where it is read later."""
+    """Your own JSON, as it was given; absent if none was, and when the reservation is read later."""
 
 
 class WalletView(View, frozen=True, gc=False):
@@ -135,84 +135,85 @@ class WalletView(View, frozen=True, gc=False):
     currency: str
     """A currency, or the name of a credit unit."""
     balance_micros: Micros
-    """What was paid in and not spent, in micros; what is held is part of it."""
+    """What was paid in and not spent, in micros; held money is part of it."""
     reserved_micros: Micros
     """What open reservations hold, in micros."""
     available_micros: Micros
     """What can be spent now, in micros, before any credit: the balance less what is held."""
     credit_limit_micros: Micros | None
-    """How far below zero it may go; 0: prepaid; null: postpaid without end."""
+    """How far below zero it may go, in micros; 0: prepaid; null: postpaid without limit."""
     alert_below_micros: Micros | None
-    """An event tells when less than this is available; null: never."""
+    """An event reports when less than this is available, in micros; null: never."""
     position: Position | UnsetType = UNSET
-    """As of which it was read; where something was done with it, that answer's own."""
+    """The position as of which it was read; absent in answers to charges, refunds and reservations, which
+    have their own."""
 
 
 class MeteredView(View, frozen=True, kw_only=True, gc=False):
     """What every answer about money has."""
 
     replayed: bool
-    """Was this request id carried out before? It counted then."""
+    """Whether this request id was carried out before; if so, it counted then and not again."""
     quotas: list[QuotaView]
-    """Every quota that it was checked against, right after it."""
+    """All quotas that it was checked against, right after it."""
     wallet: WalletView | None
     """The organization's wallet right after it; null for a key without an organization."""
     position: Position
 
 
 class ChargedView(MeteredView, frozen=True, kw_only=True, gc=False):
-    """What became of a charge."""
+    """The outcome of a charge."""
 
     charge: ChargeView
     """The charge."""
 
 
 class RefundedView(MeteredView, frozen=True, kw_only=True):
-    """What became of a refund."""
+    """The outcome of a refund."""
 
     refund: RefundView
     """The refund."""
     charge: ChargeView
-    """The charge, with all that was given back of it."""
+    """The charge, with the sum of its refunds."""
 
 
 class ReservedView(MeteredView, frozen=True, kw_only=True):
-    """What became of a reservation."""
+    """The outcome of a reservation."""
 
     reservation: ReservationView
-    """The reservation, as it stands after this."""
+    """The reservation after this."""
 
 
 class CapturedView(MeteredView, frozen=True, kw_only=True):
-    """What became of a capture."""
+    """The outcome of a capture."""
 
     charge: ChargeView
-    """The charge that the capture made."""
+    """The charge that the capture created."""
     reservation: ReservationView
-    """The reservation, as it stands after this."""
+    """The reservation after this."""
     uncovered_micros: Micros
-    """What was captured beyond it and limits did not allow, in micros; recorded, not charged."""
+    """What was captured in excess of it and limits did not allow, in micros; recorded, not charged."""
 
 
 class ReleasedView(MeteredView, frozen=True, kw_only=True):
-    """What became of a release."""
+    """The outcome of a release."""
 
     reservation: ReservationView
-    """The reservation, as it stands after this."""
+    """The reservation after this."""
     released_micros: Micros
     """What was given back, in micros."""
 
 
 class HeldView(View, frozen=True, kw_only=True):
-    """A reservation as it stands."""
+    """A reservation's present state."""
 
     reservation: ReservationView
-    """The reservation as it stands."""
+    """The reservation's present state."""
     position: Position
 
 
 def tenant_view(org_id: str | None, user_id: str | None) -> TenantView | None:
-    """Whose work it was; None when the use named nobody."""
+    """Whose work it was; None if the use named no tenant."""
     return None if org_id is None and user_id is None else TenantView(org_id, user_id)
 
 
@@ -248,7 +249,7 @@ def _metadata_of(event: UsageCharged | ReservationCaptured | CreditsReserved) ->
 
 
 def refunded_charge_view(charge: UsageCharged | ReservationCaptured, refunded_micros: int) -> ChargeView:
-    """A charge of which something was given back; where it stands in the log is not known here."""
+    """A charge that was refunded in part or whole; its position in the log is not known here."""
     return msgspec.structs.replace(charge_view(charge, UNSET), refunded_micros=refunded_micros)
 
 
@@ -267,7 +268,7 @@ def refund_view(event: UsageRefunded, position: int, prefix: str) -> RefundView:
 
 
 def reserved_view(event: CreditsReserved, position: int, prefix: str) -> ReservationView:
-    """A reservation, right when it was made."""
+    """A reservation, right after it was created."""
     return ReservationView(
         event.reservation_id,
         event.key_id,
@@ -292,7 +293,7 @@ def reserved_view(event: CreditsReserved, position: int, prefix: str) -> Reserva
 
 
 def reservation_view(reservation: Reservation, prefix: str) -> ReservationView:
-    """A reservation as it stands."""
+    """A reservation's present state."""
     return ReservationView(
         reservation.id,
         reservation.key_id,
@@ -330,10 +331,10 @@ def wallet_view(wallet: Wallet, position: Position | UnsetType = UNSET) -> Walle
 
 
 def wallet_figures(wallet: Wallet | None) -> WalletView | None:
-    """An organization's wallet, right after what was done with it."""
+    """An organization's wallet, right after the command."""
     return None if wallet is None else wallet_view(wallet)
 
 
 def rate_views(states: Iterable[RateState]) -> list[RateLimitAnswer]:
-    """Where each rate limit stands."""
+    """What is left of each rate limit."""
     return [RateLimitAnswer(**one._asdict()) for one in states]

@@ -25,11 +25,11 @@ class OrganizationView(View, frozen=True, kw_only=True):
     status: Literal["active", "suspended"]
     """`suspended`: none of its keys works."""
     quotas: list[QuotaView]
-    """What all its keys together may use, and where that stands."""
+    """What all its keys together may use, and what is left of it."""
     metadata: dict[str, Any]
-    """Yours, as it was given."""
+    """Your own JSON, as it was given."""
     created_at: Time
-    """When it was taken in."""
+    """When it was created."""
     version: int
     """Counts changes of its configuration; also the `ETag`."""
     position: Position
@@ -38,7 +38,7 @@ class OrganizationView(View, frozen=True, kw_only=True):
 def organization_view(
     organization: Organization, books: Books, now: Instant, prefix: str
 ) -> OrganizationView:
-    """An organization and where its quotas stand."""
+    """An organization, and what is left of its quotas."""
     return OrganizationView(
         id=organization.id,
         name=organization.name,

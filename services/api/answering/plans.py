@@ -21,7 +21,7 @@ class PlanView(View, frozen=True, kw_only=True):
     price_multiplier: str
     """What base prices are multiplied by, a decimal such as `1.25`."""
     created_at: Time
-    """When it was made."""
+    """When it was created."""
     version: int
     """Counts changes of its configuration; also the `ETag`."""
     position: Position

@@ -25,16 +25,16 @@ class ProjectView(View, frozen=True, kw_only=True):
     status: Literal["active", "archived"]
     """`archived`: every use that names it is refused."""
     quotas: list[QuotaView]
-    """What all uses that name it may take, and where that stands."""
+    """What all uses that name it may use together, and what is left of it."""
     created_at: Time
-    """When it was made."""
+    """When it was created."""
     version: int
     """Counts changes of its configuration; also the `ETag`."""
     position: Position
 
 
 def project_view(project: Project, books: Books, now: Instant, prefix: str) -> ProjectView:
-    """A project and where its quotas stand."""
+    """A project, and what is left of its quotas."""
     return ProjectView(
         id=project.id,
         organization_id=project.organization_id,

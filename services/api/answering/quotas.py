@@ -1,4 +1,4 @@
-"""Quotas as JSON: where they stand, and which of them said no."""
+"""Quotas as JSON: what is left of them, and which of them refused a use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.api.answering.views import Time, View
 
 
 class RefusalView(View, frozen=True, gc=False):
-    """Which limit said no, what is left of it, and when it begins anew."""
+    """Which limit refused a use, what is left of it, and when it resets."""
 
     level: Literal["key", "project", "organization", "wallet"]
     """Whose limit it is."""
@@ -23,7 +23,7 @@ class RefusalView(View, frozen=True, gc=False):
     window: Literal["day", "week", "month", "total"] | None
     """Of a quota, its UTC calendar window; null for a wallet."""
     limit: int | None
-    """The quota, or the wallet's credit limit; null: a wallet without end."""
+    """The quota, or the wallet's credit limit; null: a wallet without limit."""
     remaining: int
     """What is left, in its unit."""
     resets_at: Time | None
@@ -31,7 +31,7 @@ class RefusalView(View, frozen=True, gc=False):
 
 
 class QuotaView(View, frozen=True, gc=False):
-    """A quota and where it stands."""
+    """A quota and what is left of it."""
 
     level: Literal["key", "project", "organization"]
     """Whose quota it is."""
@@ -40,11 +40,11 @@ class QuotaView(View, frozen=True, gc=False):
     unit: Literal["micros", "requests"]
     """What is counted: money in micros, or requests."""
     window: Literal["day", "week", "month", "total"]
-    """The UTC calendar window in which it counts; `total` never begins anew."""
+    """The UTC calendar window in which it counts; `total` never resets."""
     limit: int
     """The most in one window."""
     alert_percents: tuple[int, ...]
-    """At these percentages of the limit an event tells of it."""
+    """An event reports when these percentages of the limit are reached."""
     spent: int
     """What was used in the present window, holds included."""
     remaining: int
@@ -74,12 +74,12 @@ def quota_figures(states: Sequence[QuotaState]) -> list[QuotaView]:
 def quotas_of(
     books: Books, level: Level, subject: str, quotas: tuple[Quota, ...], now: Instant
 ) -> list[QuotaView]:
-    """The quotas of one subject and where they stand."""
+    """The quotas of one subject and what is left of them."""
     return quota_figures(states_of(books, ((level, subject, quotas),), now))
 
 
 def refusal_view(refusal: Refusal) -> RefusalView:
-    """Which limit said no, how much is left of it, when it begins anew."""
+    """Which limit refused a use, what is left of it, and when it resets."""
     return RefusalView(
         refusal.level,
         refusal.unit,

@@ -1,4 +1,4 @@
-"""What an error tells the caller: the one way from an exception to an answer."""
+"""The only way from an exception to an answer."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from services.api.asking.secrets import Redactor
 
 log: Final = structlog.get_logger()
 
-_OURS: Final = "The ledger made a mistake; its log has more under the request id."
+_OURS: Final = "The ledger had an internal error; its log has details under the request id."
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 
 class Refusals:
-    """Tells errors as problems (RFC 9457), without a secret that was sent in the wrong field."""
+    """Answers errors as problems (RFC 9457), without secrets that were sent in the wrong field."""
 
     def __init__(self, redactor: Redactor) -> None:
         self._redact = redactor.redact
 
     def answer(self, error: Exception, request_id: str) -> Answer:
-        """The answer to a request that failed so. Anything unforeseen is our fault, told without a detail."""
+        """The answer to a request that failed with this error; an unexpected error's has no details."""
         found, headers = self.problem(error, request_id), headers_of(error)
         if found is None:
             failure = self._redact("".join(traceback.format_exception(error)))
@@ -48,7 +48,7 @@ class Refusals:
         return answer
 
     def problem(self, error: Exception, request_id: str) -> Problem | None:
-        """What one of our own errors tells, wherever that is put; None for a stranger."""
+        """The problem of one of the ledger's own errors, redacted; None for any other exception."""
         found = problem_of(error, request_id)
         if found is None:
             return None
@@ -67,7 +67,7 @@ def use_refused(
     *,
     position: int,
 ) -> ProblemError:
-    """A verdict as a problem: forward-auth's status, but 403 in place of 401 (that is the caller's own)."""
+    """A verdict as a problem, with forward-auth's status, but 403 for 401, which is the caller's own."""
     mapped = keyspace.denial_status.get(code) if keyspace is not None else None
     status = mapped or STATUS_OF_CODE[code]
     return ProblemError(
@@ -85,6 +85,6 @@ def _detail(code: str, refusal: Refusal | None) -> str:
     if refusal is None:
         return f"{title}."
     window = f" per {refusal.window}" if refusal.window not in (None, "total") else ""
-    # A wallet's limit is its credit limit: what is left is no part of that.
+    # A wallet's limit is its credit limit: what is left is not a part of it.
     limit = "" if refusal.level == "wallet" else f" of {refusal.limit}"
     return f"{title}: {refusal.remaining}{limit} {refusal.unit}{window} are left."

@@ -1,4 +1,4 @@
-"""Streams of events: how many there are, for each root key and in all."""
+"""Streams of events: how many are open, for each root key and in total."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _RETRY_SECONDS: Final = 10
 
 
 class Streams(Collector):
-    """Those that are open, by the root key that reads them."""
+    """The open streams, by the root key that reads them."""
 
     def __init__(self, most: int = MOST, most_per_key: int = MOST_PER_KEY) -> None:
         self._most = most
         self._most_per_key = most_per_key
         self._open: dict[str, int] = {}
         self.refused = {"key": 0, "process": 0}
-        """How many were refused, by whose bound."""
+        """How many were refused, by which bound."""
 
     @property
     def open(self) -> int:
@@ -31,7 +31,7 @@ class Streams(Collector):
         return sum(self._open.values())
 
     def take(self, key_id: str) -> StreamSlot:
-        """A place for one more; refused when all are taken."""
+        """A slot for one more; refused if none is left."""
         if self._open.get(key_id, 0) >= self._most_per_key:
             raise self._full("key", f"A root key may have {self._most_per_key} streams of events.")
         if self.open >= self._most:
@@ -44,7 +44,7 @@ class Streams(Collector):
         return ProblemError("too_many_streams", detail, headers={"Retry-After": str(_RETRY_SECONDS)})
 
     def release(self, key_id: str) -> None:
-        """One less."""
+        """Free a slot of this root key."""
         left = self._open.pop(key_id) - 1
         if left:
             self._open[key_id] = left
@@ -53,7 +53,7 @@ class Streams(Collector):
         """For Prometheus."""
         yield GaugeMetricFamily("keyledger_event_streams", "Open streams of events.", value=self.open)
         refused = CounterMetricFamily(
-            "keyledger_event_streams_refused", "Streams of events refused, by whose bound.", labels=["bound"]
+            "keyledger_event_streams_refused", "Streams of events refused, by which bound.", labels=["bound"]
         )
         for whose, times in self.refused.items():
             refused.add_metric([whose], times)
@@ -68,5 +68,5 @@ class StreamSlot:
         self._key_id = key_id
 
     def release(self) -> None:
-        """It is over."""
+        """The stream has ended: free its slot."""
         self._streams.release(self._key_id)

@@ -1,4 +1,4 @@
-"""Times as they are answered: RFC 3339 in UTC."""
+"""Times in answers: RFC 3339 in UTC."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def _second(second: int) -> str:
 
 
 def to_text(at: Instant) -> str:
-    """An instant as text; most times of one answer share their second, so that is written once."""
+    """An instant as text; most times of one answer share their second, whose text is cached."""
     second, micros = divmod(at, SECOND)
     return f"{_second(second)}{micros:06d}Z"
 
 
 def time_of(at: Instant | None) -> str | None:
-    """An instant as text, where there is one."""
+    """An instant as text, if there is one."""
     return None if at is None else to_text(at)

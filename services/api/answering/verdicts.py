@@ -1,4 +1,4 @@
-"""Verdicts as JSON, and what becomes of the items of a batch."""
+"""Verdicts as JSON, and the outcomes of a batch's items."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from services.api.answering.quotas import QuotaView, RefusalView
 from services.api.answering.views import Micros, Position, Time, VerdictCode, View
 
 ONE_OF: Final = "one_of"
-"""Marks what is one of several views, and names them."""
+"""Marks a type that is one of several views, and names them."""
 
 
 class VerdictView(View, frozen=True, kw_only=True):
-    """Whether a secret is good for a use, and if not, why not.
+    """Whether a secret is valid for a use, and if not, why not.
 
-    Every verdict on a secret that exists tells of its key; what the key does not have is absent.
+    Every verdict on a known secret describes its key; what the key does not have is absent.
     """
 
     valid: bool
-    """May the use go ahead?"""
+    """Whether the use may go ahead."""
     code: VerdictCode
     """`valid`, or the first reason why not."""
     key_id: str | UnsetType = UNSET
-    """The key; absent where the secret is not known."""
+    """The key; absent if the secret is not known."""
     organization_id: str | UnsetType = UNSET
     """The key's customer."""
     name: str | UnsetType = UNSET
@@ -36,7 +36,7 @@ class VerdictView(View, frozen=True, kw_only=True):
     kind: Literal["solo", "client", "platform"] | UnsetType = UNSET
     """`solo`: one user; `client`: one company with many users; `platform`: many companies."""
     owner_id: str | UnsetType = UNSET
-    """Your own id of whoever owns the key."""
+    """Your own id of the key's owner."""
     environment: str | UnsetType = UNSET
     """Such as `production`."""
     plan_id: str | UnsetType = UNSET
@@ -44,31 +44,31 @@ class VerdictView(View, frozen=True, kw_only=True):
     scopes: Scopes | UnsetType = UNSET
     """What the key may be used for."""
     metadata: dict[str, Any] | UnsetType = UNSET
-    """Yours, as it was given."""
+    """Your own JSON, as it was given."""
     expires_at: Time | UnsetType = UNSET
-    """From then on the key is `expired`."""
+    """From when on the key is `expired`."""
     quotas: list[QuotaView] | UnsetType = UNSET
-    """Every quota that the use was checked against; absent where there is none."""
+    """All quotas that the use was checked against; absent if there are none."""
     wallet_available_micros: Micros | UnsetType = UNSET
     """What the customer's wallet has left, in micros; absent for a key without an organization."""
     rate_limits: list[RateLimitAnswer] | UnsetType = UNSET
-    """Where each rate limit stands; absent where there is none."""
+    """What is left of each rate limit; absent if there is none."""
     charge: ChargeView | UnsetType = UNSET
-    """With `cost_micros`, where it was granted: the charge."""
+    """With `cost_micros`, if it was granted: the charge."""
     reservation: ReservationView | UnsetType = UNSET
-    """With `reserve_micros`, where it was granted: the reservation."""
+    """With `reserve_micros`, if it was granted: the reservation."""
     replayed: bool | UnsetType = UNSET
-    """Where money moved: was this request id carried out before? It counted then."""
+    """If money moved: whether this request id was carried out before; if so, it counted only then."""
     refusal: RefusalView | UnsetType = UNSET
-    """Where a quota or the wallet said no: which limit, and what is left of it."""
+    """If a quota or the wallet refused it: which limit, and what is left of it."""
     position: Position
 
 
 class ChargeResult(ChargedView, frozen=True, kw_only=True):
-    """What became of an item that was charged."""
+    """The outcome of an item that was charged."""
 
     status: Literal[201]
-    """As if it had been sent alone."""
+    """The status as if it had been sent alone."""
 
 
 def _one_of(*kinds: type[View | Problem]) -> msgspec.Meta:
@@ -76,16 +76,16 @@ def _one_of(*kinds: type[View | Problem]) -> msgspec.Meta:
 
 
 class VerdictsView(View, frozen=True, kw_only=True):
-    """Verdicts in the order of the questions."""
+    """Verdicts in the order of the items."""
 
     results: list[Annotated[dict[str, Any], _one_of(VerdictView, Problem)]]
-    """A verdict for each question; a problem for one that cannot be taken as it is."""
+    """A verdict for each item; a problem for an invalid one."""
     position: Position
 
 
 class ChargesView(View, frozen=True, kw_only=True):
-    """What became of charges, in their order."""
+    """The outcomes of charges, in the order of the items."""
 
     results: list[Annotated[dict[str, Any], _one_of(ChargeResult, Problem)]]
-    """For each item its answer as if it had been sent alone: `status` tells a charge from a problem."""
+    """Each item's answer as if it had been sent alone; `status` tells a charge from a problem."""
     position: Position

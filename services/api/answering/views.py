@@ -1,4 +1,4 @@
-"""What all have that is shown as JSON: times, positions, amounts. Each thing has a file of its own."""
+"""What all JSON views share: times, positions, amounts. Each kind of view has a file of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Time = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 Position = Annotated[
     str,
     msgspec.Meta(
-        description="Opaque: where it stands in the log; of an answer, up to where it is true.",
+        description="Opaque: its place in the log; of an answer, the position up to which it is true.",
         examples=["0-1042"],
     ),
 ]

@@ -1,1 +1,1 @@
-"""What comes in: a request, who sends it, what it holds."""
+"""Requests: their callers, their contents."""

@@ -1,4 +1,4 @@
-"""One request, from its headers to what its handler is given."""
+"""One request, from its headers to the arguments of its handler."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ B = TypeVar("B")
 
 MAX_BODY_BYTES: Final = 1_048_576
 CONFLICTING: Final = b"\0"
-"""In place of a header that was sent twice, with different values; no server lets it through as one."""
+"""Replaces a header that was sent twice with different values; no server accepts it as a header's value."""
 HUNG_UP: Final = "keyledger.hung_up"
-"""The extension of a scope by which our server tells whether the client has closed its end."""
+"""The extension of a scope in which the ledger's server tells whether the client has closed its end."""
 _MOST_REQUEST_ID: Final = 128
 _LONG_TEXT: Final = 22
 _NO_EXTENSIONS: Final[dict[str, Any]] = {}
@@ -54,14 +54,14 @@ _KEPT_AS: Final = {
     b"idempotency-key": "idempotency_key",
     b"if-match": "if_match",
 }
-"""Headers that are ours to read, and where they are kept."""
+"""The headers that a call reads, and the attributes that hold them."""
 
 
 _FEW_HAVE: Final = frozenset({b"x-keyledger-position", b"idempotency-key", b"if-match"})
 
 
 class ClientGoneError(Exception):
-    """The client hung up: nobody would hear the answer."""
+    """The client has hung up, so there is no one to answer."""
 
 
 def new_request_id() -> str:
@@ -70,7 +70,7 @@ def new_request_id() -> str:
 
 
 async def hung_up() -> Message:
-    """`receive` of a request that came whole, and is not waited for."""
+    """`receive` of a request that has arrived whole."""
     return {"type": "http.disconnect"}
 
 
@@ -80,11 +80,11 @@ class Call(Generic[Q, B]):
     A header that was sent twice with different values is `CONFLICTING`.
     """
 
-    # Defaults stand here and not in `__init__`: most requests leave nearly all of them as they are.
+    # Defaults are here and not in `__init__`: most requests leave nearly all of them unchanged.
     query: Q = NO_QUERY  # type: ignore[assignment]  # of a route that takes none
     body: B
     caller: Caller
-    """The root key that asks, on a route that needs one."""
+    """The root key that calls, on a route that needs one."""
     data = b""
     path: dict[str, str] = {}  # noqa: RUF012  # never written to: a route's own takes its place
     operation: Operation | None = None
@@ -94,19 +94,19 @@ class Call(Generic[Q, B]):
     idempotency_key: bytes | None = None
     if_match: bytes | None = None
     forwarded: bytes | None = None
-    """What another ledger process says of a request that it passes on; to be verified."""
+    """The mark of another ledger process that forwards this request; still to be verified."""
     waited_past, refused_in = 0, ""
-    """The refusal (its number, and in whose tenure) that its client is known to have waited past."""
+    """The last refusal (its number and tenure) that its client is known to have waited past."""
     is_tried_again = False
-    """Is it tried here by whoever would pass it on, because this process has become the owner?"""
+    """Whether it was to be forwarded and is tried here, because this process has become the owner."""
     lost: Exception | None = None
-    """Why it came to nothing then."""
+    """Why that try failed."""
     given_id: bytes | None = None
     says_more = False
-    """Has it a header of ours that few have: a key, a version, a position?"""
+    """Whether it has a header that few requests have: an Idempotency-Key, a version or a position."""
     prefix = ""
-    """What positions begin with, and the epoch: both of when it was let in. Where the epoch is raised
-    meanwhile, the answer may be of what was lost, and must not pass for what is known now."""
+    """The beginning of positions, and the epoch, both as of when it was admitted. If the epoch is raised
+    meanwhile, the answer may contain lost events, and must not look like one of the new epoch."""
     epoch = 1
     _received = False
     _desk: Desk | None = None
@@ -127,7 +127,7 @@ class Call(Generic[Q, B]):
                     self._keep(name, value)
         client = scope["client"]
         self.peer: str | None = client[0] or None if client else None
-        """Where it came from; the client's address where a trusted proxy forwards."""
+        """The address that it came from; the client's address if a trusted proxy forwards it."""
 
     def as_it_came_in(self, headers: Sequence[tuple[bytes, bytes]], peer: str) -> Call[Q, B]:
         """The same call with other headers, and from this address (empty: a unix socket)."""
@@ -145,7 +145,7 @@ class Call(Generic[Q, B]):
         if name == b"x-request-id":
             self._request_id = self.own_id
 
-    # -- what it is known by
+    # -- its method and ids
 
     @property
     def method(self) -> str:
@@ -155,7 +155,7 @@ class Call(Generic[Q, B]):
 
     @property
     def request_id(self) -> str:
-        """Its trace id: the client's own, or one that is made when it is asked for."""
+        """Its trace id: the client's own, or one that is made when it is first needed."""
         if self._request_id is None:
             self._request_id = f"{_PREFIX}{next(_numbers):x}"
         return self._request_id
@@ -169,12 +169,12 @@ class Call(Generic[Q, B]):
 
     @property
     def has_long_id(self) -> bool:
-        """Did the client give its trace id, and could that hold a secret?"""
+        """Whether the client sent a trace id that is long enough to contain a secret."""
         return self._request_id is not None and len(self._request_id) >= _LONG_TEXT
 
     @property
     def own_id(self) -> str | None:
-        """The client's own trace id, if it can stand in a header. Whether it holds a secret is not judged."""
+        """The client's own trace id, if a header may contain it. It is not checked for secrets."""
         return None if self.given_id is None else _sane(self.given_id)
 
     def settle_id(self, may_be_shown: Callable[[str], bool]) -> None:
@@ -189,18 +189,18 @@ class Call(Generic[Q, B]):
     # -- its body
 
     async def read(self) -> None:
-        """Receive the whole body; refused when it is absurdly large."""
+        """Receive the whole body; refused if it is larger than the limit."""
         if not self._received:
             await self.take(await self.receive())
 
     async def take(self, message: Message) -> None:
-        """The first message of the body, and those behind it."""
+        """Take the first message of the body, and receive the rest."""
         if not self.takes_all(message):
             self.data = await self._read_on(message.get("body", b""))
             self._received = True
 
     def takes_all(self, message: Message) -> bool:
-        """Take a message that is the whole body, as nearly all are. False: it is the first of several."""
+        """Take a message that is the whole body, as nearly all are. False if it is the first of several."""
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         if message.get("more_body"):
@@ -228,27 +228,27 @@ class Call(Generic[Q, B]):
         return b"".join(parts)
 
     def _too_large(self) -> ProblemError:
-        # What is left of the body is not read, so the connection cannot be used again.
+        # The rest of the body is not read, so the connection cannot be used again.
         return ProblemError(
-            "body_too_large", f"A body may hold {self.limit} bytes.", headers={"Connection": "close"}
+            "body_too_large", f"A body may have at most {self.limit} bytes.", headers={"Connection": "close"}
         )
 
-    # -- whether somebody waits
+    # -- whether its client still waits
 
     def must_be_waited_for(self) -> None:
-        """Raise ClientGoneError if the client has hung up, as the connection itself says.
+        """Raise ClientGoneError if the client has hung up, according to the connection itself.
 
-        In a process that slept, the request and the end of its connection came in together: what the
-        server was told so far is that there is a request.
+        In a process that slept, the request and the end of its connection arrive together, and the server
+        has only seen the request so far.
         """
         look = self.scope.get("extensions", _NO_EXTENSIONS).get(HUNG_UP)
         if look is not None and look():
             raise ClientGoneError
 
     async def gone(self) -> None:
-        """Returns when the client has hung up; for answers that go on for long.
+        """Returns when the client has hung up; for answers that take long.
 
-        A body that was not read before goes by here, and `read` must not wait for it then.
+        A body that was not read before is consumed here, and `read` must not wait for it afterwards.
         """
         while (message := await self.receive())["type"] != "http.disconnect":
             self._received = self._received or not message.get("more_body", False)
@@ -257,7 +257,7 @@ class Call(Generic[Q, B]):
 
     @property
     def reader(self) -> Reader:
-        """Reads projections, and the log itself."""
+        """Reads the projections and the log itself."""
         return self.api.reader
 
     @property
@@ -272,13 +272,13 @@ class Call(Generic[Q, B]):
 
     @property
     def caller_id(self) -> str | None:
-        """Its id, as far as it was recognised."""
+        """The caller's id, if it was recognised."""
         caller: Caller | None = getattr(self, "caller", None)
         return None if caller is None else caller.key_id
 
     @property
     def asking(self) -> Asking:
-        """Who asks, and from where, as commands of management carry it."""
+        """The caller and its origin, as management commands carry them."""
         origin = Origin(
             ip=self.peer,
             user_agent=user_agent_of(self.scope["headers"], self.api.redactor),
@@ -288,34 +288,34 @@ class Call(Generic[Q, B]):
 
     @property
     def now(self) -> Instant:
-        """The time in the ledger, which never steps back."""
+        """The ledger's time, which never goes back."""
         return self.ledger.time.now()
 
     @property
     def desk(self) -> Desk:
-        """Committed state as the caller may see it: the domain's own rules, for reading."""
+        """A desk for reading committed state as the caller may see it, by the domain's rules."""
         if self._desk is None:
             self._desk = self.ledger.desk(self.asking)
         return self._desk
 
     def number_of(self, text: str) -> int | None:
-        """The number of a position that the log has told; None where the text is no position of this log.
+        """The number of a position of the log; None if the text is not a position of this log.
 
-        Raises ProblemError (410) for one of another epoch, or that the log has not reached: it was told by
-        a log that has lost events since, and by its number it would be another event than the one seen.
+        Raises ProblemError (410) for one of another epoch, or that the log has not reached: it is of a log
+        that has lost events since, and its number would name another event than the one that was seen.
         """
         return number_of(self.ledger, text, self.prefix)
 
     def next_cursor(self, cursor: str | None) -> str | None:
-        """A list's cursor as the outside sees it: it says its epoch, as positions do."""
+        """A list's cursor as clients get it: with its epoch, as positions have it."""
         return with_epoch(cursor, self.epoch)
 
     def place(self, number: int) -> str:
-        """A position as the outside sees it."""
+        """A position as clients get it."""
         return format_position(self.prefix, number)
 
 
 def _sane(request_id: bytes) -> str | None:
-    """A caller's own trace id, if it can stand in a header and a log line."""
+    """A caller's own trace id, if a header and a log line may contain it."""
     text = str(request_id, "latin-1")
     return text if 0 < len(text) <= _MOST_REQUEST_ID and text.isascii() and text.isprintable() else None

@@ -1,4 +1,4 @@
-"""Who calls: the root key behind `Authorization: Bearer kl_root_...`, looked up in committed state."""
+"""The caller: the root key in `Authorization: Bearer kl_root_...`, looked up in committed state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from services.api.asking.call import CONFLICTING
 from services.ledger.ledger_time import LedgerTime
 
 _FORGET_AT: Final = 10_000
-_SHOW: Final = "Show a root key: Authorization: Bearer kl_root_..."
+_SHOW: Final = "Send a root key: Authorization: Bearer kl_root_..."
 _UNAUTHENTICATED: Final = {
     "not_found": "This is not a root key of this ledger.",
     "revoked": "This root key is revoked.",
@@ -37,28 +37,28 @@ _FORBIDDEN: Final = {
 
 
 class _Known(NamedTuple):
-    """A caller, and the facts that it rests on."""
+    """A caller, and the facts that it depends on."""
 
     digest: bytes
     facts: KeyFacts
     caller: Caller
     always: bool
-    """Can nothing but a change make the caller's key bad?"""
+    """Whether only a change can invalidate the caller's key."""
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """A root key that may ask."""
+    """A root key that was recognised."""
 
     key_id: str
     organization_id: str | None
     keyspace_id: str | None
-    """The keyspace it is bound to; None: all."""
+    """The keyspace that it is bound to; None: all."""
     permissions: frozenset[str]
     asking: Asking
 
 
 class CallersLedger(Protocol):
-    """What is needed to recognise a caller."""
+    """What recognising a caller needs of the ledger."""
 
     books: Books
     facts: FactsBook
@@ -66,23 +66,24 @@ class CallersLedger(Protocol):
 
 
 class Callers(Collector):
-    """Recognises root keys; what was gathered of one is kept until it changes. Counts those it refuses."""
+    """Recognises root keys; each is cached until it changes. Counts those that it refuses."""
 
     def __init__(self, ledger: CallersLedger) -> None:
         self._books, self._time = ledger.books, ledger.time
         self._facts, self._kept = ledger.facts, ledger.facts.kept
         self._known = BoundedCache[bytes, _Known](_FORGET_AT)
         self._welcome = BoundedCache[bytes, _Known](_FORGET_AT)
-        """By a digest of the whole header (BLAKE2s takes half of SHA-256's time, and it stands nowhere
-        else); only those that are good always."""
+        """By a digest of the whole header (BLAKE2s takes half of SHA-256's time, and the digest is used
+        nowhere else); only keys that nothing but a change can invalidate."""
         self._welcome_of = self._welcome.get
         self._refused: dict[str, int] = {}
-        """How many were refused, by what was wrong with them."""
+        """How many were refused, by reason."""
 
     def admit(self, authorization: bytes | None, permissions: tuple[str, ...], peer: str | None) -> Caller:
-        """The caller, who must hold one of these permissions.
+        """The caller, which must have one of these permissions.
 
-        Raises ProblemError: 401 for who it is, 403 for what it may, 400 where two callers are named.
+        Raises ProblemError: 401 if it is not recognised, 403 if it is not permitted, 400 if the request
+        names two callers.
         """
         known = self._welcome_of(blake2s(authorization or b"").digest())
         if known is not None:
@@ -117,7 +118,7 @@ class Callers(Collector):
         return caller
 
     def find(self, secret: bytes, peer: str | None) -> Caller | str:
-        """The caller with this secret, or the code that says why there is none."""
+        """The caller with this secret, or the code of the reason why there is none."""
         digest = sha256(secret).digest()
         known = self._known.get(digest)
         if known is not None and known.always and self._kept(digest) is known.facts:
@@ -125,7 +126,7 @@ class Callers(Collector):
         facts = self._facts.find(digest)
         if facts is None or facts.keyspace_id != ROOT_KEYSPACE_ID:
             return self._count("not_found")
-        # A root key's own permissions are looked at by whoever asked for it: here only whether it works.
+        # Only whether the root key works is checked here; the calling function checks its permissions.
         code = judge_key(facts, peer, self._time.now())
         if code != VALID:
             return self._count(code)
@@ -138,9 +139,9 @@ class Callers(Collector):
         return reason
 
     def collect(self) -> Iterator[Metric]:
-        """For Prometheus: a root key that somebody guesses, or goes on using after its end, is seen here."""
+        """For Prometheus: shows guessed root keys, and keys that are still used after their end."""
         refused = CounterMetricFamily(
-            "keyledger_root_keys_refused", "Requests refused for their root key.", labels=["reason"]
+            "keyledger_root_keys_refused", "Requests refused because of their root key.", labels=["reason"]
         )
         for reason, times in self._refused.items():
             refused.add_metric([reason], times)

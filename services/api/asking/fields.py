@@ -1,4 +1,4 @@
-"""Fields as they are sent: their types and bounds, shared by all bodies."""
+"""Fields of requests: their types and bounds, shared by all bodies."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_METADATA_BYTES: Final = 16_384
 METADATA: Final = "is_metadata"
 """Marks a field that holds the caller's own JSON."""
 NOT_KEPT: Final = "not_kept"
-"""Marks ids by which something is only looked up."""
+"""Marks ids that are used for look-ups only."""
 CREDENTIAL: Final = "credential"
-"""Marks the fields in which a secret is meant to stand."""
+"""Marks the fields that are meant to contain a secret."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S", examples=["Checkout"])]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 ForeignId = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-"""An id out of the caller's own world: an owner, an external id."""
+"""An id of the caller's own: an owner, an external id."""
 Environment = Annotated[str, msgspec.Meta(min_length=1, max_length=100, examples=["production"])]
 ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=200, examples=["gpt-5"])]
 Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
@@ -37,7 +37,9 @@ Addresses = Annotated[tuple[Address, ...], msgspec.Meta(max_length=200)]
 Metadata = Annotated[
     dict[str, Any],
     msgspec.Meta(
-        description=f"Yours; at most {MAX_METADATA_BYTES} bytes as JSON, and {MAX_METADATA_DEPTH} deep.",
+        description=(
+            f"Your own JSON; at most {MAX_METADATA_BYTES} bytes, nested at most {MAX_METADATA_DEPTH} deep."
+        ),
         extra={METADATA: True},
     ),
 ]
@@ -50,11 +52,11 @@ Percent = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a request carries; unknown fields are refused."""
+    """The body of a request; unknown fields are refused."""
 
 
 class NoBody(Body, frozen=True, kw_only=True):
-    """Nothing is needed."""
+    """No body is needed."""
 
 
 class QuotaBody(Body, frozen=True, kw_only=True):
@@ -63,22 +65,22 @@ class QuotaBody(Body, frozen=True, kw_only=True):
     unit: Literal["micros", "requests"]
     """What is counted: money in micros, or requests."""
     window: Literal["day", "week", "month", "total"]
-    """The UTC calendar window in which it counts; `total` never begins anew."""
+    """The UTC calendar window in which it counts; `total` never resets."""
     limit: Amount
     """The most in one window, in its unit."""
     alert_percents: Annotated[tuple[Percent, ...], msgspec.Meta(max_length=20)] = ()
-    """At these percentages of the limit an event tells of it."""
+    """An event reports when these percentages of the limit are reached."""
 
 
 class RateLimitBody(Body, frozen=True, kw_only=True):
-    """Requests per seconds; with a provider, only uses that name it count."""
+    """A number of requests per number of seconds; with a provider, only uses that name it count."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=100, examples=["burst"])]
     """Your own name of it, unique on the key."""
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
     """The most requests in a window."""
     window_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
-    """How long a window is."""
+    """The length of a window."""
     provider: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     """Only uses that name this provider count; null: all."""
 
@@ -87,7 +89,7 @@ class ScopesBody(Body, frozen=True, kw_only=True):
     """What a key may be used for; a dimension left out stays as it was (at creation: `"*"`)."""
 
     permissions: Allowed | UnsetType = UNSET
-    """Permissions that uses may ask for, or `*` for all."""
+    """Permissions that uses may need, or `*` for all."""
     projects: Allowed | UnsetType = UNSET
     """Projects that uses may name, or `*` for all."""
     models: Allowed | UnsetType = UNSET
@@ -132,8 +134,8 @@ def instant_of(when: datetime | None, field: str = "expires_at") -> Instant | No
 
 
 def instant_at(when: datetime, field: str) -> Instant:
-    """A time as the domain takes it; one that no calendar in UTC can show is refused."""
+    """A time as the domain takes it; one outside of the years 1 to 9999 in UTC is refused."""
     try:
         return from_datetime(when.astimezone(UTC))
     except OverflowError:
-        raise invalid(field, "a time from year 1 to year 9999 in UTC") from None
+        raise invalid(field, "must be from year 1 to year 9999 in UTC") from None

@@ -1,4 +1,4 @@
-"""Bodies and queries: read strictly, in one place, and what is wrong is named by its field."""
+"""Bodies and queries are read strictly, in one place, and errors name the field."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from services.api.asking.fields import CREDENTIAL, MAX_METADATA_BYTES, METADATA,
 T = TypeVar("T", bound=msgspec.Struct)
 
 HoldsSecret = Callable[[str], bool]
-"""Does a text hold what looks like a secret of a keyspace?"""
+"""Whether a text contains what looks like a secret of a keyspace."""
 
 _MOST_PARAMETERS: Final = 100
 _INT64: Final = range(-(2**63), 2**63)
 _NOT_IN_TEXT: Final = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""Unicode's control characters but tab and line breaks, what turns the direction of text around
-(CVE-2021-42574), and half surrogate pairs."""
+"""Unicode's control characters except tab and line breaks, characters that change the direction of text
+(CVE-2021-42574), and halves of surrogate pairs."""
 _MAY_SPELL_ONE: Final = re.compile(
     rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xaa-\xae]|\xe2\x81[\xa6-\xa9]"
     rb"|\\[bf]|\\u(?:00[01789]|20[26]|[dD][89a-fA-F])"
 )
-"""In a body that the decoder takes, no character of `_NOT_IN_TEXT` is spelled otherwise."""
+"""The only encodings of characters of `_NOT_IN_TEXT` in a body that the decoder accepts."""
 _BACKSLASH, _DELETE = 0x5C, 0x7F
 _HALF_A_PAIR: Final = re.compile(
     rb"(?<!\\)((?:\\\\)*+)"
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2}))"
 )
-"""A pair of surrogates, or half of one; behind it no backslash but escaped ones."""
+"""A pair of surrogates, or half of one; before it only escaped backslashes."""
 _LETTERS: Final = ascii_letters + digits
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
@@ -49,25 +49,25 @@ _PLACE: Final = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
 
 
 class BodyReader(Generic[T]):
-    """Reads bodies of one kind. No body is the same as an empty object.
+    """Reads bodies of one type. A missing body is the same as an empty object.
 
-    Raises ProblemError, which names the field: `malformed_body` for what is no JSON, `invalid_request` for
-    the rest. Beside what the kind asks for, no text holds control characters or (but where it is meant to)
-    a secret, for names, tags and reasons are shown, searched and kept; integers are of 64 bits; metadata
-    is small and flat.
+    Raises ProblemError, which names the field: `malformed_body` if it is not JSON, `invalid_request` for all
+    else. In addition to the type's own rules, no text may contain control characters or (except in fields
+    for secrets) a secret, since names, tags and reasons are shown, searched and stored; integers have 64
+    bits; metadata is small and flat.
     """
 
     def __init__(self, kind: type[T]) -> None:
         self._decode = msgspec.json.Decoder(kind).decode
-        # What a decoder passes over, it does not look at: it may be no JSON at all.
+        # What a decoder skips, it does not check: it may not even be JSON.
         self._passes_over = not kind.__struct_config__.forbid_unknown_fields
         self._looks = _looked_at(kind)
         self._pick = _picker([kind.__struct_fields__.index(name) for name, _ in self._looks])
-        # Most requests leave most fields out, and are through with one comparison.
+        # Most requests leave most fields out, and need only one comparison.
         self._nothing = (None,) * len(self._looks)
 
     def __call__(self, data: bytes, holds_secret: HoldsSecret) -> T:
-        """The body."""
+        """Read the body."""
         data = data or b"{}"
         try:
             body = self._decode(data)
@@ -83,7 +83,7 @@ class BodyReader(Generic[T]):
         return body
 
     def look_at(self, body: T, holds_secret: HoldsSecret, *, spelled: bool) -> None:
-        """Refuse what the kind says nothing of; `spelled`: may there be control characters in it?"""
+        """Check what the type does not; `spelled`: whether the body may contain control characters."""
         values = self._pick(astuple(body))
         if values != self._nothing:
             self._look_at(values, holds_secret)
@@ -91,16 +91,16 @@ class BodyReader(Generic[T]):
             _refuse_control_characters(body)
 
     def _look_at(self, values: tuple[Any, ...], holds_secret: HoldsSecret) -> None:
-        # Of those that are given: UNSET is false, too.
+        # Only given fields: UNSET is false, too.
         for (name, look), value in zip(compress(self._looks, values), filter(None, values), strict=True):
             look(value, name, holds_secret)
 
     def _decoded(self, data: bytes) -> tuple[T, bytes]:
-        """Of a body that the decoder does not take as it is."""
+        """Decode a body that the decoder does not accept as it is."""
         marked = _marked(data)
         try:
             with suppress(msgspec.ValidationError):
-                msgspec.json.decode(marked)  # what is cut off is no JSON, whatever its first half says
+                msgspec.json.decode(marked)  # a truncated body is not JSON, whatever its first half contains
             return self._decode(marked), marked
         except msgspec.ValidationError as error:
             raise complaint(str(error)) from None
@@ -109,9 +109,9 @@ class BodyReader(Generic[T]):
 
 
 class BatchReader(Generic[T]):
-    """Reads many bodies in one, each on its own: a bad one spoils only itself, and is what is wrong with it.
+    """Reads a batch of bodies, each on its own: an invalid one becomes its error, and the others are read.
 
-    `batch` has them as its `items`, and bounds how many there may be.
+    `batch` has them as its `items`, and bounds their number.
     """
 
     def __init__(self, kind: type[T], batch: type[Any]) -> None:
@@ -126,11 +126,11 @@ class BatchReader(Generic[T]):
         )
 
     def __call__(self, data: bytes, holds_secret: HoldsSecret) -> list[T | ProblemError]:
-        """Each item's body or refusal, in order; or a problem with what stands around them."""
+        """Each item's body or refusal, in order; raises ProblemError if the body around them is invalid."""
         try:
             items: list[T] = self._whole(data).items
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            # One by one takes seven times as long, so only where one cannot be decoded.
+            # One by one takes seven times as long, so it is done only if one cannot be decoded.
             return [self._read(bytes(one), holds_secret) for one in self._apart(data, holds_secret).items]
         spelled = may_spell_one(data)
         return [self._looked_at(one, holds_secret, spelled=spelled) for one in items]
@@ -151,14 +151,14 @@ class BatchReader(Generic[T]):
 
 @cache
 def reader_of(kind: type[T]) -> BodyReader[T]:
-    """What reads bodies of this kind."""
+    """The reader of bodies of this type."""
     return BodyReader(kind)
 
 
 def read_query(query: bytes, kind: type[T], *, others: Callable[[str], bool] | None = None) -> T:
     """The query parameters; an unknown or repeated one is refused by its name.
 
-    `others` says which names are somebody else's, and are passed over.
+    `others` says which names belong to others; these are ignored.
     """
     given: dict[str, str] = {}
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
@@ -170,21 +170,21 @@ def read_query(query: bytes, kind: type[T], *, others: Callable[[str], bool] | N
         if name in given:
             raise invalid(name, "is given twice")
         if _NOT_IN_TEXT.search(value):
-            raise invalid(name, "must not hold control characters")
+            raise invalid(name, "must not contain control characters")
         given[name] = value
     try:
         asked = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise _with_choices(complaint(str(error)), kind) from None
     for field in msgspec.structs.fields(kind):
-        # The word `null` is read as nothing given: a filter with it would list everything.
+        # The word `null` would be read as no value: a filter with it would list everything.
         if field.encode_name in given and getattr(asked, field.name) is None:
             raise _with_choices(invalid(field.encode_name, "must not be null"), kind)
     return asked
 
 
 def _with_choices(problem: ProblemError, kind: type[Any]) -> ProblemError:
-    """The same; of a parameter that is one of a few names, it says which there are."""
+    """The same problem; if the parameter takes one of a few names, the message lists them."""
     for field in msgspec.structs.fields(kind):
         names = [name for each in (field.type, *get_args(field.type)) for name in _names_in(each)]
         if names and problem.errors[0].field == field.encode_name:
@@ -197,25 +197,25 @@ def _names_in(annotation: Any) -> tuple[str, ...]:
 
 
 def read_pairs(query: bytes) -> list[tuple[str, str]]:
-    """Names and values as they stand in a query."""
+    """The names and values of a query, in order."""
     try:
         return parse_qsl(
             query.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS
         )
     except ValueError:
-        raise invalid("query", "percent-encoded UTF-8") from None
+        raise invalid("query", "must be percent-encoded UTF-8") from None
 
 
 def beginning(text: str, most: int = 100) -> str:
-    """What an answer repeats of a text. Where it is cut, nothing is left of a secret that was cut through."""
+    """The part of a text that an answer repeats. If it is cut, no part of a secret is left at its end."""
     return text if len(text) <= most else text[:most].rstrip(_LETTERS) + "..."
 
 
 def malformed() -> ProblemError:
-    """The body is no JSON at all."""
+    """The body is not JSON."""
     return ProblemError(
         "malformed_body",
-        "The body is not JSON in UTF-8, or is nested too deep.",
+        "The body is not JSON in UTF-8, or is nested too deeply.",
         errors=(FieldError(field="body", message="JSON in UTF-8"),),
     )
 
@@ -235,12 +235,12 @@ def complaint(message: str) -> ProblemError:
     return invalid(field, sentence.replace("`", ""))
 
 
-# -- what is looked at, whatever the kind
+# -- what is checked in bodies of all types
 
 
 def may_spell_one(data: bytes) -> bool:
-    """May a text in this body hold a character that no text may hold? Nearly all are cleared by this look."""
-    # A number is looked for eight times as fast as a byte string of one.
+    """Whether a text in this body may contain a character that no text may contain; seldom true."""
+    # Searching for a number is eight times as fast as for a byte string of length 1.
     if data.isascii() and _BACKSLASH not in data and _DELETE not in data:
         return False
     return _MAY_SPELL_ONE.search(data) is not None
@@ -250,7 +250,7 @@ _Look = Callable[[Any, str, HoldsSecret], None]
 
 
 def _looked_at(kind: type[msgspec.Struct]) -> list[tuple[str, _Look]]:
-    """The fields of a kind that may hold what it says nothing of, and how each is looked at."""
+    """The fields of a type whose values need a further check, and the check of each."""
     found: list[tuple[str, _Look]] = []
     for field in msgspec.structs.fields(kind):
         about = msgspec.inspect.type_info(field.type)
@@ -266,7 +266,7 @@ def _looked_at(kind: type[msgspec.Struct]) -> list[tuple[str, _Look]]:
 
 
 def _picker(places: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Takes what stands at these places: a third of what an attrgetter of as many fields costs."""
+    """Picks the values at these indexes; costs a third of an attrgetter of as many fields."""
     return itemgetter(*places) if len(places) > 1 else lambda values: tuple(values[one] for one in places)
 
 
@@ -305,10 +305,10 @@ def _kinds_of(about: msgspec.inspect.Type) -> Iterator[type]:
 
 def _look_at_metadata(value: dict[str, Any], path: str, holds_secret: HoldsSecret) -> None:
     if is_deeper(value):
-        raise invalid(path, f"nested at most {MAX_METADATA_DEPTH} deep")
+        raise invalid(path, f"may be nested at most {MAX_METADATA_DEPTH} deep")
     _look_into(value, path, holds_secret)
     if len(msgspec.json.encode(value)) > MAX_METADATA_BYTES:
-        raise invalid(path, f"at most {MAX_METADATA_BYTES} bytes as JSON")
+        raise invalid(path, f"may have at most {MAX_METADATA_BYTES} bytes as JSON")
 
 
 def _look_at_text(value: str, path: str, holds_secret: HoldsSecret) -> None:
@@ -322,17 +322,17 @@ def _look_into(value: Any, path: str, holds_secret: HoldsSecret) -> None:
             if holds_secret(leaf):
                 raise _shows_secret(at)
         elif isinstance(leaf, int) and leaf not in _INT64:
-            raise invalid(at, "beyond a signed 64-bit integer")
+            raise invalid(at, "exceeds a signed 64-bit integer")
 
 
 def _refuse_control_characters(body: msgspec.Struct) -> None:
     for leaf, at in _leaves(body, ""):
         if isinstance(leaf, str) and _NOT_IN_TEXT.search(leaf):
-            raise invalid(at or "body", "must not hold control characters")
+            raise invalid(at or "body", "must not contain control characters")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[Any, str]]:
-    """Texts, numbers and names, each with the path where it stands."""
+    """Texts, numbers and names, each with its path."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield name, path
@@ -347,21 +347,21 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[Any, str]]:
         yield value, path
 
 
-@cache  # asked for each of a thousand keys in one import
+@cache  # called for each of a thousand keys in one import
 def _fields_of(kind: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
-    """The names of a struct's fields, here and outside."""
+    """The names of a struct's fields, in Python and in JSON."""
     return tuple((field.name, field.encode_name) for field in msgspec.structs.fields(kind))
 
 
 def _shows_secret(path: str) -> ProblemError:
-    return invalid(path, "holds what looks like a secret; it belongs nowhere else")
+    return invalid(path, "contains what looks like a secret, which may not be here")
 
 
 def _marked(data: bytes) -> bytes:
-    """The same with a NUL's escape for each half of a surrogate pair, which is no character either.
+    """The same body, with the escape of NUL (not allowed either) for each half of a surrogate pair.
 
-    The decoder takes a body with one for no JSON at all, though it is; so the field can be named, and
-    the other items of a batch are answered.
+    The decoder treats a body with such a half as malformed, although it is JSON; this way the field can be
+    named, and the other items of a batch are answered.
     """
     return _HALF_A_PAIR.sub(lambda found: found[1] + rb"\u0000" if found[2] else found[0], data)
 

@@ -1,4 +1,4 @@
-"""Secrets stay out of what is shown, kept or written down: the one place that finds them."""
+"""Finds secrets, so that they are never shown, stored or logged; the only place that does."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from services.redaction import SHORTEST_SECRET, may_hold_secret, without_long_ru
 
 
 class Redactor:
-    """Takes secrets of all keyspaces out of what is shown or written down.
+    """Removes secrets of all keyspaces from text that is shown or logged.
 
-    A process that does not own the partition may not have heard of a keyspace yet. While it is not
-    `sure` to know them all, whatever could be a secret is taken for one.
+    A process that does not own the partition may not know a keyspace yet. While it is not `sure` to
+    know them all, everything that could be a secret is treated as one.
     """
 
     def __init__(self, books: Books, sure: Callable[[], bool]) -> None:
@@ -23,8 +23,8 @@ class Redactor:
 
     @property
     def shapes(self) -> tuple[SecretShape, ...]:
-        """What the secrets of all keyspaces look like."""
-        # In one step: log lines are written in other threads too.
+        """The shapes of the secrets of all keyspaces."""
+        # In one step: log lines are also written in other threads.
         keyspaces = tuple(self._books.keyspaces.values())
         mark = sum(keyspace.version for keyspace in keyspaces)
         known = self._known
@@ -43,18 +43,18 @@ class Redactor:
         return told if self._sure() else without_long_runs(told)
 
     def holds_secret(self, text: str) -> bool:
-        """Is there something in it that looks like a secret of a keyspace that is known here?"""
+        """Whether it contains what looks like a secret of a keyspace that is known here."""
         if len(text) < SHORTEST_SECRET:
             return False
         return may_hold_secret(text) and any(shape.anywhere.search(text) for shape in self.shapes)
 
     def may_be_shown(self, text: str) -> bool:
-        """Is it certain that there is no secret in it?"""
+        """Whether it certainly contains no secret."""
         return self.redact(text) == text
 
 
 def known_shapes(shapes: Iterable[SecretShape]) -> Iterator[SecretShape]:
-    """Shapes that can be told from other text: those of imported secrets only where they have a prefix."""
+    """Shapes that can be told from other text: those of imported secrets only if they have a prefix."""
     for shape in shapes:
         accepted = tuple(one for one in shape.accepted if one.prefix)
         yield (

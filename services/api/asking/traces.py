@@ -1,4 +1,4 @@
-"""Where a request came from, and how it may be written down."""
+"""Where a request came from, and how it may be logged."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str | None:
 
 
 def user_agent_of(headers: Iterable[tuple[bytes, bytes]], redactor: Redactor) -> str | None:
-    """What the client calls itself, short and in one line."""
+    """The client's User-Agent, shortened, in one line and redacted."""
     given = header(headers, b"user-agent")
     if not given:
         return None
     printable = "".join(letter if letter.isprintable() else " " for letter in given)
-    # Redacted before it is cut: half of a secret is no longer recognised as one.
+    # Redacted before it is cut: half of a secret would not be recognised.
     return redactor.redact(printable)[:_MOST_USER_AGENT]
 
 
 def shown_path(path: str, redactor: Redactor) -> str:
-    """A path as it may stand in a log line: without its query, and without a secret."""
+    """A path for a log line: without its query, and without secrets."""
     text = redactor.redact(unquote(path))[:_MOST_PATH]
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def client_ip(scope: Mapping[str, Any], trusted: Sequence[str]) -> str | None:
-    """Where a request came from; forwarded addresses count only from trusted proxies."""
+    """The address that a request came from; forwarded addresses count only from trusted proxies."""
     client = scope.get("client")
     peer: str | None = client[0] if client else None
     networks = tuple(one for one in trusted if one != _UNIX)

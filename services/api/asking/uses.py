@@ -1,4 +1,4 @@
-"""What verifies, charges and their like are sent."""
+"""The bodies of verifies, charges, reservations and refunds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.api.asking.fields import NOT_KEPT, Metadata, Reason, Secret
 
 MAX_MICROS = 2**63 - 1
 MAX_SECRET_LENGTH = 512
-"""Longer than any keyspace's shape: such a secret is malformed, not a bad request."""
+"""Longer than any keyspace's shape: a longer secret is malformed, not a bad request."""
 MAX_BATCH = 1_000
 _MAX_PERMISSIONS = 100
 
@@ -26,7 +26,7 @@ Seconds = Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400)]
 
 
 class StrictBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What every body is: unknown fields are refused."""
+    """The base of all bodies: unknown fields are refused."""
 
 
 class TenantBody(StrictBody, kw_only=True):
@@ -39,7 +39,7 @@ class TenantBody(StrictBody, kw_only=True):
 
 
 class UseBody(StrictBody, kw_only=True):
-    """What somebody wants to do with a key."""
+    """What a key is to be used for."""
 
     model: Text | None = None
     """The model that it calls."""
@@ -53,42 +53,42 @@ class UseBody(StrictBody, kw_only=True):
 
 
 class VerifyBody(UseBody, kw_only=True):
-    """Is this secret good for this use?"""
+    """A secret, and the use to check it against."""
 
     secret: Secret
-    """The secret that was shown."""
+    """The secret that the client sent."""
     keyspace_id: Looked | None = None
-    """The keyspace that it is of; not needed where the root key is bound to one."""
+    """The keyspace that it is of; not needed if the root key is bound to one."""
     permissions: tuple[Text, ...] | None = None
-    """Permissions that the use needs; none: they are not checked, unless the keyspace requires it."""
+    """Permissions that the use needs; if absent, they are not checked, unless the keyspace requires it."""
     ip: str | None = None
     """The address that the use came from; a key with `allowed_ips` is denied without one."""
     cost_micros: Micros | None = None
     """Also charge this base price, in micros, in the same decision."""
     reserve_micros: Micros | None = None
-    """Also hold this base price, in micros, in the same decision; not beside a cost."""
+    """Also hold this base price, in micros, in the same decision; not together with a cost."""
     request_id: Text | None = None
-    """Your own id of the use: it counts once. Needed where money moves."""
+    """Your own id of the use: it counts once. Required if money moves."""
 
 
 class VerifyBatchBody(StrictBody, kw_only=True):
-    """Many questions, answered in order, each on its own."""
+    """Many secrets and uses, answered in order, each on its own."""
 
     items: Annotated[list[VerifyBody], msgspec.Meta(max_length=MAX_BATCH)]
-    """The questions, at most 1,000."""
+    """The secrets and uses, at most 1,000."""
 
 
 class ExplainBody(UseBody, kw_only=True):
-    """Why would this use be allowed or refused?"""
+    """A use to be explained, of a key by its secret or its id."""
 
     secret: Secret | None = None
-    """The secret; or the key's id."""
+    """The secret; or send the key's id."""
     key_id: Looked | None = None
-    """The key by its id; or its secret."""
+    """The key's id; or send its secret."""
     keyspace_id: Looked | None = None
-    """The keyspace that the secret is of; not needed where the root key is bound to one."""
+    """The keyspace that the secret is of; not needed if the root key is bound to one."""
     permissions: tuple[Text, ...] | None = None
-    """Permissions that the use needs; none: they are not checked, unless the keyspace requires it."""
+    """Permissions that the use needs; if absent, they are not checked, unless the keyspace requires it."""
     ip: str | None = None
     """The address that the use came from; a key with `allowed_ips` is denied without one."""
     cost_micros: Micros | None = None
@@ -96,22 +96,22 @@ class ExplainBody(UseBody, kw_only=True):
     reserve_micros: Micros | None = None
     """Explain a use that holds this base price, in micros."""
     as_of: str | int | None = None
-    """Reserved: only a use as of now can be explained yet."""
+    """Reserved: only a use as of now can be explained so far."""
 
 
 class MeteringBody(UseBody, kw_only=True):
     """A use that costs money, of a key by its secret or its id."""
 
     secret: Secret | None = None
-    """The secret that was shown; or the key's id."""
+    """The secret that the client sent; or send the key's id."""
     key_id: Looked | None = None
-    """The key by its id; or its secret."""
+    """The key's id; or send its secret."""
     keyspace_id: Looked | None = None
-    """The keyspace that the secret is of; not needed where the root key is bound to one."""
+    """The keyspace that the secret is of; not needed if the root key is bound to one."""
     permissions: tuple[Text, ...] | None = None
-    """Permissions that the use needs; none: they are not checked, unless the keyspace requires it."""
+    """Permissions that the use needs; if absent, they are not checked, unless the keyspace requires it."""
     ip: str | None = None
-    """Where the use came from: a key with `allowed_ips` is charged for no other."""
+    """The address that the use came from; a key with `allowed_ips` is charged only for one of these."""
     request_id: Text
     """Your own id of the use: it counts once, for ever, within the organization."""
     amount_micros: Micros
@@ -119,7 +119,7 @@ class MeteringBody(UseBody, kw_only=True):
 
 
 class ChargeBody(MeteringBody, kw_only=True):
-    """Spend money on one request."""
+    """Charge one use."""
 
 
 class ChargeBatchBody(StrictBody, kw_only=True):
@@ -133,45 +133,45 @@ class ReserveBody(MeteringBody, kw_only=True):
     """Hold money for a use whose price is not known yet."""
 
     expires_in_seconds: Seconds = 600
-    """What is still held after so many seconds is given back."""
+    """After how many seconds it gives back what it still holds."""
 
 
 class RefundBody(StrictBody, kw_only=True):
-    """Give back a charge, in part or (without an amount) whole."""
+    """Refund a charge, in part or (without an amount) whole."""
 
     request_id: Text
     """Your own id of the refund: it counts once."""
     amount_micros: Micros | None = None
-    """How much to give back, in micros; null: all that is left of it."""
+    """How much to give back, in micros; null: all that was not given back yet."""
 
 
 class CaptureBody(StrictBody, kw_only=True):
-    """Turn what is held, or part of it, into a charge."""
+    """Turn held money, or part of it, into a charge."""
 
     request_id: Text
     """Your own id of the capture: it counts once."""
     amount_micros: Micros
-    """The base price, in micros; the multiplier that the money was held with is applied to it."""
+    """The base price, in micros; the reservation's price multiplier is applied to it."""
     final: bool = True
-    """Give back what is still held after it; false: more captures follow."""
+    """Release what is still held after it; false: more captures follow."""
 
 
 class ReleaseBody(StrictBody, kw_only=True):
-    """Give back what is still held."""
+    """Release what is still held."""
 
     request_id: Text | None = None
     """Your own id of the release."""
 
 
 class RevokeSelfBody(StrictBody, kw_only=True):
-    """Whoever holds a secret may kill its key."""
+    """Revoke the key whose secret the request carries."""
 
     reason: Reason | None = None
     """Why, for the audit."""
 
 
 def use_of(body: UseBody, permissions: tuple[str, ...] | None, ip: str | None) -> Use:
-    """What a body asks to do."""
+    """The use that a body describes."""
     tenant = body.tenant
     if (
         permissions is None
@@ -183,7 +183,7 @@ def use_of(body: UseBody, permissions: tuple[str, ...] | None, ip: str | None) -
     ):
         return NO_USE
     if permissions is not None and len(permissions) > _MAX_PERMISSIONS:
-        raise InvalidError("permissions", f"at most {_MAX_PERMISSIONS}")
+        raise InvalidError("permissions", f"at most {_MAX_PERMISSIONS} are allowed")
     if ip is not None:
         _check_ip(ip)
     return Use(
@@ -201,7 +201,7 @@ def _check_ip(ip: str) -> None:
         raise InvalidError("ip", "not an IPv4 or IPv6 address")
 
 
-@lru_cache(maxsize=4096)  # reading one takes longer than judging the key
+@lru_cache(maxsize=4096)  # parsing one takes longer than judging the key
 def _is_address(text: str) -> bool:
     try:
         ip_address(text)

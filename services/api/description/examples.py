@@ -1,4 +1,4 @@
-"""Examples of requests and of what was answered; `make examples` takes them from a ledger that runs."""
+"""Examples of requests and their answers; `make examples` records them from a running ledger."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request, and its answer."""
 
     body: Any = None
-    """None: it has none."""
+    """None: the request has no body."""
     status: int
     answer: Any = None
-    """None: it has no body, or none that is JSON."""
+    """None: the answer has no body, or none in JSON."""
     texts: dict[str, str] = {}
     """Answers that are not JSON, by media type."""
 
 
 def examples() -> dict[str, Example]:
-    """By the ids of operations."""
+    """The examples, by the ids of operations."""
     return msgspec.json.decode(FILE.read_bytes(), type=dict[str, Example])

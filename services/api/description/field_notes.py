@@ -1,4 +1,4 @@
-"""What the docstrings under fields say: a field is described where it is declared, and nowhere else."""
+"""The docstrings under fields: a field is described where it is declared, and nowhere else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.api.answering.verdicts import ONE_OF
 
 @cache
 def notes_of(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """A type's fields, by their names outside, with what is written under them."""
+    """The docstrings under a type's fields, by the fields' names in JSON."""
     named = {field.name: field.encode_name for field in msgspec.structs.fields(struct)}
     notes: dict[str, str] = {}
     for kind in reversed(struct.__mro__):
@@ -51,7 +51,7 @@ def _classes_in(module: str) -> dict[str, ast.ClassDef]:
 
 
 def structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:
-    """All structs of these types, and of those within, each once."""
+    """All structs in these types, nested ones included, each once."""
     seen: set[type[msgspec.Struct]] = set()
     waiting: list[Any] = list(shapes.multi_type_info(list(kinds)))
     while waiting:

@@ -1,4 +1,4 @@
-"""Headers that requests may have and answers have, each described once."""
+"""Headers of requests and answers, each described once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _TEXT: Final = {"type": "string"}
 _NUMBER: Final = {"type": "integer", "minimum": 1}
 
 _SENT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "X-Request-Id": ("A trace id of your own; it comes back, and is in logs and audit.", _TEXT),
+    "X-Request-Id": ("A trace id of your own; it is in the answer, the logs and the audit.", _TEXT),
     "X-Keyledger-Position": ("Wait (up to 2 s) until what is read has reached this position.", _TEXT),
-    "Idempotency-Key": ("The same key and request again get the first answer, for 24 hours.", _TEXT),
+    "Idempotency-Key": ("A repeated request with the same key gets the first answer, for 24 hours.", _TEXT),
     "If-Match": ('The version that you decided on, such as `"3"`; 412 when it has changed since.', _TEXT),
     "Last-Event-ID": ("In a stream: the position of the last event seen; in place of `after`.", _TEXT),
     "X-Keyledger-Model": ("The model that the client's request calls.", _TEXT),
@@ -21,42 +21,42 @@ _SENT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "X-Keyledger-Permission": ("The permissions that it needs, separated by commas.", _TEXT),
     "X-Keyledger-Provider": ("The provider that it goes to.", _TEXT),
     "X-Keyledger-Cost-Micros": ("Charge this base price, in micros, in the same decision.", _TEXT),
-    "X-Keyledger-Request-Id": ("Your own id of the use: it counts once. Needed with a cost.", _TEXT),
+    "X-Keyledger-Request-Id": ("Your own id of the use: it counts once. Required with a cost.", _TEXT),
     "X-Original-URI": ("The client's URI, as nginx names it.", _TEXT),
     "X-Forwarded-Uri": ("The client's URI, as Traefik names it.", _TEXT),
 }
-"""What a request may say, beside who asks."""
+"""Headers that a request may have, in addition to those that authenticate its caller."""
 
 _TOLD: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "X-Request-Id": ("The trace id: yours, if you sent a sane one, else a new one.", _TEXT),
+    "X-Request-Id": ("The trace id: yours if you sent a valid one, otherwise a new one.", _TEXT),
     "X-Keyledger-Position": ("The position up to which the answer is true.", _TEXT),
     "ETag": ("The version in quotes, for `If-Match`.", _TEXT),
-    "Location": ("Where what was made is shown.", _TEXT),
+    "Location": ("The path of what was created.", _TEXT),
     "Idempotent-Replayed": (
         "Only in a replay: this is the first answer to the same `Idempotency-Key`.",
         {"type": "string", "enum": ["true"]},
     ),
-    "Retry-After": ("In how many seconds another try is worth it.", _NUMBER),
-    "WWW-Authenticate": ("How to show who you are (RFC 6750).", _TEXT),
+    "Retry-After": ("After how many seconds to try again.", _NUMBER),
+    "WWW-Authenticate": ("How to authenticate (RFC 6750).", _TEXT),
     "RateLimit": (
-        "Where the key's rate limits stand (IETF draft); absent where it has none.",
+        "What is left of the key's rate limits (IETF draft); absent if it has none.",
         _TEXT,
     ),
-    "RateLimit-Policy": ("The key's rate limits (IETF draft); absent where it has none.", _TEXT),
-    "X-Next-Cursor": ("What `next_cursor` is in JSON; absent on the last page.", _TEXT),
+    "RateLimit-Policy": ("The key's rate limits (IETF draft); absent if it has none.", _TEXT),
+    "X-Next-Cursor": ("The same as `next_cursor` in JSON; absent on the last page.", _TEXT),
     "X-Keyledger-Code": (
-        "The verdict's code; of a request that could not be judged, the problem's.",
+        "The verdict's code; if the request could not be judged, the problem's code.",
         {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("VerdictCode", "ProblemCode")]},
     ),
-    "X-Keyledger-Key-Id": ("The key, where the secret is known.", _TEXT),
+    "X-Keyledger-Key-Id": ("The key, if the secret is known.", _TEXT),
     "X-Keyledger-Organization-Id": ("The key's customer, if it has one.", _TEXT),
     "X-Keyledger-Plan-Id": ("The key's plan, if it has one.", _TEXT),
     "X-Keyledger-Status": (
-        "With `proxy=nginx`: the real status, where nginx is told 403.",
+        "With `proxy=nginx`: the real status, if nginx gets 403 instead.",
         _TEXT,
     ),
 }
-"""What an answer may say."""
+"""Headers that an answer may have."""
 
 _ALWAYS: Final = ("X-Request-Id",)
 _OF_A_PROXY: Final = tuple(
@@ -78,7 +78,7 @@ def headers() -> dict[str, Any]:
 
 
 def asked_of(one: Operation) -> list[dict[str, Any]]:
-    """The headers that mean something to this operation, as parameters."""
+    """The headers that this operation reads, as parameters."""
     asked = ((name, *_SENT[name]) for name in _names_asked(one))
     return [
         {"name": name, "in": "header", "required": False, "description": about, "schema": schema}

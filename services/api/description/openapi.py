@@ -21,7 +21,7 @@ _JSON: Final = "application/json"
 _EVERYWHERE: Final = (
     "invalid_request",
     "internal_error",
-    # What the HTTP server refuses, whatever is asked.
+    # What the HTTP server refuses, whatever the route.
     "malformed_request",
     "request_timeout",
     "url_too_long",
@@ -34,34 +34,35 @@ _WITH_CALLER: Final = (
 )  # fmt: skip
 _WITH_BODY: Final = ("malformed_body", "body_too_large", "overloaded", "outcome_unknown")
 _TAGS: Final = {
-    "Keyspaces": "The keys of one gateway: shape of the secret, where it may stand, what denials look like.",
+    "Keyspaces": "The keys of one gateway: shape of the secret, where requests carry it, denial statuses.",
     "Organizations": "The customers: each owns projects, keys, one wallet.",
     "Projects": "What a key may be scoped to inside an organization.",
     "Wallets": "Prepaid balances. Money is an integer count of micros.",
     "Plans": "Models and a price multiplier, given to keys by the platform.",
     "Keys": "The lasting identities. A secret is shown once and never stored.",
     "Usage": "Requests and money by hour, day and month.",
-    "Requests": "What became of a request.",
+    "Requests": "The outcomes of requests.",
     "Audit": "Who did what, when, from where, with before and after.",
     "Events": "The change feed.",
-    "Edges": "Verifiers near the traffic, and the fences that hold them.",
+    "Edges": "Verifiers near the traffic, and the fences that cover them.",
     "Leaks": "Secrets that were found in the open.",
-    "Verify": "Is this secret good for this use?",
+    "Verify": "Checks secrets against uses.",
     "Charges": "Metered uses that cost money, final.",
     "Reservations": "Money held for a use whose price is not known yet.",
-    "Self": "What an ordinary key may ask about itself.",
-    "Operating": "For those who run it; open to everybody who can reach it.",
+    "Self": "What the holder of an ordinary key can see and do.",
+    "Operating": "For operators; open to everyone who can reach it.",
 }
 _DESCRIPTION: Final = """\
 Keyledger issues, verifies, meters and revokes API keys on one append-only log.
 
-Management callers show a root key: `Authorization: Bearer kl_root_...`. Money is an integer count of \
-micros, times are RFC 3339 in UTC. Writes take an `Idempotency-Key` (kept 24 hours per root key) and, where \
-a thing has a version, `If-Match`. Every answer carries `X-Request-Id`, and `X-Keyledger-Position` where \
+Management requests carry a root key: `Authorization: Bearer kl_root_...`. Money is an integer count of \
+micros, times are RFC 3339 in UTC. Writes take an `Idempotency-Key` (kept 24 hours per root key) and, if \
+the thing has a version, `If-Match`. Every answer carries `X-Request-Id`, and `X-Keyledger-Position` if \
 state was read or written; a `GET` with that header waits until the position is visible. Errors are \
 RFC 9457 problem details with a stable `code`.
 
-What no route has read yet is refused alike everywhere: 400 `malformed_request`, 405 `method_not_allowed` \
+Requests that are refused before a route reads them get the same answers everywhere: 400 \
+`malformed_request`, 405 `method_not_allowed` \
 (`Allow` lists the methods), 408 `request_timeout`, 414 `url_too_long`, 431 `headers_too_large`, 503 \
 `too_many_connections`.
 """
@@ -75,13 +76,13 @@ _SECURITY: Final = {
     "ownSecret": {
         "type": "http",
         "scheme": "bearer",
-        "description": "An ordinary key's own secret; or where else its keyspace takes secrets.",
+        "description": "An ordinary key's own secret; also anywhere else its keyspace takes secrets.",
     },
     "proxyKey": {
         "type": "apiKey",
         "in": "header",
         "name": "X-Keyledger-Proxy-Key",
-        "description": "The proxy's own root key, with `verify`; beside it stands the client's secret.",
+        "description": "The proxy's own root key, with `verify`, in addition to the client's secret.",
     },
 }
 _PLACES: Final = {
@@ -92,11 +93,11 @@ _PLACES: Final = {
     "key_id": "The key's id.",
     "charge_id": "The charge's id.",
     "reservation_id": "The reservation's id.",
-    "request_id": "Your own id of the use; it may hold slashes.",
+    "request_id": "Your own id of the use; it may contain slashes.",
     "position": "The position of the change.",
     "path": "The client's own path, which its proxy appended.",
 }
-"""What stands in a path."""
+"""Descriptions of path parameters."""
 _FORBIDDEN: Final = 403
 
 
@@ -148,7 +149,7 @@ def _bodies(one: Operation) -> tuple[type[msgspec.Struct], ...]:
 
 
 class _Told:
-    """One operation, as it is told of."""
+    """The description of one operation."""
 
     def __init__(self, one: Operation, schemas: Schemas, example: Example | None) -> None:
         self._one = one
@@ -156,7 +157,7 @@ class _Told:
         self._example = example
 
     def operation(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """All of it."""
+        """The whole description."""
         one = self._one
         told: dict[str, Any] = {
             "operationId": one.name,
@@ -196,7 +197,7 @@ class _Told:
         for status, codes in sorted(_by_status(one).items()):
             told = self._problems(status, codes, problems)
             had = responses.setdefault(str(status), told)
-            if had is not told:  # `/readyz` is refused with what it shows, too
+            if had is not told:  # `/readyz` answers 503 with its view, too
                 had["description"] += f" Or {told['description']}"
                 had["content"] |= told["content"]
         return responses
@@ -204,7 +205,7 @@ class _Told:
     def _answer(self, status: int, kind: Any) -> dict[str, Any]:
         one = self._one
         told: dict[str, Any] = {
-            "description": _MEANINGS.get(status, "As asked."),
+            "description": _MEANINGS.get(status, "Success."),
             "headers": headers.told_by(one, status, kind),
         }
         if kind is not None:
@@ -231,7 +232,7 @@ class _Told:
         code = {
             "type": "string",
             "enum": list(codes),
-            "description": "Why; `ProblemCode` says what each means.",
+            "description": "The reason; `ProblemCode` lists what each code means.",
         }
         self._schemas.components[name] = {
             "description": f"Why `{self._one.name}` was refused.",
@@ -261,16 +262,16 @@ class _Told:
 
 
 _MEANINGS: Final = {
-    201: "Made.",
+    201: "Created.",
     202: "Committed; the fence does not hold yet.",
-    503: "It cannot; what it waits for.",
+    503: "It cannot serve; the answer lists what it waits for.",
 }
 _TEXTS: Final = {
     "application/x-ndjson": "A line of JSON for each entry.",
     "text/csv": "A row for each entry, under a header.",
     "text/event-stream": "Server-Sent Events: each has its position as `id`, and its JSON as `data`.",
     "text/html": "A page for people.",
-    "text/plain": "Figures as Prometheus reads them.",
+    "text/plain": "Metrics in Prometheus's text format.",
 }
 """Answers that are not JSON."""
 _SAMPLES: Final = {
@@ -278,7 +279,7 @@ _SAMPLES: Final = {
     "text/csv": "position,at,actor,action\r\n0-12,2026-01-15T09:30:00.000000Z,system,KeyRevoked\r\n",
     "text/event-stream": 'id: 0-12\nevent: keyledger.KeyRevoked\ndata: {"specversion":"1.0"}\n\n',
     "text/html": "<!doctype html>",
-    "text/plain": "# HELP keyledger_owner Does this process own the partition?\nkeyledger_owner 1.0\n",
+    "text/plain": "# HELP keyledger_owner Whether this process owns the partition.\nkeyledger_owner 1.0\n",
 }
 
 
@@ -330,7 +331,7 @@ def _query_parameters(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter is there or not: none is null."""
+    """A parameter is present or absent, but never null."""
     kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
     if len(kinds) == 1:
         return {**{name: value for name, value in schema.items() if name != "anyOf"}, **kinds[0]}
@@ -339,7 +340,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-# -- what it may be refused with
+# -- the codes that it may be refused with
 
 
 def _codes(one: Operation) -> tuple[str, ...]:
@@ -364,7 +365,7 @@ def _by_status(one: Operation) -> dict[int, list[str]]:
 
 
 def _statuses(one: Operation, code: str) -> tuple[int, ...]:
-    """What a code is answered with: of a use that was refused, never the caller's own 401."""
+    """The statuses of a code; a refused use never gets 401, which is for the caller's own key."""
     as_verdict = STATUS_OF_CODE.get(code)
     if as_verdict is None:
         return (TABLE[code].status,)

@@ -64,14 +64,14 @@ def _operation(one: Operation, description: dict[str, Any]) -> str:
         _parameters(described["parameters"]),
         _fields("Body", described.get("requestBody"), description),
     ]
-    parts.append(_example("Such as", described.get("requestBody")))
+    parts.append(_example("Example body", described.get("requestBody")))
     granted: list[tuple[str, Any]] = []
     refused: list[tuple[str, Any]] = []
     for status, answer in described["responses"].items():
         (granted if int(status) in {200, 201} else refused).append((status, answer))
     for status, answer in granted:
         parts.append(_fields(f"Answer {status}", answer, description))
-        parts.append(_example(f"An answer {status}", answer))
+        parts.append(_example(f"Example answer {status}", answer))
         parts.append(_headers(answer, description))
     rows = "".join(f"<tr><td>{status}</td><td>{_prose(a['description'])}</td></tr>" for status, a in refused)
     parts.append(f"<details><summary>Other answers</summary><table>{rows}</table></details>")
@@ -93,7 +93,7 @@ def _headers(answer: dict[str, Any], description: dict[str, Any]) -> str:
         f"<tr><td><code>{name}</code></td><td>{_prose(known[name]['description'])}</td></tr>"
         for name in answer["headers"]
     )
-    return f"<details><summary>Its headers</summary><table>{rows}</table></details>"
+    return f"<details><summary>Headers of the answer</summary><table>{rows}</table></details>"
 
 
 def _example(title: str, holder: dict[str, Any] | None) -> str:
@@ -143,11 +143,11 @@ def _type_of(schema: dict[str, Any]) -> str:
 
 
 def _types(description: dict[str, Any]) -> str:
-    """What fields refer to by name."""
+    """The types that fields refer to by name."""
     schemas = description["components"]["schemas"]
     named = sorted(_named_in([schema.get("properties", {}) for schema in schemas.values()]))
     tables = "".join(_type_section(name, schemas[name], description) for name in named)
-    return f'<h2 id="types">Types</h2><p>What fields are named after.</p>{tables}'
+    return f'<h2 id="types">Types</h2><p>The types that fields refer to.</p>{tables}'
 
 
 def _type_section(name: str, schema: dict[str, Any], description: dict[str, Any]) -> str:

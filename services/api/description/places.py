@@ -1,4 +1,4 @@
-"""What stands in a path: the shape of each parameter."""
+"""The shape of each path parameter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS: Final = {
 
 
 def schema_of_place(name: str) -> dict[str, Any]:
-    """A path parameter's schema; what does not fit it is not found."""
+    """A path parameter's schema; a value that does not match it is not found."""
     if name in _KINDS:
         return {"type": "string", "pattern": f"^{id_pattern(_KINDS[name])}$"}
     if name == "position":

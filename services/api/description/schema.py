@@ -1,4 +1,4 @@
-"""The API description and its pages for people; everything is served from here, nothing from elsewhere."""
+"""The API description and its pages for people; nothing is loaded from other servers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PAGE: Final = {
 
 
 class Description:
-    """The API description of an application's routes; made once, when somebody asks."""
+    """The API description of an application's routes; made once, at the first request for it."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.operations = operations
@@ -57,13 +57,13 @@ def _version() -> str:
     "GET",
     "/schema/openapi.json",
     tag="Operating",
-    summary="This description",
+    summary="This API description as OpenAPI",
     answer=dict[str, Any],
 )
 async def get_schema(call: Call[Any, Any]) -> Reply:
     """OpenAPI 3.1 as JSON."""
     description = call.api.description
-    # Made on the event loop it held everything up for 0.8 s once, nearly as long as a lease lasts.
+    # Made on the event loop, it once blocked everything for 0.8 s, nearly as long as a lease lasts.
     document = await asyncio.to_thread(lambda: description.json)
     return Reply(document, headers=_FOR_A_MINUTE)
 
@@ -72,7 +72,7 @@ async def get_schema(call: Call[Any, Any]) -> Reply:
     "GET",
     "/docs",
     tag="Operating",
-    summary="This description for people",
+    summary="This API description as a page for people",
     media_types=("text/html",),
     answer=str,
 )
@@ -86,9 +86,9 @@ async def get_docs(call: Call[Any, Any]) -> Reply:
 _START_PAGE: Final = b"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>Keyledger</title></head><body>
 <h1>Keyledger</h1><p>A ledger for API keys. This is its HTTP API.</p><ul>
-<li><a href="/docs">/docs</a>: what one may ask, for people</li>
+<li><a href="/docs">/docs</a>: the API description, for people</li>
 <li><a href="/schema/openapi.json">/schema/openapi.json</a>: the same as OpenAPI 3.1</li>
-<li><a href="/readyz">/readyz</a>: can it serve, and if not, what does it wait for?</li>
+<li><a href="/readyz">/readyz</a>: whether it can serve, and if not, what it waits for</li>
 </ul></body></html>
 """
 
@@ -97,7 +97,7 @@ _START_PAGE: Final = b"""<!doctype html><html lang="en"><head><meta charset="utf
     "GET",
     "/",
     tag="Operating",
-    summary="Where to go from here",
+    summary="Start page with links",
     media_types=("text/html",),
     answer=str,
 )

@@ -1,4 +1,4 @@
-"""JSON schemas of what is asked and answered, made from the types that read and write it."""
+"""JSON schemas of requests and answers, made from the types that read and write them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from services.api.operations import Query
 REF: Final = "#/components/schemas/"
 _TEMPLATE: Final = REF + "{name}"
 _ASKED: Final = "Body"
-"""Is put behind the name of what is asked, where an answer has the same type with other promises."""
+"""Added to a request type's name if an answer has the same type with another schema."""
 
 Json = dict[str, Any]
 
 
 class Schemas:
-    """The schemas of a set of types, under the names that the document gives them."""
+    """The schemas of a set of types, by their names in the document."""
 
     def __init__(self, asked: Iterable[Any], answered: Iterable[Any]) -> None:
         asked, answered = list(asked), list(answered)
@@ -35,23 +35,23 @@ class Schemas:
         self.components |= _named()
 
     def asked(self, kind: Any) -> Json:
-        """What a body or a query is."""
+        """The schema of a body or a query."""
         schema: Json = self._asked[repr(kind)]
         return schema
 
     def answered(self, kind: Any) -> Json:
-        """What an answer is."""
+        """The schema of an answer."""
         schema: Json = self._answered[repr(kind)]
         return schema
 
     def taken(self, kind: type[msgspec.Struct]) -> Json:
-        """The schema of parameters, which is no component: each is listed by itself."""
+        """The schema of parameters, which is not a component: each is listed by itself."""
         schema: Json = self.components.pop(self.asked(kind)["$ref"].removeprefix(REF), {})
         return schema
 
 
 def _made(kinds: list[Any], finish: Callable[[type[msgspec.Struct], Json], None]) -> tuple[Json, Json]:
-    """Each kind's schema by its `repr`, and the components that they refer to."""
+    """Each type's schema by its `repr`, and the components that they refer to."""
     structs = list(structs_in(kinds))
     every = [*kinds, *(one for one in structs if one not in kinds)]
     schemas, components = msgspec.json.schema_components(every, ref_template=_TEMPLATE)
@@ -62,7 +62,7 @@ def _made(kinds: list[Any], finish: Callable[[type[msgspec.Struct], Json], None]
 
 
 def _asks(struct: type[msgspec.Struct], schema: Json) -> None:
-    """What is asked. A body's defaults are told in words: many generators take what has one for needed."""
+    """Finish a request's schema. A body has defaults in words: many generators require fields with one."""
     for _, about in _noted(struct, schema):
         default = about.pop("default", None)
         if default is not None and issubclass(struct, Query):
@@ -73,7 +73,7 @@ def _asks(struct: type[msgspec.Struct], schema: Json) -> None:
 
 
 def _answers(struct: type[msgspec.Struct], schema: Json) -> None:
-    """What is answered: every field is there, but for those that say when they are not."""
+    """Finish the schema of an answer: every field is present, except those that say when they are absent."""
     for _, about in _noted(struct, schema):
         about.pop("default", None)
     leaves_out = struct.__struct_config__.omit_defaults
@@ -86,7 +86,7 @@ def _answers(struct: type[msgspec.Struct], schema: Json) -> None:
 
 
 def _noted(struct: type[msgspec.Struct], schema: Json) -> list[tuple[str, Json]]:
-    """A struct's fields in its schema, each with what is written under it."""
+    """A struct's fields in its schema, each with the note under its declaration."""
     notes, fields = notes_of(struct), list(schema.get("properties", {}).items())
     for name, about in fields:
         note = notes.get(name) or about.get("description") or _lifted(about)
@@ -98,12 +98,12 @@ def _noted(struct: type[msgspec.Struct], schema: Json) -> list[tuple[str, Json]]
 
 
 def _lifted(schema: Json) -> str:
-    """What is written about a field that may be null too."""
+    """The description of a field that may also be null."""
     return next(filter(None, (one.get("description", "") for one in schema.get("anyOf", ()))), "")
 
 
 def _tidy(schema: Any) -> Any:
-    """Without what a type says beside the name of another schema, and without titles: they are its name."""
+    """Without what is given next to a reference to another schema, and without titles, which repeat names."""
     if isinstance(schema, list):
         return [_tidy(one) for one in schema]
     if not isinstance(schema, dict):
@@ -120,7 +120,7 @@ def _tidy(schema: Any) -> Any:
 
 
 def _differing(ours: Json, theirs: Json) -> set[str]:
-    """Names under which the two mean different things, or something that does."""
+    """Names under which the two differ, or refer to something that differs."""
     found = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
     while True:
         more = {name for name in ours.keys() & theirs.keys() if _references(ours[name]) & found} - found
@@ -150,32 +150,32 @@ def _renamed(schema: Any, names: dict[str, str]) -> Any:
     return renamed
 
 
-# -- what has a name, and no type
+# -- what has a name but no type
 
 
 def _named() -> Json:
-    """What fields name and no type is: codes, each with what it means, and events."""
+    """What fields refer to but no type declares: codes, each with its meaning, and events."""
     verdicts = {code: TABLE[code].title for code in STATUS_OF_CODE if code != VALID}
     verdicts["not_found"] = "There is no such secret"
     problems = {code: meaning.title for code, meaning in TABLE.items()}
     return {
         "VerdictCode": _enum_of(
-            "The outcome of checking a secret against a use.", {VALID: "Go ahead", **verdicts}
+            "The outcome of checking a secret against a use.", {VALID: "The use may go ahead", **verdicts}
         ),
         "ProblemCode": _enum_of("Why a request was refused.", problems),
         "EventData": {
             "type": "object",
             "additionalProperties": True,
-            "description": "What an event holds, by its type: `docs/events.md` lists the fields of each.",
+            "description": "An event's fields, by its type: `docs/events.md` lists them.",
         },
     }
 
 
 def _enum_of(about: str, meanings: dict[str, str]) -> Json:
-    """A text that is one of these; new ones may come, and one that is not known means no."""
+    """A string that is one of these codes; new ones may be added, and an unknown one means no."""
     listed = "\n".join(f"- `{code}`: {meaning}." for code, meaning in meanings.items())
     return {
         "type": "string",
         "enum": list(meanings),
-        "description": f"{about} More may come: one that you do not know means no.\n\n{listed}",
+        "description": f"{about} More may be added: one that you do not know means no.\n\n{listed}",
     }

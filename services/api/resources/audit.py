@@ -41,7 +41,7 @@ Action = Annotated[
 
 
 class AuditQuery(PagedSpan, frozen=True, kw_only=True):
-    """Which lines; all that is given must fit."""
+    """Which lines; a line must match all filters."""
 
     organization_id: OrganizationId | None = None
     """Only what happened to this customer."""
@@ -52,7 +52,7 @@ class AuditQuery(PagedSpan, frozen=True, kw_only=True):
     action: Action | None = None
     """An event's name, such as `KeyRevoked`."""
     request_id: Filter | None = None
-    """The trace id of the HTTP request that asked."""
+    """The trace id of the HTTP request."""
     sort: Literal["at", "-at"] = "-at"
     """Newest first, or `at`: oldest first."""
     format: Literal["json", "ndjson", "csv"] = "json"
@@ -81,26 +81,26 @@ class AuditEntryView(View, frozen=True, kw_only=True):
     key_id: str | None
     """The key that it happened to; null: none."""
     subject: str | None
-    """What it was done to."""
+    """What was changed."""
     ip: str | None
     """The address that the request came from; null if it is not known."""
     user_agent: str | None
-    """What the client called itself; null if it did not."""
+    """The client's `User-Agent`; null if it sent none."""
     request_id: str | None
-    """The trace id of the HTTP request that asked; null where none did."""
+    """The trace id of the HTTP request; null if there was none."""
     reason: str | None
     """Why, as it was given; null if it was not."""
     before: dict[str, Any] | None
-    """The fields that changed, as they were; null where there is nothing to show."""
+    """The fields that changed, as they were before; null if there is nothing to show."""
     after: dict[str, Any] | None
-    """The same fields, as they are since; null where there is nothing to show."""
+    """The same fields, as they are since; null if there is nothing to show."""
 
 
 class AuditPageView(View, frozen=True, kw_only=True):
     """A page of what happened."""
 
     items: list[AuditEntryView]
-    """The page, in the order that was asked for."""
+    """The page, in the requested order."""
     next_cursor: str | None
     """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
@@ -139,11 +139,11 @@ def audit_page(call: Call[Any, Any], page: AuditPage, position: int) -> AuditPag
     "/v1/audit",
     operation_id="listAudit",
     tag="Audit",
-    summary="Who did what",
+    summary="List the audit log",
     description=(
-        "Every event but metered use itself. `format=ndjson` has a line of JSON for each entry, `csv` a row, "
-        "on the first page under a header: pages put together are one file. `X-Next-Cursor` then has what "
-        "`next_cursor` has in JSON."
+        "Every event except metered use itself. `format=ndjson` has a line of JSON for each entry, `csv` a "
+        "row, with a header on the first page only: joined pages are one file. `X-Next-Cursor` then has "
+        "what `next_cursor` has in JSON."
     ),
     permissions=("audit:read",),
     query=AuditQuery,
@@ -167,7 +167,7 @@ async def get_audit(call: Call[AuditQuery, Any]) -> Reply:
 def _reading(
     call: Call[AuditQuery, Any], organization_id: str | None
 ) -> Callable[[], Coroutine[Any, Any, AuditPage]]:
-    """What is asked of the audit log; a query that makes no sense is refused, whatever it would find."""
+    """The query of the audit log; one that makes no sense is refused, whatever it would find."""
     query = call.query
     from_at, to_at = span_of(query)
     return partial(
@@ -201,7 +201,7 @@ _COLUMNS: Final = AuditEntryView.__struct_fields__
 
 
 def as_csv(items: Iterable[AuditEntryView], *, header: bool = True) -> bytes:
-    """Rows, under a header where they begin; before and after as JSON in their cells."""
+    """Rows, with a header if wanted; before and after are JSON in their cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     if header:
@@ -216,7 +216,7 @@ def _cell(value: Any) -> str:
         return ""
     if not isinstance(value, str):
         return _encode(value).decode()
-    # What a spreadsheet would take for a formula is kept text: user agents and reasons are strangers' words.
+    # Text that a spreadsheet would read as a formula is quoted: strangers write user agents and reasons.
     return f"'{value}" if value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
 
 

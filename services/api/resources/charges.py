@@ -60,7 +60,7 @@ _EXAMPLE: Final = {
     operation_id="createCharge",
     tag="Charges",
     summary="Charge one use",
-    description="A `request_id` counts once, for ever: the same again gets the first outcome.",
+    description="A `request_id` counts once, for ever: a repeated request gets the first outcome.",
     permissions=(PERMISSION,),
     quick=True,
     body=ChargeBody,
@@ -97,14 +97,14 @@ async def charge_many(call: Call[Any, list[ChargeBody | ProblemError]]) -> Answe
 
 
 async def _item(call: Call[Any, list[ChargeBody | ProblemError]], index: int) -> bytes:
-    """An item's answer, with the status that it would have had alone."""
+    """An item's answer, with the status that it would have if it were sent alone."""
     body = call.body[index]
     try:
         if isinstance(body, ProblemError):
-            raise body  # noqa: TRY301  # it is answered as if it had been raised alone
+            raise body  # noqa: TRY301  # it is answered as if it had been sent alone
         answer = await awaited(_charge(call, body))
     except RefusedLatelyError:
-        raise  # The whole batch is sent once more; what was granted of it is a replay then.
+        raise  # The whole batch is sent once more; its granted items are replays then.
     except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
         return call.api.refusals.answer(error, f"{call.request_id}.{index}").body
     return b'{"status":%d,%b' % (answer.status, answer.body[1:])
@@ -152,7 +152,7 @@ def _charged(metering: MeteringCalls, command: ChargeUsage, keyspace: Keyspace |
     "/v1/charges/{charge_id}/refund",
     operation_id="refundCharge",
     tag="Charges",
-    summary="Give a charge back, in part or whole",
+    summary="Refund a charge, in part or whole",
     permissions=(PERMISSION,),
     body=RefundBody,
     status=_CREATED,
@@ -162,7 +162,7 @@ def _charged(metering: MeteringCalls, command: ChargeUsage, keyspace: Keyspace |
     example={"request_id": "refund-1", "amount_micros": 500},
 )
 async def refund(call: Call[Any, RefundBody]) -> Reply:
-    """Give back a charge, in part or whole."""
+    """Refund a charge, in part or whole."""
     charge_id, body, ledger = call.path["charge_id"], call.body, call.ledger
     if not is_id("chg", charge_id):
         raise NotFoundError("charge", charge_id)
@@ -182,7 +182,7 @@ async def refund(call: Call[Any, RefundBody]) -> Reply:
 
 
 def quotas_of(call: Call[Any, Any], key_id: str, project_id: str | None) -> tuple[QuotaState, ...]:
-    """Where the quotas of a key stand in committed state."""
+    """The quotas of a key and what is left of them, in committed state."""
     key = call.books.keys.get(key_id)
     return () if key is None else quota_states(call.books, key, call.now, project_id)
 
@@ -197,7 +197,7 @@ def check_metering(
             raise InvalidError("secret", "secret or key_id is required")
         return None, use
     if body.key_id is not None:
-        raise InvalidError("key_id", "secret or key_id, not both")
+        raise InvalidError("key_id", "either secret or key_id, not both")
     return metering.keyspace_of(caller, body.keyspace_id), use
 
 

@@ -1,4 +1,4 @@
-"""Is this secret good for this use? Answered from the owner's committed state, never through the bus."""
+"""Checks a secret against a use from the owner's committed state, without the command queue."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _NOT_FOUND = Verdict(NOT_FOUND)
 
 
 class Shortfall(Verdict, frozen=True, gc=False, kw_only=True):
-    """The verdict where wallet or quota are at zero, and what is left of them."""
+    """The verdict if wallet or quota are at zero, and what is left of them."""
 
     refusal: Refusal
 
 
 class _Welcome(NamedTuple):
-    """A verdict that was found, and all that it rests on beside time and ownership."""
+    """A cached verdict, and all that it depends on except time and ownership."""
 
     facts: KeyFacts
     keyspace: Keyspace
@@ -46,10 +46,10 @@ class _Welcome(NamedTuple):
 
 
 class Checker:
-    """Checks secrets against uses that cost nothing: with the edge's verifier, and what only a ledger knows.
+    """Checks secrets against uses without a cost: with the edge's verifier and what only a ledger knows.
 
-    The ledger alone knows what its callers may see, which requests were counted, and what money is
-    left; and it writes down who was seen and who was denied.
+    Only the ledger knows what its callers may see, which requests were counted, and what money is
+    left; and it records sightings and denials.
     """
 
     def __init__(self, ledger: Ledger, redactor: Redactor) -> None:
@@ -60,13 +60,13 @@ class Checker:
         self._find, self._kept = ledger.facts.find, ledger.facts.kept
         self._seen = ledger.seen
         self._now, self._boottime_ns = time.now, time.boottime_ns
-        # It is shown the keyspace with each secret, as that is now; so it need not know any.
+        # It gets the present keyspace with each secret, so it need not know any.
         self._verifier = Verifier(self._facts, {}, limiter=self._limiter)
         self._welcomes = BoundedCache[bytes, _Welcome](_MOST_WELCOMES)
-        """Of keys that nothing but a change can make bad: valid while facts and keyspace are the same."""
+        """For keys that only a change can invalidate: valid while facts and keyspace are the same objects."""
         self._welcome_of = self._welcomes.get
         self.counted = TwoGenerations[tuple[str, str], None](_REMEMBERED_USES // 2)
-        """(key id, request id) that a rate limit has counted already: one `request_id` counts once."""
+        """(key id, request id) pairs that a rate limit has counted: one `request_id` counts once."""
 
     def check(
         self,
@@ -76,9 +76,9 @@ class Checker:
         organization_id: str | None,
         request_id: str | None,
     ) -> Verdict:
-        """The verdict on a use without a cost. `organization_id` is what the caller is bound to."""
+        """The verdict on a use without a cost. `organization_id` is the one that the caller is bound to."""
         try:
-            # What is too long for a secret is not even hashed.
+            # A text that is too long for a secret is not even hashed.
             digest = sha256(secret.encode()).digest() if secret and len(secret) <= MAX_SECRET_LENGTH else b""
         except UnicodeEncodeError:
             digest = b""
@@ -104,7 +104,7 @@ class Checker:
     ) -> Verdict:
         counts = request_id is None or (found.key_id, request_id) not in self.counted
         verdict = self._verifier.judge(found, use, counts=counts)
-        assert verdict is not None, "a verifier without a ledger to ask always tells"
+        assert verdict is not None, "a verifier without a ledger to ask always decides"
         if verdict.code != VALID:
             return self._denied(verdict, found, request_id)
         if found.require_balance and (refusal := self._balance(found, use)) is not None:
@@ -126,11 +126,11 @@ class Checker:
         organization_id: str | None,
         digest: bytes = b"",
     ) -> KeyFacts | Verdict:
-        """The facts of a secret, or the verdict that there are none; `digest`: if it was made already."""
+        """The facts of a secret, or the verdict that there are none; `digest`: the secret's, if known."""
         found = self._verifier.find(secret or "", view_of_keyspace(keyspace), digest)
         if not isinstance(found, KeyFacts):
             if found is None or found.code != NOT_FOUND:
-                # What needs no look-up is told by the owner only, too: keyspaces may have changed.
+                # Only the owner may answer even without a look-up: keyspaces may have changed.
                 self._ledger.must_own()
             assert found is not None, "the owner has all the facts"
             return found
@@ -138,7 +138,7 @@ class Checker:
         return _NOT_FOUND if foreign or keyspace.builtin else found
 
     def was_counted(self, secret: str | None, request_id: str) -> bool:
-        """Has a rate limit counted this request id for the secret's key before?"""
+        """Whether a rate limit has counted this request id for the secret's key before."""
         facts = self._find(sha256((secret or "").encode("utf-8", "replace")).digest())
         return facts is not None and bool(facts.rate_limits) and self._was_counted(facts.key_id, request_id)
 
@@ -161,7 +161,7 @@ _view_of = _VIEWS.get
 
 
 def view_of_keyspace(keyspace: Keyspace) -> KeyspaceView:
-    """What reading and answering forwarded requests needs of a keyspace; made once per state of it."""
+    """What reading and answering forwarded requests needs of a keyspace; made once for each state of it."""
     known = _view_of(id(keyspace))
     if known is not None and known[0] is keyspace:
         return known[1]

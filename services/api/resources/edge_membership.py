@@ -1,4 +1,4 @@
-"""How an edge takes part: it is told the terms once, and fills its memory on a miss."""
+"""How an edge connects: it gets the terms once, and fills its memory on a miss."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ _FINGERPRINT_BYTES = 32
 
 
 class EdgeAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """How edges reach NATS, and on which terms they may rely on what they hear."""
+    """How edges reach NATS, and on which terms they may rely on their memory."""
 
     nats_url: str | None
-    """Several, separated by commas; user and password may stand in it, and are handed out apart.
+    """One or several, separated by commas; user and password may be in it, and are handed out separately.
 
-    None: there is no address that may be handed out, and edges are refused.
+    None: no address may be handed out, and edges are refused.
     """
     lease: LeaseTerms
     password_of: Callable[[str], str | None] | None = None
-    """What a root key's edges log in with at NATS, by its id; None: with what stands in `nats_url`."""
+    """The NATS password of a root key's edges, by the key's id; None: they use the one in `nats_url`."""
 
 
 def edge_address(nats_url: str, edge_nats_url: str | None, *, users_of_their_own: bool) -> str | None:
-    """What edges may be told of where NATS is: never the ledger's own credentials."""
+    """The NATS address that edges may get: never with the ledger's own credentials."""
     if users_of_their_own:
         return _without_credentials(edge_nats_url or nats_url)
     if edge_nats_url is None:
@@ -76,7 +76,7 @@ def _without_credentials(nats_url: str) -> str:
 
 
 def edge_routes(access: EdgeAccess) -> tuple[Operation, ...]:
-    """The three routes, on these terms."""
+    """The three routes of edges, on these terms."""
     return _connect_route(access), tell_keyspaces, fill_edge
 
 
@@ -85,10 +85,10 @@ def _connect_route(access: EdgeAccess) -> Operation:
         "POST",
         "/v1/edges/connect",
         tag="Edges",
-        summary="Take part as an edge",
+        summary="Connect an edge",
         description=(
-            "The terms, the keyspaces, the key that seals leases, and how to reach NATS. The key is told "
-            "once: an incarnation that asks again proves with `nonce` and `proof` that it is the same."
+            "Answers the terms, the keyspaces, the key that seals leases, and how to reach NATS. The key is "
+            "given once: an incarnation that connects again proves its identity with `nonce` and `proof`."
         ),
         permissions=("edges:connect",),
         body=ConnectRequest,
@@ -97,11 +97,11 @@ def _connect_route(access: EdgeAccess) -> Operation:
         example={"incarnation": "9f86d081884c7d659a2feaa0c55ad015", "version": "0.1.0"},
     )
     async def connect_edge(call: Call[NoQuery, ConnectRequest]) -> Reply:
-        """Tell an edge what it needs."""
+        """Give an edge what it needs."""
         call.ledger.must_own()
         asked = call.body
         if not asked.version.isprintable():
-            # It is shown to people: nothing in it may turn the direction of what stands beside it.
+            # It is shown to people: no character in it may change the direction of the text around it.
             raise invalid("version", "printable characters")
         urls, user, password = _way_to_nats(access, call.asking.actor)
         edge, fences = _admitted(call), call.ledger.fences
@@ -133,10 +133,10 @@ def _connect_route(access: EdgeAccess) -> Operation:
     "/v1/edges/keyspaces",
     operation_id="getEdgeKeyspaces",
     tag="Edges",
-    summary="What requests look like now",
+    summary="Get the present request formats of keyspaces",
     description=(
-        "The owner's committed state of keyspaces, as of a position: an edge that heard of a change judges "
-        "nothing by what it was told before."
+        "The owner's committed state of keyspaces, as of a position: an edge that has received a change of "
+        "a keyspace judges nothing by the older state."
     ),
     permissions=("edges:connect",),
     body=KeyspacesRequest,
@@ -145,7 +145,7 @@ def _connect_route(access: EdgeAccess) -> Operation:
     example={"keyspace_ids": ["ks_01JD0000000000000000000000"]},
 )
 async def tell_keyspaces(call: Call[NoQuery, KeyspacesRequest]) -> Reply:
-    """The keyspaces, as of the ledger's head."""
+    """Get the keyspaces, as of the ledger's head."""
     call.ledger.must_own()
     fences = call.ledger.fences
     answer = KeyspacesAnswer(
@@ -162,8 +162,8 @@ async def tell_keyspaces(call: Call[NoQuery, KeyspacesRequest]) -> Reply:
     "POST",
     "/v1/edges/fill",
     tag="Edges",
-    summary="What is known of a fingerprint",
-    description="The owner's committed state of one secret, for an edge's memory. Never the secret itself.",
+    summary="Get the facts of one secret, by its fingerprint",
+    description="The owner's committed state of the secret, for an edge's memory. Never the secret itself.",
     permissions=("edges:connect",),
     body=FillRequest,
     answer=FillAnswer,
@@ -174,7 +174,7 @@ async def tell_keyspaces(call: Call[NoQuery, KeyspacesRequest]) -> Reply:
     },
 )
 async def fill_edge(call: Call[NoQuery, FillRequest]) -> Reply:
-    """The facts of one secret, as of the ledger's head."""
+    """Get the facts of one secret, as of the ledger's head."""
     call.ledger.must_own()
     find_keyspace(call.desk, call.body.keyspace_id, field="keyspace_id")
     digest = _bytes("fingerprint", call.body.fingerprint, _FINGERPRINT_BYTES)
@@ -207,12 +207,12 @@ def _way_to_nats(access: EdgeAccess, root_key_id: str) -> tuple[list[str], str |
         return urls, user, password
     password = access.password_of(root_key_id)
     if password is None:
-        raise ProblemError("unavailable", "The ledger does not know yet what edges log in with at NATS.")
+        raise ProblemError("unavailable", "The ledger does not know the edges' NATS password yet.")
     return urls, root_key_id, password
 
 
 def _admitted(call: Call[Any, ConnectRequest]) -> LeasedEdge:
-    """The caller as an edge: a new incarnation, or one that proves to be who it says."""
+    """The caller as an edge: a new incarnation, or one that proves its identity."""
     asked, fences = call.body, call.ledger.fences
     incarnation = _bytes("incarnation", asked.incarnation, _INCARNATION_BYTES)
     edge_id = _edge_id(call, asked.edge_id)
@@ -224,25 +224,25 @@ def _admitted(call: Call[Any, ConnectRequest]) -> LeasedEdge:
         return fences.readmit(who, _bytes("proof", asked.proof or "", _PROOF_BYTES))
     except IncarnationTakenError:
         raise ProblemError(
-            "edge_taken", "This incarnation takes part already: each start of a process draws a new one."
+            "edge_taken", "This incarnation is connected already: each start of a process draws a new one."
         ) from None
     except TooManyEdgesError as error:
         raise ProblemError("too_many_edges", str(error), headers={"Retry-After": "10"}) from None
 
 
 def _edge_id(call: Call[Any, Any], given: str | None) -> str:
-    """The id it had before, or a new one."""
+    """The id that it had before, or a new one."""
     if given is None:
         return new_id("edge", call.now, secrets.randbits(80))
     if not is_id("edge", given):
-        raise invalid("edge_id", "the id that an earlier answer gave, or none")
+        raise invalid("edge_id", "must be the id from an earlier answer, or absent")
     return given
 
 
 def _keyspaces(call: Call[Any, Any], wanted: tuple[str, ...]) -> list[Keyspace]:
-    """Those asked for, or all that the caller's root key may see; never the root keys' own.
+    """The requested keyspaces, or all that the caller's root key may see; never the root keys' own.
 
-    One that is archived is left out and not refused: an edge that names others too goes on with those.
+    An archived one is left out and not refused: an edge that also names others continues with those.
     """
     if wanted:
         found = (find_keyspace(call.desk, one, field="keyspace_ids") for one in wanted)
@@ -269,7 +269,7 @@ def _view(keyspace: Keyspace) -> KeyspaceView:
 
 
 def _credentials(nats_url: str) -> tuple[list[str], str | None, str | None]:
-    """The addresses without credentials, and the credentials."""
+    """The addresses without credentials, the user and the password."""
     urls: list[str] = []
     user = password = None
     for one in nats_url.split(","):

@@ -1,4 +1,4 @@
-"""Who verifies near the traffic: the edges that were heard of lately."""
+"""The edges that the ledger heard from lately: verifiers near the traffic."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class ConnectedEdge(View, frozen=True, kw_only=True):
     id: str
     """The edge's id."""
     root_key_id: str
-    """The root key that it takes part with."""
+    """The root key that it connects with."""
     incarnation: str
     """32 hex digits, new for each start of its process."""
     version: str
-    """Its version, as it says."""
+    """Its version, as it reports it."""
     position: Position
-    """Up to where it has heard of changes."""
+    """Up to where it has applied changes."""
     lease_left_ms: int
-    """How much longer it may rely on what it heard."""
+    """How much longer it may rely on its memory."""
     last_heard_ms: int
-    """How long ago it was last heard of."""
+    """How long ago the ledger last heard from it."""
     last_heard_at: Time
-    """When it was last heard of."""
+    """When the ledger last heard from it."""
 
 
 class EdgesView(View, frozen=True, kw_only=True):
-    """Edges that were heard of in the last minutes."""
+    """Edges that the ledger heard from in the last ten minutes."""
 
     items: list[ConnectedEdge]
-    """All of them."""
+    """The page of edges, ordered by id."""
     next_cursor: str | None
-    """Always null: the list is whole."""
+    """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
 
 
@@ -53,8 +53,11 @@ class EdgesView(View, frozen=True, kw_only=True):
     "/v1/edges",
     operation_id="listEdges",
     tag="Edges",
-    summary="Who is connected",
-    description="Edges that were heard of in the last ten minutes; one without a lease answers nothing.",
+    summary="List edges",
+    description=(
+        "Edges that the ledger heard from in the last ten minutes; one without a lease answers nothing "
+        "from its memory."
+    ),
     permissions=("edges:connect", "audit:read"),
     query=Paging,
     answer=EdgesView,
@@ -63,7 +66,7 @@ class EdgesView(View, frozen=True, kw_only=True):
 async def get_edges(call: Call[Paging, Any]) -> Reply:
     """One page of edges and their leases."""
     if call.asking.organization_id is not None:
-        raise PlatformOnlyError("Edges are the platform's: ask with a root key that is bound to nothing.")
+        raise PlatformOnlyError("Edges belong to the platform: use a root key without an organization.")
     now, limit, behind = call.now, call.query.limit, _behind(call)
     edges = sorted((one for one in call.ledger.fences.edges() if _place_of(one) > behind), key=_place_of)
     items = [
@@ -89,7 +92,7 @@ def _place_of(edge: EdgeView) -> tuple[str, str]:
 
 
 def _behind(call: Call[Paging, Any]) -> tuple[str, str]:
-    """The last edge of the page before."""
+    """The last edge of the previous page."""
     cursor = cursor_of(call)
     if cursor is None:
         return "", ""

@@ -1,4 +1,4 @@
-"""The change feed: pages of CloudEvents, or Server-Sent Events that go on."""
+"""The change feed: pages of CloudEvents, or a stream of Server-Sent Events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STREAM: Final = head_of(
 
 
 class FeedQuery(Query, frozen=True, kw_only=True):
-    """From where, and what."""
+    """From where, and which events."""
 
     after: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     """The position of the last event seen; from the beginning if not given."""
@@ -43,9 +43,9 @@ class FeedView(View, frozen=True, kw_only=True):
     items: list[CloudEvent]
     """Events in the order of the log."""
     next_after: Position
-    """Go on from here, also where `items` is empty."""
+    """Continue from here, even if `items` is empty."""
     position: Position
-    """Up to where there are events."""
+    """The end of the log: the position of its last event."""
 
 
 @operation(
@@ -53,10 +53,11 @@ class FeedView(View, frozen=True, kw_only=True):
     "/v1/events",
     operation_id="listEvents",
     tag="Events",
-    summary="The change feed",
+    summary="Read the change feed",
     description=(
-        "Pages of CloudEvents in the order of the log. With `Accept: text/event-stream` it goes on: each "
-        "event's id is its position, and a client that comes back with `Last-Event-ID` misses nothing."
+        "Pages of CloudEvents in the order of the log. With `Accept: text/event-stream`, a stream that "
+        "continues with new events: each event's id is its position, and a client that reconnects with "
+        "`Last-Event-ID` misses nothing."
     ),
     permissions=("events:read",),
     query=FeedQuery,
@@ -65,7 +66,7 @@ class FeedView(View, frozen=True, kw_only=True):
     codes=("not_acceptable", "position_unknown", "too_many_streams"),
 )
 async def get_events(call: Call[FeedQuery, Any]) -> Reply | Stream:
-    """A page of events, or a stream that goes on."""
+    """A page of events, or a stream that continues with new ones."""
     wanted, feed = _wanted(call), call.api.feed
     if _wants_stream(call):
         after = _position(call, "Last-Event-ID", call.header("Last-Event-ID") or call.query.after)
@@ -84,7 +85,7 @@ def _wants_stream(call: Call[Any, Any]) -> bool:
         return True
     if any(kind in accept for kind in ("*/*", "application/json", "application/*")):
         return False
-    raise ProblemError("not_acceptable", "The feed comes as application/json or text/event-stream.")
+    raise ProblemError("not_acceptable", "The feed is available as application/json or text/event-stream.")
 
 
 def _wanted(call: Call[FeedQuery, Any]) -> EventFilter:
@@ -96,14 +97,14 @@ def _wanted(call: Call[FeedQuery, Any]) -> EventFilter:
         raise invalid("types", names_wanted) from error
     bound, asked = call.asking.organization_id, call.query.organization_id
     if bound is not None and asked not in {None, bound}:
-        return EventFilter(tags=())  # another organization's: as if there were none
+        return EventFilter(tags=())  # another organization: as if it had no events
     organization_id, keyspace_id = bound or asked, call.asking.keyspace_id
     sees = partial(_is_visible, call.books, keyspace_id)
     return EventFilter(tags, sees, organization_id, like=("keyspace", keyspace_id))
 
 
 def _still_allowed(call: Call[Any, Any]) -> Callable[[], bool]:
-    """Does the stream go on? It ends when the caller's key changes: it is asked again who it is."""
+    """Whether the stream may continue: if the caller's key changes, the caller must authenticate again."""
     key = call.books.keys[call.caller.key_id]
     version = key.version
 

@@ -40,8 +40,8 @@ from services.api.operations import Reply, operation
     "/v1/explain",
     operation_id="explainUse",
     tag="Verify",
-    summary="Why would a use be allowed or refused?",
-    description="Each rule with its figures. Consumes nothing, counts nothing.",
+    summary="Explain why a use would be allowed or refused",
+    description="Each rule with its figures. Consumes nothing and counts against no limit.",
     permissions=("verify", "keys:read"),
     body=ExplainBody,
     answer=ExplanationView,
@@ -110,7 +110,7 @@ def _key(call: Call[Any, Any], key_id: str) -> Key:
     return key
 
 
-# -- what has figures that move ------------------------------------------------------------------
+# -- rules whose figures change ------------------------------------------------------------------
 
 
 def _limits(call: Call[Any, Any], facts: KeyFacts, use: Use, cost: int | None) -> Iterator[Rule]:
@@ -143,11 +143,11 @@ def _limits(call: Call[Any, Any], facts: KeyFacts, use: Use, cost: int | None) -
 
 def _check(body: ExplainBody) -> None:
     if body.as_of is not None:
-        raise InvalidError("as_of", "is reserved: only a use as of now can be explained yet")
+        raise InvalidError("as_of", "is reserved: only a use as of now can be explained so far")
     if (body.secret is None) == (body.key_id is None):
-        raise InvalidError("secret", "secret or key_id, one of them")
+        raise InvalidError("secret", "exactly one of secret and key_id is required")
     if body.cost_micros is not None and body.reserve_micros is not None:
-        raise InvalidError("reserve_micros", "a use is charged or reserved, not both")
+        raise InvalidError("reserve_micros", "a use is either charged or reserved, not both")
 
 
 def _cost(body: ExplainBody) -> int | None:
@@ -163,8 +163,8 @@ def _why_malformed(secret: str, keyspace: Keyspace) -> dict[str, Any]:
     return {"reason": "its length or its characters do not fit"}
 
 
-# Each rule is asked of `judge` itself, on facts in which every other rule passes: an explanation
-# cannot drift from the verdict that it explains.
+# `judge` itself decides each rule, on facts with which every other rule passes: so an explanation
+# cannot differ from the verdict that it explains.
 _Only = Callable[[KeyFacts], dict[str, Any]]
 
 _ONE_BY_ONE: dict[str, _Only] = {
@@ -221,7 +221,7 @@ def _rules_of_facts(facts: KeyFacts, use: Use, now: int) -> Iterator[Rule]:
 
 
 def _open(facts: KeyFacts) -> KeyFacts:
-    """A key of which every rule thinks well."""
+    """Facts of the key with which every rule passes."""
     return KeyFacts(
         key_id=facts.key_id,
         keyspace_id=facts.keyspace_id,

@@ -1,4 +1,4 @@
-"""Fences: can a change be ignored by any edge still?"""
+"""Fences: whether any edge may still accept what a change took away."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class FenceQuery(Query, frozen=True, kw_only=True):
     """Whether to wait."""
 
     wait: bool = False
-    """Answer once the fence holds."""
+    """Answer only once the fence holds."""
 
 
 @operation(
     "GET",
     "/v1/fences/{position}",
     tag="Edges",
-    summary="Has this change been fenced?",
-    description="`held` says that no edge accepts any more what was taken away up to this position.",
+    summary="Show whether a change is fenced",
+    description="`held` means that no edge accepts any more what was taken away up to this position.",
     permissions=("keys:read",),
     query=FenceQuery,
     answer=FenceResult,
     codes=("not_found", "position_unknown"),
 )
 async def get_fence(call: Call[FenceQuery, Any]) -> Reply:
-    """How a fence stands."""
-    # Only the owner knows of all that are open: to others every one would look long over.
+    """Whether a fence holds."""
+    # Only the owner knows all open fences: to other processes each would look as if it held.
     call.ledger.must_own()
     text = call.path["position"]
     number = call.number_of(text)

@@ -43,16 +43,16 @@ _OWN_PARAMETERS = ("keyspace_id", "proxy")
 
 
 class ForwardAuthQuery(Query, frozen=True, kw_only=True):
-    """Whose keys, and for which proxy; a query that a client sent belongs into the forwarded URI."""
+    """Which keyspace, and which proxy; the client's own query belongs in the forwarded URI."""
 
     keyspace_id: str | None = None
-    """The keyspace whose secrets are looked for; not needed where the proxy's root key is bound to one."""
+    """The keyspace whose secrets are looked up; not needed if the proxy's root key is bound to one."""
     proxy: Annotated[str, msgspec.Meta(examples=["nginx"])] | None = None
-    """`nginx`: denials that nginx cannot pass on become 403, the real status in `X-Keyledger-Status`."""
+    """`nginx`: denials that nginx cannot pass on become 403, with the real status in `X-Keyledger-Status`."""
 
 
 class _Ask(msgspec.Struct, frozen=True):
-    """What the proxy itself says, beside the request that it forwards."""
+    """The proxy's own parameters, apart from the request that it forwards."""
 
     keyspace_id: str | None
     proxy: str | None
@@ -60,14 +60,14 @@ class _Ask(msgspec.Struct, frozen=True):
 
 _PROXY_KEY = "X-Keyledger-Proxy-Key"
 _UNBOUND = (
-    "must be bound to its keyspace where a path stands behind /v1/forward-auth: the query is the "
-    "client's there, and would choose the keyspace"
+    "must be bound to its keyspace if a path follows /v1/forward-auth: then the query is the client's, "
+    "and would choose the keyspace"
 )
 _SAYS_NOTHING = _Ask(None, None)
 
 
 class ForwardAuth:
-    """Answers proxies. The proxy shows a root key with `verify`; the client's request is the use."""
+    """Answers proxies. The proxy sends a root key with `verify`; the client's request is the use."""
 
     def __init__(
         self,
@@ -92,14 +92,14 @@ class ForwardAuth:
         self._welcome_of = self._welcomes.get
 
     def answer(self, request: Call[Any, Any]) -> Answer | Awaitable[Answer]:
-        """The verdict as the proxy and its client understand it; only a use with a cost has to wait."""
+        """The verdict, as the proxy and its client expect it; only a use with a cost has to wait."""
         query: bytes = request.scope["query_string"]
         path: str = request.scope["path"]
-        # Envoy puts its client's path and query there: they are no parameters of the proxy's.
+        # Envoy appends its client's path and query here: they are not the proxy's parameters.
         suffix = None if path == PATH else path[len(PATH) + 1 :]
         ask = self._ask(query) if suffix is None else _SAYS_NOTHING
         if request.proxy_key is CONFLICTING:
-            two = BadRequestError("The request shows two different root keys.", field=_PROXY_KEY)
+            two = BadRequestError("The request carries two different root keys.", field=_PROXY_KEY)
             return _refused(two, ask, request)
         caller = self._proxy(request)
         if caller is None:
@@ -126,14 +126,14 @@ class ForwardAuth:
                 organization_id=caller.organization_id,
                 request_id=asked.request_id,
             )
-        except Exception as error:  # noqa: BLE001  # a proxy is answered in its own manner
+        except Exception as error:  # noqa: BLE001  # a proxy gets answers in its own format
             return _refused(error, ask, request)
         if verdict.code == VALID and verdict.facts is not None and not verdict.rate_limits:
             return self._welcome(verdict.facts, ask.proxy)
         return self._told(verdict, view, ask, request, self._books.head)
 
     def _welcome(self, facts: KeyFacts, proxy: str | None) -> Answer:
-        """The answer to a good use: it says who the key is, the same each time until the key changes."""
+        """The answer to a granted use: it names the key, and is the same until the key changes."""
         known = self._welcome_of(id(facts))
         if known is None or known[0] is not facts or known[1] != proxy:
             verdict = Verdict(VALID, facts)
@@ -144,7 +144,7 @@ class ForwardAuth:
         return Answer(answer.status, answer.head, answer.body, answer.code, self._books.head)
 
     def _ask(self, query: bytes) -> _Ask:
-        """Our own parameters: the first of each name, so that none behind it can replace it."""
+        """The ledger's own parameters: the first of each name, so that a later one cannot replace it."""
         ask = self._asks.get(query)
         if ask is not None:
             return ask
@@ -154,7 +154,7 @@ class ForwardAuth:
                 if name in _OWN_PARAMETERS:
                     found.setdefault(name, value)
         except ValueError:
-            pass  # Too many fields: reading the use says so.
+            pass  # Too many fields: reading the use reports that.
         ask = _Ask(found.get("keyspace_id"), found.get("proxy"))
         if len(self._asks) < _MOST_ASKS and len(query) < _LONGEST_ASK:
             self._asks[query] = ask
@@ -167,7 +167,7 @@ class ForwardAuth:
         return caller if isinstance(caller, Caller) and "verify" in caller.permissions else None
 
     def _keyspace(self, caller: Caller, ask: _Ask, suffix: str | None) -> Keyspace:
-        """The proxy's; behind a path only its root key can say which, for the query is the client's."""
+        """The proxy's keyspace; with a path only its root key names it, since the query is the client's."""
         if suffix is not None and caller.keyspace_id is None:
             raise InvalidError(_PROXY_KEY, _UNBOUND)
         return self._metering.keyspace_of(caller, ask.keyspace_id)
@@ -188,7 +188,7 @@ class ForwardAuth:
                 request_id=asked.request_id,
                 field="X-Keyledger-Request-Id",
             )
-        except Exception as error:  # noqa: BLE001  # a proxy is answered in its own manner
+        except Exception as error:  # noqa: BLE001  # a proxy gets answers in its own format
             return _refused(error, ask, request)
         verdict = Verdict(outcome.code, outcome.facts, outcome.rates)
         return self._told(verdict, view_of_keyspace(keyspace), ask, request, position)
@@ -200,7 +200,7 @@ class ForwardAuth:
         return _sent(answer, verdict.code, position)
 
     def _refuse_secrets(self, asked: Forwarded) -> None:
-        """What a charge keeps of a client's headers may hold no secret."""
+        """Refuse a secret in the parts of a client's headers that a charge keeps."""
         use, tenant = asked.use, asked.use.tenant or Tenant()
         kept = {
             "X-Keyledger-Request-Id": asked.request_id,
@@ -212,11 +212,11 @@ class ForwardAuth:
         }
         for field, text in kept.items():
             if text is not None and self._redactor.holds_secret(text):
-                raise InvalidError(field, "holds what looks like a secret; it belongs nowhere else")
+                raise InvalidError(field, "contains what looks like a secret, which may not be here")
 
 
 def _refused(error: Exception, ask: _Ask, request: Call[Any, Any]) -> Answer:
-    """An error in the proxy's manner. Raises it again when it is the layer above that answers it."""
+    """An error in the proxy's format. Raises it again if the layer above answers it."""
     if isinstance(error, BadRequestError):
         return _sent(answer_error(error, proxy=ask.proxy, request_id=request.request_id), error.code)
     problem = request.api.refusals.problem(error, request.request_id)
@@ -244,7 +244,7 @@ def _unauthenticated(proxy: str | None, request_id: str) -> HttpAnswer:
     return answer_problem(
         401,
         "proxy_unauthenticated",
-        "The proxy must show a root key with verify in X-Keyledger-Proxy-Key.",
+        "The proxy must send a root key with verify in X-Keyledger-Proxy-Key.",
         proxy=proxy,
         request_id=request_id,
     )
@@ -253,7 +253,7 @@ def _unauthenticated(proxy: str | None, request_id: str) -> HttpAnswer:
 def _sent(answer: HttpAnswer, code: str = "proxy_unauthenticated", position: int | None = None) -> Answer:
     headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
     if not any(name == b"x-keyledger-code" for name, _ in headers):
-        # nginx drops the body of a denial, so the code stands in a header too.
+        # nginx drops the body of a denial, so the code is in a header, too.
         headers.append((b"x-keyledger-code", code.encode()))
     return Answer(answer.status, head_of(*headers), answer.body, code, position)
 
@@ -271,10 +271,10 @@ _ABOUT: Final[dict[str, Any]] = {
     "GET",
     PATH,
     operation_id="checkForwardedRequest",
-    summary="The same for proxies",
+    summary="Check a proxy's forwarded request",
     description=(
-        "Any method. Traefik ForwardAuth and Envoy ext_authz over HTTP; `proxy=nginx` for nginx "
-        "`auth_request`. The proxy shows a root key with `verify` in `X-Keyledger-Proxy-Key`."
+        "Any method. For Traefik ForwardAuth and Envoy ext_authz over HTTP; with `proxy=nginx` for nginx "
+        "`auth_request`. The proxy sends a root key with `verify` in `X-Keyledger-Proxy-Key`."
     ),
     **_ABOUT,
 )
@@ -287,12 +287,12 @@ def forward_auth(call: Call[Any, Any]) -> Answer | Awaitable[Answer]:
     "GET",
     PATH + "/{path}",
     operation_id="checkForwardedPath",
-    summary="The same for proxies that append the original path",
+    summary="The same, for proxies that append the original path",
     whole=True,
     **_ABOUT,
 )
 def forward_auth_behind(call: Call[Any, Any]) -> Answer | Awaitable[Answer]:
-    """The verdict on a request whose path stands behind ours."""
+    """The verdict on a proxied request whose path is appended to this one's."""
     return call.api.forward_auth.answer(call)
 
 

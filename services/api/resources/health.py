@@ -1,4 +1,4 @@
-"""Is it alive, and can it serve? If not, what does it wait for?"""
+"""Whether the process is alive and whether it can serve; if not, what it waits for."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class AliveView(View, frozen=True, kw_only=True):
     """The process runs."""
 
     status: Literal["alive"]
-    """It answers, so it is."""
+    """Always `alive`, since the process answers."""
 
 
 class WaitingView(View, frozen=True, kw_only=True):
-    """Something that is not there."""
+    """Something that is missing."""
 
     dependency: str
     """What is missing: `postgresql`, `nats` or `partition`."""
@@ -27,19 +27,19 @@ class WaitingView(View, frozen=True, kw_only=True):
 
 
 class ReadyView(View, frozen=True, kw_only=True):
-    """Can it serve?"""
+    """Whether it can serve."""
 
     ready: bool
-    """Can requests be answered here, or passed on?"""
+    """Whether requests can be answered here, or forwarded."""
     owner: bool
-    """Does this process decide, or does it pass requests on to the one that does?"""
+    """Whether this process owns the partition; if not, it forwards requests to the owner."""
     position: Position
     projected: Position
-    """How far lists and search are."""
+    """How far the projections are, which lists and search read."""
     waits_for: list[WaitingView]
-    """What is needed to answer requests."""
+    """What is missing to answer requests."""
     does_without: list[WaitingView]
-    """What is missing though requests are answered, and what that means."""
+    """What is missing although requests are answered, and what that means."""
 
 
 _WITHOUT_NATS: Final = WaitingView(
@@ -49,7 +49,7 @@ _WITHOUT_NATS: Final = WaitingView(
 )
 
 
-@operation("GET", "/healthz", tag="Operating", summary="Is it alive?", answer=AliveView)
+@operation("GET", "/healthz", tag="Operating", summary="Show that the process is alive", answer=AliveView)
 async def get_health(_: Call[Any, Any]) -> Reply:
     """The process runs."""
     return Reply(AliveView(status="alive"))
@@ -59,13 +59,15 @@ async def get_health(_: Call[Any, Any]) -> Reply:
     "GET",
     "/readyz",
     tag="Operating",
-    summary="Can it serve?",
-    description="503 while it cannot, with what it waits for. Without NATS it can: that is told, too.",
+    summary="Show whether the process can serve",
+    description=(
+        "503 while it cannot, with what it waits for. Without NATS it can: `does_without` reports that, too."
+    ),
     answer=ReadyView,
     other_answers=((503, ReadyView),),
 )
 async def get_readiness(call: Call[Any, Any]) -> Reply:
-    """Can requests be answered here, or passed on?"""
+    """Whether requests can be answered here, or forwarded."""
     waits_for = waiting(call.api)
     ledger = call.ledger
     view = ReadyView(
@@ -89,7 +91,7 @@ def waiting(api: Api) -> list[WaitingView]:
     if ledger.waits_for_standby:
         return [WaitingView(dependency="postgresql", detail=WaitsForStandbyError().detail)]
     if not (ledger.confirmed or ledger.stands_by):
-        detail = "The log is being read, or another process gives the partition up."
+        detail = "The log is being read, or another process is handing over the partition."
         return [WaitingView(dependency="partition", detail=detail)]
     return []
 

@@ -1,4 +1,4 @@
-"""Making a key: its secret is shown once."""
+"""Creating a key: its secret is shown once."""
 
 from __future__ import annotations
 
@@ -58,52 +58,52 @@ KEY_EXAMPLE: Final = {
 
 
 class NewKey(Body, frozen=True, kw_only=True):
-    """A key to be made."""
+    """A key to be created."""
 
     keyspace_id: Id
     """The keyspace that gives the secret its shape."""
     organization_id: Id | None = None
-    """Needed, but for a root key of the whole platform."""
+    """The customer; required, except for a root key of the whole platform."""
     name: Name
     """What people call the key."""
     kind: Literal["solo", "client", "platform"] = "solo"
     """`solo`: one user; `client` and `platform`: each use names its tenant. A root key is `solo`."""
     owner_id: ForeignId | None = None
-    """Your own id of whoever owns the key."""
+    """Your own id of the key's owner."""
     environment: Environment | None = None
     """Such as `production`."""
     plan_id: Id | None = None
-    """The plan; the platform's to give. None for a root key."""
+    """The plan, which only the platform may give. A root key has none."""
     scopes: ScopesBody = ScopesBody()
-    """What the key may be used for; a dimension left out is `*`, all that plan and organization allow. A
-    root key names its permissions, and nothing else."""
+    """What the key may be used for; a dimension left out is `*`: all that plan and organization allow. A
+    root key names its permissions, and no other dimension."""
     quotas: Quotas = ()
-    """Amounts per window, one for each unit and window. None for a root key."""
+    """Amounts per window, one for each unit and window. A root key has none."""
     rate_limits: RateLimits = ()
-    """Requests per seconds. None for a root key."""
+    """Numbers of requests per number of seconds. A root key has none."""
     allowed_ips: Addresses = ()
-    """Networks that the key may be used from; none: all."""
+    """Networks that the key may be used from; empty: all."""
     expires_at: When | None = None
-    """From then on it is expired; null: never."""
+    """From when on it is expired; null: never."""
     tags: Tags = ()
-    """Your own marks, by which keys are found."""
+    """Your own tags, by which keys can be filtered."""
     metadata: Metadata = msgspec.field(default_factory=dict)
     bound_keyspace_id: Id | None = None
-    """Of a root key: the one keyspace that it is to act on."""
+    """Of a root key: the one keyspace that it may act on."""
 
 
 class CreatedKeyView(View, frozen=True, kw_only=True):
-    """A key and its secret, shown this once."""
+    """A key and its secret, which is shown only this once."""
 
     key: KeyView
     """The key."""
     secret: str | None = None
-    """Null in a replay: it was shown already."""
+    """The secret; null in a replay, because it was shown already."""
     detail: str | UnsetType = UNSET
     """Only in a replay: why there is no secret."""
     position: Position
     fence: FenceResult | UnsetType = UNSET
-    """Where something was taken away: can no edge accept it any more?"""
+    """The fence, if something was taken away: whether no edge can accept it any more."""
 
 
 @operation(
@@ -122,7 +122,7 @@ class CreatedKeyView(View, frozen=True, kw_only=True):
     example=KEY_EXAMPLE,
 )
 async def create_key(call: Call[Any, NewKey]) -> Reply:
-    """Make a key and show its secret."""
+    """Create a key and show its secret."""
     keyspace = keyspace_of(call, call.body.keyspace_id)
     secret = keyspace.shape.generate()
     command = creation(call.body, fingerprint(secret), hint(secret, keyspace.prefix))
@@ -130,14 +130,14 @@ async def create_key(call: Call[Any, NewKey]) -> Reply:
 
 
 async def with_secret(call: Call[Any, Any], command: Command, secret: str) -> Reply:
-    """Carry out what gives a key this secret, and show it this once."""
+    """Carry out a command that gives a key this secret, and show the secret in the first answer."""
 
     def show(key: Key, books: Books, position: int) -> View:
         return CreatedKeyView(
             key=show_key(call, key, books), detail=_SHOWN_ONCE, position=call.place(position)
         )
 
-    # A replay keeps secret null and says why; the first answer has it, and no detail.
+    # A replay has a null secret and says why; the first answer has the secret and no detail.
     reply = await carry_out(call, command, show, status=201, first={"secret": secret})
     if reply.body["secret"] is not None:
         del reply.body["detail"]
@@ -145,7 +145,7 @@ async def with_secret(call: Call[Any, Any], command: Command, secret: str) -> Re
 
 
 def keyspace_of(call: Call[Any, Any], keyspace_id: str) -> Keyspace:
-    """The keyspace that a new key is to be in."""
+    """The keyspace of a new key."""
     return find_open_keyspace(call.desk, keyspace_id, field="keyspace_id")
 
 

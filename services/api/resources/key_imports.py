@@ -1,4 +1,4 @@
-"""Keys that exist elsewhere are adopted by the SHA-256 of their secrets."""
+"""Keys that exist elsewhere are imported by the SHA-256 of their secrets."""
 
 from __future__ import annotations
 
@@ -36,39 +36,41 @@ class ImportedKey(NewKey, frozen=True, kw_only=True):
 
     sha256: Annotated[
         str,
-        msgspec.Meta(min_length=43, max_length=64, description="Of the secret's UTF-8: hex or base64."),
+        msgspec.Meta(
+            min_length=43, max_length=64, description="The SHA-256 of the secret's UTF-8, as hex or base64."
+        ),
     ]
     hint: Annotated[str, msgspec.Meta(min_length=1, max_length=40)] | None = None
-    """What people may see of the secret: how it begins and ends, such as `old_...x7Qd`.
+    """What people see of the secret: its beginning and end, such as `old_...x7Qd`.
 
-    It must fit the keyspace, and is needed where the keyspace has no `accepted_formats`.
+    It must match the keyspace, and is required if the keyspace has no `accepted_formats`.
     """
 
 
 class ManyImportedKeys(Body, frozen=True, kw_only=True):
-    """Keys to be adopted, each with a result of its own."""
+    """Keys to be imported, each with a result of its own."""
 
     items: Annotated[tuple[ImportedKey, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)]
     """The keys, each as if it were sent alone."""
 
 
 class _Items(Body, frozen=True, kw_only=True):
-    """The same, each item still as it was sent: a bad one spoils only itself."""
+    """The same, each item still as it was sent: a bad one fails alone."""
 
     items: Annotated[tuple[msgspec.Raw, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)]
 
 
 class OneOrMany(msgspec.Struct, frozen=True, kw_only=True):
-    """Which of the two was sent; it is read as that then."""
+    """Tells which of the two was sent; the body is then read as that."""
 
     items: msgspec.Raw | UnsetType = UNSET
 
 
 class ImportResult(View, frozen=True, kw_only=True):
-    """What became of one key."""
+    """The outcome of one key."""
 
     status: int
-    """As if it had been sent alone: 201, or a problem's."""
+    """The status as if it had been sent alone: 201, or a problem's."""
     code: Annotated[
         str,
         msgspec.Meta(
@@ -77,15 +79,15 @@ class ImportResult(View, frozen=True, kw_only=True):
     ]
     """`imported`, or the code of a problem."""
     key: KeyView | None = None
-    """The key; null where it was refused."""
+    """The key; null if it was refused."""
     detail: str | None = None
-    """Why it was refused, for people; null where it was not."""
+    """Why it was refused, for people; null if it was not."""
     errors: tuple[FieldError, ...] = ()
     """What is wrong with which field."""
 
 
 class ImportedView(View, frozen=True, kw_only=True):
-    """A key that was adopted."""
+    """A key that was imported."""
 
     key: KeyView
     """The key."""
@@ -93,12 +95,12 @@ class ImportedView(View, frozen=True, kw_only=True):
 
 
 class ImportView(View, frozen=True, kw_only=True):
-    """What became of each key, in the order they were sent."""
+    """The outcome of each key, in the order in which they were sent."""
 
     results: list[ImportResult]
     """One for each item, in the order in which they were sent."""
     imported: int
-    """How many were adopted."""
+    """How many were imported."""
     failed: int
     """How many were refused."""
     position: Position
@@ -108,11 +110,12 @@ class ImportView(View, frozen=True, kw_only=True):
     "POST",
     "/v1/keys/import",
     tag="Keys",
-    summary="Adopt one key or many by SHA-256",
+    summary="Import one key or many by SHA-256",
     description=(
-        "For keys that exist elsewhere: their secrets go on working and are never sent. One key is the "
-        "fields of a key with its sha256, and answers 201; many are `items`, and each has its own result. "
-        "One whose hint cannot be of a secret that the keyspace accepts is refused: it would never work."
+        "For keys that exist elsewhere: their secrets keep working and are never sent. One key is sent as "
+        "the fields of a key with its `sha256`, and gets 201; many are sent as `items`, each with its own "
+        "result. A key whose hint cannot belong to a secret that the keyspace accepts is refused: it would "
+        "never work."
     ),
     permissions=("keys:write",),
     body=OneOrMany,
@@ -131,7 +134,7 @@ class ImportView(View, frozen=True, kw_only=True):
     },
 )
 async def import_keys(call: Call[Any, OneOrMany]) -> Reply:
-    """Adopt keys that exist elsewhere."""
+    """Import keys that exist elsewhere."""
     holds_secret = call.api.redactor.holds_secret
     if call.body.items is not UNSET:
         many: _Items = reader_of(_Items)(call.data, holds_secret)
@@ -165,7 +168,7 @@ async def _import_many(call: Call[Any, Any], items: tuple[msgspec.Raw, ...]) -> 
 
 
 async def _import(call: Call[Any, Any], item: msgspec.Raw, index: int) -> tuple[ImportResult, bool]:
-    """What became of one item, and whether that was known already."""
+    """The outcome of one item, and whether it is a replay."""
 
     def render(key: Key, books: Books, _: int) -> bytes:
         return msgspec.json.encode(ImportResult(status=201, code="imported", key=show_key(call, key, books)))
@@ -197,7 +200,7 @@ def _adoption(call: Call[Any, Any], body: ImportedKey) -> CreateKey:
 
 
 def digest_of(text: str) -> bytes:
-    """32 bytes out of hex or base64 (of either alphabet, padded or not)."""
+    """32 bytes from hex or base64 (of either alphabet, padded or not)."""
     try:
         if len(text) == _HEX_LENGTH:
             return bytes.fromhex(text)

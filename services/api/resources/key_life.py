@@ -20,7 +20,7 @@ class Rotation(Body, frozen=True, kw_only=True):
     """How a key gets its next secret."""
 
     overlap_seconds: Amount = 0
-    """How long the present secret lives on; 0 ends all older ones at once."""
+    """How long the present secret keeps working; 0 ends all older secrets at once."""
     reason: Reason | None = None
     """Why, for the audit."""
 
@@ -29,8 +29,8 @@ class Rotation(Body, frozen=True, kw_only=True):
     "POST",
     "/v1/keys/{key_id}/rotate",
     tag=TAG,
-    summary="Give a key its next secret",
-    description="The old secret dies at once, or after the overlap; at most two live.",
+    summary="Rotate a key's secret",
+    description="The old secret stops working at once, or after the overlap; at most two work at a time.",
     permissions=("keys:write",),
     query=Fencing,
     body=Rotation,
@@ -43,7 +43,7 @@ class Rotation(Body, frozen=True, kw_only=True):
     example={"overlap_seconds": 3600, "reason": "quarterly"},
 )
 async def rotate_key(call: Call[Fencing, Rotation]) -> Reply:
-    """Make the next generation and show its secret."""
+    """Create the next generation and show its secret."""
     key = find_key(call.desk, call.path["key_id"])
     keyspace = call.books.keyspaces[key.keyspace_id]
     secret = keyspace.shape.generate()
@@ -62,7 +62,8 @@ async def rotate_key(call: Call[Fencing, Rotation]) -> Reply:
     "POST",
     "/v1/keys/{key_id}/disable",
     tag=TAG,
-    summary="Let a key rest",
+    summary="Disable a key",
+    description="It stops working until it is enabled again.",
     permissions=("keys:write",),
     query=Fencing,
     body=Because,
@@ -84,7 +85,8 @@ async def disable_key(call: Call[Fencing, Because]) -> Reply:
     "POST",
     "/v1/keys/{key_id}/enable",
     tag=TAG,
-    summary="Let a key work again",
+    summary="Enable a key",
+    description="Undoes a disable.",
     permissions=("keys:write",),
     body=Because,
     answer=KeyView,
@@ -105,7 +107,8 @@ async def enable_key(call: Call[Any, Because]) -> Reply:
     "POST",
     "/v1/keys/{key_id}/revoke",
     tag=TAG,
-    summary="Stop a key for good",
+    summary="Revoke a key",
+    description="It stops working for good.",
     permissions=("keys:write",),
     query=Fencing,
     body=Because,
@@ -116,7 +119,7 @@ async def enable_key(call: Call[Any, Because]) -> Reply:
     example={"reason": "leaked in a build log"},
 )
 async def revoke_key(call: Call[Fencing, Because]) -> Reply:
-    """Stop a key for good."""
+    """Revoke a key."""
     command = RevokeKey(
         key_id=call.path["key_id"], reason=call.body.reason, expected_version=expected_version(call)
     )
@@ -127,8 +130,11 @@ async def revoke_key(call: Call[Fencing, Because]) -> Reply:
     "DELETE",
     "/v1/keys/{key_id}",
     tag=TAG,
-    summary="Revoke a key and hide it",
-    description="History, usage, charges and request log stay; `include_deleted=true` shows it.",
+    summary="Delete a key",
+    description=(
+        "It is revoked and hidden. History, usage, charges and request log stay; `include_deleted=true` "
+        "shows it."
+    ),
     permissions=("keys:write",),
     query=Fencing,
     body=Because,
@@ -147,4 +153,4 @@ async def delete_key(call: Call[Fencing, Because]) -> Reply:
 
 
 ROUTES = [rotate_key, disable_key, enable_key, revoke_key, delete_key]
-"""The routes by which a key is renewed, rests or ends."""
+"""The routes that rotate, disable, enable, revoke and delete a key."""

@@ -1,4 +1,4 @@
-"""Many keys are stopped for good at once, by a list of ids or by a filter."""
+"""Revoking many keys at once, by a list of ids or by a filter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from services.ledger.fence_results import FenceResult
 
 
 class KeyFilter(Body, frozen=True, kw_only=True):
-    """Which keys; all that is given must fit."""
+    """Which keys; a key must match all fields."""
 
     organization_id: Id | None = None
     """Keys of this customer."""
@@ -40,54 +40,54 @@ class KeyFilter(Body, frozen=True, kw_only=True):
     status: Literal["active", "disabled", "expired"] | None = None
     """Keys in this state."""
     q: Search | None = None
-    """Looked for in name, id, hint and owner."""
+    """Searched for in name, id, hint and owner."""
 
 
 class ManyRevocations(Body, frozen=True, kw_only=True):
     """Keys to be revoked together: a list of ids, or a filter."""
 
     key_ids: Annotated[tuple[Id, ...], msgspec.Meta(min_length=1, max_length=MOST_AT_ONCE)] | None = None
-    """The keys, by their ids; or a filter."""
+    """The keys, by their ids; or send a filter."""
     filter: KeyFilter | None = None
-    """The keys that it finds, at most 1,000; or their ids."""
+    """The keys that it finds, at most 1,000; or send their ids."""
     reason: Reason | None = None
     """Why, for the audit."""
 
 
 class RevocationView(View, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of one key."""
+    """The outcome of one key."""
 
     key_id: str
     """The id, as it was sent or found."""
     revoked: bool
-    """Is it dead now, whoever killed it?"""
+    """Whether it is revoked now, by this request or an earlier one."""
     code: Literal["not_found", "permission_denied", "key_revoked"] | None = None
-    """Why this request did not kill it: there is none for this caller, the caller may not, it was dead."""
+    """Why this request did not revoke it: not found by this caller, not allowed, or revoked before."""
 
 
 class RevokedView(View, frozen=True, kw_only=True):
-    """What became of many keys."""
+    """The outcome of many keys."""
 
     results: list[RevocationView]
     """One for each id, in the order of the ids."""
     revoked: int
-    """How many this request killed."""
+    """How many keys this request revoked."""
     more: bool
-    """Did the filter find still more keys? Send it again."""
+    """Whether the filter finds more keys: then send it again."""
     position: Position
     fence: FenceResult | UnsetType = UNSET
-    """Where something was taken away: can no edge accept it any more?"""
+    """The fence, if something was taken away: whether no edge can accept it any more."""
 
 
 @operation(
     "POST",
     "/v1/keys/revoke",
     tag=TAG,
-    summary="Stop many keys for good",
+    summary="Revoke many keys",
     description=(
         "By a list of ids or by a filter, up to 1,000 at once, in one commit. Each id has a result of its "
-        "own, and one that is refused saves no other. A filter leaves root keys alone, and `more` says that "
-        "it found still more."
+        "own, and a refused one does not stop the others. A filter never finds root keys; `more` says "
+        "whether it finds more keys than these."
     ),
     permissions=("keys:write",),
     query=Fencing,
@@ -98,10 +98,10 @@ class RevokedView(View, frozen=True, kw_only=True):
     example={"filter": {"organization_id": "org_01JD0000000000000000000000"}, "reason": "offboarded"},
 )
 async def revoke_keys(call: Call[Fencing, ManyRevocations]) -> Reply:
-    """Stop many keys in one commit."""
+    """Revoke many keys in one commit."""
     body = call.body
     if (body.key_ids is None) == (body.filter is None):
-        raise invalid("key_ids", "either key_ids or filter")
+        raise invalid("key_ids", "exactly one of key_ids and filter is required")
     key_ids, more = body.key_ids or (), False
     if body.filter is not None:
         key_ids, more = await _found_by(call, body.filter)
@@ -118,10 +118,10 @@ async def revoke_keys(call: Call[Fencing, ManyRevocations]) -> Reply:
 
 
 async def _found_by(call: Call[Any, Any], wanted: KeyFilter) -> tuple[tuple[str, ...], bool]:
-    """Keys that a filter finds now: projections are waited for, lest a fresh key be missed."""
+    """Keys that a filter finds now; it waits for the projections, so that no new key is missed."""
     filters = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
     if not filters:
-        raise invalid("filter", "names at least one field")
+        raise invalid("filter", "must name at least one field")
     asking = call.asking
     if not reachable(call, wanted.organization_id, wanted.keyspace_id):
         return (), False
@@ -150,4 +150,4 @@ def _is_ordinary(call: Call[Any, Any], key_id: str) -> bool:
 
 
 ROUTES = [revoke_keys]
-"""The routes by which many keys end at once."""
+"""The route that revokes many keys at once."""

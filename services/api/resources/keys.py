@@ -1,4 +1,4 @@
-"""Keys: list, show, change. What makes them is in key_creation, what ends or renews them in key_life."""
+"""Keys: list, show, change. They are created in key_creation; key_life rotates, stops and deletes them."""
 
 from __future__ import annotations
 
@@ -57,32 +57,32 @@ from services.ledger.fence_results import FenceResult
 
 TAG: Final = "Keys"
 MOST_AT_ONCE: Final = 1_000
-"""So many keys are imported or revoked by one request."""
+"""The most keys that one request can import or revoke."""
 KEY_CODES: Final = ("not_found", "key_revoked", "version_conflict", "idempotency_conflict")
 
 
 class KeyChanges(Body, frozen=True, kw_only=True):
-    """Fields of a key to be set; those left out stay."""
+    """Fields of a key to be set; those left out stay as they are."""
 
     name: Name | UnsetType = UNSET
     """What people call the key."""
     owner_id: ForeignId | UnsetType | None = UNSET
-    """Your own id of whoever owns the key; null: nobody."""
+    """Your own id of the key's owner; null removes it."""
     metadata: Metadata | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
-    """All tags that it is to have."""
+    """All tags that it should have."""
     environment: Environment | UnsetType | None = UNSET
-    """Such as `production`; null: none."""
+    """Such as `production`; null removes it."""
     plan_id: Id | UnsetType | None = UNSET
-    """The plan, the platform's to give; null: none."""
+    """The plan, which only the platform may give; null removes it."""
     quotas: Quotas | UnsetType = UNSET
-    """All quotas that it is to have; what was spent stays spent."""
+    """All quotas that it should have; what was spent stays spent."""
     rate_limits: RateLimits | UnsetType = UNSET
-    """All rate limits that it is to have."""
+    """All rate limits that it should have."""
     allowed_ips: Addresses | UnsetType = UNSET
-    """All networks that it may be used from; none: all."""
+    """The networks that it may be used from; empty: all."""
     expires_at: When | UnsetType | None = UNSET
-    """From then on it is expired; null: never."""
+    """From when on it is expired; null: never."""
 
 
 class ListKeys(Paging, frozen=True, kw_only=True):
@@ -103,37 +103,37 @@ class ListKeys(Paging, frozen=True, kw_only=True):
     status: Literal["active", "disabled", "revoked", "expired"] | None = None
     """Only keys in this state."""
     q: Search | None = None
-    """Looked for in name, id, hint and owner."""
+    """Searched for in name, id, hint and owner."""
     include_revoked: bool = False
-    """Revoked ones, too."""
+    """Include revoked ones."""
     include_deleted: bool = False
-    """Deleted ones, too."""
+    """Include deleted ones."""
     sort: Literal[
         "created_at", "-created_at", "name", "-name", "last_used_at", "-last_used_at",
         "expires_at", "-expires_at",
     ] = "-created_at"  # fmt: skip
-    """The order; a minus turns it round."""
+    """The order; a minus reverses it."""
 
 
 class ShowKey(Query, frozen=True, kw_only=True):
     """How to show a key."""
 
     include_deleted: bool = False
-    """Also if it was deleted."""
+    """Show it even if it was deleted."""
 
 
 class ChangedKeyView(KeyView, frozen=True, kw_only=True):
     """A key after a change."""
 
     fence: FenceResult | UnsetType = UNSET
-    """Where something was taken away."""
+    """The fence, if something was taken away."""
 
 
 class KeyPageView(View, frozen=True, kw_only=True):
     """A page of keys."""
 
     items: list[KeyView]
-    """The page, in the order that was asked for."""
+    """The page, in the requested order."""
     next_cursor: str | None
     """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
@@ -153,7 +153,10 @@ def show_key(call: Call[Any, Any], key: Key, books: Books) -> KeyView:
     operation_id="listKeys",
     tag=TAG,
     summary="List keys",
-    description="Newest first if no sort is given; revoked and deleted ones only where they are asked for.",
+    description=(
+        "Newest first if no sort is given; revoked and deleted ones only with `include_revoked`, "
+        "`include_deleted` or, for revoked ones, `status=revoked`."
+    ),
     permissions=("keys:read",),
     query=ListKeys,
     answer=KeyPageView,
@@ -185,7 +188,7 @@ async def _nothing() -> Page:
 
 
 def reachable(call: Call[Any, Any], organization_id: str | None, keyspace_id: str | None) -> bool:
-    """Foreign things are not there: a filter that names them finds nothing."""
+    """Whether the caller may see these; a filter that names others finds nothing."""
     asking = call.asking
     return asking.organization_id in {None, organization_id or asking.organization_id} and (
         asking.keyspace_id in {None, keyspace_id or asking.keyspace_id}
@@ -213,8 +216,8 @@ async def get_key(call: Call[ShowKey, Any]) -> Reply:
     "/v1/keys/{key_id}/history",
     operation_id="listKeyHistory",
     tag=TAG,
-    summary="What happened to a key",
-    description="Oldest first; also of a deleted key.",
+    summary="Show a key's history",
+    description="Oldest first if no sort is given; also for a deleted key.",
     permissions=("keys:read",),
     query=HistoryQuery,
     answer=AuditPageView,
@@ -240,7 +243,7 @@ async def get_history(call: Call[HistoryQuery, Any]) -> Reply:
 
 
 async def changed(call: Call[Any, Any], command: Command) -> Reply:
-    """Carry out a change and show the key as it is then."""
+    """Carry out a change and show the key after it."""
 
     def show(key: Key, books: Books, _: int) -> View:
         return show_key(call, key, books)
@@ -253,7 +256,7 @@ async def changed(call: Call[Any, Any], command: Command) -> Reply:
     "/v1/keys/{key_id}",
     tag=TAG,
     summary="Change a key",
-    description="Fields left out stay; where something is taken away, the answer has its fence.",
+    description="Fields left out stay as they are; if something is taken away, the answer has its fence.",
     permissions=("keys:write",),
     query=Fencing,
     body=KeyChanges,
@@ -288,7 +291,7 @@ async def update_key(call: Call[Fencing, KeyChanges]) -> Reply:
     "/v1/keys/{key_id}/scopes",
     tag=TAG,
     summary="Edit a key's scopes",
-    description='The secret stays; a dimension left out stays; an empty list is refused: send `"*"`.',
+    description='The secret and all dimensions left out stay; an empty list is refused: send `"*"` for all.',
     permissions=("keys:write",),
     query=Fencing,
     body=ScopesBody,

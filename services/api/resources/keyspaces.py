@@ -1,4 +1,4 @@
-"""Keyspaces: the keys of one gateway, their shape and their manners."""
+"""Keyspaces: the keys of one gateway, the shape of their secrets and the gateway's conventions."""
 
 from __future__ import annotations
 
@@ -37,45 +37,46 @@ Dimensions = Annotated[
 
 
 class NewKeyspace(Body, frozen=True, kw_only=True):
-    """A keyspace to be made, from a preset or from scratch; what is given wins over the preset."""
+    """A keyspace to be created, from a preset or from scratch; given fields override the preset."""
 
     name: Name
     """What people call the keyspace."""
     preset: Literal["default", "leanmcp", "mindproxy", "leapter", "leadmagic", "allmcp"] | None = None
-    """A known gateway's manners to begin with."""
+    """A known gateway, whose settings are the defaults."""
     prefix: Annotated[str, msgspec.Meta(max_length=32, examples=["acme_live_"])] | None = None
-    """What its secrets are to begin with; no other keyspace's may begin so. The preset's if not given."""
+    """What its secrets begin with; no other keyspace's prefix may overlap. The preset's if not given."""
     secret_format: SecretFormat | None = None
-    """What stands behind the prefix; the preset's if not given."""
+    """The format of what follows the prefix; the preset's if not given."""
     accepted_formats: Formats = ()
-    """Shapes that imported keys may have beside the keyspace's own."""
+    """Shapes that imported keys may have in addition to the keyspace's own."""
     credential_locations: Locations | None = None
-    """Where a secret may stand in a request; the preset's if not given."""
+    """Where a request may carry a secret; the preset's if not given."""
     tenant_locations: Places | None = None
     """Where a request names its tenant; the preset's if not given."""
     denial_status: Denials | None = None
-    """HTTP statuses that its clients know, by verdict code; the preset's if not given."""
+    """HTTP statuses that its clients expect, by verdict code; the preset's if not given."""
     require_balance: bool | None = None
-    """Is a use without a cost refused, too, at zero? The preset's if not given."""
+    """Whether a use without a cost is refused, too, if wallet or quota are at zero; the preset's if not
+    given."""
     required_dimensions: Dimensions | None = None
     """What every use must name; the preset's if not given."""
 
 
 class KeyspaceChanges(Body, frozen=True, kw_only=True):
-    """Fields to be set; those left out stay. Prefix and format are for ever."""
+    """Fields to be set; those left out stay as they are. Prefix and format cannot be changed."""
 
     name: Name | UnsetType = UNSET
     """What people call the keyspace."""
     accepted_formats: Formats | UnsetType = UNSET
-    """All shapes that imported keys may have beside its own."""
+    """All shapes that imported keys may have in addition to its own."""
     credential_locations: Locations | UnsetType = UNSET
-    """Where a secret may stand in a request, such as `header:X-API-Key`."""
+    """Where a request may carry a secret, such as `header:X-API-Key`."""
     tenant_locations: Places | UnsetType = UNSET
     """Where a request names its tenant, such as `{"user_id": "query:user_id"}`."""
     denial_status: Denials | UnsetType = UNSET
-    """HTTP statuses that the keyspace's clients know, by verdict code."""
+    """HTTP statuses that the keyspace's clients expect, by verdict code."""
     require_balance: bool | UnsetType = UNSET
-    """Is a use without a cost refused, too, where wallet or quota are at zero?"""
+    """Whether a use without a cost is refused, too, if wallet or quota are at zero."""
     required_dimensions: Dimensions | UnsetType = UNSET
     """What every use of a key must name."""
 
@@ -84,25 +85,25 @@ class ListKeyspaces(Paging, frozen=True, kw_only=True):
     """Which keyspaces, in which order."""
 
     include_archived: bool = False
-    """Archived ones, too."""
+    """Include archived ones."""
     q: Search | None = None
-    """Looked for in names and ids."""
+    """Searched for in names and ids."""
     sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
-    """The order; a minus turns it round."""
+    """The order; a minus reverses it."""
 
 
 class ChangedKeyspaceView(ShownKeyspace, frozen=True, kw_only=True):
     """A keyspace after a change."""
 
     fence: FenceResult | UnsetType = UNSET
-    """Where something may have been taken away."""
+    """The fence, if something may have been taken away."""
 
 
 class KeyspacePageView(View, frozen=True, kw_only=True):
     """A page of keyspaces."""
 
     items: list[ShownKeyspace]
-    """The page, in the order that was asked for."""
+    """The page, in the requested order."""
     next_cursor: str | None
     """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
@@ -119,7 +120,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     "POST",
     "/v1/keyspaces",
     tag=_TAG,
-    summary="Make a keyspace",
+    summary="Create a keyspace",
     permissions=_WRITE,
     body=NewKeyspace,
     status=201,
@@ -130,7 +131,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     example={"name": "gateway", "preset": "default", "prefix": "acme_live_"},
 )
 async def create_keyspace(call: Call[Any, NewKeyspace]) -> Reply:
-    """Make a keyspace."""
+    """Create a keyspace."""
     body = call.body
     command = DefineKeyspace(
         name=body.name,
@@ -153,14 +154,14 @@ async def create_keyspace(call: Call[Any, NewKeyspace]) -> Reply:
     operation_id="listKeyspaces",
     tag=_TAG,
     summary="List keyspaces",
-    description="The built-in one of root keys included; archived ones only where they are asked for.",
+    description="Includes the built-in one of root keys; archived ones only with `include_archived`.",
     permissions=_READ,
     query=ListKeyspaces,
     answer=KeyspacePageView,
     projected=True,
 )
 async def get_keyspaces(call: Call[ListKeyspaces, Any]) -> Reply:
-    """One page of keyspaces; a bound root key sees its own and the built-in one."""
+    """One page of keyspaces; a bound root key sees only its own and the built-in one."""
     filters = asked_of(call)
     page = list_keyspaces(call.reader.queries, **filters)
     bound = call.asking.keyspace_id
@@ -226,10 +227,10 @@ async def update_keyspace(call: Call[Fencing, KeyspaceChanges]) -> Reply:
     "POST",
     "/v1/keyspaces/{keyspace_id}/archive",
     tag=_TAG,
-    summary="Give up a keyspace that no key was ever in",
+    summary="Archive a keyspace that never had a key",
     description=(
-        "Its prefix is free again, for another keyspace. It takes no keys and no changes any more; one that "
-        "has had a key stays for ever, as secrets with its prefix are about."
+        "Its prefix becomes free for another keyspace, and it takes no keys and no changes any more. A "
+        "keyspace that has had a key cannot be archived, because secrets with its prefix are in circulation."
     ),
     permissions=_WRITE,
     body=Because,
@@ -243,7 +244,7 @@ async def update_keyspace(call: Call[Fencing, KeyspaceChanges]) -> Reply:
     example={"reason": "the prefix was a typing mistake"},
 )  # fmt: skip
 async def archive_keyspace(call: Call[Any, Because]) -> Reply:
-    """Give up a keyspace that never had a key."""
+    """Archive a keyspace that never had a key."""
     command = ArchiveKeyspace(
         keyspace_id=call.path["keyspace_id"],
         reason=call.body.reason,

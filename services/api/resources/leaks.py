@@ -1,4 +1,4 @@
-"""Leaked secrets: whoever finds one reports it, and its key is dead."""
+"""Leaked secrets: a report of one revokes its key."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ class Leak(Body, frozen=True, kw_only=True):
     """A secret that was found where it should not be."""
 
     secret: Annotated[str, msgspec.Meta(min_length=1, max_length=512, extra={CREDENTIAL: True})] | None = None
-    """The secret that was found; or its SHA-256."""
+    """The secret that was found; or send its SHA-256."""
     sha256: Annotated[str, msgspec.Meta(min_length=43, max_length=64)] | None = None
-    """Of the secret, as hex or base64, where the secret itself is not at hand."""
+    """The SHA-256 of the secret, as hex or base64, if the secret itself is not at hand."""
     keyspace_id: Id | None = None
-    """Only if it is of this keyspace; null: of any."""
+    """Revoke it only if it is of this keyspace; null: of any."""
     source: Annotated[
         str, msgspec.Meta(min_length=1, max_length=100, examples=["pastebin"], extra={CREDENTIAL: True})
     ]
-    """Who found it. A secret in it is taken out."""
+    """Who found it. A secret in this text is removed."""
     where: Annotated[str, msgspec.Meta(min_length=1, max_length=500, extra={CREDENTIAL: True})] | None = None
-    """Where it was found, such as an address. A secret in it is taken out."""
+    """Where it was found, such as an address. A secret in this text is removed."""
 
 
 class LeakView(View, frozen=True, kw_only=True):
-    """What was done about it."""
+    """The outcome of a report."""
 
     found: bool
-    """Is it a secret of a key that the caller may know of?"""
+    """Whether it is a secret of a key that the caller may see."""
     key: KeyView | None
-    """The key that was revoked; null where nothing was found."""
+    """The key that was revoked; null if none was found."""
     position: Position
     fence: FenceResult | UnsetType = UNSET
-    """Where something was taken away: can no edge accept it any more?"""
+    """The fence, if something was taken away: whether no edge can accept it any more."""
 
 
 @operation(
@@ -61,7 +61,7 @@ class LeakView(View, frozen=True, kw_only=True):
     "/v1/leaks",
     tag="Leaks",
     summary="Report a leaked secret",
-    description="Its key is revoked with all generations, and fenced. `found` is false for a stranger.",
+    description="Its key is revoked with all generations, and fenced; an unknown one gets `found: false`.",
     permissions=("keys:write",),
     query=Fencing,
     body=Leak,
@@ -84,13 +84,13 @@ async def report_leak(call: Call[Fencing, Leak]) -> Reply:
 
     source = call.api.redactor.redact(body.source)
     reply = await carry_out(call, ReportLeak(fingerprint=digest, source=source, where=where), show)
-    # Whoever found a secret has seen no version of its key, so none is told for an If-Match.
+    # The reporter has seen no version of the key, so the answer has none for an If-Match.
     return replace(reply, version=None)
 
 
 def _digest_of(body: Leak) -> bytes:
     if (body.secret is None) == (body.sha256 is None):
-        raise invalid("secret", "secret or sha256, one of them")
+        raise invalid("secret", "exactly one of secret and sha256 is required")
     return fingerprint(body.secret) if body.secret is not None else digest_of(body.sha256 or "")
 
 

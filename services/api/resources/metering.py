@@ -1,4 +1,4 @@
-"""Uses that cost money: a body to a command, through the bus, to an outcome."""
+"""Uses that cost money: from a body to a command, through the command queue, to an outcome."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _MALFORMED = UseOutcome(code=MALFORMED)
 
 
 class MeteringCalls:
-    """Asks the ledger to charge or to reserve."""
+    """Tells the ledger to charge or to reserve."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._books = ledger.books
 
     def keyspace_of(self, caller: Caller, keyspace_id: str | None) -> Keyspace:
-        """The keyspace that a secret is looked for in: the caller's own, or the one it names."""
+        """The keyspace in which a secret is looked up: the caller's own, or the one that it names."""
         bound = caller.keyspace_id
         if keyspace_id is None:
             if bound is None:
@@ -49,9 +49,9 @@ class MeteringCalls:
         keyspace: Keyspace | None,
         asking: Asking,
     ) -> tuple[UseOutcome, int]:
-        """Charge one use, or hold money for it; (what became of it, the position).
+        """Charge one use, or hold money for it; returns the outcome and its position.
 
-        With a keyspace the key is found by its secret, else `ask` names it.
+        With a keyspace the key is found by its secret; otherwise `ask` names it.
         """
         if keyspace is not None:
             shown = shown_to(keyspace, secret)
@@ -63,7 +63,7 @@ class MeteringCalls:
         return self.outcome_of(asks, await self.ledger.execute(asks, asking))
 
     def outcome_of(self, command: ChargeUsage | ReserveCredits, done: Done) -> tuple[UseOutcome, int]:
-        """What became of it, and the position; a refusal is written down."""
+        """The outcome and its position; a refusal is recorded."""
         outcome: UseOutcome = done.result
         if outcome.code == VALID:
             return outcome, outcome.position
@@ -87,7 +87,7 @@ class MeteringCalls:
 
 
 def shown_to(keyspace: Keyspace, secret: str | None) -> bytes | UseOutcome:
-    """The secret's fingerprint; or what shape and checksum say without a look-up."""
+    """The secret's fingerprint; or the outcome that shape and checksum give without a look-up."""
     if not secret:
         return _MISSING
     if len(secret) > MAX_SECRET_LENGTH or not keyspace.shape.recognises(secret):

@@ -1,4 +1,4 @@
-"""Figures for Prometheus: requests as they are answered, the ledger as it stands when it is asked."""
+"""Metrics for Prometheus: answered requests, and the ledger's present state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.ledger.ledger import Ledger
 
 
 class LedgerFigures(Collector):
-    """The ledger as it stands."""
+    """The ledger's present state."""
 
     def __init__(
         self,
@@ -35,31 +35,31 @@ class LedgerFigures(Collector):
         ledger = self._ledger
         books = ledger.books
         figures: dict[str, tuple[str, float]] = {
-            "keyledger_owner": ("Does this process own the partition?", ledger.owner),
-            "keyledger_log_reachable": ("Did PostgreSQL answer when last asked?", ledger.reachable),
+            "keyledger_owner": ("Whether this process owns the partition.", ledger.owner),
+            "keyledger_log_reachable": ("Whether PostgreSQL answered when last asked.", ledger.reachable),
             "keyledger_waits_for_standby": (
-                "Does PostgreSQL let no commit pass because its standby is away?",
+                "Whether PostgreSQL holds all commits because its standby is missing.",
                 ledger.waits_for_standby,
             ),
-            "keyledger_nats_reachable": ("Did NATS answer when last asked?", self._nats_reachable()),
+            "keyledger_nats_reachable": ("Whether NATS answered when last asked.", self._nats_reachable()),
             "keyledger_position": ("The last event's number in its partition.", books.head),
             "keyledger_projected_position": ("How far the projections are.", self._reader.position),
             "keyledger_waiting_commands": ("Commands that wait to be decided.", ledger.waiting),
             "keyledger_open_fences": ("Fences that do not hold yet.", ledger.fences.open_fences),
-            "keyledger_edges": ("Edges heard of lately.", len(ledger.fences.edges())),
-            "keyledger_keys": ("Keys, dead ones included.", len(books.keys)),
+            "keyledger_edges": ("Edges that the ledger heard from lately.", len(ledger.fences.edges())),
+            "keyledger_keys": ("Keys, including revoked and deleted ones.", len(books.keys)),
             "keyledger_organizations": ("Organizations.", len(books.organizations)),
         }
         if (published := self._published()) is not None:
             figures["keyledger_published_position"] = ("The last event that NATS holds.", published)
             waiting = max(0, books.head - published)
-            figures["keyledger_unpublished_events"] = ("Committed, and not yet on NATS.", waiting)
+            figures["keyledger_unpublished_events"] = ("Events committed, but not yet on NATS.", waiting)
         for name, (about, value) in figures.items():
             yield GaugeMetricFamily(name, about, value=value)
 
 
 class EdgeOverflows(Collector):
-    """Edges that said more than is heard of them."""
+    """How often the edges of a root key sent more than the ledger processes."""
 
     def __init__(self, times: Callable[[], int]) -> None:
         self._times = times
@@ -68,7 +68,7 @@ class EdgeOverflows(Collector):
         """For Prometheus."""
         yield CounterMetricFamily(
             "keyledger_edge_overflows",
-            "Times that the edges of a root key said more than is heard of them.",
+            "Times that the edges of a root key sent more than the ledger processes.",
             value=self._times(),
         )
 
@@ -77,22 +77,22 @@ class EdgeOverflows(Collector):
     "GET",
     "/metrics",
     tag="Operating",
-    summary="Figures for Prometheus",
+    summary="Show metrics for Prometheus",
     description=(
-        "Open where only this machine listens; elsewhere it needs a root key with `metrics:read` "
-        "(`KEYLEDGER_METRICS`)."
+        "Open if the ledger listens on this machine only; otherwise it needs a root key with "
+        "`metrics:read` (`KEYLEDGER_METRICS`)."
     ),
     media_types=("text/plain",),
     answer=str,
     codes=("unauthenticated", "permission_denied"),
 )
 async def get_metrics(call: Call[Any, Any]) -> Reply:
-    """Everything that is counted, as Prometheus text."""
+    """All metrics, as Prometheus text."""
     return Reply(generate_latest(call.api.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def with_a_key(route: Operation) -> Operation:
-    """The route for root keys of the platform that may read metrics, where it is not open."""
+    """The metrics route for root keys of the platform with `metrics:read`; other routes unchanged."""
     return replace(route, permissions=("metrics:read",)) if route is get_metrics else route
 
 

@@ -1,4 +1,4 @@
-"""Organizations: the customers, who own projects, keys and one wallet."""
+"""Organizations: the customers, which own projects, keys and one wallet."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ _WRITE: Final = ("organizations:write",)
 
 
 class NewOrganization(Body, frozen=True, kw_only=True):
-    """A customer to be taken in."""
+    """An organization to be created."""
 
     name: Name
     """What people call the customer."""
     external_id: ForeignId | None = None
     """Your own id of the customer."""
     quotas: Quotas = ()
-    """What all its keys together may use; one for each unit and window."""
+    """What all its keys together may use; one quota for each unit and window."""
     metadata: Metadata = msgspec.field(default_factory=dict)
     currency: Annotated[str, msgspec.Meta(min_length=1, max_length=16, pattern="^[A-Za-z0-9_-]+$")] = "USD"
-    """Of its wallet: a currency, or the name of a credit unit."""
+    """The wallet's currency, or the name of a credit unit."""
 
 
 class OrganizationChanges(Body, frozen=True, kw_only=True):
-    """Fields to be set; those left out stay."""
+    """Fields to be set; those left out stay as they are."""
 
     name: Name | UnsetType = UNSET
     """What people call the customer."""
     external_id: ForeignId | UnsetType | None = UNSET
-    """Your own id of the customer; null: none."""
+    """Your own id of the customer; null removes it."""
     quotas: Quotas | UnsetType = UNSET
-    """All quotas that it is to have; what was spent stays spent."""
+    """All quotas that it should have; what was spent stays spent."""
     metadata: Metadata | UnsetType = UNSET
 
 
@@ -63,25 +63,25 @@ class ListOrganizations(Paging, frozen=True, kw_only=True):
     """Which organizations, in which order."""
 
     external_id: Filter | None = None
-    """Only the one with this id of yours."""
+    """Only the one with this external id."""
     q: Search | None = None
-    """Looked for in names and ids."""
+    """Searched for in names and ids."""
     sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
-    """The order; a minus turns it round."""
+    """The order; a minus reverses it."""
 
 
 class ChangedOrganizationView(OrganizationView, frozen=True, kw_only=True):
     """An organization after a change."""
 
     fence: FenceResult | UnsetType = UNSET
-    """Where something was taken away."""
+    """The fence, if something was taken away."""
 
 
 class OrganizationPageView(View, frozen=True, kw_only=True):
     """A page of organizations."""
 
     items: list[OrganizationView]
-    """The page, in the order that was asked for."""
+    """The page, in the requested order."""
     next_cursor: str | None
     """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
@@ -102,7 +102,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     "POST",
     "/v1/organizations",
     tag=_TAG,
-    summary="Take in an organization",
+    summary="Create an organization",
     permissions=_WRITE,
     body=NewOrganization,
     status=201,
@@ -113,7 +113,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     example={"name": "Acme", "external_id": "crm-4711", "metadata": {"tier": "gold"}},
 )
 async def create_organization(call: Call[Any, NewOrganization]) -> Reply:
-    """Take in a customer, with an empty wallet."""
+    """Create an organization with an empty wallet."""
     body = call.body
     command = OpenOrganization(
         name=body.name,
@@ -137,7 +137,7 @@ async def create_organization(call: Call[Any, NewOrganization]) -> Reply:
     projected=True,
 )
 async def get_organizations(call: Call[ListOrganizations, Any]) -> Reply:
-    """One page of organizations; a bound root key sees its own."""
+    """One page of organizations; a bound root key sees only its own."""
     filters = asked_of(call)
     page = list_organizations(call.reader.queries, organization_id=call.asking.organization_id, **filters)
     books = call.books
@@ -196,7 +196,8 @@ async def update_organization(call: Call[Fencing, OrganizationChanges]) -> Reply
     "POST",
     "/v1/organizations/{organization_id}/suspend",
     tag=_TAG,
-    summary="Stop all keys of an organization",
+    summary="Suspend an organization",
+    description="None of its keys works until it is resumed.",
     permissions=_WRITE,
     query=Fencing,
     body=Because,
@@ -207,7 +208,7 @@ async def update_organization(call: Call[Fencing, OrganizationChanges]) -> Reply
     example={"reason": "invoice overdue"},
 )
 async def suspend_organization(call: Call[Fencing, Because]) -> Reply:
-    """Stop all its keys."""
+    """Suspend an organization: none of its keys works."""
     command = SuspendOrganization(
         organization_id=call.path["organization_id"],
         reason=call.body.reason,
@@ -220,7 +221,8 @@ async def suspend_organization(call: Call[Fencing, Because]) -> Reply:
     "POST",
     "/v1/organizations/{organization_id}/resume",
     tag=_TAG,
-    summary="Let the keys of an organization work again",
+    summary="Resume an organization",
+    description="Its keys work again.",
     permissions=_WRITE,
     body=Because,
     answer=OrganizationView,
@@ -230,7 +232,7 @@ async def suspend_organization(call: Call[Fencing, Because]) -> Reply:
     example={"reason": "invoice paid"},
 )
 async def resume_organization(call: Call[Any, Because]) -> Reply:
-    """Let its keys work again."""
+    """Resume an organization: its keys work again."""
     command = ResumeOrganization(
         organization_id=call.path["organization_id"],
         reason=call.body.reason,

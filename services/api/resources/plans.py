@@ -32,7 +32,7 @@ Multiplier = Annotated[
 
 
 class NewPlan(Body, frozen=True, kw_only=True):
-    """A plan to be made."""
+    """A plan to be created."""
 
     name: Name
     """What people call the plan."""
@@ -42,7 +42,7 @@ class NewPlan(Body, frozen=True, kw_only=True):
 
 
 class PlanChanges(Body, frozen=True, kw_only=True):
-    """Fields to be set; those left out stay."""
+    """Fields to be set; those left out stay as they are."""
 
     name: Name | UnsetType = UNSET
     """What people call the plan."""
@@ -55,23 +55,23 @@ class ListPlans(Paging, frozen=True, kw_only=True):
     """Which plans, in which order."""
 
     q: Search | None = None
-    """Looked for in names and ids."""
+    """Searched for in names and ids."""
     sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
-    """The order; a minus turns it round."""
+    """The order; a minus reverses it."""
 
 
 class ChangedPlanView(PlanView, frozen=True, kw_only=True):
     """A plan after a change."""
 
     fence: FenceResult | UnsetType = UNSET
-    """Where something was taken away."""
+    """The fence, if something was taken away."""
 
 
 class PlanPageView(View, frozen=True, kw_only=True):
     """A page of plans."""
 
     items: list[PlanView]
-    """The page, in the order that was asked for."""
+    """The page, in the requested order."""
     next_cursor: str | None
     """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
@@ -88,7 +88,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     "POST",
     "/v1/plans",
     tag=_TAG,
-    summary="Make a plan",
+    summary="Create a plan",
     permissions=_WRITE,
     body=NewPlan,
     status=201,
@@ -99,7 +99,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     example={"name": "pro", "models": ["gpt-5", "gpt-5-mini"], "price_multiplier": "1.25"},
 )
 async def create_plan(call: Call[Any, NewPlan]) -> Reply:
-    """Make a plan."""
+    """Create a plan."""
     body = call.body
     command = DefinePlan(name=body.name, models=body.models, price_multiplier=body.price_multiplier)
     return await _changed(call, command, status=201)
@@ -148,7 +148,7 @@ async def get_plan(call: Call[Any, Any]) -> Reply:
     "/v1/plans/{plan_id}",
     tag=_TAG,
     summary="Change a plan",
-    description="Charges from here on are priced by it; what was charged or held keeps its price.",
+    description="Applies to all later charges; what was charged or held before keeps its price.",
     permissions=_WRITE,
     query=Fencing,
     body=PlanChanges,

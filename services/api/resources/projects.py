@@ -25,46 +25,46 @@ _WRITE: Final = ("organizations:write",)
 
 
 class NewProject(Body, frozen=True, kw_only=True):
-    """A project to be made."""
+    """A project to be created."""
 
     name: Name
     """What people call the project."""
     quotas: Quotas = ()
-    """What all uses that name it may take; one for each unit and window."""
+    """What all uses that name it may use together; one quota for each unit and window."""
 
 
 class ProjectChanges(Body, frozen=True, kw_only=True):
-    """Fields to be set; those left out stay."""
+    """Fields to be set; those left out stay as they are."""
 
     name: Name | UnsetType = UNSET
     """What people call the project."""
     quotas: Quotas | UnsetType = UNSET
-    """All quotas that it is to have; what was spent stays spent."""
+    """All quotas that it should have; what was spent stays spent."""
 
 
 class ListProjects(Paging, frozen=True, kw_only=True):
     """Which projects, in which order."""
 
     include_archived: bool = False
-    """Archived ones, too."""
+    """Include archived ones."""
     q: Search | None = None
-    """Looked for in names and ids."""
+    """Searched for in names and ids."""
     sort: Literal["created_at", "-created_at", "name", "-name"] = "-created_at"
-    """The order; a minus turns it round."""
+    """The order; a minus reverses it."""
 
 
 class ChangedProjectView(ProjectView, frozen=True, kw_only=True):
     """A project after a change."""
 
     fence: FenceResult | UnsetType = UNSET
-    """Where something was taken away."""
+    """The fence, if something was taken away."""
 
 
 class ProjectPageView(View, frozen=True, kw_only=True):
     """A page of projects."""
 
     items: list[ProjectView]
-    """The page, in the order that was asked for."""
+    """The page, in the requested order."""
     next_cursor: str | None
     """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
@@ -85,7 +85,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     "POST",
     _PATH,
     tag=_TAG,
-    summary="Make a project",
+    summary="Create a project",
     permissions=_WRITE,
     body=NewProject,
     status=201,
@@ -96,7 +96,7 @@ async def _changed(call: Call[Any, Any], command: Command, *, status: int = 200)
     example={"name": "Chat", "quotas": [{"unit": "requests", "window": "day", "limit": 10_000}]},
 )
 async def create_project(call: Call[Any, NewProject]) -> Reply:
-    """Make a project in an organization."""
+    """Create a project in an organization."""
     command = OpenProject(
         organization_id=call.path["organization_id"],
         name=call.body.name,
@@ -186,7 +186,8 @@ async def update_project(call: Call[Fencing, ProjectChanges]) -> Reply:
     "POST",
     f"{_PATH}/{{project_id}}/archive",
     tag=_TAG,
-    summary="Refuse all uses that name a project",
+    summary="Archive a project",
+    description="Every use that names it is refused from then on.",
     permissions=_WRITE,
     query=Fencing,
     body=Because,
@@ -197,7 +198,7 @@ async def update_project(call: Call[Fencing, ProjectChanges]) -> Reply:
     example={"reason": "wound up"},
 )
 async def archive_project(call: Call[Fencing, Because]) -> Reply:
-    """Refuse all uses that name it, from here on."""
+    """Archive a project: every use that names it is refused from then on."""
     command = ArchiveProject(
         organization_id=call.path["organization_id"],
         project_id=call.path["project_id"],

@@ -1,4 +1,4 @@
-"""What became of a request: the charge, reservation or refusal under its id."""
+"""The outcome of a request: the charge, reservation or refusal under its id."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class RequestQuery(Query, frozen=True, kw_only=True):
     """Where to look."""
 
     organization_id: OrganizationId | None = None
-    """A request id is unique within an organization. Without one the platform sees the matches of all, as
-    long as the ledger has at most 1,000; with more, it must be named."""
+    """A request id is unique within an organization. Without this parameter, a root key of the whole
+    platform gets the matches of all organizations; it is required once the ledger has more than 1,000."""
 
 
 CODES: Final = (GRANTED, *(code for code in STATUS_OF_CODE if code != GRANTED))
 Code = Annotated[
     str,
     msgspec.Meta(
-        description="`valid`: what was granted; another: what was refused so.",
+        description="`valid`: granted requests; another code: requests refused with it.",
         examples=["billing_shortfall"],
         extra_json_schema={"enum": list(CODES)},
     ),
@@ -62,12 +62,12 @@ Code = Annotated[
 
 
 class ListRequests(PagedSpan, frozen=True, kw_only=True):
-    """Which lines; all that is given must fit."""
+    """Which lines; a line must match all filters."""
 
     organization_id: OrganizationId | None = None
-    """Of this customer."""
+    """Only lines of this customer."""
     key_id: KeyId | None = None
-    """Of this key."""
+    """Only lines of this key."""
     code: Code | None = None
 
 
@@ -77,7 +77,7 @@ class RequestView(View, frozen=True, kw_only=True):
     kind: Kind
     """What it is: a charge, a refund, a reservation, a capture, or a refusal."""
     request_id: str | None
-    """The caller's own id of the use; null where none was given."""
+    """The caller's own id of the use; null if none was given."""
     organization_id: str | None
     """The customer; null for a key without one."""
     key_id: str
@@ -86,15 +86,15 @@ class RequestView(View, frozen=True, kw_only=True):
     """When it happened."""
     position: Position
     charge_id: str | None
-    """The charge that it made, or gave back; null: none."""
+    """The charge that it created, or gave back; null: none."""
     reservation_id: str | None
-    """The reservation that it made, or captured; null: none."""
+    """The reservation that it created, or captured; null: none."""
     base_micros: Micros | None
-    """The price before the plan's multiplier, in micros; null where there is none."""
+    """The price before the plan's multiplier, in micros; null if there is none."""
     price_multiplier: str | None
-    """The plan's multiplier that was applied; null where none was."""
+    """The plan's multiplier that was applied; null if none was."""
     amount_micros: Micros | None
-    """What it cost, held or gave back, in micros; null where nothing moved."""
+    """What it cost, held or gave back, in micros; null if no money moved."""
     refunded_micros: Micros
     """What was given back of it so far, in micros."""
     model: str | None
@@ -104,13 +104,13 @@ class RequestView(View, frozen=True, kw_only=True):
     project_id: str | None
     """The project that was named; null if none was."""
     tenant: TenantView | None
-    """Whose work it was, inside the customer's own product; null if it was not told."""
+    """Whose work it was, inside the customer's own product; null if it was not given."""
     metadata: dict[str, Any] | None
-    """The caller's own, as it was given; null where none was."""
+    """The caller's own JSON, as it was given; null if none was."""
     code: VerdictCode | None
-    """Why it was refused."""
+    """Why it was refused; null if it was not."""
     status: Literal["open", "captured", "released", "expired"] | None
-    """Of a reservation, as it stands."""
+    """Of a reservation: its present status; null otherwise."""
     expires_at: Time | None
     """Of a reservation: when it gives back what it holds; null otherwise."""
     held_micros: Micros | None
@@ -118,14 +118,14 @@ class RequestView(View, frozen=True, kw_only=True):
     captured_micros: Micros | None
     """Of a reservation: what captures have taken of it, in micros; null otherwise."""
     uncovered_micros: Micros | None
-    """What was captured beyond the reservation and not charged, in micros; null otherwise."""
+    """What was captured in excess of the reservation and not charged, in micros; null otherwise."""
 
 
 class RequestsView(View, frozen=True, kw_only=True):
     """Everything under one request id, oldest first."""
 
     request_id: str
-    """The id that was asked for."""
+    """The requested id."""
     items: list[RequestView]
     """Oldest first."""
     position: Position
@@ -145,10 +145,10 @@ class RequestPageView(View, frozen=True, kw_only=True):
     "GET",
     "/v1/requests/{request_id}",
     tag=_TAG,
-    summary="What became of a request",
+    summary="Show the outcome of a request",
     description=(
-        "The charge, reservation, capture, refund or refused charge under a request id, also of deleted "
-        "keys. What was granted is found for ever; refusals are kept for a stated time, and up to a cap."
+        "The charge, reservation, capture, refund or refused charge under a request id, also for deleted "
+        "keys. Granted requests are found for ever; refusals are kept for a stated time, and up to a cap."
     ),
     permissions=("usage:read",),
     query=RequestQuery,
@@ -158,7 +158,7 @@ class RequestPageView(View, frozen=True, kw_only=True):
     whole=True,
 )
 async def get_request(call: Call[RequestQuery, Any]) -> Reply:
-    """What stands under a request id."""
+    """Everything under a request id."""
     request_id, bound = _request_id(call), call.asking.organization_id
     wanted = call.query.organization_id
     head = call.ledger.head
@@ -175,7 +175,7 @@ async def get_request(call: Call[RequestQuery, Any]) -> Reply:
         except TooManyOrganizationsError:
             raise invalid(
                 "organization_id",
-                f"must be named, for this ledger has more than {MOST_SEARCHED} organizations",
+                f"is required, because this ledger has more than {MOST_SEARCHED} organizations",
             ) from None
     visible = [entry for entry in entries if _is_visible(call, entry.key_id)]
     if not visible:
@@ -189,13 +189,13 @@ async def get_request(call: Call[RequestQuery, Any]) -> Reply:
 
 
 def _request_id(call: Call[Any, Any]) -> str:
-    """The caller's own name of the request, which may hold slashes: the router folds and strips them."""
+    """The caller's own id of the request, from the raw path: the router folds and strips its slashes."""
     _, found, raw = call.scope.get("raw_path", b"").partition(b"/v1/requests/")
     return unquote(raw.decode("latin-1")) if found else call.path["request_id"].removeprefix("/")
 
 
 def _is_visible(call: Call[Any, Any], key_id: str) -> bool:
-    """Is the key of the keyspace that the caller is bound to, if any?"""
+    """Whether the key is in the keyspace that the caller is bound to, if any."""
     bound = call.asking.keyspace_id
     if bound is None:
         return True
@@ -210,9 +210,10 @@ def _is_visible(call: Call[Any, Any], key_id: str) -> bool:
     tag=_TAG,
     summary="List requests",
     description=(
-        "Charges, reservations, what became of them, and refusals, newest first, also of deleted keys. "
-        "`from` and `to` are of when a line was written: a refusal is, some seconds later, and is kept for "
-        "a stated time, up to a cap. A page may be shorter than `limit` and have a `next_cursor`: go on."
+        "Charges, reservations, their outcomes, and refusals, newest first, also for deleted keys. `from` "
+        "and `to` refer to when a line was written: for a refusal that is some seconds later. Refusals are "
+        "kept for a stated time, and up to a cap. A page may be shorter than `limit` and still have a "
+        "`next_cursor`: continue with it."
     ),
     permissions=("usage:read",),
     query=ListRequests,
@@ -220,7 +221,7 @@ def _is_visible(call: Call[Any, Any], key_id: str) -> bool:
     projected=True,
 )
 async def list_all_requests(call: Call[ListRequests, Any]) -> Reply:
-    """One page of the request log; a bound root key sees its own."""
+    """One page of the request log; a bound root key sees only its own lines."""
     query, bound = call.query, call.asking.organization_id
     wanted = RequestFilter(
         key_id=query.key_id,
@@ -229,7 +230,7 @@ async def list_all_requests(call: Call[ListRequests, Any]) -> Reply:
         sees=None if call.asking.keyspace_id is None else partial(_is_visible, call),
     )
     from_at, to_at = span_of(query)
-    # Foreign things are not there: a filter that names them finds nothing.
+    # A filter that names another organization finds nothing, as if it did not exist.
     foreign = bound is not None and query.organization_id not in {None, bound}
     return await _page(call, None if foreign else wanted, from_at, to_at)
 
@@ -239,8 +240,8 @@ async def list_all_requests(call: Call[ListRequests, Any]) -> Reply:
     "/v1/keys/{key_id}/requests",
     operation_id="listKeyRequests",
     tag=_TAG,
-    summary="A key's requests",
-    description="Newest first; also of a deleted key.",
+    summary="List a key's requests",
+    description="Newest first; also for a deleted key.",
     permissions=("usage:read",),
     query=Paging,
     answer=RequestPageView,
@@ -259,7 +260,7 @@ async def _page(
     from_at: Instant | None = None,
     to_at: Instant | None = None,
 ) -> Reply:
-    """One page of the lines that are wanted; None: of none."""
+    """One page of the lines that match; None: an empty page."""
     reader, head, cursor = call.reader, call.ledger.head, cursor_of(call)
     position = reader.position
     first = 0 if from_at is None else await first_since(reader.events, from_at, head)

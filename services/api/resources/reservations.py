@@ -1,4 +1,4 @@
-"""`/v1/reservations`: hold money, look at it, capture it, release it."""
+"""`/v1/reservations`: hold money, show the reservation, capture it, release it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def reserve(call: Call[Any, ReserveBody]) -> Reply:
 
 
 async def _as_it_stands(call: Call[Any, Any], first: ReservationView) -> ReservationView:
-    """A replayed answer shows what became of the reservation since."""
+    """A replayed answer shows the reservation's present state."""
     now = await call.ledger.find_reservation(first.id)
     if now is None:
         return first
@@ -102,7 +102,7 @@ async def _as_it_stands(call: Call[Any, Any], first: ReservationView) -> Reserva
     codes=("not_found",),
 )
 async def get_reservation(call: Call[Any, Any]) -> Reply:
-    """A reservation as it stands."""
+    """Show a reservation's present state."""
     ledger, reservation_id = call.ledger, call.path["reservation_id"]
     if not ledger.confirmed:
         ledger.must_own()
@@ -116,7 +116,7 @@ async def get_reservation(call: Call[Any, Any]) -> Reply:
 
 
 def may_see(call: Call[Any, Any], caller: Caller, organization_id: str | None, key_id: str) -> bool:
-    """Is it the caller's, or is the caller bound to nothing?"""
+    """Whether it belongs to the organization and keyspace that the caller is bound to, if any."""
     if caller.organization_id not in (None, organization_id):
         return False
     key = call.books.keys.get(key_id)
@@ -128,7 +128,7 @@ def may_see(call: Call[Any, Any], caller: Caller, organization_id: str | None, k
     "/v1/reservations/{reservation_id}/capture",
     operation_id="captureReservation",
     tag=_TAG,
-    summary="Turn what is held, or part of it, into a charge",
+    summary="Turn held money, or part of it, into a charge",
     permissions=(PERMISSION,),
     body=CaptureBody,
     status=_CREATED,
@@ -139,7 +139,7 @@ def may_see(call: Call[Any, Any], caller: Caller, organization_id: str | None, k
     example={"request_id": "r-2-capture", "amount_micros": 31_000, "final": True},
 )
 async def capture(call: Call[Any, CaptureBody]) -> Reply:
-    """Turn what is held, or part of it, into a charge."""
+    """Turn held money, or part of it, into a charge."""
     body, ledger = call.body, call.ledger
     command = CaptureReservation(
         reservation_id=_id(call),
@@ -168,7 +168,7 @@ async def capture(call: Call[Any, CaptureBody]) -> Reply:
 
 
 def _refused_capture(body: CaptureBody, held: Reservation) -> Refused:
-    """What a capture asked for: it is priced as its reservation, and is of the same use."""
+    """What a refused capture asked for: it has the price multiplier and the use of its reservation."""
     use = Use(
         model=held.model,
         provider=held.provider,
@@ -183,7 +183,7 @@ def _refused_capture(body: CaptureBody, held: Reservation) -> Refused:
     "/v1/reservations/{reservation_id}/release",
     operation_id="releaseReservation",
     tag=_TAG,
-    summary="Give back what is still held",
+    summary="Release what is still held",
     permissions=(PERMISSION,),
     body=ReleaseBody,
     answer=ReleasedView,
@@ -192,7 +192,7 @@ def _refused_capture(body: CaptureBody, held: Reservation) -> Refused:
     example={"request_id": "r-3-release"},
 )
 async def release(call: Call[Any, ReleaseBody]) -> Reply:
-    """Give back what is still held."""
+    """Release what is still held."""
     ledger = call.ledger
     command = ReleaseReservation(reservation_id=_id(call), request_id=call.body.request_id)
     done = await ledger.execute(command, call.caller.asking)

@@ -1,4 +1,4 @@
-"""`GET /v1/self` and `POST /v1/self/revoke`: what a key's holder may see and do with its own secret."""
+"""`GET /v1/self` and `POST /v1/self/revoke`: what a key's holder can see and do with the key's own secret."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ _REFUSALS: Final = (
 
 
 class SelfQuery(Query, frozen=True, kw_only=True):
-    """Whose secret it is; it may also stand where the keyspace takes secrets in a query."""
+    """Which keyspace the secret is of; a query may also carry the secret, if the keyspace takes it there."""
 
     keyspace_id: str | None = None
-    """The keyspace that the secret is of; not needed where only one expects it there."""
+    """The keyspace that the secret is of; not needed if only one keyspace expects a secret there."""
 
 
 class RevokeSelfQuery(SelfQuery, frozen=True, kw_only=True):
-    """The same, and whether to wait."""
+    """Which keyspace the secret is of, and whether to wait."""
 
     fence: bool = True
     """Answer once no edge can accept the key any more; false: 202 right after the commit."""
@@ -70,46 +70,46 @@ class WalletLeft(View, frozen=True, kw_only=True):
 
 
 class SelfView(View, frozen=True, kw_only=True):
-    """What an ordinary key is, and what is left."""
+    """An ordinary key, and what is left of its limits."""
 
     key: OwnKeyView
     """The key, as its holder may see it."""
     key_id: str
-    """The key."""
+    """The key's id."""
     organization_id: str | None
     """The customer; null for a key without one."""
     code: VerdictCode
-    """The verdict on it right now."""
+    """The present verdict on it."""
     quotas: list[QuotaView]
-    """Every quota that a use of it is checked against."""
+    """All quotas that a use of it is checked against."""
     wallet: WalletLeft | None
     """What is left in the customer's wallet; null for a key without an organization."""
     wallet_available_micros: Micros | None
     """The same as `wallet.available_micros`; null for a key without an organization."""
     rate_limits: list[RateLimitAnswer]
-    """Where each rate limit stands; asking counts against none."""
+    """What is left of each rate limit; this request counts against none."""
     position: Position
 
 
 class RevokedSelfView(View, frozen=True, kw_only=True):
-    """A key that its holder has killed."""
+    """A key that its holder has revoked."""
 
     key: OwnKeyView
     """The key, as its holder may see it."""
     position: Position
     fence: FenceResult | UnsetType = UNSET
-    """Where something was taken away: can no edge accept it any more?"""
+    """The fence, if something was taken away: whether no edge can accept it any more."""
 
 
 class _Shown(NamedTuple):
-    """A secret that the request shows, and whose it is."""
+    """A secret in the request, and the facts of its key."""
 
     secret: str
     facts: KeyFacts
 
 
 def _where_secrets_stand(books: Books) -> Callable[[str], bool]:
-    """Parameters in which a keyspace takes secrets are no mistakes."""
+    """The query parameters in which some keyspace takes secrets; they are not refused as unknown."""
     taken = {
         location.removeprefix("query:")
         for keyspace in books.keyspaces.values()
@@ -124,15 +124,17 @@ def _where_secrets_stand(books: Books) -> Callable[[str], bool]:
     "GET",
     "/v1/self",
     tag=_TAG,
-    summary="What is my key, and what is left?",
-    description="With an ordinary key's own secret, where its keyspace expects it. Free: counts nowhere.",
+    summary="Show my key and what is left",
+    description=(
+        "With an ordinary key's own secret, where its keyspace expects it. Free: counts against no limit."
+    ),
     query=SelfQuery,
     other_parameters=_where_secrets_stand,
     answer=SelfView,
     codes=_REFUSALS,
 )
 async def get_self(call: Call[SelfQuery, Any]) -> Reply:
-    """What the key is, and what is left of it."""
+    """Show the key, and what is left of its limits."""
     ledger = call.ledger
     if not ledger.confirmed:
         ledger.must_own()
@@ -165,18 +167,18 @@ async def get_self(call: Call[SelfQuery, Any]) -> Reply:
     "POST",
     "/v1/self/revoke",
     tag=_TAG,
-    summary="Kill my key",
-    description="Whoever holds a secret may kill its key. Answers once no edge accepts it any more.",
+    summary="Revoke my key",
+    description="The holder of a secret may revoke its key. Answers once no edge accepts it any more.",
     query=RevokeSelfQuery,
     other_parameters=_where_secrets_stand,
     body=RevokeSelfBody,
     answer=RevokedSelfView,
     codes=_REFUSALS,
-    instead_of_a_key="a key is killed once, and stays dead",
+    instead_of_a_key="a key is revoked once, for good",
     example={"reason": "posted by mistake"},
 )
 async def revoke_self(call: Call[RevokeSelfQuery, RevokeSelfBody]) -> Reply:
-    """Kill the key whose secret is shown."""
+    """Revoke the key whose secret the request carries."""
     ledger, wait = call.ledger, call.query.fence
     shown = _shown(call)
     key_id = shown.facts.key_id
@@ -192,16 +194,16 @@ async def revoke_self(call: Call[RevokeSelfQuery, RevokeSelfBody]) -> Reply:
 
 
 def _own_view(call: Call[Any, Any], key: Key, now: int) -> OwnKeyView:
-    """What platform or administrators noted about the key is not its holder's to read."""
+    """The key without the notes of the platform and administrators, which its holder must not read."""
     view = key_view(key, call.books, now, call.ledger.last_used_at(key.id), call.prefix)
     return OwnKeyView(**{name: getattr(view, name) for name in OwnKeyView.__struct_fields__})
 
 
 def _shown(call: Call[Any, Any]) -> _Shown:
-    """The one secret that the request shows in any keyspace's manner. Raises what is wrong with it.
+    """The one secret that the request shows where any keyspace takes secrets. Raises what is wrong with it.
 
-    Every keyspace's shape is tried at the places where that keyspace takes secrets; of one alone,
-    when the request names it.
+    Every keyspace is tried, with its shape and its places of secrets; if the request names a keyspace,
+    only that one.
     """
     headers = read_headers(call.scope["headers"])
     query: bytes = call.scope["query_string"]

@@ -1,4 +1,4 @@
-"""`GET /v1/charges/{charge_id}`: one charge, and what was given back of it."""
+"""`GET /v1/charges/{charge_id}`: one charge and its refunds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class ShownChargeView(View, frozen=True, kw_only=True):
     """A charge and its refunds."""
 
     charge: ChargeView
-    """With all that was given back of it, in sum."""
+    """The charge, with the sum of its refunds."""
     refunds: list[RefundView]
-    """Oldest first."""
+    """The refunds, oldest first."""
     position: Position
-    """Up to where this is true."""
+    """Up to which position this is true."""
 
 
 @operation(
@@ -33,14 +33,17 @@ class ShownChargeView(View, frozen=True, kw_only=True):
     "/v1/charges/{charge_id}",
     tag="Charges",
     summary="Show a charge and its refunds",
-    description="Of a captured reservation, too; also of a deleted key. Refunds are read from projections.",
+    description=(
+        "Also for a charge of a captured reservation, and for a deleted key. Refunds are read from "
+        "projections."
+    ),
     permissions=(PERMISSION, "usage:read"),
     answer=ShownChargeView,
     codes=("not_found",),
     projected=True,
 )
 async def get_charge(call: Call[Any, Any]) -> Reply:
-    """One charge, with what was given back of it."""
+    """One charge and its refunds."""
     charge_id, reader = call.path["charge_id"], call.reader
     position = reader.position
     found = await charge_and_refunds(reader.queries, reader.events, charge_id)
@@ -51,7 +54,7 @@ async def get_charge(call: Call[Any, Any]) -> Reply:
         or not may_see(call, call.caller, event.organization_id, event.key_id)
     ):
         raise NotFoundError("charge", charge_id)
-    position = max(position, found.charge.position)  # nothing is given back of a charge before it is made
+    position = max(position, found.charge.position)  # a charge has no refunds before its own position
     charge = charge_view(event, call.place(found.charge.position))
     refunds = [
         refund_view(one.event, one.position, call.prefix)

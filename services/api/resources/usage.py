@@ -30,22 +30,22 @@ _TAG: Final = "Usage"
 _HOUR: Final = DAY // 24
 _LENGTHS: Final[dict[Bucket, Instant]] = {"hour": _HOUR, "day": DAY, "month": 28 * DAY}
 _SPANS: Final[dict[Bucket, Instant]] = {"hour": DAY, "day": 30 * DAY, "month": 365 * DAY}
-"""How far back is looked when no `from` is given."""
+"""How far back a query goes if no `from` is given."""
 _MOST_BUCKETS: Final = 1_500
 _EARLIEST: Final = instant_at(datetime.min.replace(tzinfo=UTC), "from")
 
 
 class UsageQuery(Span, frozen=True, kw_only=True):
-    """Of when, and how to sum up. Hours are whole, buckets are of the UTC calendar."""
+    """Which time span, and how to sum up. Hours are whole, buckets follow the UTC calendar."""
 
     bucket: Bucket = "day"
-    """How long a row's time is."""
+    """The length of a row's time span."""
     by: By | None = None
     """Split the rows by this dimension."""
 
 
 class UsageRowView(View, frozen=True, kw_only=True, omit_defaults=True):
-    """What one bucket counted; with `by`, of one value of that dimension."""
+    """The counts of one bucket; with `by`, of one value of that dimension."""
 
     start: Time
     """When the bucket begins."""
@@ -58,7 +58,7 @@ class UsageRowView(View, frozen=True, kw_only=True, omit_defaults=True):
     refunded_micros: Micros
     """What was given back, in micros."""
     spent_micros: Micros
-    """What was charged and not given back."""
+    """What was charged and not given back, in micros."""
     model: str | msgspec.UnsetType | None = msgspec.UNSET
     """With `by=model`: the model; null for uses that named none."""
     project_id: str | msgspec.UnsetType | None = msgspec.UNSET
@@ -81,7 +81,7 @@ class DenialRowView(View, frozen=True, kw_only=True):
     code: VerdictCode
     """Why they were refused."""
     denials: int
-    """How many uses were refused so."""
+    """How many uses were refused with this code."""
 
 
 class VerificationRowView(View, frozen=True, kw_only=True):
@@ -90,20 +90,20 @@ class VerificationRowView(View, frozen=True, kw_only=True):
     start: Time
     """When the bucket begins."""
     verifications: int
-    """How many verifies without a cost there were."""
+    """How many verifications without a cost there were."""
 
 
 class UsageView(View, frozen=True, kw_only=True):
     """Usage, oldest first."""
 
     from_: Time = msgspec.field(name="from")
-    """From when, included."""
+    """The beginning, included."""
     to: Time
-    """Until when, not included."""
+    """The end, not included."""
     bucket: Bucket
-    """How long a row's time is."""
+    """The length of a row's time span."""
     by: By | None
-    """The dimension that rows are split by; null: by none."""
+    """The dimension that rows are split by; null: none."""
     items: list[UsageRowView]
     """What was used, oldest first; a bucket without use has no row."""
     denials: list[DenialRowView]
@@ -126,8 +126,8 @@ _DIMENSIONS: Final[dict[By, tuple[str, ...]]] = {
     "GET",
     "/v1/keys/{key_id}/usage",
     tag=_TAG,
-    summary="What a key has used",
-    description="Also of a deleted key. Verifications are counted about once a minute.",
+    summary="Show a key's usage",
+    description="Also for a deleted key. Verifications are counted about once a minute.",
     permissions=("usage:read",),
     query=UsageQuery,
     answer=UsageView,
@@ -144,7 +144,7 @@ async def get_key_usage(call: Call[UsageQuery, Any]) -> Reply:
     "GET",
     "/v1/organizations/{organization_id}/usage",
     tag=_TAG,
-    summary="What an organization has used",
+    summary="Show an organization's usage",
     permissions=("usage:read",),
     query=UsageQuery,
     answer=UsageView,
@@ -179,7 +179,7 @@ async def _usage(call: Call[UsageQuery, Any], **of: str) -> Reply:
 
 
 def _span(query: UsageQuery, now: Instant) -> tuple[Instant, Instant]:
-    """From when to when; without an end, the hour under way is included."""
+    """The beginning and the end; without a given end, the current hour is included."""
     to_at = now + _HOUR if query.to is None else instant_at(query.to, "to")
     if query.from_ is None:
         from_at = to_at - _SPANS[query.bucket]

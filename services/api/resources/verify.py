@@ -1,4 +1,4 @@
-"""`POST /v1/verify` and `/v1/verify/batch`: is this secret good for this use?"""
+"""`POST /v1/verify` and `/v1/verify/batch`: check secrets against uses."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _EXAMPLE = {"secret": "acme_live_...", "keyspace_id": "ks_01JD000000000000000000
 
 
 class Verify:
-    """Answers verdicts; 200 whenever the question was well formed.
+    """Answers with verdicts; 200 whenever the request was well formed.
 
-    `verify` is enough to ask with a cost: whoever asks holds the customer's secret, and could
-    spend with it anyway. (`charges:write` also charges by key id, without any secret.) An edge asks
-    with `edges:connect`, and needs one of the two where money moves.
+    `verify` is enough for a use with a cost: the caller holds the customer's secret, and could
+    spend with it anyway. (`charges:write` also charges by key id, without any secret.) An edge calls
+    with `edges:connect`, and needs one of the two if money moves.
     """
 
     def __init__(self, ledger: Ledger, checker: Checker, metering: MeteringCalls) -> None:
@@ -59,7 +59,7 @@ class Verify:
         ledger.at_new_epoch(self._forget_position)
 
     def one(self, call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
-        """One question; only a use with a cost has to wait."""
+        """One verdict; only a use with a cost has to wait."""
         caller, body = call.caller, call.body
         use = use_of(body, body.permissions, body.ip)
         keyspace = self._metering.keyspace_of(caller, body.keyspace_id)
@@ -80,7 +80,7 @@ class Verify:
         return answer
 
     async def batch(self, call: Call[Any, list[VerifyBody | ProblemError]]) -> Answer:
-        """Many questions, answered in order, each on its own."""
+        """Many verdicts in order, each on its own."""
         results = await asyncio.gather(*(self._item(call, index) for index in range(len(call.body))))
         return results_answer(call, results)
 
@@ -88,7 +88,7 @@ class Verify:
         body, caller = call.body[index], call.caller
         try:
             if isinstance(body, ProblemError):
-                raise body  # noqa: TRY301  # it is answered as if it had been raised alone
+                raise body  # noqa: TRY301  # it is answered as if it had been sent alone
             use = use_of(body, permissions=body.permissions, ip=body.ip)
             keyspace = self._metering.keyspace_of(caller, body.keyspace_id)
             if body.cost_micros is None and body.reserve_micros is None:
@@ -98,14 +98,14 @@ class Verify:
             outcome, position = await self._with_cost(body, use, keyspace, caller)
             return encode(verdict_of(outcome, position, self._ledger.position_prefix))
         except RefusedLatelyError:
-            raise  # The whole batch is sent once more; what was granted of it is a replay then.
+            raise  # The whole batch is sent once more; its granted items are replays then.
         except Exception as error:  # noqa: BLE001  # each item on its own: its error is its answer
             return call.api.refusals.answer(error, f"{call.request_id}.{index}").body
 
     # -- without a cost
 
     def _said(self, verdict: Verdict, use: Use) -> bytes:
-        """A verdict as JSON. What a key is described by does not change from use to use, so it is kept."""
+        """A verdict as JSON. A key's description does not change from use to use, so it is cached."""
         facts, code = verdict.facts, verdict.code
         if facts is None:
             return _NOBODY[code] + self._position()
@@ -118,7 +118,7 @@ class Verify:
         return b"".join((said, described, self._figures(facts, verdict, use), position))
 
     def _position(self) -> bytes:
-        """Where the answer stands in the log, as its last member; the same until something is written."""
+        """The answer's position, as its last JSON member; the same until something is written."""
         head = self._books.head
         if head != self._written[0]:
             text = format_position(self._ledger.position_prefix, head)
@@ -129,14 +129,14 @@ class Verify:
         self._written = (-1, b"")
 
     def _figures(self, facts: KeyFacts, verdict: Verdict, use: Use) -> bytes:
-        """What is left of everything that limits the key, as further JSON members."""
+        """What is left of every limit of the key, as further JSON members."""
         books = self._books
         told, organization_id = b"", facts.organization_id or ""
         wallet = books.wallets.get(organization_id)
         if wallet is not None:
             told = b',"wallet_available_micros":%d' % (wallet.balance - wallet.reserved)
         key, organization = books.keys[facts.key_id], books.organizations.get(organization_id)
-        # Most keys have no quota above them, and that is told quickly.
+        # Most keys have no quota and none above them, and this check is quick.
         if key.quotas or use.project_id is not None or (organization is not None and organization.quotas):
             levels = levels_of(books, key, use.project_id)
             if levels:
@@ -159,7 +159,7 @@ class Verify:
         self, body: VerifyBody, use: Use, keyspace: Keyspace, caller: Caller
     ) -> tuple[UseOutcome, int]:
         if body.cost_micros is not None and body.reserve_micros is not None:
-            raise InvalidError("reserve_micros", "a use is charged or reserved, not both")
+            raise InvalidError("reserve_micros", "a use is either charged or reserved, not both")
         if not caller.permissions & _MAY_SPEND:
             raise ProblemError(
                 "permission_denied",
@@ -192,7 +192,7 @@ class Verify:
     ) -> tuple[UseOutcome, int]:
         """Check and charge (or reserve) in one decision."""
         if request_id is None:
-            raise InvalidError(field, "is required where money moves")
+            raise InvalidError(field, "is required if money moves")
         amount = cost_micros if cost_micros is not None else reserve_micros
         assert amount is not None, "asked only with a cost"
         ask = asked(
@@ -210,7 +210,7 @@ class Verify:
 
 
 def describe(facts: KeyFacts) -> dict[str, Any]:
-    """What a verdict tells of a key, whatever the use."""
+    """What a verdict contains about a key, whatever the use."""
     told: dict[str, Any] = {
         "key_id": facts.key_id,
         "organization_id": facts.organization_id,
@@ -266,8 +266,8 @@ def _add_figures(
     operation_id="verifySecret",
     headers=("RateLimit", "RateLimit-Policy"),
     tag="Verify",
-    summary="Is this secret good for this use?",
-    description="200 whenever the question was well formed: `valid` and `code` are the answer. " + _COST,
+    summary="Check a secret against a use",
+    description="200 whenever the request was well formed: `valid` and `code` are the verdict. " + _COST,
     permissions=("verify", "edges:connect"),
     quick=True,
     body=VerifyBody,
@@ -286,7 +286,7 @@ def verify(call: Call[Any, VerifyBody]) -> Answer | Awaitable[Answer]:
     "/v1/verify/batch",
     operation_id="verifySecrets",
     tag="Verify",
-    summary="Check many secrets",
+    summary="Check many secrets against uses",
     description="Each item on its own, in order. " + _COST,
     permissions=("verify", "edges:connect"),
     quick=True,

@@ -29,19 +29,19 @@ _WRITE: Final = ("wallets:write",)
 
 
 class WalletTerms(Body, frozen=True, kw_only=True):
-    """Terms to be set; those left out stay."""
+    """Terms to be set; those left out stay as they are."""
 
     credit_limit_micros: Amount | UnsetType | None = UNSET
-    """How far below zero it may go; 0: prepaid; null: postpaid without end."""
+    """How far below zero it may go, in micros; 0: prepaid; null: postpaid without limit."""
     alert_below_micros: Amount | UnsetType | None = UNSET
-    """An event tells when less than this is available, in micros; null: never."""
+    """An event reports when less than this is available, in micros; null: never."""
 
 
 class ChangedWalletView(WalletView, frozen=True, kw_only=True):
     """A wallet after its terms were set."""
 
     fence: FenceResult | UnsetType = UNSET
-    """Where a credit limit was set."""
+    """The fence, if a credit limit was set."""
 
 
 class NewCredit(Body, frozen=True, kw_only=True):
@@ -77,14 +77,14 @@ class CreditView(View, frozen=True, kw_only=True):
 
 
 class CreditedView(View, frozen=True, kw_only=True):
-    """What became of a top-up."""
+    """The outcome of a top-up."""
 
     credit: CreditView
     """The top-up or adjustment."""
     wallet: WalletView
     """The wallet right after it."""
     replayed: bool
-    """Was this reference credited before? It counted then."""
+    """Whether this reference was credited before; if so, it counted then and not again."""
     position: Position
 
 
@@ -99,7 +99,7 @@ class StatementLineView(View, frozen=True, kw_only=True):
     ]  # fmt: skip
     """What moved the money."""
     amount_micros: Micros
-    """What the balance changed by; 0 where money was only held or let go."""
+    """What the balance changed by, in micros; 0 if money was only held or released."""
     balance_micros: Micros
     """The balance right after it, in micros."""
     reserved_micros: Micros
@@ -107,22 +107,22 @@ class StatementLineView(View, frozen=True, kw_only=True):
     actor: str
     """Who did it: the id of a key, or `system`."""
     key_id: str | None
-    """The key that was used; null where none was."""
+    """The key that was used; null if none was."""
     reference: str | None
-    """Your own id of a top-up; null of anything else."""
+    """Your own id of a top-up; null for anything else."""
     request_id: str | None
-    """The id of the use; null where there is none."""
+    """The id of the use; null if there is none."""
     charge_id: str | None
-    """The charge; null where there is none."""
+    """The charge; null if there is none."""
     reservation_id: str | None
-    """The reservation; null where there is none."""
+    """The reservation; null if there is none."""
 
 
 class StatementView(View, frozen=True, kw_only=True):
     """A page of a wallet's movements."""
 
     items: list[StatementLineView]
-    """The page, in the order that was asked for."""
+    """The page, in the requested order."""
     next_cursor: str | None
     """Send it as `cursor` for the next page; null: this is the last one."""
     position: Position
@@ -158,7 +158,7 @@ async def get_wallet(call: Call[Any, Any]) -> Reply:
     example={"credit_limit_micros": 0, "alert_below_micros": 5_000_000},
 )
 async def update_wallet(call: Call[Fencing, WalletTerms]) -> Reply:
-    """Set credit limit and alert line."""
+    """Set the credit limit and the alert threshold."""
 
     def show(wallet: Wallet, _: Books, position: int) -> View:
         return wallet_view(wallet, call.place(position))
@@ -175,8 +175,8 @@ async def update_wallet(call: Call[Fencing, WalletTerms]) -> Reply:
     "POST",
     f"{_PATH}/credits",
     tag=_TAG,
-    summary="Top a wallet up, or adjust it",
-    description="The same reference counts once, for ever; with another amount it is refused.",
+    summary="Top up a wallet, or adjust it",
+    description="A reference counts once, for ever; the same reference with another amount is refused.",
     permissions=_WRITE,
     body=NewCredit,
     status=201,
@@ -186,7 +186,7 @@ async def update_wallet(call: Call[Fencing, WalletTerms]) -> Reply:
     example={"amount_micros": 25_000_000, "reference": "invoice-2026-0042"},
 )
 async def add_credits(call: Call[Any, NewCredit]) -> Reply:
-    """Top a wallet up, or adjust it (a negative amount)."""
+    """Top up a wallet, or adjust it (a negative amount)."""
 
     def show(outcome: DepositOutcome, _: Books, position: int) -> View:
         event = outcome.event
@@ -218,15 +218,15 @@ async def add_credits(call: Call[Any, NewCredit]) -> Reply:
     f"{_PATH}/statement",
     operation_id="listWalletStatement",
     tag=_TAG,
-    summary="A wallet's movements",
-    description="Every line has the balance after it and its position.",
+    summary="List a wallet's movements",
+    description="Every line has its position and the balance after it.",
     permissions=_READ,
     query=ListLines,
     answer=StatementView,
     codes=("not_found",),
 )
 async def get_statement(call: Call[ListLines, Any]) -> Reply:
-    """One page of the statement, never behind a write."""
+    """One page of the statement; it includes every write that was answered before."""
     organization = find_organization(call.desk, call.path["organization_id"])
     head = call.ledger.head
     page = await read_page(

@@ -1,1 +1,1 @@
-"""From a socket to an answer: the server, its bounds, the front, and passing on to the owner."""
+"""From a socket to an answer: the server, its bounds, the front, and forwarding to the owner."""

@@ -1,4 +1,4 @@
-"""The API as an application: its routes, what their handlers use, the door, the router, the front."""
+"""The API as an application: its routes, what their handlers use, door, router and front."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ ROUTES: Final[tuple[Operation, ...]] = tuple(route for resource in _RESOURCES fo
 
 _PROBLEM_OF_STATUS: Final = {
     400: ("invalid_request", "The request cannot be read."),
-    404: ("not_found", "There is no such path."),
+    404: ("not_found", "This path does not exist."),
     405: ("method_not_allowed", "This path does not take this method."),
 }
 
@@ -113,12 +113,12 @@ def build_app(
 ) -> Front:
     """The API beside a ledger.
 
-    `forwarder` passes on what another process answers; `source` is where its events come from (a
-    CloudEvents source), and `streams` bounds streams of them; `published` is how far NATS is, as far as is
-    known, `nats_reachable` whether it answers; `trusted_proxies` are networks (or `unix`) whose
-    X-Forwarded-For is believed; `log_granted`: a line in the log for each quick request that was granted,
-    too; `metrics_need_a_key`: `/metrics` is not open; `more_routes` are those of other parts, and
-    `api.registry` is where these may register what they count.
+    `forwarder` forwards requests that another process has to answer; `source` is the CloudEvents source of
+    its events, and `streams` bounds streams of them; `published` is the last position that NATS is known to
+    have, `nats_reachable` whether NATS answers; `trusted_proxies` are networks (or `unix`) whose
+    X-Forwarded-For is trusted; `log_granted`: the log has a line for each quick request that was granted,
+    too; `metrics_need_a_key`: `/metrics` is not open; `more_routes` are those of other parts, which may
+    register their metrics in `api.registry`.
     """
     routes = (*ROUTES, *more_routes)
     if metrics_need_a_key:
@@ -171,7 +171,7 @@ def build_app(
 
 
 def _router(door: Door, routes: Iterable[Operation]) -> Any:
-    """Litestar finds the route of what need not be quick, and says where there is none."""
+    """Litestar finds the routes of requests that are not quick, and reports if there is none."""
 
     def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         call = _call_in(request.scope)
@@ -211,7 +211,7 @@ def _route(door: Door, operation: Operation) -> HTTPRouteHandler:
 
 
 def _options(routes: Iterable[Operation]) -> Iterator[HTTPRouteHandler]:
-    """OPTIONS is refused as every method that a path does not take; the router would answer it by itself."""
+    """Routes that refuse OPTIONS like any unsupported method; the router would answer it by itself."""
     methods: dict[str, list[str]] = {}
     for one in routes:
         methods.setdefault(one.route_path, []).append(one.method)
@@ -228,7 +228,7 @@ def _refusing(allow: str) -> Callable[[], Awaitable[None]]:
 
 
 def _allow(methods: str) -> str:
-    """What a path takes: HEAD wherever there is GET."""
+    """The methods that a path takes: HEAD, too, if it takes GET."""
     taken = set(methods.split(", ")) - {"OPTIONS"}
     return ", ".join(sorted(taken | ({"HEAD"} if "GET" in taken else set())))
 
@@ -239,10 +239,10 @@ def _call_in(scope: Scope) -> Call[Any, Any]:
 
 
 def _told_of(error: Exception) -> Exception:
-    """What the router raises, as our own error; a stranger's stays what it is."""
+    """The router's errors as the ledger's own; any other error is returned unchanged."""
     if isinstance(error, InternalServerException):
-        # The client hung up while it was sending: nobody hears this.
-        return ProblemError("invalid_request", "The request was not sent whole.")
+        # The client hung up while it was sending, so it does not receive this.
+        return ProblemError("invalid_request", "The request was not sent completely.")
     if isinstance(error, HTTPException) and error.status_code in _PROBLEM_OF_STATUS:
         code, detail = _PROBLEM_OF_STATUS[error.status_code]
         given = {name.lower(): value for name, value in (error.headers or {}).items()}

@@ -1,8 +1,8 @@
-"""Our HTTP protocol with a short cut: a request that has come whole is answered in the same breath.
+"""The HTTP protocol with a short path: a request that has arrived whole is answered in the same callback.
 
-ASGI takes a task, an event and three coroutines for every request; that is half of what a small answer
-costs. An application that can answer some requests without waiting says so (`AnswersAtOnce`), and gets
-those as a scope and a body. Everything else, and whatever is unusual about a request, goes the usual way.
+ASGI needs a task, an event and three coroutines for every request, which is half of the cost of a small
+answer. An application that can answer some requests without waiting declares that (`AnswersAtOnce`), and
+gets those as a scope and a body. All other requests, and unusual ones, take the usual path.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from services.api.asking.call import HUNG_UP
 from services.api.serving.bounded import BODY, HEADERS, SLICE, WHOLE, BoundedProtocol
 
 FRAGMENT: Final = "keyledger.fragment"
-"""The extension of a scope that says that its target held a `#`: what stands behind is in no scope."""
+"""The extension of a scope whose target contained a `#`: what follows the `#` is not in the scope."""
 _CLOSED_BY_PEER: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 _MOST_BODY: Final = 65_536
 """A larger body is read by the application itself, at its own pace."""
 _MOST_PIECES: Final = 64
-"""So is one that comes in many pieces: to put it together costs the square of their number."""
+"""The same for a body in more pieces: joining them costs the square of their number."""
 
-_FRAGMENT_MARK: Final = 0x23  # a number is looked for faster than a byte string of one
+_FRAGMENT_MARK: Final = 0x23  # searching for a number is faster than for a byte string of length 1
 _CLOSE_LINE: Final = b"connection: close\r\n"
 _MANNERS: Final = frozenset({b"connection", b"proxy-connection", b"expect"})
-"""Who says how to go on may want something unusual."""
+"""Headers about the connection: a request with one may want something unusual."""
 
 Scope = MutableMapping[str, Any]
 
 
 class WholeResponse(Protocol):
-    """A whole answer. Its headers name the body's length, and no `Connection`."""
+    """A whole answer. Its headers have the body's length, and no `Connection`."""
 
     @property
     def status(self) -> int:
@@ -47,21 +47,21 @@ class WholeResponse(Protocol):
 
     @property
     def headers(self) -> Sequence[tuple[bytes, bytes]]:
-        """Names in lower case."""
+        """The headers, with names in lower case."""
         ...
 
     @property
     def body(self) -> bytes:
-        """All of the body."""
+        """The whole body."""
         ...
 
 
 class ReplyLater(msgspec.Struct):
-    """An answer that must be waited for."""
+    """An answer that waits for a future."""
 
     future: asyncio.Future[Any]
     reply: Callable[[asyncio.Future[Any]], WholeResponse | None]
-    """Asked once the future is done, failed or not; None: the request goes the usual way after all."""
+    """Called once the future is done, failed or not; None: the request takes the usual path after all."""
 
 
 @runtime_checkable
@@ -69,23 +69,23 @@ class AnswersAtOnce(Protocol):
     """An ASGI application that answers some requests without being awaited."""
 
     def hears(self, method: bytes, path: bytes) -> bool:
-        """May a request for this path (as it was sent) be answered so?"""
+        """Whether a request for this path (as it was sent) may be answered at once."""
         ...
 
     def at_once(self, scope: Scope, body: bytes) -> WholeResponse | ReplyLater | asyncio.Future[Any] | None:
-        """The answer to what it hears, or a future of one; None: it goes the usual way. Never raises."""
+        """The answer to such a request, or a future of one; None: it takes the usual path. Never raises."""
         ...
 
     def __call__(self, scope: Scope, receive: Any, send: Any) -> Awaitable[None]:
-        """The usual way."""
+        """The usual path."""
         ...
 
 
 class AtOnceProtocol(BoundedProtocol):
     """One connection to an application that answers at once.
 
-    A request is held back from its headers on until its body is whole. While it is, `cycle` is the
-    one before it, as it is between two requests.
+    A request is held back from its headers on until its body is whole. Meanwhile `cycle` is that of the
+    previous request, as it is between two requests.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class AtOnceProtocol(BoundedProtocol):
         self._idle_since = 0.0
         self._idle: asyncio.TimerHandle | None = None
 
-    # -- what the parser tells
+    # -- callbacks of the parser
 
     def on_message_begin(self) -> None:
-        """A request begins; what ASGI wants to know of it is gathered only when ASGI gets it."""
+        """A request begins; its scope for ASGI is made only if ASGI gets it."""
         self.url = b""
         self.headers = []
         self._take = self.headers.append
@@ -134,7 +134,7 @@ class AtOnceProtocol(BoundedProtocol):
         method: bytes = parser.get_method()
         path, _, query = self.url.partition(b"?")
         heard = self._quick.hears(method, path)
-        # What is heard is a path; anything else may be a target that names none.
+        # A target that `hears` accepts is a path; any other may not be one.
         if (
             self._fed > self._unmeasured
             or len(self.headers) > self._most_headers
@@ -160,7 +160,7 @@ class AtOnceProtocol(BoundedProtocol):
             self._let_go()
 
     def _is_plain(self, parser: Any) -> bool:
-        """Whoever sends no `Connection`, and is kept alive, speaks HTTP/1.1."""
+        """Whether it is plain HTTP/1.1, as a kept-alive request without such headers always is."""
         return parser.get_http_version() == "1.1" and not self.expect_100_continue
 
     def on_body(self, body: bytes) -> None:
@@ -168,7 +168,7 @@ class AtOnceProtocol(BoundedProtocol):
         if not self._held:
             super().on_body(body)
         elif not self._body and len(body) <= _MOST_BODY:
-            self._body = body  # nearly always all of it
+            self._body = body  # nearly always the whole body
         elif self._takes_piece(body):
             self._body += body
             self._fed = SLICE
@@ -200,7 +200,7 @@ class AtOnceProtocol(BoundedProtocol):
         try:
             told = self._quick.at_once(scope, self._body)
         except Exception:
-            # From here the parser would tell the client that it was the client's fault.
+            # If this were raised, the parser would blame the client.
             self.logger.exception("Exception in an answer at once")
             told = None
         if told is None:
@@ -219,7 +219,7 @@ class AtOnceProtocol(BoundedProtocol):
             self.rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client hung up, or we did."""
+        """The connection was closed, by the client or here."""
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
@@ -230,13 +230,13 @@ class AtOnceProtocol(BoundedProtocol):
             waiting.give_up()
 
     def shutdown(self) -> None:
-        """Stop: once the request that is coming in is answered, if there is one."""
+        """Stop, once the request that is arriving is answered, if there is one."""
         if self._held:
             self._let_go()
         super().shutdown()
 
     def _let_go(self) -> None:
-        """The request goes the usual way, as uvicorn has it."""
+        """The request takes uvicorn's usual path."""
         self._held = False
         url, headers = self.url, self.headers
         HttpToolsProtocol.on_message_begin(self)
@@ -250,20 +250,20 @@ class AtOnceProtocol(BoundedProtocol):
 
     @property
     def holds_back(self) -> bool:
-        """Is the request that is coming in not passed on yet?"""
+        """Whether the request that is arriving is still held back."""
         return self._held
 
     @property
     def has_asked(self) -> bool:
-        """Did a request's headers ever come whole?"""
+        """Whether a request's headers ever arrived whole."""
         return self._method != b""
 
     def is_loose(self) -> bool:
-        """Is nothing asked, and does nobody look how long?"""
+        """Whether there is no request and no timer that ends the idle connection."""
         return self._idle is None and super().is_loose()
 
     def hung_up(self) -> bool:
-        """Has the client closed its end? Asked of the kernel: the event loop may not have come to it yet."""
+        """Whether the client has closed its end, according to the kernel: the event loop may not know yet."""
         if self.transport.is_closing():
             return True
         looking = select.poll()
@@ -301,7 +301,7 @@ class AtOnceProtocol(BoundedProtocol):
         """Wait for the next request, as long as connections are kept alive.
 
         uvicorn sets a timer after each answer and cancels it with the next request; here it is set
-        once, and looks how long nothing came.
+        once, and checks for how long nothing arrived.
         """
         self.server_state.total_requests += 1
         self._begun = False
@@ -312,17 +312,17 @@ class AtOnceProtocol(BoundedProtocol):
     def _look_whether_idle(self) -> None:
         self._idle = None
         if self._begun:
-            return  # The answer to what has begun sets a timer again, uvicorn's or ours.
+            return  # The answer to the request that has begun sets a timer again, uvicorn's or this one.
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self._idle = self.loop.call_later(left, self._look_whether_idle)
         elif not self.transport.is_closing():
             self.transport.close()
 
-    # -- the usual way after all
+    # -- the usual path after all
 
     def start_over(self, scope: Scope, body: bytes, *, keep_alive: bool) -> RequestResponseCycle:
-        """A request that was answered neither at once nor later goes the usual way."""
+        """A request that was answered neither at once nor later takes the usual path."""
         whole = {
             **scope,
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -354,7 +354,7 @@ class AtOnceProtocol(BoundedProtocol):
 
 
 class _Waiting:
-    """Stands where uvicorn has the cycle of a request that is being answered."""
+    """Takes the place of uvicorn's cycle while a request is being answered."""
 
     __slots__ = (
         "_body", "_later", "_protocol", "_scope", "disconnected", "keep_alive", "message_event",
@@ -372,11 +372,11 @@ class _Waiting:
         self.message_event = _NOBODY_WAITS
 
     def give_up(self) -> None:
-        """Nobody waits any more: what was not begun need not be."""
+        """The client has hung up: cancel what was not begun."""
         self._later.future.cancel()
 
     def finish(self, future: asyncio.Future[Any]) -> None:
-        """The answer is there."""
+        """Write the answer, now that it is known."""
         protocol = self._protocol
         if future.cancelled():
             protocol.transport.close()
@@ -385,7 +385,7 @@ class _Waiting:
         if self.disconnected:
             return
         if reply is None:
-            # A request that was pipelined behind this one may have become the protocol's cycle.
+            # A request that was pipelined after this one may have become the protocol's cycle.
             last = cast(Any, protocol.cycle) is self
             cycle = protocol.start_over(self._scope, self._body, keep_alive=self.keep_alive)
             if last:
@@ -402,7 +402,7 @@ class _Waiting:
 
 
 def _nobody_takes(_: tuple[bytes, bytes]) -> None:
-    """No request is coming in."""
+    """No request is arriving."""
 
 
 def _result_of(future: asyncio.Future[Any]) -> WholeResponse | None:
@@ -410,12 +410,12 @@ def _result_of(future: asyncio.Future[Any]) -> WholeResponse | None:
 
 
 class _NobodyWaits:
-    """For an event that uvicorn sets and nobody waits for."""
+    """Takes the place of an event that uvicorn sets and nothing waits for."""
 
     __slots__ = ()
 
     def set(self) -> None:
-        """Nothing happens."""
+        """Do nothing."""
 
 
 _NOBODY_WAITS: Final = _NobodyWaits()

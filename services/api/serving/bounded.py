@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with bounds: what a stranger sends is counted before it is kept, and timed.
+"""uvicorn's HTTP protocol with bounds: what a client sends is counted before it is kept, and timed.
 
-The parser tells of a header only when it has all of it, so bytes are counted as they come. Large pieces
-are fed to it in slices: nothing grows further than a bound and a slice.
+The parser reports a header only when it is complete, so bytes are counted as they arrive. Large pieces
+are fed to it in slices: nothing grows larger than a bound and a slice.
 """
 
 from __future__ import annotations
@@ -36,37 +36,38 @@ from services.api.serving.connection_bounds import (
 
 SLICE: Final = 16_384
 _REQUEST_LINE: Final = 512
-"""What is neither URL nor header before a request's body: method, version, line ends."""
+"""Bytes before a request's body that are neither URL nor header: method, version, line ends."""
 _ON_BEHALF: Final = b"x-keyledger-forwarded"
 _MORE_HEADERS_ON_BEHALF: Final = 8
 _MORE_BYTES_ON_BEHALF: Final = 4_096
-"""Another ledger process adds a few headers to what it passes on."""
+"""Another ledger process adds a few headers to a request that it forwards."""
 _MOST_SMALL_CHUNKS: Final = 1_000
 _CHUNK_BYTES: Final = 64
-"""More chunks than that must hold so much each: one byte in a chunk of its own costs as much as thousands."""
+"""If there are more chunks, the others must have so many bytes each, on average: a byte in a chunk of its own
+costs as much as thousands."""
 _LINGER_SECONDS: Final = 1.0
-"""A refused client has so long to read why, before what it still sends resets the connection."""
+"""How long a refused client may read the reason, before what it still sends resets the connection."""
 _FOR_GOOD: Final = 1 << 62
 
 
 class BoundedConfig(uvicorn.Config):
-    """uvicorn's settings, and the server's connections."""
+    """uvicorn's settings and the server's connections."""
 
     def __init__(self, app: Any, *, connections: Connections, **settings: Any) -> None:
         super().__init__(app, **settings)
         self.connections = connections
 
 
-# Where a connection is. Plain numbers: they are set with each request.
-WHOLE: Final = 0  # a request came whole: it is being answered, or nothing is asked
+# The stages of a connection. Plain numbers: they are set with each request.
+WHOLE: Final = 0  # a request has arrived whole and is being answered, or there is none
 HEADERS: Final = 1
 BODY: Final = 2
-_SILENT: Final = 3  # not a byte of a request came yet
+_SILENT: Final = 3  # no byte of a request has arrived yet
 _REFUSED: Final = 4
 
 
 class RefusedError(Exception):
-    """Ends the parser's work from within one of its callbacks."""
+    """Raised in a callback of the parser to stop it."""
 
     def __init__(self, refusal: ConnectionRefusal, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -86,19 +87,19 @@ class BoundedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # Whoever builds a protocol without our configuration (a bench) gets bounds of its own.
+        # A protocol without BoundedConfig (in a benchmark) gets bounds of its own.
         self._all = config.connections if isinstance(config, BoundedConfig) else Connections()
         self._bounds = self._all.bounds
         self._stage = _SILENT
-        # How many bytes came since there was progress (a request that began, a part of a body), or up
-        # to a slice more: what cannot be too much by this count need not be measured.
+        # How many bytes arrived since the last progress (a request that began, a part of a body), or up
+        # to a slice more: what is within its bound by this count need not be measured.
         self._fed = 0
         self._unmeasured = min(self._bounds.url_bytes, self._bounds.header_bytes)
         self._most_headers = self._bounds.headers
         self._body_bytes = self._chunks = self._trailers = self._trailer_bytes = 0
         self._upgrades = False
         self.url = b""
-        # What the last look saw, and since when.
+        # What the last look saw, and since when that is so.
         self._seen: tuple[int, Any] = -1, None
         self._since = self._all.now
         self._unsent, self._unsent_since = 0, 0.0
@@ -106,20 +107,20 @@ class BoundedProtocol(HttpToolsProtocol):
     # -- coming and going
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Somebody connected."""
+        """A client connected."""
         if self._all.admit(self):
             super().connection_made(transport)
             return
         self.transport, self.flow = transport, FlowControl(transport)
         self.client = get_remote_addr(transport)
         self._stage, self._fed = _REFUSED, _FOR_GOOD
-        detail = "As many connections are open as may be: try again."
+        detail = "Too many connections are open: try again."
         self._all.count(TOO_MANY, self._client)
         transport.write(_answer(503, "too_many_connections", detail, b"retry-after: 1\r\n"))
         transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """The connection is closed."""
         self._all.lost(self)
         super().connection_lost(exc)
 
@@ -130,7 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # -- what comes in
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; large pieces in slices, so that nothing outgrows its bound unseen."""
+        """Feed the parser, with large pieces in slices, so that nothing exceeds its bound unnoticed."""
         self._fed = fed = self._fed + len(data) if self._stage else len(data)
         if fed > SLICE:
             self._feed_carefully(data)
@@ -138,14 +139,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
-        parser: Any = self.parser  # httptools says what it takes too narrowly
+        parser: Any = self.parser  # the type that httptools declares is too narrow
         try:
             parser.feed_data(data)
         except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
             self._stumbled(error, data)
 
     def _stumbled(self, error: Exception, data: bytes | memoryview) -> None:
-        """Go on without the upgrade that the parser stopped for, or refuse what it cannot read."""
+        """Continue without the upgrade that the parser stopped for, or refuse what it cannot read."""
         while isinstance(error, httptools.HttpParserUpgrade):
             if self._stage == _REFUSED or self.transport.is_closing():
                 return
@@ -160,12 +161,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if isinstance(why, RefusedError):
             self._refuse(why)
         else:
-            self.refuse(MALFORMED, "malformed_request", "This is no HTTP request that can be read.")
+            self.refuse(MALFORMED, "malformed_request", "The request is not valid HTTP.")
 
     def _begin_again(self) -> bytes:
-        """A new parser, and the head for it of the request that wants another protocol, without that wish.
+        """Make a new parser; returns the head of the request that asks for an upgrade, without the upgrade.
 
-        A server may ignore it (RFC 9110, 7.8). The parser would take the request's body for a next request.
+        A server may ignore it (RFC 9110, 7.8). The old parser would read the body as the next request.
         """
         parser: Any = self.parser
         version = parser.get_http_version().encode()
@@ -193,7 +194,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._check_unfinished()
 
     def _check_unfinished(self) -> None:
-        """What came since there was progress, whatever the parser has told of it yet."""
+        """Check what arrived since the last progress, even if the parser has not reported it yet."""
         bounds, in_headers = self._bounds, self._stage == HEADERS
         most_bytes = SLICE + bounds.header_bytes + _MORE_BYTES_ON_BEHALF + _REQUEST_LINE + len(self.url)
         if in_headers and len(self.url) > bounds.url_bytes:
@@ -209,14 +210,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header. What comes behind the body says nothing to us: it is counted, not kept."""
+        """One header. Those after the body have no meaning here: they are counted, not kept."""
         if self._stage == HEADERS:
             super().on_header(name, value)
         else:
             self.on_trailer((name, value))
 
     def on_trailer(self, trailer: tuple[bytes, bytes]) -> None:
-        """A header behind the body."""
+        """A header after the body."""
         name, value = trailer
         self._trailers += 1
         self._trailer_bytes += len(name) + len(value) + 4
@@ -231,12 +232,12 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def begins_again(self) -> bool:
-        """Does the request want another protocol? Then it comes a second time, without that wish."""
+        """Whether the request asks for an upgrade; then it is parsed a second time, without that."""
         self._upgrades = self.parser.should_upgrade()
         return self._upgrades
 
     def check_headers(self) -> None:
-        """Raises when they are not."""
+        """Raises RefusedError if they are not within bounds."""
         if len(self.url) > self._bounds.url_bytes:
             raise self._long_url()
         if self.url[:1] != b"/":
@@ -245,13 +246,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._measure()
 
     def _check_target(self) -> None:
-        """Raises when it names no path: behind the address of another process, `*@host` would be a host."""
+        """Raises RefusedError if it is not a path: after a process's address, `*@host` would be a host."""
         try:
             path: bytes | None = httptools.parse_url(self.url).path
         except httptools.HttpParserInvalidURLError:
             path = None
         if path is None or path[:1] != b"/":
-            raise RefusedError(MALFORMED, "malformed_request", "The target of a request begins with a slash.")
+            raise RefusedError(
+                MALFORMED, "malformed_request", "The target of a request must begin with a slash."
+            )
 
     def _measure(self) -> None:
         most, most_bytes = self._bounds.headers, self._bounds.header_bytes
@@ -262,7 +265,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise self._large_headers()
 
     def on_chunk_header(self) -> None:
-        """A chunk of a body begins; behind the last one come trailers."""
+        """A chunk of a body begins; the last one is followed by trailers."""
         self._fed = SLICE
         self._trailers = self._trailer_bytes = 0
         self._chunks += 1
@@ -280,9 +283,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request came whole."""
+        """The request has arrived whole."""
         if self._upgrades:
-            return  # Only its head did.
+            return  # Only its head has.
         self._stage, self._body_bytes = WHOLE, 0
         super().on_message_complete()
 
@@ -290,19 +293,21 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _large_headers(self) -> RefusedError:
         detail = (
-            f"The headers of a request, and its trailers, may hold {self._bounds.header_bytes} bytes "
-            f"and be {self._bounds.headers}."
+            f"A request may have at most {self._bounds.headers} headers, with {self._bounds.header_bytes} "
+            "bytes together, and as many trailers."
         )
         return RefusedError(LARGE_HEADERS, "headers_too_large", detail)
 
     def _long_url(self) -> RefusedError:
-        return RefusedError(LONG_URL, "url_too_long", f"A URL may hold {self._bounds.url_bytes} bytes.")
+        return RefusedError(
+            LONG_URL, "url_too_long", f"A URL may have at most {self._bounds.url_bytes} bytes."
+        )
 
     def _refuse(self, why: RefusedError) -> None:
         self.refuse(why.refusal, why.code, why.detail)
 
     def refuse(self, refusal: ConnectionRefusal, code: str, detail: str) -> None:
-        """Say why, read nothing more, close."""
+        """Answer with the reason, read nothing more, and close."""
         if self._stage == _REFUSED or self.transport.is_closing():
             return
         may_answer = self._may_answer()
@@ -312,21 +317,21 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         self.transport.write(_answer(TABLE[code].status, code, detail))
-        # Closed at once, with bytes of the client unread, the connection would be reset, and the
-        # client might never read the answer.
+        # If it were closed at once, with bytes of the client unread, the connection would be reset, and
+        # the client might never read the answer.
         self.transport.write_eof()
 
     def _may_answer(self) -> bool:
-        """Is an answer the next thing that the client expects, and not begun?"""
+        """Whether the client expects an answer next, and none was begun."""
         cycle: Any = self.cycle
         if cycle is None or cycle.response_complete:
-            # In the body of a request, that is the request's own answer.
+            # While a body arrives, the next answer is that request's own.
             return self._stage != BODY or self.holds_back
         return self._stage == BODY and not self.pipeline and not cycle.response_started
 
     @property
     def holds_back(self) -> bool:
-        """Is the request that is coming in not passed on yet?"""
+        """Whether the request that is arriving is still held back."""
         return False
 
     def _stop_reading(self) -> None:
@@ -344,20 +349,20 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
-    # -- as time passes
+    # -- timeouts
 
     @property
     def is_new(self) -> bool:
-        """Is it open, and has it sent no request's headers yet?"""
+        """Whether it is open and has sent no request's headers yet."""
         return not self.has_asked and self._stage != _REFUSED and not self.transport.is_closing()
 
     @property
     def has_asked(self) -> bool:
-        """Did a request's headers ever come whole?"""
+        """Whether a request's headers ever arrived whole."""
         return cast(Any, self.cycle) is not None
 
     def give_way(self) -> None:
-        """Close for somebody else."""
+        """Close, to make room for another connection."""
         self._all.count(GAVE_WAY, self._client)
         self._stage = _REFUSED
         self.transport.abort()
@@ -367,8 +372,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._gives_up_sending(now) or self.transport.is_closing():
             return
         stage, most = self._stage, self._bounds.header_seconds
-        # Each request has a list of headers of its own: that is how two are told apart, so that a
-        # request need not look at the time.
+        # Each request has its own list of headers, by which two requests are told apart; so a request
+        # need not read the time.
         if stage != self._seen[0] or self.headers is not self._seen[1]:
             self._seen, self._since = (stage, self.headers), now
         lasted = now - self._since
@@ -382,26 +387,26 @@ class BoundedProtocol(HttpToolsProtocol):
         elif lasted <= most:
             return
         elif stage == HEADERS:
-            detail = f"The headers of a request must come within {most:g} s."
+            detail = f"The headers of a request must arrive within {most:g} s."
             self.refuse(SLOW_HEADERS, "request_timeout", detail)
         else:
-            # A browser connects ahead of need, and would take an answer for that of its first request.
+            # A browser connects in advance, and would take an answer for that of its first request.
             self._all.count(SILENT, self._client)
             self.transport.close()
 
     def _look_at_body(self, lasted: float, passed: float) -> None:
         bounds = self._bounds
         if self.flow.read_paused:
-            self._since += passed  # It is the application that does not read.
+            self._since += passed  # The application does not read, not the client.
         elif lasted > bounds.body_seconds + self._body_bytes / bounds.body_rate:
             detail = (
-                f"A body must come within {bounds.body_seconds:g} s, "
-                f"and a second more for each {bounds.body_rate} bytes."
+                f"A body must arrive within {bounds.body_seconds:g} s, "
+                f"plus one second for each {bounds.body_rate} bytes."
             )
             self.refuse(SLOW_BODY, "request_timeout", detail)
 
     def is_loose(self) -> bool:
-        """Is nothing asked, and does no timer end that? Line ends between two requests stop uvicorn's."""
+        """Whether there is no request and no timer for that: line ends between requests stop uvicorn's."""
         cycle: Any = self.cycle
         answered = cycle is None or cycle.response_complete
         return answered and not self.pipeline and self.timeout_keep_alive_task is None

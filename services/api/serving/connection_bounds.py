@@ -1,4 +1,4 @@
-"""What a stranger may take of an HTTP server: bounds on every connection, and a count of who was refused."""
+"""What an unknown client may use of an HTTP server: bounds on every connection, and counts of refusals."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ log: Final = structlog.get_logger()
 
 _SWEEP_SECONDS: Final = 1.0
 _LOG_SECONDS: Final = 10.0
-"""So often at most one kind of refusal is logged, with how many there were."""
+"""Each kind of refusal is logged at most this often, with its number."""
 _MOST_CONNECTIONS: Final = 10_000
 _FEWEST_CONNECTIONS: Final = 16
 _RESERVED_FILES: Final = 256
-"""Open files that are for PostgreSQL, NATS, other ledgers and the log, and for no client."""
+"""Open files that are reserved for PostgreSQL, NATS, other ledgers and the log."""
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What one client, and all of them together, may take before somebody knows who they are."""
+    """What one client, and all clients together, may use before they are authenticated."""
 
     header_bytes: int = 32_768
-    """Of a request's headers, and of its trailers: names and values, and 4 bytes for each."""
+    """The most bytes of a request's headers, and of its trailers: names and values, and 4 for each."""
     headers: int = 100
     url_bytes: int = 8_192
     header_seconds: float = 10.0
-    """From a connection's beginning, or a request's first byte, to the end of its headers."""
+    """From the start of a connection, or a request's first byte, to the end of its headers."""
     body_seconds: float = 30.0
-    """For a body; it gets a second more for each `body_rate` bytes that came."""
+    """For a body; it gets one more second for each `body_rate` bytes that arrived."""
     body_rate: int = 16_384
     reading_seconds: float = 30.0
-    """A client that takes nothing of its answer for so long is not waited for."""
+    """How long a client may read nothing of its answer before it is disconnected."""
     connections: int | None = None
-    """Open at one time; None: what the process's limit of open files leaves."""
+    """The most open connections; None: what the process's limit of open files allows."""
     sweep_seconds: float = _SWEEP_SECONDS
-    """How often all connections are looked at."""
+    """How often all connections are checked."""
 
 
 def bounds_of(settings: Settings) -> Bounds:
-    """As the operator has set them."""
+    """The bounds that the operator has set."""
     return Bounds(
         header_bytes=settings.max_header_bytes,
         headers=settings.max_headers,
@@ -65,75 +65,74 @@ class ConnectionRefusal(msgspec.Struct, frozen=True):
     """One kind of refusal."""
 
     reason: str
-    """For metrics and the log."""
+    """Its name, for metrics and the log."""
     sentence: str
-    """What it is, for the log, and what to do about it."""
+    """What happened and what to do about it, for the log."""
 
 
 TOO_MANY: Final = ConnectionRefusal(
     "too_many_connections",
-    "As many connections are open as may be: see KEYLEDGER_MAX_CONNECTIONS and the limit of open files.",
+    "Too many connections are open: see KEYLEDGER_MAX_CONNECTIONS and the limit of open files.",
 )
 GAVE_WAY: Final = ConnectionRefusal(
     "gave_way",
-    "All connections were taken, and one that had sent no request yet was closed for a new one: "
+    "All connections were in use, and one that had sent no request yet was closed for a new one: "
     "see KEYLEDGER_MAX_CONNECTIONS.",
 )
 SILENT: Final = ConnectionRefusal(
     "silent", "A client connected and sent nothing: closed after KEYLEDGER_HEADER_SECONDS."
 )
 SLOW_HEADERS: Final = ConnectionRefusal(
-    "slow_headers", "A request's headers did not come within KEYLEDGER_HEADER_SECONDS: answered 408."
+    "slow_headers", "A request's headers did not arrive within KEYLEDGER_HEADER_SECONDS: answered 408."
 )
 SLOW_BODY: Final = ConnectionRefusal(
-    "slow_body", "A request's body came too slowly for KEYLEDGER_BODY_SECONDS: answered 408."
+    "slow_body", "A request's body arrived too slowly for KEYLEDGER_BODY_SECONDS: answered 408."
 )
 LARGE_HEADERS: Final = ConnectionRefusal(
     "headers_too_large",
-    "A request's headers are larger than KEYLEDGER_MAX_HEADER_BYTES, or more than KEYLEDGER_MAX_HEADERS: "
-    "answered 431.",
+    "A request's headers exceed KEYLEDGER_MAX_HEADER_BYTES or KEYLEDGER_MAX_HEADERS: answered 431.",
 )
 LONG_URL: Final = ConnectionRefusal(
     "url_too_long", "A request's URL is longer than KEYLEDGER_MAX_URL_BYTES: answered 414."
 )
-MALFORMED: Final = ConnectionRefusal("malformed", "What a client sent is no HTTP: answered 400.")
+MALFORMED: Final = ConnectionRefusal("malformed", "A client's request is not valid HTTP: answered 400.")
 NOT_READING: Final = ConnectionRefusal(
-    "not_reading", "A client does not take its answer: the connection is given up after 30 seconds."
+    "not_reading", "A client does not read its answer: the connection is closed after 30 seconds."
 )
 OUT_OF_FILES: Final = ConnectionRefusal(
     "out_of_files",
-    "The process has as many files open as it may, and cannot accept connections: "
+    "The process has reached its limit of open files, and cannot accept connections: "
     "raise its limit of open files, or lower KEYLEDGER_MAX_CONNECTIONS.",
 )
 REFUSALS: Final = (
     TOO_MANY, GAVE_WAY, SILENT, SLOW_HEADERS, SLOW_BODY, LARGE_HEADERS, LONG_URL, MALFORMED, NOT_READING,
     OUT_OF_FILES,
 )  # fmt: skip
-"""All there are."""
+"""All kinds of refusals."""
 
 
 class Connection(Protocol):
-    """One connection, as it is looked at."""
+    """One connection, as `Connections` checks it."""
 
     @property
     def is_new(self) -> bool:
-        """Is it open, and has it sent no request's headers yet?"""
+        """Whether it is open and has sent no request's headers yet."""
         ...
 
     def look(self, now: float, passed: float) -> None:
-        """Do what it is time for; `passed` since the last look."""
+        """Do what is due; `passed` is the time since the last look."""
         ...
 
     def give_way(self) -> None:
-        """Close for somebody else."""
+        """Close, to make room for another connection."""
         ...
 
 
 class Connections(Collector):
     """All connections of one server.
 
-    `now` is the server's own time: it stands still while the process does not run, so that nobody is
-    refused for what the process itself was too slow to read.
+    `now` is the server's own time: it stops while the process does not run, so that no client is
+    refused because the process itself was too slow to read.
     """
 
     def __init__(self, bounds: Bounds | None = None) -> None:
@@ -141,7 +140,7 @@ class Connections(Collector):
         self.now = 0.0
         self.most = self.bounds.connections or _most_connections()
         self.refused = dict.fromkeys((one.reason for one in REFUSALS), 0)
-        """How many were refused, by reason."""
+        """How many connections and requests were refused, by reason."""
         self._open: set[Connection] = set()
         self._newcomers: deque[Connection] = deque()
         self._logged = dict(self.refused)
@@ -154,7 +153,7 @@ class Connections(Collector):
         return len(self._open)
 
     def admit(self, connection: Connection) -> bool:
-        """May it stay? When all are taken, the oldest that has sent no request yet gives way."""
+        """Whether it may stay. If all are in use, the oldest that has sent no request yet gives way."""
         if len(self._open) >= self.most and not self._made_room():
             return False
         self._open.add(connection)
@@ -175,12 +174,12 @@ class Connections(Collector):
         self._open.discard(connection)
 
     def count(self, refusal: ConnectionRefusal, client: str | None = None) -> None:
-        """Somebody was refused; the log says so with the next sweep."""
+        """Count a refusal; the next sweep logs it."""
         self.refused[refusal.reason] += 1
         self._last_client[refusal.reason] = client
 
     async def watch(self) -> None:
-        """Look at all connections, now and then, until cancelled."""
+        """Check all connections regularly, until cancelled."""
         seconds, last = self.bounds.sweep_seconds, time.monotonic()
         try:
             while True:
@@ -192,7 +191,7 @@ class Connections(Collector):
             self._say(always=True)
 
     def sweep(self, passed: float) -> None:
-        """So much time has passed."""
+        """Advance the time by this much, and check all connections."""
         self.now += passed
         for connection in [*self._open]:
             connection.look(self.now, passed)
@@ -201,7 +200,7 @@ class Connections(Collector):
         self._say()
 
     def _look_for_files(self) -> None:
-        # uvloop accepts and closes what it has no file for, and tells nobody.
+        # uvloop accepts and closes connections that it has no file for, and does not report it.
         try:
             os.close(os.open(os.devnull, os.O_RDONLY))
         except OSError as error:
@@ -232,13 +231,17 @@ class Connections(Collector):
     def collect(self) -> Iterator[Metric]:
         """For Prometheus."""
         refused = CounterMetricFamily(
-            "keyledger_connections_refused", "Connections and requests refused unread.", labels=["reason"]
+            "keyledger_connections_refused",
+            "Connections and requests refused before they were read.",
+            labels=["reason"],
         )
         for reason, times in self.refused.items():
             refused.add_metric([reason], times)
         yield refused
-        yield GaugeMetricFamily("keyledger_open_connections", "HTTP connections.", value=self.open)
-        yield GaugeMetricFamily("keyledger_most_connections", "How many there may be.", value=self.most)
+        yield GaugeMetricFamily("keyledger_open_connections", "Open HTTP connections.", value=self.open)
+        yield GaugeMetricFamily(
+            "keyledger_most_connections", "The most connections that may be open.", value=self.most
+        )
 
 
 def _most_connections() -> int:

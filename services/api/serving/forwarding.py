@@ -1,8 +1,8 @@
-"""Whole requests, passed on to the process that owns the partition.
+"""Whole requests, forwarded to the process that owns the partition.
 
 Nothing is answered twice and nothing is guessed: a request that was certainly not carried out is sent
-again, one that may have been only where repeating it is harmless, and any other is answered
-`outcome_unknown`.
+again; one that may have been carried out is sent again only if repeating it is harmless, and otherwise
+answered with `outcome_unknown`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ _SAFE_PATHS: Final = (
     "/v1/explain",
     "/v1/edges",
 )
-"""Money carries a request id, so it moves once however often it is asked for; the rest only asks."""
+"""Repeating requests for these is harmless: those that move money have a request id, so they count once
+however often they are sent; the others only ask."""
 _ADDRESS_SECONDS: Final = 0.25
 _PAUSE_SECONDS: Final = 0.05
 
@@ -58,57 +59,56 @@ class OwnerAt(NamedTuple):
     address: str
     """Such as `http://10.0.0.2:8700`."""
     tenure: str
-    """What it calls the time since it became the owner."""
+    """Its name for the time since it became the owner."""
 
 
 class OwnerDirectory(Protocol):
     """Where the partition's owner answers."""
 
     async def owner_at(self) -> OwnerAt | None:
-        """None while there is none."""
+        """The present owner; None if there is none."""
         ...
 
 
 class Owning(InTenure, Protocol):
-    """Does this process own the partition, and how sure is that?"""
+    """Whether this process owns the partition, and whether that is confirmed."""
 
     @property
     def confirmed(self) -> bool:
-        """Is it certain?"""
+        """Whether its ownership is confirmed."""
         ...
 
     @property
     def reachable(self) -> bool:
-        """Did the log answer when it was last asked?"""
+        """Whether the log answered when it was last asked."""
         ...
 
     @property
     def other_history(self) -> CannotAnswerError | None:
-        """Why this process neither answers nor passes on; None when nothing keeps it from that."""
+        """Why this process neither answers nor forwards; None if nothing prevents that."""
         ...
 
     @property
     def stands_by(self) -> bool:
-        """Does another process own the partition?"""
+        """Whether another process owns the partition."""
         ...
 
     @property
     def waits_for_standby(self) -> bool:
-        """Does PostgreSQL let no commit pass? Then no process can answer."""
+        """Whether PostgreSQL holds all commits; then no process can answer."""
         ...
 
 
 _OURS: Final = frozenset(REWRITTEN.values())
-"""Nobody else's word for where a request came from."""
+"""Headers that only ledger processes may set: the origin of a forwarded request."""
 
 Here = Callable[[Call[Any, Any], Send], Awaitable[None]]
 
 
 class Forwarder:
-    """Passes requests on over connections that are kept alive.
+    """Forwards requests over connections that are kept alive.
 
-    `key` is a secret that all processes of one ledger share, and nobody else has: what they pass on is
-    sealed with it.
+    `key` is a secret that only the processes of one ledger share: they seal forwarded requests with it.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Forwarder:
         self._known_until = 0.0
         self._looking: asyncio.Task[OwnerAt | None] | None = None
         self._clock = ("", 0)
-        """In which tenure an owner last told its clock, and what it showed."""
+        """The last clock that an owner sent, after the tenure in which it did."""
 
     async def close(self) -> None:
         """Close all connections."""
@@ -139,22 +139,22 @@ class Forwarder:
             self._session = None
 
     async def admitted(self, request: Call[Any, Any]) -> Passed | None:
-        """What another process says of a request that it passed on, as `Seals.admitted` tells it."""
+        """What another process added to a request that it forwarded, from `Seals.admitted`."""
         return await self._seals.admitted(request)
 
     def _reason(self, why: CannotAnswerError) -> CannotAnswerError:
-        """Why nobody answered in time."""
+        """Why no process answered in time."""
         if not self._ledger.reachable:
             return _unreachable()
-        # Then the owner is gone, and what it left waiting holds its lock.
+        # Then the owner is gone, and its last commit, which still waits, holds the lock.
         return WaitsForStandbyError() if self._ledger.waits_for_standby else why
 
-    # -- passing on
+    # -- forwarding
 
     async def forward(self, request: Call[Any, Any], send: Send, here: Here) -> None:
         """Answer a request through the owner, or here once this process owns the partition.
 
-        Raises CannotAnswerError when neither is possible in time, ClientGoneError when nobody waits.
+        Raises CannotAnswerError if neither is possible in time, ClientGoneError if the client has hung up.
         """
         _must_name_a_path(request)
         deadline = time.monotonic() + self._patience
@@ -179,7 +179,7 @@ class Forwarder:
                     return
                 if sent is Sent.UNKNOWN and not may_repeat(request):
                     raise UnknownOutcomeError(
-                        "The owner's answer was lost; look whether it was carried out before asking again."
+                        "The owner's answer was lost; check whether it was carried out before you try again."
                     )
                 self._known_until = 0.0
             if time.monotonic() >= deadline:
@@ -187,7 +187,7 @@ class Forwarder:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _owner(self) -> OwnerAt | None:
-        """The owner, asked for at most every quarter of a second."""
+        """The owner, looked up at most every quarter of a second."""
         if time.monotonic() < self._known_until:
             return self._known
         if self._looking is None:
@@ -199,7 +199,7 @@ class Forwarder:
             owner = await asyncio.wait_for(self._directory.owner_at(), 2.0)
         except Exception as error:
             if self._known is not None:
-                # The directory is down; the owner that was known may well answer still.
+                # The directory is down; the owner that was known may still answer.
                 return self._known
             raise _unreachable() from error
         finally:
@@ -210,11 +210,11 @@ class Forwarder:
 
     async def _pass_on(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> Sent:
         sent = await self._pass_on_once(request, owner, send)
-        # Its clock is known now, so at once, if the client still waits.
+        # Its clock is known now, so it is sent again at once, if the client still waits.
         return await self._pass_on_once(request, owner, send) if sent is Sent.TOO_OLD else sent
 
     async def _pass_on_once(self, request: Call[Any, Any], owner: OwnerAt, send: Send) -> Sent:
-        # Looked at last of all: what a client that hung up had asked for must not be carried out late.
+        # Checked last: the request of a client that has hung up must not be carried out late.
         request.must_be_waited_for()
         tenure, clock = self._clock
         at = clock if tenure == owner.tenure else 0
@@ -231,9 +231,9 @@ class Forwarder:
                     {asking, gone}, timeout=2 * _ADDRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
                 if not asking.done() and gone.done():
-                    raise ClientGoneError  # The connection to the owner is closed, and so it hears of it.
+                    raise ClientGoneError  # The connection to the owner is closed, so it learns of this.
                 if not asking.done() and await self._moved(owner):
-                    # The owner hangs, and another has taken over meanwhile.
+                    # The owner hangs, and another process has taken over meanwhile.
                     return Sent.UNKNOWN
             response = asking.result()
         except aiohttp.ClientConnectorError:
@@ -273,8 +273,8 @@ class Forwarder:
 
     def _connections(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # The owner keeps idle connections for longer than we do, so it never closes one that
-            # we are about to use.
+            # The owner keeps idle connections longer than this side does, so it never closes one that
+            # is about to be used.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=20.0, ttl_dns_cache=10)
             self._session = aiohttp.ClientSession(
                 connector=connector,
@@ -282,13 +282,13 @@ class Forwarder:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=1.0),
             )
-            # aiohttp would repeat a DELETE on its own when a connection breaks; we decide that here.
+            # aiohttp would repeat a DELETE by itself when a connection breaks; that is decided here.
             self._session._retry_connection = False  # noqa: SLF001  # there is no public way
         return self._session
 
 
 def may_repeat(request: Call[Any, Any]) -> bool:
-    """Is it harmless to carry this request out twice?"""
+    """Whether it is harmless to carry out this request twice."""
     if request.scope["method"] in _SAFE_METHODS:
         return True
     path: str = request.scope["path"]
@@ -302,19 +302,19 @@ def _unreachable() -> UnavailableError:
 
 
 def _must_name_a_path(request: Call[Any, Any]) -> None:
-    """Behind the owner's address, `*@host/path` would be read as another host."""
+    """Refuse other targets: appended to the owner's address, `*@host/path` would name another host."""
     if not target_of(request).startswith(b"/"):
-        raise ProblemError("malformed_request", "The target of a request begins with a slash.")
+        raise ProblemError("malformed_request", "The target of a request must begin with a slash.")
 
 
 def _passed_on_with(request: Call[Any, Any]) -> list[tuple[bytes, bytes]]:
-    """The headers that it is passed on with. Those of the connection to the client end with that."""
+    """The headers that it is forwarded with, without those of the connection to the client."""
     headers = [
-        # aiohttp writes UTF-8; what is none stays none, and is refused there as it is here.
+        # aiohttp writes UTF-8; a value that is not UTF-8 stays invalid, and is refused there as it is here.
         (REWRITTEN.get(name) or name, value if value.isascii() else value.decode(errors="replace").encode())
         for name, value in request.scope["headers"]
         if name not in HOP_BY_HOP and name not in _OURS
     ]
-    # The owner judges it: we may not have heard yet of the keyspace of a secret in it.
+    # The owner checks the trace id: this process may not know the keyspace of a secret in it yet.
     headers.append((REWRITTEN[b"x-request-id"], (request.own_id or request.request_id).encode()))
     return headers

@@ -1,4 +1,4 @@
-"""The outer layer of the HTTP server: who answers a request, and on which way."""
+"""The outer layer of the HTTP server: which process answers a request, and in which way."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from services.ledger.ledger import Ledger
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CALL: Final = "keyledger.call"
-"""In a scope: the call that was made of it."""
+"""In a scope: its call."""
 _HERE: Final = ("/healthz", "/readyz", "/metrics", "/docs", "/schema", "/console")
-"""Answered by every process for itself, owner or not."""
+"""Answered by every process itself, owner or not."""
 _BEHIND_FORWARD_AUTH: Final = FORWARD_AUTH.encode() + b"/"
 _PLAIN_PATH: Final = re.compile(rb"[!$&-~]*").fullmatch
-"""Nothing in it has to be unquoted."""
+"""Matches a path without percent-encoding."""
 
 
 class Front:
@@ -95,7 +95,7 @@ class Front:
             return
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
             if not isinstance(error, NotMeantForUsError):
-                call.forwarded = None  # by none of ours, as far as can be told
+                call.forwarded = None  # not by a process of this ledger, as far as can be known
             await self.door.send(call, self._not_carried_out(call, error), send)
             return
         if passed is None:
@@ -114,7 +114,7 @@ class Front:
     async def _answer(self, call: Call[Any, Any], operation: Operation | None, send: Send) -> None:
         self._settle(call)
         if operation is not None and self._standing.owner:
-            # Whether it is sure of that is looked at where something is decided.
+            # Whether ownership is confirmed is checked where something is decided.
             await self.door.serve(call, operation, send)
         elif operation is None and may_tell(self._ledger, call.method):
             await self.router(call.scope, call.receive, send)
@@ -126,7 +126,7 @@ class Front:
             call.settle_id(self.api.redactor.may_be_shown)
 
     def _quick_one(self, method: str, path: str) -> Operation | None:
-        """The quick route that this is; None for the router's."""
+        """The quick route of this request; None if the router has to find the route."""
         exact = self._quick.get((method, path))
         if exact is not None:
             return exact
@@ -138,16 +138,16 @@ class Front:
                 return self._forward_auth
         return None
 
-    # -- the short way of `AtOnceProtocol`
+    # -- the short path of `AtOnceProtocol`
 
     def hears(self, method: bytes, path: bytes) -> bool:
-        """May a request be answered at once? The quick routes, as nearly everybody writes them."""
+        """Whether a request may be answered at once: for quick routes, as nearly all clients spell them."""
         return self._heard.get(path) == method or (
             path.startswith(_BEHIND_FORWARD_AUTH) and method == b"GET" and _PLAIN_PATH(path) is not None
         )
 
     def at_once(self, scope: Scope, body: bytes) -> Answer | ReplyLater | None:
-        """The answer to a request that is heard, and came whole; None: it is `__call__`'s."""
+        """The answer to a whole request that `hears` accepts; None: `__call__` has to answer it."""
         operation = self._by_path.get(scope["path"]) or self._behind_forward_auth
         call: Call[Any, Any] = Call(self.api, scope, hung_up)
         if not self._standing.owner or call.forwarded is not None or len(body) > call.limit:
@@ -173,7 +173,7 @@ class Front:
         try:
             told = answer(future.result())
         except NotOwnerHereError:
-            return None  # Nothing was written: asked once more, it is another process that answers.
+            return None  # Nothing was written: on the second try another process answers.
         except Exception as error:  # noqa: BLE001  # the outermost layer: every error becomes an answer
             told = self.door.refuse(call, error)
         self.door.end(call, told)
@@ -184,18 +184,18 @@ class Front:
     async def _lost(self, call: Call[Any, Any], error: NotOwnerHereError, send: Send) -> None:
         """Ownership was lost while the call was here, and nothing was written."""
         if call.is_tried_again:
-            call.lost = error  # for whoever tries it, and goes on
+            call.lost = error  # for the loop that tries it, and continues
         elif self._forwarder is None or call.forwarded is not None:
             await self.door.send(call, self._not_carried_out(call, error), send)
         else:
             await self._elsewhere(call, send)
 
     async def _elsewhere(self, call: Call[Any, Any], send: Send) -> None:
-        """Another process owns the partition, or for a moment none: it answers, or we do once we own it."""
+        """Another process owns the partition, or none for a moment: the owner answers, once there is one."""
         if self._forwarder is None or call.forwarded is not None:
             try:
                 self._ledger.must_own()
-                error: CannotAnswerError = NotOwnerHereError("This process owns the partition only now.")
+                error: CannotAnswerError = NotOwnerHereError("This process has only now become the owner.")
             except CannotAnswerError as why:
                 error = why
             await self.door.send(call, self._not_carried_out(call, error), send)
@@ -209,8 +209,8 @@ class Front:
             await self.door.send(call, self.door.refuse(call, failure), send)
 
     async def _here_after_all(self, call: Call[Any, Any], send: Send) -> None:
-        """This process has become the owner. Raises NotOwnerHereError when it has just lost that again."""
-        # Only now is it certain which keyspaces there are.
+        """This process has become the owner. Raises NotOwnerHereError if it has just lost ownership again."""
+        # Only now are all keyspaces certainly known.
         call.settle_id(self.api.redactor.may_be_shown)
         call.is_tried_again, call.lost = True, None
         operation = self._quick_one(call.method, call.scope["path"])
@@ -222,24 +222,24 @@ class Front:
             raise call.lost
 
     def _not_carried_out(self, call: Call[Any, Any], error: Exception) -> Answer:
-        """What is told of it, and to another process of ours that it may go on to the next owner."""
+        """The error's answer; one for another ledger process says that it may try the next owner."""
         answer = self.door.refuse(call, error)
         return answer if call.forwarded is None else not_owner_answer(answer, error)
 
 
 def may_tell(ledger: Ledger, method: str) -> bool:
-    """May a management request be answered from what this process knows?
+    """Whether a management request may be answered from this process's state.
 
-    It must be sure to own the partition: one that slept may wake up when another has long taken over.
-    But without PostgreSQL nobody writes, so what was committed is the truth still; its position says how
-    old it is where another process reached PostgreSQL meanwhile. (Verdicts are never given so.) A process
-    that has not read the log to its end yet knows less than was committed, and says nothing.
+    Its ownership must be confirmed: a process that slept may wake up long after another has taken over.
+    But without PostgreSQL no process writes, so the committed state is still true; its position tells how
+    old it is, in case another process reached PostgreSQL meanwhile. (Verdicts are never given this way.)
+    A process that has not read the log to its end knows less than was committed, and does not answer.
     """
     return ledger.confirmed or (method == "GET" and not ledger.reachable and ledger.caught_up)
 
 
 def _without_body(send: Send) -> Send:
-    """What a HEAD is answered with: all that a GET would be, but for its body."""
+    """The `send` of a HEAD: the answer of a GET without its body."""
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.body":

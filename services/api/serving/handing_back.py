@@ -1,4 +1,4 @@
-"""What the owner answers to another process of its ledger, and what a client gets of that."""
+"""What the owner answers to another process of its ledger, and what the client gets of it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from services.api.serving.seals import OF_THE_CONNECTION, NotMeantForUsError
 
 _NOT_OWNER: Final = b"x-keyledger-not-owner"
 _CLOCK: Final = b"x-keyledger-clock"
-"""What the owner's monotonic clock shows, told to a process whose mark it found too old."""
+"""The owner's monotonic clock, for a process whose mark it found too old."""
 HOP_BY_HOP: Final = OF_THE_CONNECTION | {
     b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"upgrade",
     b"x-request-id",
 }  # fmt: skip
-"""Headers of one connection, which are not passed on, and the trace id, which is told anew."""
+"""Headers of one connection, which are not forwarded, and the trace id, which is set again."""
 _NOT_HANDED_BACK: Final = HOP_BY_HOP | {b"date", b"server", _NOT_OWNER, _CLOCK}
 _SMALL: Final = 1_048_576
 _UNAVAILABLE: Final = 503
 
 
 class Sent(Enum):
-    """What became of a request that was passed on."""
+    """The outcome of a request that was forwarded."""
 
     ANSWERED = "answered"
     NOT_CARRIED_OUT = "not carried out"
-    TOO_OLD = "not carried out, and the owner told its clock"
+    TOO_OLD = "not carried out, and the owner sent its clock"
     UNKNOWN = "unknown"
 
 
 def not_owner_answer(answer: Answer, error: Exception) -> Answer:
-    """Told to another process of this ledger: ask again elsewhere, nothing was carried out."""
+    """The answer for another process of this ledger: nothing was carried out, try elsewhere."""
     marks = [(_NOT_OWNER, b"1")]
     if isinstance(error, NotMeantForUsError) and error.clock is not None:
         marks.append((_CLOCK, b"%d" % error.clock))
@@ -45,7 +45,7 @@ def not_owner_answer(answer: Answer, error: Exception) -> Answer:
 
 
 def clock_told(response: aiohttp.ClientResponse) -> int | None:
-    """What the owner's clock shows, where it found a mark too old."""
+    """The owner's clock, if it found a mark too old."""
     told = response.headers.get(_CLOCK.decode(), "")
     return int(told) if _NOT_OWNER.decode() in response.headers and told.isdecimal() else None
 
@@ -53,9 +53,9 @@ def clock_told(response: aiohttp.ClientResponse) -> int | None:
 async def hand_back(
     response: aiohttp.ClientResponse, request: Call[Any, Any], tenure: str, send: Send
 ) -> Sent:
-    """Give the owner's answer to the client, as it comes, or say that it is none."""
+    """Pass the owner's answer to the client as it arrives, or return why it is not an answer."""
     if (number := response.headers.get(REFUSED_LATELY)) is not None and number.isdecimal():
-        # Another try of it was refused. If its client still waits, this one is no older than that.
+        # Another try of it was refused. If its client still waits, this try is not older than that refusal.
         request.waited_past, request.refused_in = int(number), tenure
         return Sent.NOT_CARRIED_OUT
     if _NOT_OWNER.decode() in response.headers:
@@ -87,7 +87,7 @@ async def hand_back(
 
 
 async def _stream(response: aiohttp.ClientResponse, request: Call[Any, Any], send: Send) -> None:
-    """Pass on what comes, until it ends or the client hangs up. A break is passed on as a break."""
+    """Pass on what arrives, until it ends or the client hangs up. A broken stream is broken off here, too."""
     pumping = asyncio.create_task(_pump(response, send))
     gone = asyncio.create_task(request.gone())
     tasks: set[asyncio.Task[Any]] = {pumping, gone}

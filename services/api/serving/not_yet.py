@@ -1,4 +1,4 @@
-"""What a ledger process answers while it waits at its start for what it needs."""
+"""What a ledger process answers while it starts and waits for its dependencies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NotYet:
         request_id = new_request_id()
         answer = self._answer(scope["path"], request_id)
         answer.request_id = request_id.encode()
-        # Whoever asks again finds the ledger itself, once it is there.
+        # The connection is closed, so that the next request reaches the ledger itself, once it has started.
         headers = [*answer.headers, _CLOSE]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         body = b"" if scope["method"] == "HEAD" else answer.body
@@ -47,5 +47,5 @@ class NotYet:
             return json_answer(503, encode(view), None)
         error = UnavailableError(self._dependency, self._detail)
         found = problem_of(error, request_id)
-        assert found is not None, "one of our own errors is a problem"
+        assert found is not None, "each of the ledger's own errors is a problem"
         return problem_answer(encode(found), found.status, found.code, headers_of(error))

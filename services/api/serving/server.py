@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn with httptools and uvloop, on a socket of ours, stopped gracefully."""
+"""The HTTP server: uvicorn with httptools and uvloop, on a given socket, stopped gracefully."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _LONGEST_UNIX_PATH: Final = 107
 
 
 class CannotListenError(Exception):
-    """The address cannot be listened on; the sentence says why and what to do."""
+    """The address cannot be listened on; the message says why and what to do."""
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handling: whoever starts the server decides when it stops."""
+    """uvicorn without its signal handling: the code that starts the server decides when it stops."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -40,13 +40,13 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, or a sentence about why there is none."""
+    """A listening socket. Raises CannotListenError, which says why there is none."""
     if not 0 <= port <= _HIGHEST_PORT:
-        raise CannotListenError(f"{port} is no port: choose one up to {_HIGHEST_PORT}.")
+        raise CannotListenError(f"{port} is not a port: choose one up to {_HIGHEST_PORT}.")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror:
-        raise CannotListenError(f"{host} is no address of this machine.") from None
+        raise CannotListenError(f"{host} is not an address of this machine.") from None
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -67,7 +67,7 @@ def _why(error: Exception, host: str, port: int) -> str:
     if number == errno.EACCES:
         return f"Port {port} needs more rights than this user has: choose one above 1023."
     if number == errno.EADDRNOTAVAIL:
-        return f"{host} is no address of this machine."
+        return f"{host} is not an address of this machine."
     return f"{host}:{port} cannot be listened on: {error}."
 
 
@@ -75,7 +75,7 @@ def listen_unix(path: Path, mode: int = 0o660) -> socket.socket:
     """A listening unix socket; one that a dead process left behind is replaced."""
     text = str(path)
     if len(os.fsencode(text)) > _LONGEST_UNIX_PATH:
-        raise CannotListenError(f"A socket's path may hold {_LONGEST_UNIX_PATH} bytes: choose a shorter one.")
+        raise CannotListenError(f"A socket's path may have {_LONGEST_UNIX_PATH} bytes: use a shorter one.")
     _remove_dead(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o777 & ~mode)
@@ -94,7 +94,7 @@ def listen_unix(path: Path, mode: int = 0o660) -> socket.socket:
 def _remove_dead(path: Path) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise CannotListenError(f"{path} exists, and is no socket.")
+            raise CannotListenError(f"{path} exists and is not a socket.")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -126,7 +126,7 @@ def _config_of(app: Any, connections: Connections, *, bounded: bool, grace_secon
         log_config=None,
         access_log=False,
         server_header=False,
-        # Whose X-Forwarded-For is believed is decided by our own trusted proxies.
+        # The ledger's own setting of trusted proxies decides whose X-Forwarded-For is trusted.
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=grace_seconds,
@@ -144,10 +144,10 @@ async def serve(
     connections: Connections | None = None,
     bounded: bool = True,
 ) -> None:
-    """Serve until told to stop; then finish what is under way, within the time of grace.
+    """Serve until `stop` is set; then finish the requests that have begun, within the grace period.
 
-    `connections` bounds what clients may take, with the usual bounds if it is not given. Not
-    `bounded` is uvicorn's own protocol: the floor that our benches stand on.
+    `connections` bounds what clients may use, with the usual bounds if it is not given. Not
+    `bounded` is uvicorn's own protocol: the baseline of the benchmarks.
     """
     connections = connections or Connections()
     config = _config_of(app, connections, bounded=bounded, grace_seconds=grace_seconds)
@@ -171,7 +171,7 @@ async def serve(
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a program's coroutine on uvloop, where there is one."""
+    """Run a program's coroutine on uvloop, if it is available."""
     try:
         import uvloop  # noqa: PLC0415  # not on Windows
     except ImportError:

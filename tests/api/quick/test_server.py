@@ -53,7 +53,7 @@ def test_a_socket_in_use_a_file_and_a_long_path_are_refused(tmp_path: Path) -> N
     with listen_unix(tmp_path / "used.sock"):
         for path, said in (
             (tmp_path / "used.sock", "in use"),
-            (file, "no socket"),
+            (file, "not a socket"),
             (tmp_path / ("x" * 120), "shorter"),
         ):
             with pytest.raises(CannotListenError, match=said):
