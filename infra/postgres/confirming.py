@@ -15,8 +15,9 @@ from psycopg import Connection
 from psycopg.types.numeric import Int8
 
 from domain.ports import LogUnavailableError
-from infra.postgres.connections import ADVISORY_CLASS, connect, hang_up, wait_for_standby
+from infra.postgres.connections import ADVISORY_CLASS, connect, wait_for_standby
 from infra.postgres.recorder import sql_has_event, sql_head
+from keyledger_reading.connections import hang_up
 
 CONFIRMING_CLASS: Final = ADVISORY_CLASS + 3
 """Of the lock that a confirming commit holds: one for each partition, whichever process owns it."""

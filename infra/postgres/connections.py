@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 from typing import Any, Final
 
-import psycopg
 from psycopg import Connection
 
 from keyledger_reading.connections import open_session
@@ -61,19 +57,6 @@ def waits_for_standby(connection: Connection[Any]) -> bool:
     """
     row = connection.execute(_WAITS_FOR_STANDBY, (_STANDBY_SECONDS,)).fetchone()
     return bool(row and row[0])
-
-
-def hang_up(connection: Connection[Any]) -> None:
-    """End the session from our side, whatever it waits for; its own thread finds the connection broken.
-
-    The statement is not cancelled: a commit that waits for its standby would then report success.
-    """
-    # Another descriptor of the same socket: libpq's own stays open until its thread closes it.
-    with (
-        contextlib.suppress(psycopg.Error, OSError),
-        socket.socket(fileno=os.dup(connection.fileno())) as ours,
-    ):
-        ours.shutdown(socket.SHUT_RDWR)
 
 
 def refuse_unsafe_settings(connection: Connection[tuple[Any, ...]]) -> None:

@@ -23,7 +23,6 @@ from infra.postgres.confirming import Confirmations, WriterSession
 from infra.postgres.connections import (
     ADVISORY_CLASS,
     connect,
-    hang_up,
     refuse_unsafe_settings,
     wait_for_standby,
     waits_for_standby,
@@ -35,6 +34,7 @@ from infra.postgres.sessions import Sessions
 from infra.postgres.wakeups import WakeupSender
 from keyledger_language.history import HistoryPoint, RecordedEvent
 from keyledger_language.instants import Instant, to_datetime
+from keyledger_reading.connections import hang_up
 from keyledger_reading.datastore import SessionDatastore
 from keyledger_reading.notifications import LoggedEvent
 

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from psycopg import Connection
 
-from infra.postgres.connections import ADVISORY_CLASS, SERVICE_ROLE
-from keyledger_reading.connections import READER_ROLE, ledger_conninfo
+from infra.postgres.connections import ADVISORY_CLASS
+from keyledger_reading.connections import ledger_conninfo
 
 _HERE: Final = Path(__file__).parent
 _MIGRATION_LOCK: Final = -1  # no partition has this number
@@ -23,12 +23,6 @@ _CREATE_HISTORY: Final = """
         checksum text NOT NULL,
         applied_at timestamptz NOT NULL DEFAULT now()
     )
-"""
-_NEEDS_GRANTS: Final = """
-    SELECT count(*) < 2 OR NOT bool_and(has_schema_privilege(oid, 'ledger', 'USAGE')
-        -- A copied database loses this one.
-        AND (has_database_privilege(oid, current_database(), 'CREATE') OR rolname = %(reader)s))
-    FROM pg_roles WHERE rolname IN (%(service)s, %(reader)s)
 """
 
 
@@ -73,8 +67,8 @@ def migrate(conninfo: str, steps: Sequence[Migration] | None = None) -> list[str
         pending = _pending(connection, steps)
         for step in pending:
             _apply(connection, step)
-        if pending or _needs_grants(connection):
-            connection.execute((_HERE / "roles.sql").read_bytes())
+        # Each time: a role may have been created since, and a migration killed before it came here.
+        connection.execute((_HERE / "roles.sql").read_bytes())
         return [step.name for step in pending]
 
 
@@ -96,11 +90,6 @@ def wait_for_migration(connection: Connection[Any]) -> None:
 
 def _has_history(connection: Connection[Any]) -> bool:
     row = connection.execute("SELECT to_regclass('ledger.migrations') IS NOT NULL").fetchone()
-    return bool(row and row[0])
-
-
-def _needs_grants(connection: Connection[Any]) -> bool:
-    row = connection.execute(_NEEDS_GRANTS, {"service": SERVICE_ROLE, "reader": READER_ROLE}).fetchone()
     return bool(row and row[0])
 
 

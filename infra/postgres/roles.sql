@@ -1,5 +1,5 @@
--- What the service may do, and what programs that read the log from outside may do. Run after every migration, and again when a
--- role is created later: roles belong to the whole server, so creating one may be an administrator's task.
+-- What the service may do, and what programs that read the log from outside may do. Run by every `keyledger migrate`: roles belong
+-- to the whole server, so creating one may be an administrator's task, done later.
 
 DO $do$
 DECLARE
@@ -12,8 +12,9 @@ BEGIN
             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = needed) THEN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', needed);
             END IF;
-            IF NOT pg_has_role(current_user, needed, 'MEMBER') THEN
-                EXECUTE format('GRANT %I TO CURRENT_USER', needed);
+            -- Whoever creates a role without being a superuser administers it, and may not act in it.
+            IF NOT pg_has_role(current_user, needed, 'SET') THEN
+                EXECUTE format('GRANT %I TO CURRENT_USER WITH SET TRUE, INHERIT TRUE', needed);
             END IF;
         EXCEPTION
             -- Another database's migration has just done it (internal_error: "tuple concurrently
@@ -44,7 +45,7 @@ BEGIN
     GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger TO keyledger_service;
     FOR writable IN
         SELECT tablename FROM pg_tables WHERE schemaname = 'ledger'
-            AND (tablename IN ('owners', 'directory', 'checkpoints') OR tablename LIKE 'state\_rows\_p%')
+            AND (tablename IN ('owners', 'checkpoints') OR tablename LIKE 'state\_rows\_p%')
     LOOP
         EXECUTE format('GRANT INSERT, UPDATE, DELETE ON ledger.%I TO keyledger_service', writable);
     END LOOP;
@@ -53,7 +54,7 @@ BEGIN
     EXECUTE format('GRANT CREATE ON DATABASE %I TO keyledger_service', current_database());
     IF to_regnamespace('projections') IS NULL THEN
         RETURN;
-    ELSIF pg_has_role(current_user, 'keyledger_service', 'MEMBER') THEN
+    ELSIF pg_has_role(current_user, 'keyledger_service', 'SET') THEN
         ALTER SCHEMA projections OWNER TO keyledger_service;
     ELSE
         GRANT USAGE, CREATE ON SCHEMA projections TO keyledger_service;

@@ -13,7 +13,8 @@ from psycopg import Connection
 
 from domain.ports import LogUnavailableError
 from infra.postgres.arrays import register_packed_arrays
-from infra.postgres.connections import SERVICE_ROLE, connect, hang_up
+from infra.postgres.connections import SERVICE_ROLE, connect
+from keyledger_reading.connections import hang_up
 
 _CLOSING_SECONDS: Final = 5.0
 """A commit may wait for a standby that is disconnected; a process that stops does not."""

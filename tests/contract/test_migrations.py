@@ -10,7 +10,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from infra.embedded import EmbeddedPostgres
+from infra.embedded import EmbeddedPostgres, EmbeddedServers
+from infra.postgres.connections import connect
 from infra.postgres.migrate import (
     Migration,
     MigrationMismatchError,
@@ -18,7 +19,7 @@ from infra.postgres.migrate import (
     migrate,
     shipped_migrations,
 )
-from tests.servers import fresh_database
+from tests.servers import fresh_database, initialised, server_folder
 
 STEPS = shipped_migrations()
 NEWER = Migration(len(STEPS) + 1, f"{len(STEPS) + 1:04}_newer", "CREATE TABLE ledger.newer ()")
@@ -194,6 +195,36 @@ def name_of(conninfo: str) -> str:
 def test_an_owner_that_may_not_create_roles_can_migrate(plain_owner: str) -> None:
     assert migrate(plain_owner) == [step.name for step in STEPS]
     check_migrated(plain_owner)
+
+
+def test_an_owner_that_may_create_roles_makes_them_and_acts_in_them() -> None:
+    """Since PostgreSQL 16 such an owner administers what it creates, and is no member of it by itself."""
+    with server_folder() as folder, EmbeddedServers(initialised(folder / "data"), nats=False) as servers:
+        with psycopg.connect(servers.postgres.dsn, autocommit=True) as administrator:
+            administrator.execute("CREATE ROLE owner LOGIN CREATEROLE")
+            administrator.execute("CREATE DATABASE owned OWNER owner")
+        owned = make_conninfo(servers.postgres.dsn, user="owner", dbname="owned")
+
+        assert migrate(owned) == [step.name for step in STEPS]
+
+        for role in ("keyledger_service", "keyledger_reader"):
+            with connect(owned, "test", role=role) as session:
+                assert session.execute("SELECT current_user").fetchone() == (role,)
+                session.execute("SELECT FROM ledger.events_p0")
+
+
+def test_grants_are_made_when_a_migration_was_killed_before_it_made_them(ledger_database: str) -> None:
+    with psycopg.connect(ledger_database, autocommit=True) as connection:
+        connection.execute("REVOKE ALL ON ledger.owners FROM keyledger_service")
+        connection.execute("REVOKE ALL ON ledger.events_p0 FROM keyledger_reader")
+
+    migrate(ledger_database)
+
+    granted = (
+        "SELECT has_table_privilege('keyledger_service', 'ledger.owners', 'UPDATE'),"
+        " has_table_privilege('keyledger_reader', 'ledger.events_p0', 'SELECT')"
+    )
+    assert rows(ledger_database, granted) == [(True, True)]
 
 
 def test_grants_are_made_up_for_when_the_role_was_missing(ledger_database: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 from typing import Any, Final
 
 import psycopg
@@ -30,7 +33,7 @@ _PREPARE_SESSION: Final = """
         set_config('tcp_user_timeout', '8000', false),
         set_config('jit', 'off', false),
         (SELECT set_config('role', rolname, false) FROM pg_roles
-            WHERE rolname = %s AND pg_has_role(session_user, oid, 'MEMBER')) AS role
+            WHERE rolname = %s AND pg_has_role(session_user, oid, 'SET')) AS role
 """
 
 
@@ -59,3 +62,16 @@ def prepare_session(connection: Connection[Any], role: str) -> None:
     """Set the role, and make the server detect a dead peer, too."""
     connection.execute(_PREPARE_SESSION, (role,))
     connection.prepare_threshold = 1
+
+
+def hang_up(connection: Connection[Any]) -> None:
+    """End the session from our side, whatever it waits for; its own thread finds the connection broken.
+
+    The statement is not cancelled: a commit that waits for its standby would then report success.
+    """
+    # Another descriptor of the same socket: libpq's own stays open until its thread closes it.
+    with (
+        contextlib.suppress(psycopg.Error, OSError),
+        socket.socket(fileno=os.dup(connection.fileno())) as ours,
+    ):
+        ours.shutdown(socket.SHUT_RDWR)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from eventsourcing.application import Application
+from eventsourcing.utils import Environment
 
 from keyledger_language.events import Event
+from keyledger_reading.factory import ReadingFactory
 from keyledger_reading.mapper import tag_of
 
 
@@ -18,7 +18,10 @@ class KeyledgerLog(Application[str]):
     """
 
     name = "keyledger"
-    env: ClassVar[dict[str, str]] = {"KEYLEDGER_PERSISTENCE_MODULE": "keyledger_reading.factory"}
+
+    def construct_factory(self, env: Environment) -> ReadingFactory:
+        """The one that reads the log, whatever PERSISTENCE_MODULE names for the views."""
+        return ReadingFactory(env)
 
 
 def topics_of(*event_types: type[Event]) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ class ReadingMapper(Mapper[str], Generic[E]):
         those.
         """
         decode, decode_wrapped = self._decode_public
-        return [decode(one) if one[0] != ARRAY_MARK else decode_wrapped(one)[0] for one in data]
+        return [decode(one) if one[0] != ARRAY_MARK else _first_version(decode_wrapped(one)) for one in data]
 
     @cached_property
     def _decode_public(self) -> tuple[Callable[[bytes], E], Callable[[bytes], tuple[E, bytes | None, int]]]:
@@ -106,6 +106,8 @@ class ReadingMapper(Mapper[str], Generic[E]):
     def _current(self, tag: str, wrapped: WrappedEvent) -> E:
         if (tag, wrapped.schema) in self._upcasters:
             return self._upcasted(tag, wrapped)
+        if wrapped.schema > self._schemas.get(tag, 1):
+            raise UnknownEventError(f"{tag} of version {wrapped.schema}")
         try:
             return self._decoders[tag].decode(wrapped.fields)
         except KeyError:
@@ -121,6 +123,13 @@ class ReadingMapper(Mapper[str], Generic[E]):
         if renamed not in self._types:
             raise UnknownEventError(renamed)
         return msgspec.convert(fields, self._types[renamed])
+
+
+def _first_version(wrapped: tuple[E, bytes | None, int]) -> E:
+    event, _, schema = wrapped
+    if schema != 1:
+        raise msgspec.ValidationError(f"version {schema} of a type that has one")
+    return event
 
 
 def tag_of(event_type: type[msgspec.Struct]) -> str:

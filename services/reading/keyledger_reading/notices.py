@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ from psycopg import Connection
 from psycopg.pq.abc import PGconn
 
 _LAST_POSITION: Final = 2**63 - 1
+_KEPT: Final = 1_000
+"""The latest positions; any login may send notifications by the million."""
 
 Hear = Callable[[int], None]
 
@@ -27,7 +30,7 @@ class Listener:
 
     def __init__(self, connection: Connection[Any], channel: str, *, waking: int | None = None) -> None:
         self._pgconn = connection.pgconn
-        self._told: list[int] = []
+        self._told = deque[int](maxlen=_KEPT)
         connection.add_notify_handler(lambda notice: tell(notice.payload, self._told.append))
         connection.execute(f'LISTEN "{channel}"'.encode())
         self._ready = select.poll()
@@ -44,7 +47,8 @@ class Listener:
         if not self._told and self._ready.poll(seconds * 1_000):
             for payload in arrived(self._pgconn):
                 tell(payload, self._told.append)
-        told, self._told[:] = self._told.copy(), ()
+        told = list(self._told)
+        self._told.clear()
         return told
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 
 class LogPosition(int):
@@ -19,10 +19,20 @@ class LogPosition(int):
     mark: int
     """The event's mark: if two logs have the same one at a position, all before it is the same, too."""
 
-    def __new__(cls, position: int, *, log_id: str, epoch: int, mark: int) -> Self:
+    topics: str
+    """The event types that were followed, joined by commas; "" if all were."""
+
+    def __new__(cls, position: int, *, log_id: str, epoch: int, mark: int, topics: str = "") -> Self:
         """The position with its history."""
         self = super().__new__(cls, position)
         self.log_id = log_id
         self.epoch = epoch
         self.mark = mark
+        self.topics = topics
         return self
+
+    def __getnewargs_ex__(self) -> tuple[tuple[int], dict[str, Any]]:
+        """For copies and pickles."""
+        return (int(self),), {
+            "log_id": self.log_id, "epoch": self.epoch, "mark": self.mark, "topics": self.topics
+        }  # fmt: skip

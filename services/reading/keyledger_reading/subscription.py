@@ -7,16 +7,22 @@ never polls, ends with the connection, and wakes ten times a second when nothing
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import psycopg
-from eventsourcing.persistence import OperationalError, Subscription
+from eventsourcing.persistence import OperationalError, PersistenceError, Subscription
 from psycopg import Connection
 
+from keyledger_language.events import LedgerEvent
+from keyledger_language.history import HistoryPoint
+from keyledger_reading.connections import hang_up
 from keyledger_reading.errors import DifferentPastError
+from keyledger_reading.mapper import tag_of
 from keyledger_reading.notices import Listener, channel
 from keyledger_reading.notifications import LoggedEvent
 from keyledger_reading.positions import LogPosition
@@ -30,6 +36,11 @@ _SEARCHED: Final = 16_000
 _POLL_SECONDS: Final = 1.0
 """How late an event may be if its wake-up was lost."""
 _RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+_WARN_SECONDS: Final = 60.0
+_STATEMENT_SECONDS: Final = 2.0
+"""How long a statement that is under way may keep the end waiting."""
+
+_log: Final = logging.getLogger("keyledger_reading")
 
 NewSession = Callable[[], "tuple[Connection[Any], ReadingRecorder]"]
 
@@ -58,7 +69,8 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
         if gt and not isinstance(gt, LogPosition):
             raise DifferentPastError(
                 f"Position {gt} alone does not identify the log that it belongs to: keep the view in a"
-                " keyledger_reading.PostgresView or SQLiteView, which store that, too."
+                " keyledger_reading.PostgresView or SQLiteView, which store that, too. If it was kept in"
+                " another one until now, empty its tables and its tracking table."
             )
         super().__init__(recorder=recorder, gt=gt, topics=topics)
         self._new_session = new_session
@@ -66,6 +78,9 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
         self._accepted_epoch = epoch
         self._seen = gt if isinstance(gt, LogPosition) else None
         """The last event that was read or skipped; None before the first."""
+        self._delivered = self._seen
+        """The last event that was returned; those behind it, up to `_seen`, were read or skipped."""
+        self._followed = ",".join(sorted(topics))
         self._log_id = ""
         self._epoch = 0
         self._found: list[LoggedEvent] = []
@@ -73,16 +88,27 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
         self._waking, self._woken = socket.socketpair()
         self._reading = threading.Lock()
         self._session: Connection[Any] | None = None
+        self._failures = 0
+        self._warned_at = float("-inf")
         try:
             self._connect()
+            self._refuse_missed_types()
         except BaseException:
             self._close()
             raise
 
     def __exit__(self, *args: object, **kwargs: Any) -> None:
         super().__exit__(*args, **kwargs)
-        with self._reading:
+        in_time = self._reading.acquire(timeout=_STATEMENT_SECONDS)
+        if not in_time:
+            # A statement does not return: a lock, or a server that is stopped.
+            if (session := self._session) is not None:
+                hang_up(session)
+            self._reading.acquire()
+        try:
             self._close()
+        finally:
+            self._reading.release()
 
     def stop(self) -> None:
         """End the iteration, even while it waits; the session is closed with it."""
@@ -96,23 +122,36 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
                 if self._next < len(self._found):
                     event = self._found[self._next]
                     self._next += 1
-                    return event._replace(position=self._position(event))
+                    self._delivered = self._position(event)
+                    return event._replace(position=self._delivered)
                 self._read_or_wait()
             self._close()
         raise StopIteration
 
     def _position(self, event: LoggedEvent) -> LogPosition:
-        return LogPosition(event.position, log_id=self._log_id, epoch=self._epoch, mark=event.mark)
+        return LogPosition(
+            event.position, log_id=self._log_id, epoch=self._epoch, mark=event.mark, topics=self._followed
+        )
 
     def _read_or_wait(self) -> None:
         try:
             if self._session is None:
                 self._connect()
-            if not self._read():
+            found = self._read()
+            self._failures = 0
+            if not found:
                 self._listener.wait(self._poll_seconds)
-        except (psycopg.OperationalError, OperationalError):
+        except (psycopg.OperationalError, OperationalError) as error:
             self._hang_up()
+            self._warn(error)
             self._pause()
+
+    def _warn(self, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= _WARN_SECONDS and not self._has_been_stopped:
+            self._warned_at = now
+            reason = " ".join(str(error).split())
+            _log.warning("The log cannot be read, trying again: %s", reason)
 
     @property
     def _seen_to(self) -> int:
@@ -121,7 +160,7 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
     def _read(self) -> bool:
         """Read or search the next events; False if the end of the log was reached, and nothing was found."""
         end = self._on_session.end()
-        if end.epoch != self._epoch or end.position < self._seen_to:
+        if end.epoch != self._epoch or not self._has(self._seen, end):
             self._check_history()  # epoch raised, or log restored, while the session stayed open
         after, limit = self._seen_to, _READ
         stop = min(end.position, after + _SEARCHED) if self._topics else None
@@ -146,7 +185,15 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
         )
         # A new connection may lead to another server, which must have what was followed.
         self._check_history()
-        self._failures = 0
+
+    def _has(self, position: LogPosition | None, end: HistoryPoint | None = None) -> bool:
+        """Whether the log has this event, with its mark; `end`: where the log ends, if that is known."""
+        if position is None:
+            return True
+        if end is not None and end.position == position:
+            return end.mark == position.mark
+        found = self._on_session.select_at([position])
+        return bool(found) and found[0].mark == position.mark
 
     def _check_history(self) -> None:
         log_id, epoch = self._on_session.log_id(), self._on_session.end().epoch
@@ -169,12 +216,33 @@ class LedgerSubscription(Subscription["ReadingRecorder"]):
             )
 
     def _refuse_another_past(self, seen: LogPosition) -> None:
-        found = self._on_session.select_at([seen])
-        if not found or found[0].mark != seen.mark:
+        if self._has(seen):
+            return
+        what = "it was restored, or a fail-over lost events"
+        if self._delivered != seen and self._delivered is not None and self._has(self._delivered):
             raise DifferentPastError(
-                f"Event {seen}, up to which the log was followed, is no longer in it: the log was restored,"
-                " or a fail-over lost events. Rebuild the projection: empty its tables and its tracking"
-                " table."
+                f"Event {seen} is no longer in the log: {what}. The last event that was returned,"
+                f" {self._delivered}, is still in it: start again, and the view continues behind it."
+            )
+        raise DifferentPastError(
+            f"Event {seen}, up to which the log was followed, is no longer in it: the log was restored, or"
+            " a fail-over lost events. Rebuild the projection: empty its tables and its tracking table."
+        )
+
+    def _refuse_missed_types(self) -> None:
+        """Refuse a view that was built without events of types that are wanted now."""
+        if self._seen is None or not self._seen.topics:
+            return
+        wanted = set(self._topics) or {tag_of(one) for one in get_args(LedgerEvent)}
+        missed = sorted(wanted - set(self._seen.topics.split(",")))
+        if not missed:
+            return
+        found = self._on_session.select_notifications(0, 1, self._seen, topics=missed)
+        if found:
+            raise PersistenceError(
+                f"The view was built without events of the type {found[0].topic}, which are in the log before"
+                f" event {self._seen}, up to which it was built. Rebuild the projection (empty its tables and"
+                " its tracking table), or follow the types that it was built with."
             )
 
     def _refuse_another_epoch(self, followed: int, epoch: int, still: str) -> None:

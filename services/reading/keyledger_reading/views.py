@@ -13,13 +13,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from eventsourcing.persistence import (
     IntegrityError,
     InterfaceError,
     NotSupportedError,
     OperationalError,
+    PersistenceError,
     Tracking,
     TrackingRecorder,
 )
@@ -27,12 +28,18 @@ from eventsourcing.postgres import PostgresDatastore, PostgresTrackingRecorder
 from eventsourcing.sqlite import SQLiteCursor, SQLiteDatastore, SQLiteTrackingRecorder
 from eventsourcing.utils import retry
 from psycopg import Cursor
+from psycopg.pq import TransactionStatus
 from psycopg.sql import SQL, Composed, Identifier
 
 from keyledger_reading.positions import LogPosition
 
-_HISTORY: Final = ("log_id", "epoch", "mark")
+_COLUMNS: Final = ("notification_id", "log_id", "epoch", "mark", "topics", "view")
+"""Of the tracking row, behind `application_name`."""
 _ONE_ROW: Final = "A view tracks the log in one row: do not change SINGLE_ROW_TRACKING."
+_SWALLOWED: Final = (
+    "A statement inside `counting` failed, and its error was caught there: the database has given up the"
+    " transaction. Let the error through, or use a savepoint."
+)
 
 
 class TrackedView(TrackingRecorder):
@@ -43,13 +50,52 @@ class TrackedView(TrackingRecorder):
     parameter: ClassVar[str]
     """The placeholder for a parameter of a statement in this database."""
 
+    _counted: LogPosition | None = None
+    """The last event that was counted, as far as this process knows; None if none was."""
+
     @abstractmethod
     def counting(self, tracking: Tracking) -> AbstractContextManager[Any]:
         """A transaction that counts the event once: it commits what is written in it, and the tracking.
 
-        Yields the cursor. Raises the library's IntegrityError if the event was counted before: then
-        another process keeps this view, too.
+        Yields the cursor. Raises the library's IntegrityError if the tracking table is not at the event
+        that this process counted last: then another process keeps this view, too, or has changed it.
         """
+
+    def _values(self, tracking: Tracking) -> list[Any]:
+        """A tracking row without its name, then the position and the mark that it has until now."""
+        position = tracking.notification_id
+        if not isinstance(position, LogPosition):
+            raise NotSupportedError("A view follows a KeyledgerLog, whose positions carry their history.")
+        history = [position.log_id, position.epoch, position.mark, position.topics]
+        before = self._counted
+        known = [] if before is None else [int(before), before.mark]
+        return [int(position), *history, type(self).__name__, tracking.application_name, *known]
+
+    def _read(self, row: Mapping[str, Any] | None) -> int | None:
+        """The position of a tracking row. Raises PersistenceError for the row of another view."""
+        if row is None:
+            return None
+        position: int = row["notification_id"]
+        if row["log_id"] is None:
+            return position
+        name = type(self).__name__
+        if row["view"] != name:
+            raise PersistenceError(
+                f"This tracking table is the one of {row['view']}, not of {name}: use a database (in"
+                " PostgreSQL: a projection name) of its own for each view. If the class was renamed, set"
+                " the column `view`."
+            )
+        found = LogPosition(position, **{column: row[column] for column in _COLUMNS[1:5]})
+        if self._counted is None:
+            self._counted = found
+        return found
+
+    def _refuse_to_track(self, tracking: Tracking) -> IntegrityError:
+        before = "at its beginning" if self._counted is None else f"at event {self._counted}"
+        return IntegrityError(
+            f"Event {tracking.notification_id} cannot be counted: the tracking table is not {before} any"
+            " more. Another process keeps this view, too, or its tables were emptied or restored meanwhile."
+        )
 
 
 class PostgresView(TrackedView, PostgresTrackingRecorder):
@@ -64,21 +110,23 @@ class PostgresView(TrackedView, PostgresTrackingRecorder):
         table = SQL("{}.{}").format(Identifier(self.datastore.schema), Identifier(self.tracking_table_name))
         self.sql_create_statements += [
             SQL(
-                "ALTER TABLE {} ADD COLUMN IF NOT EXISTS log_id text,"
-                " ADD COLUMN IF NOT EXISTS epoch integer, ADD COLUMN IF NOT EXISTS mark bigint"
+                "ALTER TABLE {} ADD COLUMN IF NOT EXISTS log_id text, ADD COLUMN IF NOT EXISTS epoch integer,"
+                " ADD COLUMN IF NOT EXISTS mark bigint, ADD COLUMN IF NOT EXISTS topics text,"
+                " ADD COLUMN IF NOT EXISTS view text"
             ).format(table),
             *(Composed([SQL(one)]) for one in self.tables),  # pyright: ignore[reportArgumentType] - the author's own
         ]
-        self._track = SQL(
-            "INSERT INTO {0} AS t VALUES (%s, %s, %s, %s, %s) ON CONFLICT (application_name) DO UPDATE"
-            " SET notification_id = excluded.notification_id, log_id = excluded.log_id,"
-            " epoch = excluded.epoch, mark = excluded.mark"
-            " WHERE t.notification_id < excluded.notification_id"
-            " RETURNING set_config('synchronous_commit', 'off', true)"
-        ).format(table)
-        self._select_tracked = SQL(
-            "SELECT notification_id, log_id, epoch, mark FROM {} WHERE application_name = %s"
-        ).format(table)
+        columns = SQL(", ".join(_COLUMNS))
+        returning = SQL("RETURNING set_config('synchronous_commit', 'off', true)")
+        self._track_first = SQL(
+            "INSERT INTO {} ({}, application_name) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT DO NOTHING {}"
+        ).format(table, columns, returning)
+        self._track_next = SQL(
+            "UPDATE {} SET ({}) = (%s, %s, %s, %s, %s, %s)"
+            " WHERE application_name = %s AND notification_id = %s AND mark = %s {}"
+        ).format(table, columns, returning)
+        self._select_tracked = SQL("SELECT {} FROM {} WHERE application_name = %s").format(columns, table)
 
     @contextmanager
     def counting(self, tracking: Tracking) -> Generator[Cursor[Any]]:
@@ -86,24 +134,31 @@ class PostgresView(TrackedView, PostgresTrackingRecorder):
         with self.datastore.transaction(commit=True) as cursor:
             self._insert_tracking(cursor, tracking)
             yield cursor
+            if cursor.connection.info.transaction_status != TransactionStatus.INTRANS:
+                raise PersistenceError(_SWALLOWED)
+        self._counted = cast("LogPosition", tracking.notification_id)
 
-    @retry((InterfaceError, OperationalError), max_attempts=10, wait=0.2)
     def max_tracking_id(self, application_name: str) -> int | None:
         """The last event that was counted, a LogPosition; None if none was."""
         if application_name == self.table_migration_identifier:
             migrated: int | None = super().max_tracking_id(application_name)
             return migrated
+        return self._tracked(application_name)
+
+    @retry((InterfaceError, OperationalError), max_attempts=3, wait=0.2)
+    def _tracked(self, application_name: str) -> int | None:
         with self.datastore.get_connection() as connection, connection.cursor() as cursor:
             cursor.execute(self._select_tracked, (application_name,))
-            return _position(cursor.fetchone())
+            return self._read(cursor.fetchone())
 
     def _insert_tracking(self, curs: Cursor[Any], tracking: Tracking) -> None:
-        if not isinstance(tracking.notification_id, LogPosition):
+        if tracking.application_name == self.table_migration_identifier:
             super()._insert_tracking(curs, tracking)
             return
-        curs.execute(self._track, _row(tracking), prepare=True)
+        statement = self._track_first if self._counted is None else self._track_next
+        curs.execute(statement, self._values(tracking), prepare=True)
         if curs.fetchone() is None:
-            raise _counted_before(tracking)
+            raise self._refuse_to_track(tracking)
 
 
 class SQLiteView(TrackedView, SQLiteTrackingRecorder):
@@ -111,15 +166,15 @@ class SQLiteView(TrackedView, SQLiteTrackingRecorder):
 
     parameter = "?"
 
-    _TRACK: Final = (
-        "INSERT INTO tracking VALUES (?, ?, ?, ?, ?) ON CONFLICT (application_name) DO UPDATE"
-        " SET notification_id = excluded.notification_id, log_id = excluded.log_id,"
-        " epoch = excluded.epoch, mark = excluded.mark"
-        " WHERE tracking.notification_id < excluded.notification_id RETURNING notification_id"
+    _TRACK_FIRST: Final = (
+        f"INSERT INTO tracking ({', '.join(_COLUMNS)}, application_name) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING RETURNING notification_id"
     )
-    _SELECT_TRACKED: Final = (
-        "SELECT notification_id, log_id, epoch, mark FROM tracking WHERE application_name = ?"
+    _TRACK_NEXT: Final = (
+        f"UPDATE tracking SET ({', '.join(_COLUMNS)}) = (?, ?, ?, ?, ?, ?)"
+        " WHERE application_name = ? AND notification_id = ? AND mark = ? RETURNING notification_id"
     )
+    _SELECT_TRACKED: Final = f"SELECT {', '.join(_COLUMNS)} FROM tracking WHERE application_name = ?"
 
     def __init__(self, datastore: SQLiteDatastore, **kwargs: Any) -> None:
         super().__init__(datastore, **kwargs)
@@ -135,7 +190,7 @@ class SQLiteView(TrackedView, SQLiteTrackingRecorder):
         super()._create_table(c)
         c.execute("SELECT name FROM pragma_table_info('tracking')")
         there = {row["name"] for row in c.fetchall()}
-        for column in _HISTORY:
+        for column in _COLUMNS:
             if column not in there:
                 c.execute(f"ALTER TABLE tracking ADD COLUMN {column}")
 
@@ -147,6 +202,9 @@ class SQLiteView(TrackedView, SQLiteTrackingRecorder):
             with connection.transaction(commit=True) as cursor:
                 self._insert_tracking(cursor, tracking)
                 yield cursor
+                if not connection._sqlite_conn.in_transaction:  # noqa: SLF001 - the library shows it nowhere
+                    raise PersistenceError(_SWALLOWED)
+        self._counted = cast("LogPosition", tracking.notification_id)
 
     def max_tracking_id(self, application_name: str) -> int | None:
         """The last event that was counted, a LogPosition; None if none was."""
@@ -154,33 +212,12 @@ class SQLiteView(TrackedView, SQLiteTrackingRecorder):
             return super().max_tracking_id(application_name)
         with self.datastore.transaction(commit=False) as cursor:
             cursor.execute(self._SELECT_TRACKED, (application_name,))
-            return _position(cursor.fetchone())
+            return self._read(cursor.fetchone())
 
     def _insert_tracking(self, c: SQLiteCursor, tracking: Tracking) -> None:
-        if not isinstance(tracking.notification_id, LogPosition):
+        if tracking.application_name == self.table_migration_identifier:
             super()._insert_tracking(c, tracking)
             return
-        c.execute(self._TRACK, _row(tracking))
+        c.execute(self._TRACK_FIRST if self._counted is None else self._TRACK_NEXT, self._values(tracking))
         if c.fetchone() is None:
-            raise _counted_before(tracking)
-
-
-def _row(tracking: Tracking) -> tuple[str, int, str, int, int]:
-    position = tracking.notification_id
-    assert isinstance(position, LogPosition), "the caller has checked it"
-    return tracking.application_name, int(position), position.log_id, position.epoch, position.mark
-
-
-def _position(row: Mapping[str, Any] | None) -> int | None:
-    if row is None:
-        return None
-    position: int = row["notification_id"]
-    if row["log_id"] is None:
-        return position
-    return LogPosition(position, log_id=row["log_id"], epoch=row["epoch"], mark=row["mark"])
-
-
-def _counted_before(tracking: Tracking) -> IntegrityError:
-    return IntegrityError(
-        f"Event {tracking.notification_id} was counted already: another process keeps this view, too."
-    )
+            raise self._refuse_to_track(tracking)
