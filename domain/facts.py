@@ -60,7 +60,7 @@ class FactsBook:
         keyspace = books.keyspaces.find(key.keyspace_id)
         organization = books.organizations.find(key.organization_id) if key.organization_id else None
         plan = books.plans.find(key.plan_id) if key.plan_id else None
-        assert keyspace is not None, "a key's keyspace is for ever"
+        assert keyspace is not None, "keyspaces are never removed"
         return KeyFacts(
             key_id=key.id,
             keyspace_id=key.keyspace_id,

@@ -132,7 +132,7 @@ def _refusal(level: Level, quota: Quota, spent: int, starts: Starts) -> Refusal:
 
 
 def wallet_refusal(books: Books, organization_id: str | None, amount: int) -> Refusal | None:
-    """What the wallet says to taking this amount; an amount of 0 never asks it."""
+    """The wallet's refusal of this amount, or None; an amount of 0 is never refused."""
     wallet = books.wallets.find(organization_id or "")
     if wallet is None or amount == 0 or wallet.covers(amount):
         return None

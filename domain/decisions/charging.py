@@ -81,7 +81,7 @@ def _looked_up(desk: Desk, ask: Metering) -> Found | str:
     if secret is None:
         return "not_found"
     owner = desk.draft.keys.find(secret.key_id)
-    assert owner is not None, "a secret's key is for ever"
+    assert owner is not None, "keys are never removed"
     bound, keyspace = desk.asking.organization_id, desk.asking.keyspace_id
     foreign = (bound is not None and owner.organization_id != bound) or (
         keyspace is not None and owner.keyspace_id != keyspace
@@ -156,7 +156,7 @@ def _check_fields(ask: ChargeUsage | ReserveCredits) -> None:
 def _priced(desk: Desk, key: Key, ask: Metering) -> tuple[str, int]:
     """The multiplier of the key's plan, and what the use costs with it."""
     plan = desk.draft.plans.find(key.plan_id or "")
-    assert plan is not None, "a plan is for ever"
+    assert plan is not None, "plans are never removed"
     amount = price(ask.base_micros, plan.price_multiplier)
     if amount > MAX_MICROS:
         raise AmountOutOfRangeError("amount_micros", "exceeds the range of 64 bits once priced")

@@ -422,7 +422,7 @@ def revoke_self(desk: Desk, command: RevokeSelf) -> Key:
     if secret is None or (secret.ends_at is not None and secret.ends_at <= desk.now):
         raise NotFoundError("key", "with this secret")
     key = desk.draft.keys.find(secret.key_id)
-    assert key is not None, "a secret's key is for ever"
+    assert key is not None, "keys are never removed"
     if is_root(key):
         raise NotFoundError("key", "with this secret")
     _revoke(desk, key, command.reason)

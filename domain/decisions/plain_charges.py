@@ -154,5 +154,5 @@ class PlainCharges:
 
     def _multiplier(self, plan_id: str) -> str:
         plan = self._desk.draft.plans.find(plan_id)
-        assert plan is not None, "a plan is for ever"
+        assert plan is not None, "plans are never removed"
         return plan.price_multiplier

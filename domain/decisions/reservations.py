@@ -73,7 +73,7 @@ def find_reservation(desk: Desk, reservation_id: str) -> Reservation:
 
 def _key_of(desk: Desk, reservation: Reservation) -> Key:
     key = desk.draft.keys.find(reservation.key_id)
-    assert key is not None, "a reservation's key is for ever"
+    assert key is not None, "keys are never removed"
     return key
 
 

@@ -60,12 +60,12 @@ class FillableSource(FactsSource, Protocol):
         ...
 
     def filled(self, digest: bytes, answer: FillAnswer, /) -> bool:
-        """Remember the answer, if it is believed."""
+        """Store the answer if `believes` accepts it; whether it did."""
         ...
 
 
 class Ledger(Protocol):
-    """What a verifier asks of the ledger."""
+    """The requests of a verifier to the ledger."""
 
     async def fill(self, digest: bytes, keyspace_id: str) -> FillAnswer:
         """The owner's committed state; LedgerUnreachableError if it does not answer."""
