@@ -48,7 +48,7 @@ _WAITS_FOR_STANDBY: Final = (
     "PostgreSQL waits for its standby: events that are not on it are not published. Bring the standby back."
 )
 _WHAT_TO_DO: Final = (
-    ". Until then nothing is published. Once it is certain that this is the log to continue with, run"
+    ". Nothing is published for now. Once you are sure that this is the log to continue with, run"
     " `keyledger new-epoch`: then all of it is published again under the next epoch."
 )
 
