@@ -1,1 +1,1 @@
-"""What is true: pure decisions and events, no I/O, no clock."""
+"""The domain: pure decisions and events, no I/O, no clock."""

@@ -1,4 +1,4 @@
-"""Money in motion: wallets, counters by window, reservations."""
+"""Wallets, counters by window, reservations."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 def copied(row: S) -> S:
-    """A shallow copy, in half the time that `replace` takes."""
-    copy: S = row.__copy__()  # type: ignore[attr-defined]  # the stubs leave it out
+    """A shallow copy, in half the time of `replace`."""
+    copy: S = row.__copy__()  # type: ignore[attr-defined]  # missing in the stubs
     return copy
 
 
 class Wallet(msgspec.Struct, kw_only=True, gc=False):
-    """An organization's prepaid balance. `balance - reserved` may be spent, and the credit limit."""
+    """An organization's prepaid balance. `balance - reserved` may be spent, plus the credit limit."""
 
     organization_id: str
     currency: str = "USD"
     balance: int = 0
     reserved: int = 0
     credit_limit: int | None = 0
-    """How far below zero it may go; None: postpaid without end."""
+    """How far below zero the balance may go; None: postpaid without end."""
     alert_below: int | None = None
     alerted: bool = False
     deposited: int = 0
@@ -39,22 +39,22 @@ class Wallet(msgspec.Struct, kw_only=True, gc=False):
 
     @property
     def available(self) -> int:
-        """What is not spent and not reserved (may be negative where credit was given)."""
+        """What is neither spent nor reserved (may be negative if there is a credit limit)."""
         return self.balance - self.reserved
 
     def covers(self, amount: int) -> bool:
-        """May this much more be taken?"""
+        """Whether this much more may be taken."""
         return self.credit_limit is None or amount <= self.available + self.credit_limit
 
     def pays(self, amount: int) -> bool:
-        """Does it cover this much, and stay within 64 bits?"""
+        """Whether it covers this much, and its figures stay within 64 bits."""
         free = self.balance - self.reserved
         covered = self.credit_limit is None or amount <= free + self.credit_limit
         return covered and amount <= self.headroom
 
     @property
     def headroom(self) -> int:
-        """How much more may be taken or held before one of its figures would leave 64 bits.
+        """How much more may be taken or held before one of its figures would exceed 64 bits.
 
         `charged` and `reserved` together bound every counter of the organization's keys and
         projects, so those stay in range too.
@@ -62,38 +62,38 @@ class Wallet(msgspec.Struct, kw_only=True, gc=False):
         return MAX_MICROS - self.reserved - max(self.charged, -self.balance)
 
     def takes(self, deposit: int) -> bool:
-        """Would its figures stay within 64 bits with this top-up (or correction, below 0)?
+        """Whether its figures stay within 64 bits after this top-up (or correction, below 0).
 
-        The balance is never above what was deposited, so refunds need no such question.
+        The balance is never above what was deposited, so refunds need no such check.
         """
         return abs(self.deposited + deposit) <= MAX_MICROS and self.available + deposit >= -MAX_MICROS
 
     def copy(self) -> Wallet:
-        """A copy to be changed by a decision that may yet be thrown away."""
+        """A copy, for a decision that may still be dropped."""
         return copied(self)
 
 
 class Tally(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What one window has seen: money spent or held, and requests."""
+    """The counts of one window: money spent or held, and requests."""
 
     start: int
     micros: int = 0
     requests: int = 0
     alerts: tuple[tuple[Unit, int], ...] = ()
-    """The (unit, percent) thresholds already told."""
+    """The (unit, percent) thresholds that are recorded already."""
 
 
 class Counters(msgspec.Struct, array_like=True, gc=False):
     """The current tallies of one key, project or organization.
 
     All four windows are always counted, so that a quota set in the middle of a month is exact.
-    A past window is kept only while an open reservation belongs to it. Flat, because there is one
-    for every key and a charge copies two; copies share the tuple and the dicts, which are replaced
+    A past window is kept only while an open reservation belongs to it. The struct is flat, because there
+    is one for every key and a charge copies two; copies share the tuple and the dicts, which are replaced
     and never changed in place.
     """
 
     day: int
-    """Of the current windows; their starts follow from it."""
+    """The day of the current windows; their starts follow from it."""
     day_micros: int = 0
     day_requests: int = 0
     week_micros: int = 0
@@ -103,18 +103,18 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
     total_micros: int = 0
     total_requests: int = 0
     alerts: tuple[tuple[Window, Unit, int], ...] = ()
-    """The (window, unit, percent) thresholds already told in the current windows."""
+    """The (window, unit, percent) thresholds that are recorded already in the current windows."""
     past: dict[str, Tally] | None = None
     held: dict[str, int] | None = None
     """Open reservations by window, such as `month/20392`."""
 
     def copy(self) -> Counters:
-        """A copy to be changed by a decision that may yet be thrown away."""
+        """A copy, for a decision that may still be dropped."""
         return copied(self)
 
     @property
     def tallies(self) -> tuple[Tally, Tally, Tally, Tally]:
-        """The current windows', in the order of WINDOWS."""
+        """The tallies of the current windows, in the order of WINDOWS."""
         day, week, month, total = window_starts(self.day)
         return (
             Tally(day, self.day_micros, self.day_requests, self._alerts_of("day")),
@@ -127,14 +127,14 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
         return tuple((unit, percent) for named, unit, percent in self.alerts if named == window)
 
     def tally(self, window: Window, start: int) -> Tally | None:
-        """The tally of a window, if it is current or still held."""
+        """The tally of a window, if the window is current or still held."""
         if window_starts(self.day)[WINDOWS.index(window)] != start:
             return None if self.past is None else self.past.get(f"{window}/{start}")
         micros, requests = getattr(self, f"{window}_micros"), getattr(self, f"{window}_requests")
         return Tally(start, micros, requests, self._alerts_of(window) if self.alerts else ())
 
     def turn(self, day: int) -> None:
-        """Go on to a later day: windows that are over begin anew, or are kept while held."""
+        """Advance to a later day: windows that are over are reset, or kept while held."""
         if day <= self.day:
             return
         for window, tally, start in zip(WINDOWS, self.tallies, window_starts(day), strict=True):
@@ -150,7 +150,7 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
         self.day = day
 
     def add(self, starts: tuple[int, int, int, int], micros: int, requests: int) -> None:
-        """Count a use (or take it back) in the windows with these starts."""
+        """Count a use (or undo it) in the windows with these starts."""
         if starts[0] == self.day:
             self.day_micros += micros
             self.week_micros += micros
@@ -170,7 +170,7 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
                 self.past = {**self.past, f"{window}/{start}": added}
 
     def told(self, window: Window, start: int, unit: Unit, percent: int) -> None:
-        """A threshold was reached in a window, and told."""
+        """Note that a threshold was reached in a window, and recorded."""
         if window_starts(self.day)[WINDOWS.index(window)] == start:
             self.alerts = (*self.alerts, (window, unit, percent))
         elif self.past is not None and (tally := self.past.get(f"{window}/{start}")) is not None:
@@ -178,7 +178,7 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
             self.past = {**self.past, f"{window}/{start}": told}
 
     def hold(self, starts: tuple[int, int, int, int]) -> None:
-        """An open reservation belongs to these windows: they are kept."""
+        """Keep these windows: an open reservation belongs to them."""
         held = dict(self.held or {})
         for window, start in zip(WINDOWS, starts, strict=True):
             name = f"{window}/{start}"
@@ -186,7 +186,7 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
         self.held = held
 
     def let_go(self, starts: tuple[int, int, int, int]) -> None:
-        """A reservation of these windows is settled."""
+        """Stop keeping these windows for a reservation: it is settled."""
         held, past = dict(self.held or {}), dict(self.past or {})
         for window, start in zip(WINDOWS, starts, strict=True):
             name = f"{window}/{start}"
@@ -208,9 +208,9 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     base_micros: int
     price_multiplier: str
     amount_micros: int
-    """What was held, price applied."""
+    """The amount that was held, price multiplier applied."""
     held_micros: int
-    """What is held still."""
+    """The amount that is still held."""
     captured_micros: int = 0
     uncovered_micros: int = 0
     captured_base_micros: int = 0

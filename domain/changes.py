@@ -1,4 +1,4 @@
-"""What an event takes from those who remember the state: the edges, and facts kept in memory."""
+"""Which events change what edges, and the facts cached in memory, know."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GRANTING = (
     e.LeakReported,
     e.KeyDeleted,
 )
-"""Events that allow nothing less than before, or that record what time or another event did."""
+"""Events that take nothing away, or that only record the effect of time or of another event."""
 
 _ORGANIZATION_WIDE = (
     e.OrganizationSuspended,
@@ -30,11 +30,11 @@ _ORGANIZATION_WIDE = (
     e.ProjectOpened,
     e.ProjectArchived,
 )
-"""What edges remember of an organization: is it suspended, and which projects can be used."""
+"""Events of what edges know of an organization: whether it is suspended, and its usable projects."""
 
 
 def change_of(event: e.Event, books: Books, position: int) -> Change | None:
-    """What edges must hear of this event; None when they remember nothing that it touches.
+    """The change that edges must receive for this event; None if it affects nothing that they know.
 
     `books` as they are after the event.
     """
@@ -50,13 +50,13 @@ def change_of(event: e.Event, books: Books, position: int) -> Change | None:
     if isinstance(event, e.PlanChanged):
         return Change(position, "plan", event.plan_id, (), narrows(event))
     if isinstance(event, e.KeyspaceDefined | e.KeyspaceChanged | e.KeyspaceArchived):
-        # A new one, too: edges are told what there is, and may have been here before it.
+        # A new one, too: edges receive all keyspaces when they connect, maybe before it was defined.
         return Change(position, "keyspace", event.keyspace_id, (), narrows(event))
     return None
 
 
 def narrows(event: e.Event) -> bool:  # noqa: PLR0911  # one line per kind of event
-    """Does the event take something away? When in doubt, yes: that costs a wait, not an accept."""
+    """Whether the event takes something away. If in doubt, True: that costs a wait, not an accept."""
     if isinstance(event, _GRANTING):
         return False
     match event:
@@ -82,7 +82,7 @@ def narrows(event: e.Event) -> bool:  # noqa: PLR0911  # one line per kind of ev
 
 
 def _wider(before: Scopes, after: Scopes) -> bool:
-    """Is everything that was allowed before allowed still?"""
+    """Whether everything that was allowed before is still allowed."""
     for dimension in ("permissions", "projects", "models", "tenants"):
         old, new = getattr(before, dimension), getattr(after, dimension)
         if new != "*" and (old == "*" or not set(old) <= set(new)):

@@ -13,10 +13,10 @@ def _digest(kind: bytes, *parts: str) -> bytes:
 _request = blake2b(digest_size=16, person=b"request")
 
 
-@lru_cache(maxsize=16)  # asked for twice in a row: to look it up, and to take it
+@lru_cache(maxsize=16)  # called twice in a row: to look the claim up, and to take it
 def request_claim(organization_id: str, request_id: str) -> bytes:
     """A request id is taken for ever within its organization."""
-    digest = _request.copy()  # in two thirds of the time that it takes to make one
+    digest = _request.copy()  # takes two thirds of the time of a new one
     digest.update(f"{organization_id}\0{request_id}".encode())
     return digest.digest()
 
@@ -27,7 +27,7 @@ def reference_claim(organization_id: str, reference: str) -> bytes:
 
 
 def fingerprint_claim(fingerprint: bytes) -> bytes:
-    """A secret stands for one key only, for ever."""
+    """A secret belongs to one key only, for ever."""
     return _digest(b"fingerprint", fingerprint.hex())
 
 

@@ -1,4 +1,4 @@
-"""An event as the outside sees it: a CloudEvents 1.0 object."""
+"""An event in its public form: a CloudEvents 1.0 object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keyledger_language.instants import DAY, Instant, to_text
 
 TYPE_PREFIX: Final = "keyledger."
 
-# The envelope says these; a fingerprint is no secret, but nobody outside needs it: there are
+# These are in the envelope; a fingerprint is not secret, but no client needs it: there are
 # the hint and the generation.
 _NOT_IN_DATA: Final = frozenset({"at", "actor", "organization_id", "private", "fingerprint"})
 _SUBJECTS: Final = ("key_id", "keyspace_id", "plan_id", "project_id", "subject_id", "organization_id")
@@ -25,43 +25,43 @@ _encoder = msgspec.json.Encoder()
 
 
 class CloudEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The envelope. Names are lower case without underscores, as CloudEvents asks."""
+    """The envelope. Names are in lower case without underscores, as CloudEvents requires."""
 
     specversion: str = "1.0"
     """The version of CloudEvents."""
     id: str
-    """An `evt_` id made of the event's time and place: the same whenever it is asked for."""
+    """An `evt_` id derived from the event's time and position: the same whenever the event is read."""
     source: str
-    """The ledger's log; with `id` unique everywhere."""
+    """The ledger's log; together with `id` it is unique everywhere."""
     type: str
-    """`keyledger.` and the event's name, such as `keyledger.KeyRevoked`; new ones may come."""
+    """`keyledger.` and the event's name, such as `keyledger.KeyRevoked`; new ones may be added."""
     subject: str
-    """What it is about: a key's id, or that of another thing."""
+    """The id of the key that the event is about, or of another subject."""
     time: str
     """When it happened; RFC 3339 in UTC."""
     datacontenttype: str = "application/json"
-    """What `data` is."""
+    """The media type of `data`."""
     dataschema: str
-    """Names the shape of `data`, and its version."""
+    """Names the schema of `data`, and its version."""
     position: str
-    """Its place in the log; opaque."""
+    """The event's place in the log; opaque."""
     sequence: int
-    """Its number in its partition of the log."""
+    """The event's number in its partition of the log."""
     organizationid: str | None
-    """The customer that it happened to; null: the platform."""
+    """The organization of the event; null: the platform."""
     actor: str
-    """Who did it: the id of a key, or `system`."""
+    """The id of the key that made the request, or `system`."""
     data: (
         Annotated[dict[str, Any], msgspec.Meta(extra_json_schema={"$ref": "#/components/schemas/EventData"})]
         | None
     )
-    """None only where a message would be too large for the NATS server: read the feed."""
+    """Null only if a message would be too large for the NATS server: read the event from the feed."""
 
 
 def cloud_event(
     event: Event, *, partition: int, epoch: int, number: int, source: str, personal: bool
 ) -> CloudEvent:
-    """Describe the event at that place; its personal fields only where they may be seen."""
+    """The envelope of the event at that position; `personal`: with its personal fields."""
     name, prefix = public_name(event), position_prefix(partition, epoch)
     return CloudEvent(
         id=placed_id("evt", event.at, partition=partition, position=number),
@@ -84,7 +84,7 @@ def to_json(event: CloudEvent) -> bytes:
 
 
 def source_of(log_id: str) -> str:
-    """Where a log's events come from: `source` and `id` together are unique everywhere."""
+    """The `source` of a log's events: together with `id` it is unique everywhere."""
     return f"urn:keyledger:{log_id}"
 
 
@@ -116,7 +116,7 @@ _PLAIN: Final = frozenset({"str", "int", "bool", "str | None", "int | None"})
 
 @cache
 def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, Render | None], ...]:
-    """Each field with how it is shown; None for as it is, which most are."""
+    """Each field with the function that renders it; None for most, which are shown unchanged."""
     return tuple(
         (name, _render_of(kind, name)) for name in kind.__struct_fields__ if name not in _NOT_IN_DATA
     )
@@ -134,7 +134,7 @@ def _render_of(kind: type[msgspec.Struct], name: str) -> Render | None:
 
 
 def _annotation(kind: type[msgspec.Struct], name: str) -> str:
-    # As it is written: an Instant is an int once it is evaluated.
+    # As written in the source: an Instant is an int once it is evaluated.
     written = (get_annotations(parent) for parent in kind.__mro__)
     return next(str(annotations[name]) for annotations in written if name in annotations)
 

@@ -1,4 +1,4 @@
-"""What can be asked of the ledger. Commands ask, in the imperative; decisions answer."""
+"""The commands that the ledger accepts. They are named in the imperative; decisions answer them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UnsetType = msgspec.UnsetType
 
 
 class Asking(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Who asks, and from where."""
+    """The caller of a command, and where its request came from."""
 
     actor: str
     """The id of the caller's key, or `system`."""
@@ -27,7 +27,7 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What every command is."""
+    """Base of all commands."""
 
 
 class DefineKeyspace(Command, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class DefineKeyspace(Command, frozen=True, kw_only=True):
 
 
 class ChangeKeyspace(Command, frozen=True, kw_only=True):
-    """Set fields of a keyspace; its prefix and format are for ever."""
+    """Set fields of a keyspace; its prefix and format never change."""
 
     keyspace_id: str
     expected_version: int | None = None
@@ -60,7 +60,7 @@ class ChangeKeyspace(Command, frozen=True, kw_only=True):
 
 
 class ArchiveKeyspace(Command, frozen=True, kw_only=True):
-    """Give up a keyspace that never had a key: its prefix is free again."""
+    """Archive a keyspace that never had a key: its prefix is free again."""
 
     keyspace_id: str
     reason: str | None = None
@@ -86,7 +86,7 @@ class ChangePlan(Command, frozen=True, kw_only=True):
 
 
 class OpenOrganization(Command, frozen=True, kw_only=True):
-    """Take in a customer, with an empty wallet."""
+    """Create an organization, with an empty wallet."""
 
     name: str
     external_id: str | None = None
@@ -107,7 +107,7 @@ class ChangeOrganization(Command, frozen=True, kw_only=True):
 
 
 class SuspendOrganization(Command, frozen=True, kw_only=True):
-    """Stop all its keys."""
+    """Stop all keys of an organization."""
 
     organization_id: str
     reason: str | None = None
@@ -115,7 +115,7 @@ class SuspendOrganization(Command, frozen=True, kw_only=True):
 
 
 class ResumeOrganization(Command, frozen=True, kw_only=True):
-    """Let its keys work again."""
+    """Let the keys of an organization work again."""
 
     organization_id: str
     reason: str | None = None
@@ -141,7 +141,7 @@ class ChangeProject(Command, frozen=True, kw_only=True):
 
 
 class ArchiveProject(Command, frozen=True, kw_only=True):
-    """Refuse all uses that name it, from here on."""
+    """Refuse all uses that name a project, from here on."""
 
     organization_id: str
     project_id: str
@@ -150,7 +150,7 @@ class ArchiveProject(Command, frozen=True, kw_only=True):
 
 
 class NewScopes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Scopes as somebody sends them; a dimension left out stays (or, at creation, is `"*"`)."""
+    """Scopes as a caller sends them; a dimension left out stays (or, at creation, is `"*"`)."""
 
     permissions: Allowed | UnsetType = UNSET
     projects: Allowed | UnsetType = UNSET
@@ -159,7 +159,7 @@ class NewScopes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class CreateKey(Command, frozen=True, kw_only=True):
-    """Make a key. Its secret was made where it will be shown; here are only its traces."""
+    """Make a key. Its secret was made in the process that shows it; here are only fingerprint and hint."""
 
     keyspace_id: str
     organization_id: str | None
@@ -207,7 +207,7 @@ class EditScopes(Command, frozen=True, kw_only=True):
 
 
 class RotateKey(Command, frozen=True, kw_only=True):
-    """Give a key its next secret; the present one lives on for the overlap."""
+    """Give a key its next secret; the current one still works during the overlap."""
 
     key_id: str
     fingerprint: bytes
@@ -218,7 +218,7 @@ class RotateKey(Command, frozen=True, kw_only=True):
 
 
 class DisableKey(Command, frozen=True, kw_only=True):
-    """Let a key rest."""
+    """Disable a key."""
 
     key_id: str
     reason: str | None = None
@@ -226,7 +226,7 @@ class DisableKey(Command, frozen=True, kw_only=True):
 
 
 class EnableKey(Command, frozen=True, kw_only=True):
-    """Let a key work again."""
+    """Enable a key again."""
 
     key_id: str
     reason: str | None = None
@@ -257,14 +257,14 @@ class DeleteKey(Command, frozen=True, kw_only=True):
 
 
 class RevokeSelf(Command, frozen=True, kw_only=True):
-    """Whoever holds a secret may kill its key."""
+    """Revoke the key of a secret: every holder of a secret may do that."""
 
     fingerprint: bytes
     reason: str | None = None
 
 
 class ReportLeak(Command, frozen=True, kw_only=True):
-    """A secret was found where it should not be: its key is revoked, with all generations."""
+    """Report a leaked secret: its key is revoked, with all generations."""
 
     fingerprint: bytes
     source: str
@@ -284,7 +284,7 @@ class BootstrapRootKey(Command, frozen=True, kw_only=True):
 
 
 class DepositCredits(Command, frozen=True, kw_only=True):
-    """Top a wallet up, or adjust it (negative); the same reference counts once."""
+    """Top up a wallet, or adjust it (negative); the same reference counts once."""
 
     organization_id: str
     amount_micros: int
@@ -293,7 +293,7 @@ class DepositCredits(Command, frozen=True, kw_only=True):
 
 
 class SetWalletTerms(Command, frozen=True, kw_only=True):
-    """Set credit limit and alert line."""
+    """Set a wallet's credit limit and alert line."""
 
     organization_id: str
     credit_limit_micros: int | UnsetType | None = UNSET
@@ -301,7 +301,7 @@ class SetWalletTerms(Command, frozen=True, kw_only=True):
 
 
 class Metering(Command, frozen=True, kw_only=True):
-    """What charges and reservations ask with: a key, by its secret's fingerprint or its id."""
+    """The fields of charges and reservations; the key is given by its secret's fingerprint or its id."""
 
     keyspace_id: str | None = None
     fingerprint: bytes | None = None
@@ -311,11 +311,11 @@ class Metering(Command, frozen=True, kw_only=True):
     use: Use = NO_USE
     metadata: dict[str, Any] | None = None
     count_rate: bool = False
-    """Verify and forward-auth count against rate limits; charges do not."""
+    """Whether the use counts against rate limits: from verify and forward-auth it does, from charges not."""
 
 
 class ChargeUsage(Metering, frozen=True, kw_only=True):
-    """Spend money on one request; asking twice charges once."""
+    """Charge one request; a repeated command is charged once."""
 
 
 class ReserveCredits(Metering, frozen=True, kw_only=True):
@@ -325,7 +325,7 @@ class ReserveCredits(Metering, frozen=True, kw_only=True):
 
 
 class CaptureReservation(Command, frozen=True, kw_only=True):
-    """Turn what is held, or part of it, into a charge."""
+    """Turn a reservation, or part of it, into a charge."""
 
     reservation_id: str
     request_id: str
@@ -334,21 +334,21 @@ class CaptureReservation(Command, frozen=True, kw_only=True):
 
 
 class ReleaseReservation(Command, frozen=True, kw_only=True):
-    """Give back what is still held."""
+    """Release what a reservation still holds."""
 
     reservation_id: str
     request_id: str | None = None
 
 
 class RefundCharge(Command, frozen=True, kw_only=True):
-    """Give back a charge, in part or whole (None)."""
+    """Give back a charge, in part or whole (`amount_micros` None)."""
 
     charge_id: str
     request_id: str
     amount_micros: int | None = None
 
 
-# -- what the ledger asks of itself
+# -- the ledger's own commands
 
 
 class Denied(msgspec.Struct, frozen=True, kw_only=True):
@@ -358,18 +358,18 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int]
     requests: tuple[Denial, ...] = ()
     metadata: dict[str, dict[str, Any]] = {}
-    """Of those requests that have some, by their place, as text."""
+    """The metadata of those requests that have any, by their index, as text."""
 
 
 class RecordSeen(Command, frozen=True, kw_only=True):
-    """Write down what was seen: last uses, and denials of known keys."""
+    """Record sightings: last uses, and denials of known keys."""
 
     seen: tuple[tuple[str, Instant, int], ...] = ()
     denied: tuple[Denied, ...] = ()
 
 
 class RecordFence(Command, frozen=True, kw_only=True):
-    """Write a fence's receipt."""
+    """Record a fence's receipt."""
 
     fenced: tuple[int, ...]
     committed_at: Instant
@@ -380,4 +380,4 @@ class RecordFence(Command, frozen=True, kw_only=True):
 
 
 class Tick(Command, frozen=True, kw_only=True):
-    """Record what time has brought about by itself."""
+    """Record what has happened through the passing of time alone, such as expiry."""

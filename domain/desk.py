@@ -23,7 +23,7 @@ class Limiter(Protocol):
     def take(
         self, key_id: str, limits: tuple[RateLimit, ...], provider: str | None
     ) -> tuple[bool, list[RateState]]:
-        """Count one use: (allowed, where the limits stand)."""
+        """Count one use: (allowed, the states of the limits)."""
         ...
 
     def give_back(self, key_id: str, limits: tuple[RateLimit, ...], provider: str | None) -> None:
@@ -32,7 +32,7 @@ class Limiter(Protocol):
 
 
 class Placed(NamedTuple):
-    """An event of this group, with the place it will have."""
+    """An event of this group, with its stream and its version there."""
 
     stream: str
     version: int
@@ -46,7 +46,7 @@ class Desk:
     """A draft, the time, and what the group has decided so far.
 
     Recording an event applies it to the draft at once, so that the next command of the
-    group is decided on what this one left.
+    group is decided on the result of this one.
     """
 
     def __init__(
@@ -67,25 +67,25 @@ class Desk:
         self.claims: list[NewClaim] = []
         self.base = draft.head
         self.taken: dict[bytes, int] = {}
-        """Names that this group took for ever, each with the position of its event."""
+        """The names that this group takes for ever, each with the position of its event."""
         self.limiter = limiter
         self._facts = facts
         self._entropy = entropy
         self._rate_takes: list[tuple[str, tuple[RateLimit, ...], str | None]] = []
         self.vouched: str | None = None
-        """A caller whose root key was found alive in this group."""
+        """A caller whose root key was found active in this group."""
         self.located: tuple[Metering, tuple[Key, Secret | None] | str] | None = None
-        """What was asked last, and whose key pays for it: looked up for the claim, then to decide."""
+        """The last command and the key that pays for it: needed for the claim, then for the decision."""
 
     # -- recording
 
     @property
     def next_position(self) -> int:
-        """Where the next event will stand."""
+        """The position of the next event."""
         return self.draft.head + 1
 
     def record(self, event: Event) -> int:
-        """The event happens: it is applied to the draft, and will be appended. Its position."""
+        """Record an event: it is applied to the draft, and will be appended. Returns its position."""
         draft = self.draft
         position = draft.head + 1
         stream = stream_of(event)
@@ -97,34 +97,34 @@ class Desk:
         return position
 
     def begin(self, asking: Asking) -> None:
-        """The next command is decided, for whoever asks."""
+        """Begin the decision on the next command, for its caller."""
         self.asking = asking
         self.located = None
 
     def claim(self, digest: bytes) -> None:
-        """Take a name for the event recorded last (or, before any, for the next)."""
+        """Take a name for the event recorded last (or, if there is none yet, for the next)."""
         index = max(0, len(self.placed) - 1)
         self.claims.append(NewClaim(digest, index))
         self.taken[digest] = self.base + index + 1
 
     def private(self, **fields: object) -> Private:
-        """Personal fields, with where they came from."""
+        """Personal fields, with the origin of the request."""
         return Private(origin=self.asking.origin, **fields)  # type: ignore[arg-type]
 
     # -- ids
 
     def new_id(self, kind: str) -> str:
-        """A fresh random id."""
+        """A new random id."""
         return ids.new_id(kind, self.now, self._entropy())
 
     def placed_id(self, kind: str) -> str:
-        """The id of what the next event brings about; it holds the event's place."""
+        """The id of what the next event creates; it contains the event's position."""
         return ids.placed_id(kind, self.now, partition=self.partition, position=self.next_position)
 
     # -- reading
 
     def facts_of(self, key: Key, secret: Secret | None) -> KeyFacts:
-        """What a verdict needs to know of a key, as of this moment in the group."""
+        """What a verdict needs to know of a key, as of this point in the group."""
         if self.draft.settings_changed:
             return self._facts.build(self.draft, key, secret)
         return self._facts.of(key, secret)
@@ -132,18 +132,18 @@ class Desk:
     # -- rate limits
 
     def take_rate(self, facts: KeyFacts, provider: str | None) -> tuple[bool, list[RateState]]:
-        """Count one use; undone when the group is."""
+        """Count one use; undone if the group is."""
         allowed, states = self.limiter.take(facts.key_id, facts.rate_limits, provider)
         if allowed and states:
             self._rate_takes.append((facts.key_id, facts.rate_limits, provider))
         return allowed, states
 
     def give_back_rate(self) -> None:
-        """The use that was counted last is refused after all: it consumes nothing."""
+        """Undo the last count: its use is refused after all, and consumes nothing."""
         self.limiter.give_back(*self._rate_takes.pop())
 
     def undo(self) -> None:
-        """The group will not be: give back what it took outside of the draft."""
+        """Give back what the group took outside of the draft: the group is dropped."""
         for take in self._rate_takes:
             self.limiter.give_back(*take)
         self._rate_takes.clear()

@@ -1,4 +1,4 @@
-"""Why the ledger says no. One base class, one public code each; HTTP is not known here."""
+"""The reasons why the ledger refuses. One base class, one public code each; nothing here knows HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LedgerError(Exception):
 
 
 class InvalidError(LedgerError):
-    """A field cannot be taken as it is."""
+    """A field is not valid."""
 
     code = "invalid_request"
 
@@ -36,7 +36,7 @@ class EmptyScopeError(InvalidError):
 
 
 class NotFoundError(LedgerError):
-    """There is no such thing, or not for this caller."""
+    """It does not exist, or the caller may not know of it."""
 
     code = "not_found"
 
@@ -57,25 +57,25 @@ class PlatformOnlyError(PermissionDeniedError):
 
 
 class CallerRefusedError(LedgerError):
-    """The caller's own key stopped working meanwhile."""
+    """The caller's own key has stopped working in the meantime."""
 
     code = "unauthenticated"
 
 
 class PrefixOverlapError(LedgerError):
-    """Another keyspace's secrets could be taken for this one's."""
+    """The secrets of another keyspace could be mistaken for this one's."""
 
     code = "prefix_overlap"
 
 
 class AlreadyExistsError(LedgerError):
-    """The name is taken."""
+    """The name is already taken."""
 
     code = "already_exists"
 
 
 class KeyRevokedError(LedgerError):
-    """A revoked key is dead for good: it can be read, not changed."""
+    """A revoked key is stopped for good: it can be read, but not changed."""
 
     code = "key_revoked"
 
@@ -93,7 +93,7 @@ class KeyExpiredError(LedgerError):
 
 
 class VersionConflictError(LedgerError):
-    """The caller decided on an older version (If-Match)."""
+    """The caller's decision is based on an older version (If-Match)."""
 
     code = "version_conflict"
 
@@ -108,7 +108,7 @@ class IdempotencyConflictError(LedgerError):
 
 
 class ReservationClosedError(LedgerError):
-    """The reservation is settled: nothing can be taken from it or given back."""
+    """The reservation is settled: it can be neither captured nor released."""
 
     code = "reservation_closed"
 
@@ -126,16 +126,16 @@ class AmountOutOfRangeError(InvalidError):
 
 
 class KeyspaceInUseError(LedgerError):
-    """A keyspace that has had a key is for ever: secrets of its shape are about."""
+    """A keyspace that has had a key cannot be archived: secrets with its prefix are in circulation."""
 
     code = "keyspace_in_use"
 
     def __init__(self, keyspace_id: str) -> None:
-        super().__init__(f"Keyspace {keyspace_id} has had keys, so its prefix stays its own.")
+        super().__init__(f"Keyspace {keyspace_id} has had keys, so its prefix stays reserved.")
 
 
 class KeyspaceArchivedError(LedgerError):
-    """The keyspace was given up: it takes no keys and no changes."""
+    """The keyspace is archived: it accepts no keys and no changes."""
 
     code = "keyspace_archived"
 
@@ -144,6 +144,6 @@ class KeyspaceArchivedError(LedgerError):
 
 
 class BuiltinError(LedgerError):
-    """The built-in keyspace of root keys stays as it is."""
+    """The built-in keyspace of root keys cannot be changed."""
 
     code = "builtin_keyspace"

@@ -1,4 +1,4 @@
-"""How each event changes the state. Never refuses: what happened, happened."""
+"""How each event changes the state. It never refuses: an event is a fact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keyledger_language.instants import DAY, Instant
 
 
 def evolve(books: Books, event: e.Event, position: int) -> None:
-    """Apply one event, which stands at `position`."""
+    """Apply the event at `position`."""
     _EVOLVE[type(event)](books, event, position)
     books.head = position
     books.at = event.at
@@ -87,7 +87,7 @@ def _plan_changed(books: Books, event: e.PlanChanged, position: int) -> None:
     books.plans[plan.id] = _with(plan, event.changes, position)
 
 
-def _with(subject: Any, changes: dict[str, Any], position: int) -> Any:  # any of our structs
+def _with(subject: Any, changes: dict[str, Any], position: int) -> Any:  # any of the state's structs
     """The subject with fields set from builtins, converted to their types."""
     merged = {**msgspec.to_builtins(subject), **changes}
     merged |= {"version": subject.version + 1, "position": position}
@@ -236,7 +236,7 @@ def _key_rotated(books: Books, event: e.KeyRotated, position: int) -> None:
 
 
 def _ending(secret: Secret, event: e.KeyRotated, current: int) -> Secret:
-    """At most two secrets live: only the current one gets the overlap, older ones end now."""
+    """At most two secrets work at a time: only the current one gets the overlap, older ones end now."""
     ends_at = event.older_end_at if secret.generation == current else event.at
     if secret.ends_at is not None and secret.ends_at <= ends_at:
         return secret
@@ -244,7 +244,7 @@ def _ending(secret: Secret, event: e.KeyRotated, current: int) -> Secret:
 
 
 def _secret_retired(books: Books, event: e.SecretRetired, _position: int) -> None:
-    """Status is computed from `ends_at`; the event only puts it on record."""
+    """The status is computed from `ends_at`; the event only records it."""
     key = _known(books.keys.find(event.key_id))
     retired = tuple(
         replace(one, retired=True) if one.generation == event.generation else one for one in key.secrets
@@ -272,7 +272,7 @@ def _key_deleted(books: Books, event: e.KeyDeleted, position: int) -> None:
 
 
 def _key_expired(books: Books, event: e.KeyExpired, _position: int) -> None:
-    """Status is computed from `expires_at`; the event only puts it on record."""
+    """The status is computed from `expires_at`; the event only records it."""
     key = _known(books.keys.find(event.key_id))
     books.keys[key.id] = replace(key, expiry_recorded=True)
     books.settings_changed = True
@@ -325,7 +325,7 @@ def _expiry_set(books: Books, event: e.ExpirySet, position: int) -> None:
 
 
 def _nothing(books: Books, event: e.Event, _position: int) -> None:
-    """The event is for the record only."""
+    """The event does not change the state."""
 
 
 # -- money
@@ -337,7 +337,7 @@ def _wallet(books: Books, organization_id: str | None) -> Wallet:
 
 
 def settle(books: Books, event: e.WalletEvent) -> Wallet:
-    """Set the wallet to what the event says it is after it."""
+    """Set the wallet to the values that the event carries."""
     wallet: Wallet | None = owned(books.wallets, event.organization_id or "")
     assert wallet is not None, "an organization has a wallet from its first event on"
     wallet.balance = event.balance_micros
@@ -348,7 +348,7 @@ def settle(books: Books, event: e.WalletEvent) -> Wallet:
 
 
 def counters_of(books: Books, subject_id: str, day: int) -> Counters:
-    """The subject's counters, turned to this day, to be changed in place."""
+    """The subject's counters, advanced to this day; they may be changed in place."""
     counters = owned(books.counters, subject_id)
     if counters is None:
         counters = books.counters[subject_id] = Counters(day)
@@ -358,7 +358,7 @@ def counters_of(books: Books, subject_id: str, day: int) -> Counters:
 
 
 def subjects_of(key_id: str, project_id: str | None, organization_id: str) -> tuple[str, ...]:
-    """Whose counters a use is counted in."""
+    """The ids whose counters a use is counted in."""
     if project_id is None:
         return (key_id, organization_id)
     return (key_id, project_id, organization_id)
@@ -438,7 +438,7 @@ def _reserved(books: Books, event: e.CreditsReserved, position: int) -> None:
 def _captured(books: Books, event: e.ReservationCaptured, position: int) -> None:
     settle(books, event).charged += event.amount_micros
     reservation = _known(books.reservations.find(event.reservation_id))
-    # What was held is counted already: add what went beyond, take back what was let go.
+    # The held money is counted already: add what exceeds it, subtract what was released.
     beyond = event.amount_micros - event.held_micros - event.released_micros
     _count(books, event, beyond, 0, event.window_at)
     was_open = reservation.status == "open"
@@ -495,8 +495,8 @@ def _keys_seen(books: Books, event: e.KeysSeen, _position: int) -> None:
         books.last_used[key_id] = max(at, books.last_used.find(key_id) or 0)
 
 
-def _known(value: Any) -> Any:  # the type of what is known is the caller's
-    assert value is not None, "an event speaks of something that the log never brought into being"
+def _known(value: Any) -> Any:  # the caller knows the type
+    assert value is not None, "an event refers to something that no earlier event created"
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a verdict needs to know of a key, gathered from the state and kept until it changes."""
+"""What a verdict needs to know of a key, gathered from the state and cached until it changes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class FactsBook:
         self._by_fingerprint: dict[bytes, KeyFacts] = {}
         self._by_key: dict[str, KeyFacts] = {}
         self.kept = self._by_fingerprint.get
-        """The facts of a secret if they were asked for since they last changed: half of `find`'s cost."""
+        """The facts of a secret, if they are cached; costs half as much as `find`."""
 
     def find(self, fingerprint: bytes) -> KeyFacts | None:
-        """The facts of a secret, or None when there is none such."""
+        """The facts of a secret, or None if there is no such secret."""
         facts = self._by_fingerprint.get(fingerprint)
         if facts is not None:
             return facts
@@ -44,13 +44,13 @@ class FactsBook:
         return facts
 
     def forget(self, key: Key) -> None:
-        """The key has changed."""
+        """Drop the facts of a key: it has changed."""
         self._by_key.pop(key.id, None)
         for secret in key.secrets:
             self._by_fingerprint.pop(secret.fingerprint, None)
 
     def forget_all(self) -> None:
-        """Something that many keys share has changed."""
+        """Drop all facts: something that many keys share has changed."""
         self._by_key.clear()
         self._by_fingerprint.clear()
 
@@ -60,7 +60,7 @@ class FactsBook:
         keyspace = books.keyspaces.find(key.keyspace_id)
         organization = books.organizations.find(key.organization_id) if key.organization_id else None
         plan = books.plans.find(key.plan_id) if key.plan_id else None
-        assert keyspace is not None, "a key's keyspace is for ever"
+        assert keyspace is not None, "keyspaces are never removed"
         return KeyFacts(
             key_id=key.id,
             keyspace_id=key.keyspace_id,

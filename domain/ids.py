@@ -1,4 +1,4 @@
-"""Ids: `<kind>_<ULID>`. Time and randomness (or a position) come in as arguments."""
+"""Ids: `<kind>_<ULID>`. Time and randomness (or a position) are arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POSITION_PATTERN = r"([0-9]{1,15})(?:\.([1-9][0-9]{0,9}))?-([0-9]{1,15})"
 _POSITION = re.compile(POSITION_PATTERN)
 
 _PAIRS = tuple(left + right for left in _CROCKFORD for right in _CROCKFORD)
-"""Ten bits at a time: a charge makes an id, and 26 divisions took a tenth of its decision."""
+"""Ten bits at a time: each charge gets an id, and 26 divisions took a tenth of its decision."""
 
 
 @lru_cache(maxsize=16)
@@ -46,14 +46,14 @@ def _ulid(milliseconds: int, low: int) -> str:
 
 
 def new_id(kind: str, at: Instant, entropy: int) -> str:
-    """A ULID of that time with 80 bits of the given entropy."""
+    """A ULID of that time, with 80 bits of the given entropy."""
     return f"{kind}_{_ulid(at // 1000, entropy)}"
 
 
 def placed_id(kind: str, at: Instant, *, partition: int, position: int) -> str:
-    """A ULID whose low bits are the event's place in the log.
+    """A ULID whose low bits are the event's position in the log.
 
-    Charges and reservations are many and old ones are rarely asked for: their place is in
+    There are many charges and reservations, and old ones are rarely needed: the position is in
     the id, so that finding one takes no index.
     """
     start = _placed_start(kind, at // 1000, partition, position >> _LOW_BITS)
@@ -68,7 +68,7 @@ def _placed_start(kind: str, milliseconds: int, partition: int, high: int) -> st
 
 
 def place_of(placed: str) -> tuple[int, int]:
-    """(partition, position) out of a placed id. What stands there must be compared with the id."""
+    """(partition, position) of a placed id. The event found there must be compared with the id."""
     number = 0
     for letter in placed.rpartition("_")[2]:
         number = number << 5 | _VALUES[letter]
@@ -82,22 +82,22 @@ def id_pattern(kind: str) -> str:
 
 
 def is_id(kind: str, text: str) -> bool:
-    """Is this text an id of that kind?"""
+    """Whether this text is an id of that kind."""
     return text.startswith(f"{kind}_") and _ID.fullmatch(text) is not None
 
 
 def format_position(prefix: str, number: int) -> str:
-    """A position as the outside sees it: opaque there, `<partition>-<number>` here.
+    """A position as clients see it: opaque to them, `<partition>-<number>` here.
 
-    `prefix`: of the log and its epoch (`keyledger_language.position_prefix`). In a later epoch than the
+    `prefix`: of the log and its epoch (`keyledger_language.position_prefix`). In an epoch later than the
     first, the text is `<partition>.<epoch>-<number>`: a log that has lost events gives their numbers to
-    others.
+    other events.
     """
     return f"{prefix}{number}"
 
 
 def parse_position(text: str) -> tuple[int, int, int]:
-    """(partition, epoch, number); ValueError when the text is no position."""
+    """(partition, epoch, number); ValueError if the text is not a position."""
     found = _POSITION.fullmatch(text)
     if found is None or found[2] == "1":
         msg = "not a position of this ledger"

@@ -23,13 +23,13 @@ class Secret(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=Fals
     ends_at: Instant | None = None
     """From then on it is `rotated`; None for the newest."""
     retired: bool = False
-    """Is its end on record?"""
+    """Whether its end is recorded."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
-    """The present state of one key, folded from its events.
+    """The current state of one key, folded from its events.
 
-    An array when saved: with the names of its fields it took twice the space.
+    Saved as an array: with the names of its fields it took twice the space.
     """
 
     id: str
@@ -63,7 +63,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
 
     @property
     def newest(self) -> Secret:
-        """The secret of the present generation."""
+        """The secret of the current generation."""
         return self.secrets[-1]
 
     @property
@@ -72,7 +72,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
         return self.secrets[-1].generation
 
     def status(self, now: Instant) -> Status:
-        """What the key is at `now`: computed from time, never from a timer."""
+        """The key's status at `now`: computed from the time, independent of any timer."""
         if self.revoked_at is not None:
             return "revoked"
         if self.expires_at is not None and now >= self.expires_at:

@@ -1,4 +1,4 @@
-"""A keyspace: the keys of one gateway, their shape and their manners."""
+"""A keyspace: the keys of one gateway, the shape of their secrets, and the gateway's conventions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ROOT_KEYSPACE_ID = "ks_00000000000000000000000000"
 """The built-in keyspace of root keys: the same in every ledger."""
 
 MINIMUM_BITS = 128
-"""Randomness of a secret: with less, a plain SHA-256 would not be enough (ASVS 5.0, 6.5.2)."""
+"""The least randomness of a secret: with less, a plain SHA-256 would not be enough (ASVS 5.0, 6.5.2)."""
 
 DIMENSIONS = ("permission", "project", "model", "tenant")
 
 
 class Keyspace(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """The present state of one keyspace."""
+    """The current state of one keyspace."""
 
     id: str
     name: str
@@ -37,7 +37,7 @@ class Keyspace(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     required_dimensions: tuple[str, ...] = ()
     builtin: bool = False
     used: bool = False
-    """Was there ever a key in it? Then secrets with its prefix are about, for good."""
+    """Whether it has ever had a key: then secrets with its prefix are in circulation for good."""
     archived: bool = False
     created_at: Instant = 0
     version: int = 1
@@ -45,29 +45,29 @@ class Keyspace(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def shape(self) -> SecretShape:
-        """What its secrets look like, compiled once per state of it."""
+        """The shape of its secrets, compiled once for each state of the keyspace."""
         return SecretShape(prefix=self.prefix, format=self.secret_format, accepted=self.accepted_formats)
 
 
 _GAP = re.compile(r"[.*\u2026\u2022]+")
-"""What stands in a hint for the part that nobody may see."""
+"""What a hint has in place of the hidden part."""
 _OF_A_SECRET = re.compile(r"[0-9A-Za-z_-]*")
 _ALPHABETS = {"base62": re.compile(r"[0-9A-Za-z]*"), "hex": re.compile(r"[0-9a-f]*")}
 
 
 def why_unfit(keyspace: Keyspace, hint: str | None) -> str | None:
-    """Why a secret of which this is known can be none of the keyspace's; None where it may be one.
+    """Why a secret with this hint cannot belong to the keyspace; None if it may.
 
-    Its SHA-256 tells nothing of its shape, so its hint is what is looked at: where it begins, and where it
-    ends. Where imported secrets have no shape of their own (`accepted_formats`), the hint must say that
-    this one has the keyspace's: with the wrong shape the key would be `malformed` for ever.
+    A secret's SHA-256 reveals nothing of its shape, so its hint is checked: how the secret begins and
+    ends. If the keyspace has no `accepted_formats` for imported secrets, the hint must show that this one
+    has the keyspace's own shape: with a wrong shape the key would be `malformed` for ever.
     """
     shape = keyspace.shape
     head, tail = _ends_in(hint or "")
     if not keyspace.accepted_formats and not head.startswith(keyspace.prefix):
         return (
-            f"the keyspace accepts only {shape.describe()}: say by the hint that the secret is one, such as "
-            f"{keyspace.prefix}...x7Qd, or add its shape to the keyspace's accepted_formats"
+            f"the keyspace accepts only {shape.describe()}: give a hint that shows this shape, such as "
+            f"{keyspace.prefix}...x7Qd, or add the secret's shape to the keyspace's accepted_formats"
         )
     own = AcceptedFormat(
         prefix=keyspace.prefix,
@@ -75,11 +75,11 @@ def why_unfit(keyspace: Keyspace, hint: str | None) -> str | None:
     )
     if any(_may_have_ends(one, head, tail) for one in (own, *keyspace.accepted_formats)):
         return None
-    return "no secret that the keyspace accepts begins and ends so"
+    return "no secret that the keyspace accepts begins and ends like this"
 
 
 def _ends_in(hint: str) -> tuple[str, str]:
-    """How a secret begins and ends, as far as a hint says. Without a gap it says one of the two."""
+    """How a secret begins and ends, as far as a hint shows. Without a gap it shows only one of the two."""
     parts = _GAP.split(hint)
     if not all(_OF_A_SECRET.fullmatch(part) for part in parts):
         return "", ""  # words for people
@@ -96,7 +96,7 @@ def _may_have_ends(shape: AcceptedFormat, head: str, tail: str) -> bool:
 
 
 def prefixes_overlap(one: str, other: str) -> bool:
-    """Could a secret of one be taken for a secret of the other?"""
+    """Whether a secret of one could be mistaken for a secret of the other."""
     return one.startswith(other) or other.startswith(one)
 
 
@@ -150,7 +150,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tenant_locations": {"org_id": "query:org_id", "user_id": "query:user_id"},
     },
 }
-"""The presets that ship, by name."""
+"""The built-in presets, by name."""
 
 ROOT_SHAPE = SecretShape(prefix=ROOT_PREFIX, format=PRESETS["default"]["secret_format"])
-"""What the secret of a root key looks like."""
+"""The shape of a root key's secret."""

@@ -1,18 +1,18 @@
-"""What callers note beside our own fields: JSON of their own, small and flat enough to be kept for ever."""
+"""Metadata: a caller's own JSON beside the ledger's fields, flat enough to be stored for ever."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 MAX_METADATA_DEPTH: Final = 32
-"""Objects and lists within each other, the outermost counted. Beyond some hundreds no encoder goes."""
+"""The most levels of objects and lists, with the outermost. Encoders fail at some hundreds of levels."""
 
 TOO_DEEP: Final = "(nested too deep to be shown)"
-"""Stands in old events where something deeper was kept before there was a bound."""
+"""Shown in place of deeper values in old events, which are from before this bound."""
 
 
 def is_deeper(value: Any, most: int = MAX_METADATA_DEPTH) -> bool:
-    """Is it nested more than so deep? Never looks further down than that."""
+    """Whether the value is nested deeper than `most` levels. Never looks deeper than that."""
     if isinstance(value, dict):
         return most == 0 or any(is_deeper(inner, most - 1) for inner in value.values())
     if isinstance(value, list | tuple):
@@ -21,7 +21,7 @@ def is_deeper(value: Any, most: int = MAX_METADATA_DEPTH) -> bool:
 
 
 def cut(value: Any, most: int = MAX_METADATA_DEPTH) -> Any:
-    """The value down to so deep, and a note in place of what is below."""
+    """The value down to `most` levels, with a note in place of everything deeper."""
     if not isinstance(value, dict | list | tuple):
         return value
     if most == 0:

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 MAX_MICROS = 2**63 - 1
-"""Signed 64 bit: some nine trillion units of currency."""
+"""Signed 64 bits: about nine trillion units of currency."""
 
 ONE = "1"
 _SCALE = 1_000_000

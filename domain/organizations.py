@@ -11,7 +11,7 @@ from keyledger_language.instants import Instant
 
 
 class Organization(msgspec.Struct, frozen=True, kw_only=True):
-    """The present state of one customer."""
+    """The current state of one organization."""
 
     id: str
     name: str
@@ -25,7 +25,7 @@ class Organization(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
-    """The present state of one project."""
+    """The current state of one project."""
 
     id: str
     organization_id: str
@@ -38,7 +38,7 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The present state of one plan."""
+    """The current state of one plan."""
 
     id: str
     name: str

@@ -1,7 +1,7 @@
-"""Personal fields: which they are, and whose key encrypts them, wherever the ledger keeps them.
+"""Personal fields: which they are, and whose data key encrypts them in the ledger's storage.
 
-They are the fields of an event's `Private`. A subject's present state holds some of them again, folded
-from its events: those that bear the same names. Nothing else says what is personal.
+They are the fields of an event's `Private`. A subject's current state has some of them again, folded
+from its events: those with the same names. No other definition of personal fields exists.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from keyledger_language.events import Private
 S = TypeVar("S", bound=msgspec.Struct)
 
 PLATFORM: Final = "platform"
-"""Whose key encrypts what belongs to no organization."""
+"""The subject of the data key for everything that belongs to no organization."""
 
 SUBJECTS: Final[tuple[type[msgspec.Struct], ...]] = (Organization, Project, Key)
-"""What is folded from events with personal fields. The names of plans and keyspaces are no such fields:
-they are the platform's own settings, and stand in the open in their events too."""
+"""The states that are folded from events with personal fields. The names of plans and keyspaces are not
+personal: they are the platform's own settings, and not encrypted in their events either."""
 
 
 def key_subject(organization_id: str | None) -> str:
-    """Whose data key encrypts the personal fields of what belongs to this organization, or to none."""
+    """The subject whose data key encrypts the personal fields of this organization, or of none."""
     return organization_id or PLATFORM
 
 
 def _nothing_in(field: FieldInfo) -> Any:  # of whatever type the field has
-    """What a subject's field is without its personal fields."""
+    """The value of a personal field in a subject without personal fields."""
     if field.default is not msgspec.NODEFAULT:
         return field.default
     return "" if field.default_factory is msgspec.NODEFAULT else field.default_factory()
@@ -48,7 +48,7 @@ _WITHOUT: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
 
 
 def taken_apart(row: S) -> tuple[S, Private | None]:
-    """A subject without its personal fields, and those; None where it has none."""
+    """A subject without its personal fields, and these fields; None if it has none."""
     without = _WITHOUT[type(row)]
     personal = {name: value for name, nothing in without.items() if (value := getattr(row, name)) != nothing}
     if not personal:

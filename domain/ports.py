@@ -1,4 +1,4 @@
-"""What the ledger needs of the world: a log, a place for its state rows, a clock."""
+"""What the ledger needs from outside: a log, storage for its state rows, a clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keyledger_language.instants import Instant
 
 
 class NewEvent(NamedTuple):
-    """One event, encoded, on its way into the log."""
+    """One encoded event, to be appended to the log."""
 
     stream: str
     version: int
@@ -20,20 +20,20 @@ class NewEvent(NamedTuple):
 
 
 class NewClaim(NamedTuple):
-    """A name that may be taken once: a request id, a reference, a fingerprint, a command id."""
+    """A name that may be taken only once: a request id, a reference, a fingerprint, a command id."""
 
     digest: bytes
     """16 bytes, see `domain.claims`."""
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a claim
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no code calls on a claim
     """Which event of the group the claim points to (0-based)."""
     expires_at: Instant | None = None
-    """None: for ever. Else the log may forget the claim after this instant."""
+    """None: for ever. Otherwise the log may delete the claim after this instant."""
     answer: bytes | None = None
-    """What to answer a replay with, where the event alone cannot say."""
+    """The answer to a replay, if it cannot be derived from the event alone."""
 
 
 class TakenClaim(NamedTuple):
-    """A claim that the log holds."""
+    """A claim that is in the log."""
 
     position: int
     answer: bytes | None
@@ -48,16 +48,16 @@ class NewDataKey(NamedTuple):
 
 
 class DataKeyError(Exception):
-    """What is encrypted does not fit its data key: that is another one, or it was changed."""
+    """Encrypted data does not match its data key: either the key is another one, or the data was changed."""
 
 
 class Group(NamedTuple):
-    """All that one commit writes: it is in the log as a whole, or not at all."""
+    """Everything that one commit writes: all of it is in the log, or none."""
 
     group_id: bytes
     """16 random bytes, claimed with the group: an unknown outcome is looked up by them."""
     behind: HistoryPoint
-    """The end of the log that it was decided on; it is written nowhere else."""
+    """The end of the log on which the group was decided; it can be written only right after it."""
     events: Sequence[NewEvent]
     claims: Sequence[NewClaim] = ()
     data_keys: Sequence[NewDataKey] = ()
@@ -73,7 +73,7 @@ class Group(NamedTuple):
 
 
 class HeadMovedError(Exception):
-    """Another writer appended first: catch up and decide again. Nothing was written."""
+    """Another writer appended first: catch up, then decide again. Nothing was written."""
 
 
 class OtherHistoryError(HeadMovedError):
@@ -81,7 +81,7 @@ class OtherHistoryError(HeadMovedError):
 
 
 class ClaimTakenError(Exception):
-    """A claim of the group is taken already. Nothing was written."""
+    """A claim of the group is already taken. Nothing was written."""
 
 
 class NotOwnerError(Exception):
@@ -97,24 +97,24 @@ class LogUnavailableError(Exception):
 
 
 class Log(Protocol):
-    """One partition's ordered, append-only log. Only its owner appends; anyone reads."""
+    """One partition's ordered, append-only log. Only its owner appends; any process may read."""
 
     partition: int
 
     async def acquire(self) -> bool:
-        """Become the partition's owner, if nobody else is. True when held (asking twice is fine)."""
+        """Become the partition's owner, if no other process is. True if held (also if it was before)."""
         ...
 
     async def confirm(self) -> bool:
-        """Was the partition held at the moment of the call, in the one log that may be written?
+        """Whether the partition was held at the time of the call, in the one log that may be written.
 
-        Waits while a standby that must have every commit is away, and returns by itself once it is
-        back. Appends may be under way meanwhile. Raises LogUnavailableError.
+        Waits while a standby that must have every commit is disconnected, and returns by itself once it
+        is back. Appends may be under way in the meantime. Raises LogUnavailableError.
         """
         ...
 
     async def waits_for_standby(self) -> bool:
-        """Does a commit wait for a standby that is away? Raises LogUnavailableError."""
+        """Whether a commit waits for a disconnected standby. Raises LogUnavailableError."""
         ...
 
     async def release(self) -> None:
@@ -126,23 +126,23 @@ class Log(Protocol):
         ...
 
     async def end(self) -> HistoryPoint:
-        """Where the log ends: the last event's position and mark, and the log's epoch."""
+        """The end of the log: the last event's position and mark, and the log's epoch."""
         ...
 
     def append(self, group: Group) -> Awaitable[int]:
-        """Write the group right behind the point that it names; the new head, once durable.
+        """Write the group right after the point that it names; returns the new head, once durable.
 
-        Raises HeadMovedError (OtherHistoryError where it is mark or epoch that differ),
-        ClaimTakenError, NotOwnerError, LogUnavailableError (in all of these nothing was written),
+        Raises HeadMovedError (OtherHistoryError if mark or epoch differ),
+        ClaimTakenError, NotOwnerError, LogUnavailableError (with each of these nothing was written),
         or OutcomeUnknownError.
         """
         ...
 
     async def committed(self, group: Group) -> bool | None:
-        """Was this group written, durably? False: it never will be. None: it may be under way still.
+        """Whether this group was written durably. False: it never will be. None: it may still be under way.
 
-        It is false only where another group stands in its place, or the partition is held anew.
-        Waits, as `confirm` does, while a standby is away. Raises LogUnavailableError.
+        It is false only if another group is in its place, or the partition has been acquired again.
+        Waits, as `confirm` does, while a standby is disconnected. Raises LogUnavailableError.
         """
         ...
 
@@ -151,14 +151,14 @@ class Log(Protocol):
         ...
 
     async def read(self, after: int, limit: int) -> list[RecordedEvent]:
-        """Up to `limit` events behind position `after`, in order."""
+        """Up to `limit` events after position `after`, in order."""
         ...
 
     async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
-        """As `read`, and only what a fail-over that loses nothing acknowledged keeps.
+        """As `read`, but only events that survive every fail-over that loses no acknowledged commit.
 
-        Waits, as `confirm` does, until a standby that must have every commit has what was read.
-        Raises LogUnavailableError, also where another server answered meanwhile that does not have it.
+        Waits, as `confirm` does, until a standby that must have every commit has the events read.
+        Raises LogUnavailableError, also if another server, which lacks them, has answered in the meantime.
         """
         ...
 
@@ -167,7 +167,7 @@ class Log(Protocol):
         ...
 
     async def data_keys(self, subjects: Sequence[str] | None = None) -> dict[str, bytes]:
-        """Data keys by subject: all, or those of some subjects that have one."""
+        """Data keys by subject: of all subjects, or of those given that have one."""
         ...
 
 
@@ -178,27 +178,27 @@ class StateRow(NamedTuple):
     """Table and id, such as `wallets/org_...`."""
     data: bytes
     resident: bool = True
-    """False: not loaded at start, but by id when it is asked for (a settled reservation). It stays so."""
+    """False: not loaded at start, but by id when needed (a settled reservation). This never changes."""
 
 
 class StateBlock(NamedTuple):
-    """Many rows of one table: a start reads millions, and no time is to be lost with each."""
+    """Many rows of one table: a start reads millions, so the cost of each row matters."""
 
     table: str
-    """What stands before the slash in their subjects."""
+    """The part of their subjects before the slash."""
     row_count: int
     rows: bytes
-    """The data of so many rows, one behind the other."""
+    """The data of these rows, one after the other."""
 
 
 class CheckpointMovedError(Exception):
-    """Another process saved meanwhile: what changed since its checkpoint is not what we know."""
+    """Another process has saved in the meantime: what changed since its checkpoint is not known here."""
 
 
 class StateRows(Protocol):
-    """Where the owner keeps its state, so that a start need not replay the whole log.
+    """Where the owner saves its state, so that a start need not replay the whole log.
 
-    Never a source of truth: dropping all rows costs time at the next start, nothing else.
+    Never a source of truth: dropping all rows only makes the next start slower.
     """
 
     async def save(
@@ -207,16 +207,16 @@ class StateRows(Protocol):
         """Write rows and checkpoint together; afterwards all rows are as of `through`.
 
         `behind` is the checkpoint since which these rows changed. Raises CheckpointMovedError
-        when the checkpoint is another: an owner of old would mix its rows with its successor's.
+        if the stored checkpoint differs: a former owner would mix its rows with its successor's.
         """
         ...
 
     async def through(self) -> HistoryPoint:
-        """The checkpoint; the beginning when there is none."""
+        """The checkpoint; the beginning if there is none."""
         ...
 
     def load(self) -> AsyncIterator[StateBlock]:
-        """All resident rows, in blocks, as of one checkpoint: saves meanwhile do not show."""
+        """All resident rows, in blocks, as of one checkpoint: saves during the load are not visible."""
         ...
 
     async def find(self, subjects: Sequence[str]) -> list[StateRow]:
@@ -224,15 +224,15 @@ class StateRows(Protocol):
         ...
 
     async def clear(self) -> None:
-        """Forget all rows and the checkpoint."""
+        """Delete all rows and the checkpoint."""
         ...
 
 
 class Wakeups(Protocol):
-    """Tells that the log has grown."""
+    """Notifies when the log has grown."""
 
     async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
-        """The head, once it is beyond `position` or the time is over."""
+        """The head, once it is past `position` or the timeout is over."""
         ...
 
 
@@ -248,5 +248,5 @@ class FenceClock(Clock, Protocol):
     """The two clocks of one machine that leases and fences need."""
 
     def boottime_ns(self) -> int:
-        """Nanoseconds since some fixed point; never steps, goes on while the machine sleeps."""
+        """Nanoseconds since a fixed point; never steps, and continues while the machine sleeps."""
         ...

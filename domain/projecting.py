@@ -1,4 +1,4 @@
-"""What a projection and those who run and ask it promise each other: tables, sessions, queries."""
+"""The interfaces between a projection and the code that runs and queries it: tables, sessions, queries."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from keyledger_language.events import Event
 
 Row = tuple[Any, ...]
 Handler = Callable[[Sequence[Any], int], None]
-"""Takes events of the type it is registered for that follow each other in the log, and the position of
-the first of them."""
+"""Receives events of the type it is registered for that follow each other in the log, and the position
+of the first of them."""
 
 
 class Run(NamedTuple):
@@ -22,14 +22,14 @@ class Run(NamedTuple):
 
 
 class Column(NamedTuple):
-    """The values of one column, for `unnest`; None is null where the kind allows it."""
+    """The values of one column, for `unnest`; None is null, if the kind allows it."""
 
     kind: Literal["text", "bigint", "integer", "boolean", "bytes", "uuid"]
     values: Sequence[Any]
 
 
 class ProjectionTable(NamedTuple):
-    """A table of a projection, and what names a row of it."""
+    """A table of a projection, and the columns that identify a row."""
 
     name: str
     key: tuple[str, ...]
@@ -39,59 +39,59 @@ class SchemaTransaction(Protocol):
     """One transaction on one schema; `{schema}` in a statement stands for that schema."""
 
     def rows(self, statement: str, *columns: Column) -> list[Row]:
-        """What a SELECT finds."""
+        """The rows of a SELECT."""
         ...
 
     def write(self, statement: str, *columns: Column) -> None:
-        """Carry out an INSERT, UPDATE or DELETE."""
+        """Run an INSERT, UPDATE or DELETE."""
         ...
 
 
 Writing = Callable[[SchemaTransaction], None]
-"""Writes what a projection remembered of one batch."""
+"""Writes what a projection collected from one batch."""
 
 
 class Projection(Protocol):
-    """Rows that follow from the log: the same log gives the same rows, however it is cut in batches."""
+    """Rows derived from the log: the same log gives the same rows, however it is divided into batches."""
 
     name: str
     """Names its checkpoint; never changes."""
     version: int
-    """Raised when the same events give other rows: the projections are then rebuilt."""
+    """Raised when the same events give different rows: then the projections are rebuilt."""
     definition: str
     """The DDL of its tables, with `{schema}`."""
     tables: tuple[ProjectionTable, ...]
 
     def handlers(self) -> Mapping[type[Event], Handler]:
-        """What to call for which event; a handler only remembers."""
+        """The handler for each type of event; a handler only collects."""
         ...
 
     def held(self) -> int:
-        """About how many rows and events are remembered."""
+        """The approximate number of collected rows and events."""
         ...
 
     def take(self) -> Writing:
-        """What was remembered since the last time, as the writing of it.
+        """A function that writes what was collected since the last call.
 
-        It is carried out on another thread, while the next batch is remembered already.
+        It runs on another thread, while the next batch is already being collected.
         """
         ...
 
     def forget(self) -> None:
-        """A transaction was lost: drop what was remembered, and what was thought to be written."""
+        """After a lost transaction: drop what was collected, and what was assumed to be written."""
         ...
 
 
 class Queries(Protocol):
-    """Asks the projections; `{schema}` stands for where they are."""
+    """Queries the projections; `{schema}` stands for their schema."""
 
     async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """What a SELECT finds."""
+        """The rows of a SELECT."""
         ...
 
 
 class FoundEvent(NamedTuple):
-    """An event as it was read back from the log."""
+    """An event that was read back from the log."""
 
     position: int
     version: int
@@ -100,7 +100,7 @@ class FoundEvent(NamedTuple):
 
 
 class EventReader(Protocol):
-    """Reads single events back: rows that would only repeat the log name a position instead."""
+    """Reads single events back: rows that would only repeat the log store a position instead."""
 
     async def at(self, positions: Sequence[int]) -> list[FoundEvent]:
         """The events at these positions, in order of position."""
@@ -118,7 +118,7 @@ class EventReader(Protocol):
     async def stream(
         self, stream: str, types: Sequence[str] | None, *, after: int, limit: int, newest_first: bool
     ) -> list[FoundEvent]:
-        """Events of one stream behind the version `after` in the order that is asked for."""
+        """Events of one stream after the version `after`, in the requested order."""
         ...
 
     async def claimed(self, digests: Sequence[bytes]) -> list[int]:
@@ -142,7 +142,7 @@ def integers(values: Sequence[int | None]) -> Column:
 
 
 def booleans(values: Sequence[bool]) -> Column:
-    """A column of truths."""
+    """A column of booleans."""
     return Column("boolean", values)
 
 

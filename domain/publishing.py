@@ -1,4 +1,4 @@
-"""The public stream: one message per event, in the order of the log, each carrying its place."""
+"""The public stream: one message per event, in the order of the log, each with its place in the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keyledger_language.events import Event, public_name
 MESSAGE_ID: Final = "Nats-Msg-Id"
 LOG_ID: Final = "Keyledger-Log"
 MARK: Final = "Keyledger-Mark"
-"""Of the event's history, 16 hex digits: the same position of another history has another."""
+"""The mark of the event's history, 16 hex digits: the same position in another history has another."""
 _NOTHING: Final = "_"
 _REPEATED: Final = "repeated"
 _NUMBERS: Final = 3
@@ -21,14 +21,14 @@ _NO_MARK: Final = "0" * 16
 
 
 class Place(NamedTuple):
-    """Up to where a stream holds a log: what its last message says of itself."""
+    """The place in a log up to which a stream has been filled, from the headers of its last message."""
 
     log_id: str
     epoch: int
     partition: int
     number: int
     mark: int = 0
-    """The mark of that event; 0: published before there were marks."""
+    """The mark of that event; 0: published before marks were introduced."""
 
 
 class Message(NamedTuple):
@@ -40,28 +40,28 @@ class Message(NamedTuple):
 
 
 class StreamEnd(NamedTuple):
-    """Where a stream ends."""
+    """The end of a stream."""
 
     sequence: int
-    """Of the last message that was ever stored."""
+    """The sequence of the last message that was ever stored."""
     headers: dict[str, str] | None
-    """Of the last message that is still there; None when there is none."""
+    """The headers of the last message that is still stored; None if there is none."""
     stored_at: float | None = None
     """When that message was stored (Unix seconds)."""
 
 
 def prefix_of(partition: int) -> str:
-    """What the subjects of a partition's stream begin with."""
+    """The prefix of the subjects of a partition's stream."""
     return "keyledger" if partition == 0 else f"keyledger.p{partition}"
 
 
 def subjects_of(partition: int) -> tuple[str, str]:
-    """The subjects that a partition's stream holds: events, and places that the relay repeats."""
+    """The subjects of a partition's stream: events, and the places that the relay repeats."""
     return f"{prefix_of(partition)}.events.>", f"{prefix_of(partition)}.relay"
 
 
 def event_message(event: Event, place: Place, *, source: str, most_bytes: int) -> Message:
-    """The event as it is published: without personal fields, and so without data keys."""
+    """The message for an event: without personal fields, so no data keys are needed."""
     shown = cloud_event(
         event,
         partition=place.partition,
@@ -72,7 +72,7 @@ def event_message(event: Event, place: Place, *, source: str, most_bytes: int) -
     )
     body = to_json(shown)
     if len(body) > most_bytes:
-        # It must not stop the others: whoever needs it reads it from the feed.
+        # It must not stop the others: subscribers that need its data read it from the feed.
         body = to_json(msgspec.structs.replace(shown, data=None))
     organization_id = event.organization_id or _NOTHING
     key_id = getattr(event, "key_id", _NOTHING)
@@ -81,14 +81,14 @@ def event_message(event: Event, place: Place, *, source: str, most_bytes: int) -
 
 
 def place_message(place: Place, sequence: int) -> Message:
-    """Repeats a place behind `sequence`, lest the message that carries it grow too old to be kept."""
+    """Repeats a place after `sequence`, before the message that carries it is dropped for its age."""
     headers = _headers(place)
     headers[MESSAGE_ID] += f".{_REPEATED}{sequence}"
     return Message(subjects_of(place.partition)[1], headers, b"")
 
 
 def place_in(headers: dict[str, str] | None) -> Place | None:
-    """The place that a message carries; None when it is not one of a relay's."""
+    """The place that a message carries; None if the message is not from a relay."""
     if headers is None or MESSAGE_ID not in headers or LOG_ID not in headers:
         return None
     numbers = headers[MESSAGE_ID].split(".")[:3]
@@ -119,46 +119,46 @@ def _mark_in(headers: dict[str, str]) -> int | None:
 
 
 class StreamUnavailableError(Exception):
-    """The stream cannot be reached, or no longer answers. What was sent may or may not be stored."""
+    """The stream cannot be reached, or no longer answers. Messages sent may or may not be stored."""
 
 
 class StreamConflictError(Exception):
-    """Another message was stored where this one belonged: somebody else publishes too."""
+    """Another message was stored in this one's place: another program publishes, too."""
 
 
 class StreamRefusedError(Exception):
-    """The stream is there and must not be published to; its sentence says what to do."""
+    """The stream exists but must not be published to; the error's text says what to do."""
 
 
 class PublicStream(Protocol):
     """A connection to the stream. It is used until it raises; then a new one is opened."""
 
     most_bytes: int
-    """What one message may hold."""
+    """The largest size of one message."""
     most_age_seconds: float
-    """How long messages are kept; 0 for ever (until the stream is full)."""
+    """How long messages are kept; 0: for ever (until the stream is full)."""
     acknowledged: int
     """The sequence up to which everything sent on this connection is stored."""
 
     async def end(self) -> StreamEnd:
-        """Where the stream ends now."""
+        """The current end of the stream."""
         ...
 
     async def send(self, messages: Sequence[Message], *, behind: int) -> None:
-        """Have them stored right behind sequence `behind`, in this order, without a hole.
+        """Send messages, to be stored right after sequence `behind`, in this order, without a gap.
 
-        Returns before they are stored, once few enough are on their way.
+        Returns before they are stored, once few enough are in flight.
         """
         ...
 
     async def settle(self) -> None:
-        """Wait until everything sent is stored."""
+        """Wait until every message sent is stored."""
         ...
 
     def check(self) -> None:
-        """Raise if the connection is lost, or was silent for too long."""
+        """Raise if the connection is lost, or has been silent for too long."""
         ...
 
     async def close(self) -> None:
-        """Let go of it, within a second, even when the server hangs."""
+        """Close the connection within a second, even if the server hangs."""
         ...

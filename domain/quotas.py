@@ -1,4 +1,4 @@
-"""Quotas: how much of each is spent, and which one a use would break first."""
+"""Quotas: how much of each is spent, and which one a use would exceed first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CODE_OF_LEVEL: dict[Level, str] = {
 
 
 class QuotaState(msgspec.Struct, frozen=True, kw_only=True):
-    """A quota and where it stands."""
+    """A quota and its current state."""
 
     level: Level
     subject_id: str
@@ -38,7 +38,7 @@ class QuotaState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """Which limit said no, what is left of it, and when it begins anew."""
+    """The limit that refused a use, what is left of it, and when it resets."""
 
     code: str
     level: Literal["key", "project", "organization", "wallet"]
@@ -56,7 +56,7 @@ Starts = tuple[int, int, int, int]
 
 
 def levels_of(books: Books, key: Key, project_id: str | None) -> Levels:
-    """Whose quotas a use of the key is checked against; levels without quotas are left out."""
+    """The levels whose quotas a use of the key is checked against; levels without quotas are left out."""
     levels: Levels = (("key", key.id, key.quotas),) if key.quotas else ()
     if project_id is not None:
         project = books.projects.find(project_id)
@@ -70,7 +70,7 @@ def levels_of(books: Books, key: Key, project_id: str | None) -> Levels:
 
 
 def tally_of(counters: Counters | None, window: Window, start: int) -> Tally | None:
-    """What a window has seen; None when nothing was counted in it."""
+    """The tally of a window; None if nothing was counted in it."""
     return None if counters is None else counters.tally(window, start)
 
 
@@ -85,13 +85,13 @@ def spent_of(counters: Counters | None, quota: Quota, starts: Starts) -> int:
 def first_refusal(
     books: Books, levels: Levels, starts: Starts, *, micros: int, requests: int
 ) -> Refusal | None:
-    """The first quota that such a use would break, or None."""
+    """The first quota that such a use would exceed, or None."""
     for level, subject, quotas in levels:
         counters = books.counters.find(subject)
         for quota in quotas:
             asked = micros if quota.unit == "micros" else requests
             spent = spent_of(counters, quota, starts)
-            # What asks nothing of a quota breaks none, not even one that was lowered below what is spent.
+            # A use that takes nothing from a quota exceeds none, even if it was lowered below what is spent.
             if asked and spent + asked > quota.limit:
                 return _refusal(level, quota, spent, starts)
     return None
@@ -109,7 +109,7 @@ def exhausted(books: Books, levels: Levels, starts: Starts) -> Refusal | None:
 
 
 def room(books: Books, levels: Levels, starts: Starts) -> int | None:
-    """How many more micros the quotas allow; None when none limits money."""
+    """How many more micros the quotas allow; None if none of them limits money."""
     rooms = [
         quota.limit - spent_of(books.counters.find(subject), quota, starts)
         for _, subject, quotas in levels
@@ -132,7 +132,7 @@ def _refusal(level: Level, quota: Quota, spent: int, starts: Starts) -> Refusal:
 
 
 def wallet_refusal(books: Books, organization_id: str | None, amount: int) -> Refusal | None:
-    """What the wallet says to taking this amount; an amount of 0 never asks it."""
+    """The wallet's refusal of this amount, or None; an amount of 0 is never refused."""
     wallet = books.wallets.find(organization_id or "")
     if wallet is None or amount == 0 or wallet.covers(amount):
         return None
@@ -148,7 +148,7 @@ def wallet_refusal(books: Books, organization_id: str | None, amount: int) -> Re
 
 
 def balance_refusal(books: Books, key: Key, project_id: str | None, now: Instant) -> Refusal | None:
-    """For a keyspace with `require_balance`: is a quota or the wallet at zero?"""
+    """For a keyspace with `require_balance`: the refusal if a quota or the wallet is at zero."""
     starts = window_starts(now // DAY)
     return exhausted(books, levels_of(books, key, project_id), starts) or wallet_refusal(
         books, key.organization_id, 1
@@ -158,12 +158,12 @@ def balance_refusal(books: Books, key: Key, project_id: str | None, now: Instant
 def quota_states(
     books: Books, key: Key, now: Instant, project_id: str | None = None
 ) -> tuple[QuotaState, ...]:
-    """Where every quota stands that a use of the key would be checked against."""
+    """The state of every quota that a use of the key would be checked against."""
     return states_of(books, levels_of(books, key, project_id), now)
 
 
 def states_of(books: Books, levels: Levels, now: Instant) -> tuple[QuotaState, ...]:
-    """Where these quotas stand."""
+    """The states of these quotas."""
     starts = window_starts(now // DAY)
     states: list[QuotaState] = []
     for level, subject, quotas in levels:

@@ -1,4 +1,4 @@
-"""The ledger's state: everything that the log says, folded. One committed, drafts above it."""
+"""The ledger's state, folded from the log: one committed state, with drafts on top."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ class Table(dict[K, V], Generic[K, V]):
         return self.get(key)
 
     def rows(self) -> Mapping[K, V]:
-        """All rows by id, to be looked at."""
+        """All rows by id, for reading only."""
         return self
 
 
 class Layer(Table[K, V]):
-    """Rows that a draft has changed, above the committed ones (or above those of another draft)."""
+    """Rows that a draft has changed, on top of the committed ones (or of those of another draft)."""
 
     def __init__(self, base: Table[K, V]) -> None:
         super().__init__()
         self.rest_on(base)
 
     def rest_on(self, base: Table[K, V]) -> None:
-        """What is not changed here is found in `base`."""
+        """Look up in `base` what is not changed here."""
         self._base = base
         self.below: Callable[[K], V | None] = base.find if isinstance(base, Layer) else base.get
 
     def find(self, key: K) -> V | None:
-        """The draft's row, else the one below, or None."""
+        """The draft's row, otherwise the one below, or None."""
         row = self.get(key)
         return row if row is not None else self.below(key)
 
     def rows(self) -> Mapping[K, V]:
-        """All rows by id: the draft's, else those below."""
+        """All rows by id: the draft's, otherwise those below."""
         return {**self._base.rows(), **self}
 
 
 class SettingsLayer(Layer[K, V]):
-    """Rows that few groups change: until one does, look-ups go straight to what is below."""
+    """Rows that few groups change: until one does, look-ups go directly to the layer below."""
 
     def rest_on(self, base: Table[K, V]) -> None:
-        """What is not changed here is found in `base`."""
+        """Look up in `base` what is not changed here."""
         super().rest_on(base)
         if not self:
             self.find = self.below  # type: ignore[method-assign,assignment]
@@ -74,7 +74,7 @@ class SettingsLayer(Layer[K, V]):
 
 
 def owned(table: Table[K, C], key: K) -> C | None:
-    """A row that may be changed in place: in a draft it is copied on the first touch."""
+    """A row that may be changed in place: in a draft it is copied on first use."""
     row = table.get(key)
     if row is None and isinstance(table, Layer):
         below = table.below(key)
@@ -88,11 +88,11 @@ MONEY = ("wallets", "counters", "reservations", "refunds", "last_used", "version
 TABLES = SETTINGS + MONEY
 
 Due = tuple[Instant, str, str, int]
-"""(when, kind, id, generation): something that time alone brings about."""
+"""(when, kind, id, generation): something that happens through the passing of time alone."""
 
 
 class Books(ABC):
-    """What decisions read and events change; `State` when committed, `Draft` when not yet."""
+    """The tables that decisions read and events change: `State` if committed, `Draft` if not yet."""
 
     keyspaces: Table[str, Keyspace]
     organizations: Table[str, Organization]
@@ -114,15 +114,15 @@ class Books(ABC):
     """The projects of an organization that can be used."""
     head: int
     mark: int
-    """The mark of the history up to `head`; a draft knows its own once its group has an id."""
+    """The mark of the history up to `head`; a draft gets its own once its group has an id."""
     at: Instant
-    """The time of the last event: time in the log never steps back."""
+    """The time of the last event: time in the log never goes back."""
     settings_changed: bool
-    """Has this draft changed anything but money? Then facts kept elsewhere are stale."""
+    """Whether this draft has changed anything but money: then cached facts are stale."""
 
     @abstractmethod
     def due(self, when: Instant, kind: str, subject: str, generation: int = 0) -> None:
-        """Remember that time alone will bring something about."""
+        """Schedule something that will happen through the passing of time alone."""
 
 
 class State(Books):
@@ -131,11 +131,11 @@ class State(Books):
     def __init__(self) -> None:
         self.settings_changed = False
         self.agenda: list[Due] = []
-        """A heap of what time will bring about; entries may be out of date."""
+        """A heap of what will happen through time alone; entries may be out of date."""
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, before the first event."""
+        """Go back to the state before the first event."""
         for name in TABLES:
             setattr(self, name, Table())
         self.head = 0
@@ -149,9 +149,9 @@ class State(Books):
 
 
 class Draft(Books):
-    """What one group of commands would make of the state, until its commit is known.
+    """The state as one group of commands would change it, until the outcome of its commit is known.
 
-    `above`: a draft whose commit is under way. This one holds only if that one comes to be, and
+    `above`: a draft whose commit is under way. This draft is valid only if that one is committed;
     `rest_on_state` must be called then.
     """
 
@@ -169,16 +169,16 @@ class Draft(Books):
         self.pending_due: list[Due] = []
 
     def rest_on_state(self) -> None:
-        """The draft below was committed: what it changed is in the state now."""
+        """Use the state as the layer below: the draft that was there is committed, and merged into it."""
         for name in TABLES:
             getattr(self, name).rest_on(getattr(self.state, name))
 
     def due(self, when: Instant, kind: str, subject: str, generation: int = 0) -> None:
-        """Keep an entry for the agenda until the commit."""
+        """Store an entry for the agenda until the commit."""
         self.pending_due.append((when, kind, subject, generation))
 
     def merge(self) -> None:
-        """The group is durable: what it changed is the state now."""
+        """Merge the changes into the state: the group is durable."""
         state = self.state
         for name in TABLES:
             layer = getattr(self, name)
@@ -191,7 +191,7 @@ class Draft(Books):
         state.at = self.at
 
     def changed(self) -> Iterable[tuple[str, Iterable[Any]]]:
-        """(table, ids) of the rows that this draft has touched."""
+        """(table, ids) of the rows that this draft has changed or copied."""
         for name in TABLES:
             if layer := getattr(self, name):
                 yield name, layer

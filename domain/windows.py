@@ -15,7 +15,7 @@ _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; ISO weeks begin on Monday.
 
 
 def window_start(window: Window, at: Instant) -> int:
-    """The day (counted from 1970-01-01) on which the window that holds `at` began."""
+    """The day (counted from 1970-01-01) on which the window that contains `at` began."""
     day = at // DAY
     match window:
         case "day":
@@ -30,7 +30,7 @@ def window_start(window: Window, at: Instant) -> int:
 
 @lru_cache(maxsize=64)  # nearly always today
 def window_starts(day: int) -> tuple[int, int, int, int]:
-    """The starts of all four windows that hold a day, in the order of WINDOWS."""
+    """The starts of all four windows that contain a day, in the order of WINDOWS."""
     return day, day - (day + _EPOCH_WEEKDAY) % 7, _month_start(day), 0
 
 

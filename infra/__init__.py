@@ -1,1 +1,1 @@
-"""How we reach the world: one package for each thing out there."""
+"""Access to everything outside the ledger: one package for each system."""

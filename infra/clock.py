@@ -9,12 +9,12 @@ from keyledger_language.instants import Instant
 
 
 class SystemClock:
-    """The time of day, and the time that leases are measured with."""
+    """The time of day, and the clock that measures leases."""
 
     def now(self) -> Instant:
         """Now, in microseconds UTC."""
         return time.time_ns() // 1_000
 
     def boottime_ns(self) -> int:
-        """Nanoseconds since the machine started; goes on while it sleeps."""
+        """Nanoseconds since the machine started; continues while it sleeps."""
         return boottime_ns()

@@ -1,4 +1,4 @@
-"""Who owns a partition, and where it answers."""
+"""The owner of a partition, and its address."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Owner(NamedTuple):
-    """The process that holds a partition, as it announced itself."""
+    """The process that owns a partition, as it announced itself."""
 
     address: str
     incarnation: str
@@ -14,7 +14,7 @@ class Owner(NamedTuple):
 
 
 class LogIdentity(NamedTuple):
-    """Which log this is; another epoch means that positions were lost or reused."""
+    """The identity of a log; another epoch means that positions were lost or reused."""
 
     log_id: str
     epoch: int

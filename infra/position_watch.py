@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 class PositionWatch:
-    """Wakes those who wait for a position when it is reached, and nobody else.
+    """Wakes the waiters for a position when it is reached, and no others.
 
-    `position` says where it is now. It may go back: who was woken by then is told what was reached.
+    `position` returns the current one. It may go back: waiters that are woken by then get what was reached.
     """
 
     def __init__(self, position: Callable[[], int]) -> None:
@@ -17,7 +17,7 @@ class PositionWatch:
         self._waiting: set[tuple[int, asyncio.Future[int]]] = set()
 
     def moved(self) -> None:
-        """The position is another one."""
+        """Wake waiters: the position has changed."""
         if not self._waiting:
             return
         position = self._position()
@@ -26,7 +26,7 @@ class PositionWatch:
                 reached.set_result(position)
 
     async def wait_beyond(self, position: int, timeout: float | None = None) -> int:
-        """Where it is, as soon as that is beyond `position`, or when the seconds are over."""
+        """The current position, as soon as it is past `position`, or when the timeout is over."""
         now = self._position()
         if now > position:
             return now
@@ -42,5 +42,5 @@ class PositionWatch:
             self._waiting.discard(waiting)
 
     async def wait_for(self, position: int, timeout: float | None = None) -> bool:
-        """Is `position` reached, at the latest when the seconds are over?"""
+        """Whether `position` is reached before the timeout is over."""
         return await self.wait_beyond(position - 1, timeout) >= position

@@ -1,4 +1,4 @@
-"""What a caller may reach: foreign things are not there."""
+"""What a caller may access: what belongs to others does not exist for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT_PERMISSIONS = (
     "webhooks:write",
     "edges:connect",
 )
-"""What any root key may be given."""
+"""The permissions that any root key may have."""
 
 PLATFORM_PERMISSIONS = (
     "keyspaces:write",
@@ -39,31 +39,34 @@ PLATFORM_PERMISSIONS = (
     "metrics:read",
     "root:write",
 )
-"""What only a root key of the whole platform may be given."""
+"""The permissions that only a root key of the whole platform may have."""
 
 EXTERNAL_ACTORS = frozenset({"system"})
 
 
 def permissions_of(key: Key) -> frozenset[str]:
-    """What a root key may do."""
+    """The permissions of a root key."""
     if key.scopes.permissions == "*":
         return frozenset(ROOT_PERMISSIONS + PLATFORM_PERMISSIONS)
     return frozenset(key.scopes.permissions)
 
 
 def caller_of(desk: Desk) -> Key | None:
-    """The caller's root key as it is now; None for the ledger itself. Refuses one that died."""
+    """The caller's current root key; None for the ledger itself. Refuses one that no longer works."""
     if desk.asking.actor in EXTERNAL_ACTORS:
         return None
     key = desk.draft.keys.find(desk.asking.actor)
     if key is None or key.status(desk.now) != "active":
-        msg = "The root key that asked does not work any more."
+        msg = "The root key of this request no longer works."
         raise CallerRefusedError(msg)
     return key
 
 
 def vouch_for_caller(desk: Desk) -> None:
-    """Refuse a caller whose root key died since it was let in; looked up once in a group of uses."""
+    """Refuse a caller whose root key has stopped working since it was authenticated.
+
+    It is looked up once in a group of uses.
+    """
     actor = desk.asking.actor
     if actor != desk.vouched or desk.draft.settings_changed:
         caller_of(desk)
@@ -81,7 +84,7 @@ def require(desk: Desk, permission: str) -> None:
 def platform_only(desk: Desk, what: str) -> None:
     """Refuse a caller that is bound to an organization."""
     if desk.asking.organization_id is not None:
-        msg = f"{what} is the platform's: it needs a root key that is bound to no organization."
+        msg = f"{what} is reserved for the platform: it needs a root key that is bound to no organization."
         raise PlatformOnlyError(msg)
 
 
@@ -95,7 +98,7 @@ def find_keyspace(desk: Desk, keyspace_id: str, *, field: str | None = None) -> 
 
 
 def find_open_keyspace(desk: Desk, keyspace_id: str, *, field: str | None = None) -> Keyspace:
-    """The same, where it is to be used: one that is archived is refused."""
+    """The same, for a keyspace that is to be used: an archived one is refused."""
     keyspace = find_keyspace(desk, keyspace_id, field=field)
     if keyspace.archived:
         raise KeyspaceArchivedError(keyspace_id, field=field)
@@ -112,7 +115,7 @@ def find_organization(desk: Desk, organization_id: str, *, field: str | None = N
 
 
 def find_project(desk: Desk, organization_id: str, project_id: str) -> Project:
-    """The project, if it is that organization's and the caller may know of it."""
+    """The project, if it belongs to that organization and the caller may know of it."""
     find_organization(desk, organization_id)
     project = desk.draft.projects.find(project_id)
     if project is None or project.organization_id != organization_id:
@@ -129,7 +132,7 @@ def find_plan(desk: Desk, plan_id: str, *, field: str | None = None) -> Plan:
 
 
 def find_key(desk: Desk, key_id: str, *, deleted: bool = False) -> Key:
-    """The key, if the caller may know of it; a deleted one only where that is asked for."""
+    """The key, if the caller may know of it; a deleted one only with `deleted=True`."""
     key = desk.draft.keys.find(key_id)
     asking = desk.asking
     hidden = (
@@ -147,12 +150,12 @@ def find_key(desk: Desk, key_id: str, *, deleted: bool = False) -> Key:
 
 
 def is_root(key: Key) -> bool:
-    """Is this a root key?"""
+    """Whether this is a root key."""
     return key.keyspace_id == ROOT_KEYSPACE_ID
 
 
 def may_act_on(desk: Desk, key: Key) -> None:
-    """Acting on a root key needs `root:write`, and powers that the caller holds too."""
+    """To act on a root key, the caller needs `root:write` and all permissions of that key."""
     if not is_root(key):
         return
     if caller_of(desk) is None:
@@ -167,7 +170,7 @@ def may_grant(
     organization_id: str | None,
     keyspace_id: str | None,
 ) -> None:
-    """A root key grants no more than it holds."""
+    """Refuse to grant more than the caller's root key holds itself."""
     caller = caller_of(desk)
     if caller is None:
         return
@@ -185,6 +188,6 @@ def may_grant(
 
 
 def expect_version(subject: str, actual: int, expected: int | None) -> None:
-    """If-Match: refuse a caller that decided on an older version."""
+    """If-Match: refuse a caller whose decision is based on an older version."""
     if expected is not None and expected != actual:
         raise VersionConflictError(subject, expected=expected, actual=actual)

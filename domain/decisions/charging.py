@@ -1,4 +1,4 @@
-"""May this use spend (or hold) this money? Scopes, rate limits, quotas and wallet in one decision."""
+"""Whether a use may spend (or hold) money: scopes, rate limits, quotas and wallet in one decision."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _MAX_RESERVATION_SECONDS = 30 * 86_400
 
 
 Used = e.UsageCharged | e.CreditsReserved
-"""What a use that costs money leaves in the log."""
+"""The events of uses that cost money."""
 
 
 class UseOutcome(msgspec.Struct, kw_only=True, gc=False):
-    """What became of a use that costs money."""
+    """The outcome of a use that costs money."""
 
     code: str
     key: Key | None = None
@@ -63,7 +63,7 @@ Found = tuple[Key, Secret | None]
 
 
 def locate(desk: Desk, ask: Metering) -> Found | str:
-    """The key (and its secret) that is to pay, or the code that says why there is none."""
+    """The key (and its secret) that pays, or the code of the reason why there is none."""
     if desk.located is not None and desk.located[0] is ask:
         return desk.located[1]
     found = _looked_up(desk, ask)
@@ -81,7 +81,7 @@ def _looked_up(desk: Desk, ask: Metering) -> Found | str:
     if secret is None:
         return "not_found"
     owner = desk.draft.keys.find(secret.key_id)
-    assert owner is not None, "a secret's key is for ever"
+    assert owner is not None, "keys are never removed"
     bound, keyspace = desk.asking.organization_id, desk.asking.keyspace_id
     foreign = (bound is not None and owner.organization_id != bound) or (
         keyspace is not None and owner.keyspace_id != keyspace
@@ -99,7 +99,7 @@ def _named(desk: Desk, key_id: str) -> Key:
 
 
 def claim_of(desk: Desk, ask: Metering) -> bytes | None:
-    """The claim that a use's request id makes; None when no key would pay."""
+    """The claim of a use's request id; None if no key would pay."""
     try:
         found = locate(desk, ask)
     except (NotFoundError, InvalidError):
@@ -110,7 +110,7 @@ def claim_of(desk: Desk, ask: Metering) -> bytes | None:
 
 
 def meter(desk: Desk, ask: ChargeUsage | ReserveCredits) -> UseOutcome:
-    """Decide one use, and record the charge or the reservation when it is allowed."""
+    """Decide one use, and record the charge or the reservation if it is allowed."""
     vouch_for_caller(desk)
     _check_fields(ask)
     found = locate(desk, ask)
@@ -156,17 +156,17 @@ def _check_fields(ask: ChargeUsage | ReserveCredits) -> None:
 def _priced(desk: Desk, key: Key, ask: Metering) -> tuple[str, int]:
     """The multiplier of the key's plan, and what the use costs with it."""
     plan = desk.draft.plans.find(key.plan_id or "")
-    assert plan is not None, "a plan is for ever"
+    assert plan is not None, "plans are never removed"
     amount = price(ask.base_micros, plan.price_multiplier)
     if amount > MAX_MICROS:
-        raise AmountOutOfRangeError("amount_micros", "beyond the range of 64 bits once priced")
+        raise AmountOutOfRangeError("amount_micros", "exceeds the range of 64 bits once priced")
     return plan.price_multiplier, amount
 
 
 def _refusal(
     desk: Desk, ask: Metering, *, key: Key, facts: KeyFacts, levels: Levels, amount: int
 ) -> Refusal | None:
-    """The first limit that says no: quotas, then the wallet."""
+    """The refusal by the first limit that does not allow the use: quotas, then the wallet."""
     draft = desk.draft
     if levels:
         starts = window_starts(desk.now // DAY)
@@ -178,7 +178,7 @@ def _refusal(
     return wallet_refusal(draft, key.organization_id, amount)
 
 
-def _pay(  # noqa: PLR0917  # all that `meter` knows; by name, the call took longer
+def _pay(  # noqa: PLR0917  # everything that `meter` knows; with keyword arguments the call took longer
     desk: Desk,
     ask: Metering,
     key: Key,
@@ -213,7 +213,7 @@ def _pay(  # noqa: PLR0917  # all that `meter` knows; by name, the call took lon
 def _metered(
     desk: Desk, ask: ChargeUsage | ReserveCredits, *, key: Key, wallet: Wallet, multiplier: str, amount: int
 ) -> Used:
-    # The fields stand here twice: gathered in a dict first, they took four times as long.
+    # The fields are listed twice: collecting them in a dict first took four times as long.
     use = ask.use
     private = e.Private(metadata=ask.metadata) if ask.metadata else None
     tenant_org_id, tenant_user_id = (use.tenant.org_id, use.tenant.user_id) if use.tenant else (None, None)
@@ -260,7 +260,7 @@ def _metered(
 
 
 def replay(desk: Desk, ask: ChargeUsage | ReserveCredits, event: e.Event, position: int) -> UseOutcome:
-    """The first outcome of this request id, if it asked for the same; the key is judged anew."""
+    """The first outcome of this request id, if its request was the same; the key is judged again."""
     caller_of(desk)
     found = locate(desk, ask)
     if isinstance(found, str):

@@ -65,7 +65,7 @@ _NOT_FOR_ROOT = "a root key has none: it is not charged or metered, and is limit
 
 
 def create_key(desk: Desk, command: CreateKey) -> Key:
-    """Make a key, or adopt one that exists elsewhere."""
+    """Make a key, or import one that exists elsewhere."""
     require(desk, "keys:write")
     keyspace = find_open_keyspace(desk, command.keyspace_id, field="keyspace_id")
     scopes = scopes_at_creation(command.scopes)
@@ -131,7 +131,7 @@ def _check_fields(desk: Desk, command: CreateKey) -> None:
 def _root_scopes(desk: Desk, command: CreateKey, scopes: Scopes) -> Scopes:
     require(desk, "root:write")
     if command.imported:
-        raise InvalidError("keyspace_id", "root keys are made here, not imported")
+        raise InvalidError("keyspace_id", "root keys cannot be imported")
     _not_for_root(command)
     _only_permissions(command.scopes)
     if command.organization_id is not None:
@@ -151,7 +151,7 @@ def _root_scopes(desk: Desk, command: CreateKey, scopes: Scopes) -> Scopes:
 
 
 def _not_for_root(command: CreateKey | ChangeKey) -> None:
-    """Refuse what only keys for uses have: a root key is not charged or metered, so nothing reads it."""
+    """Refuse fields that only keys for uses have: a root key is not charged or metered, so it has none."""
     for field in ("plan_id", "quotas", "rate_limits"):
         if getattr(command, field) not in (UNSET, None, ()):
             raise InvalidError(field, _NOT_FOR_ROOT)
@@ -194,7 +194,7 @@ def _check_fresh(desk: Desk, fingerprint: bytes) -> None:
 
 
 def _changeable(desk: Desk, key_id: str, expected_version: int | None = None) -> Key:
-    """A key that the caller may change: there, its to act on, of that version, not dead."""
+    """The key, if it exists, the caller may change it, and it has that version."""
     require(desk, "keys:write")
     key = find_key(desk, key_id)
     may_act_on(desk, key)
@@ -209,7 +209,7 @@ def _alive(key: Key) -> Key:
 
 
 def change_key(desk: Desk, command: ChangeKey) -> Key:
-    """Set fields of a key: one event for each thing that changed."""
+    """Set fields of a key: one event for each field that changed."""
     key = _alive(_changeable(desk, command.key_id, command.expected_version))
     _check_changes(desk, key, command)
     for name, event_of in _FIELD_EVENTS.items():
@@ -276,7 +276,7 @@ def _allowed_ips_set(desk: Desk, key: Key, networks: tuple[str, ...]) -> e.Event
 
 
 def _plain(event_type: Callable[..., e.Event], field: str) -> Callable[[Desk, Key, Any], e.Event]:
-    """An event that carries a field's new value and the one before."""
+    """An event that carries a field's new value and its previous one."""
 
     def make(desk: Desk, key: Key, value: Any) -> e.Event:  # the field's own type
         values = {field: value, "before": getattr(key, field)}
@@ -339,7 +339,7 @@ def rotate_key(desk: Desk, command: RotateKey) -> Key:
 
 
 def disable_key(desk: Desk, command: DisableKey) -> Key:
-    """Let a key rest; doing it twice is harmless."""
+    """Disable a key; doing it twice is harmless."""
     key = _alive(_changeable(desk, command.key_id, command.expected_version))
     if key.disabled:
         return key
@@ -349,7 +349,7 @@ def disable_key(desk: Desk, command: DisableKey) -> Key:
 
 
 def enable_key(desk: Desk, command: EnableKey) -> Key:
-    """Let a key work again; doing it twice is harmless."""
+    """Enable a key again; doing it twice is harmless."""
     key = _alive(_changeable(desk, command.key_id, command.expected_version))
     if not key.disabled:
         return key
@@ -372,19 +372,19 @@ def _revoke(desk: Desk, key: Key, reason: str | None) -> None:
 
 
 class Revocation(NamedTuple):
-    """What became of one of many keys that were to be revoked."""
+    """The outcome for one of many keys that were to be revoked."""
 
     key_id: str
     revoked: bool
-    """Is the key dead now, whoever killed it?"""
+    """Whether the key is revoked now, by this command or before."""
     code: str | None = None
-    """Why this command did not kill it; None: it did."""
+    """Why this command did not revoke it; None: it did."""
 
 
 def revoke_keys(desk: Desk, command: RevokeKeys) -> list[Revocation]:
-    """Stop many keys for good, each on its own: one that cannot be revoked saves no other."""
+    """Stop many keys for good, each on its own: one that cannot be revoked does not stop the others."""
     require(desk, "keys:write")
-    # All are looked at before one is revoked: the caller's own key may be among them.
+    # All are checked before one is revoked: the caller's own key may be among them.
     found = {key_id: _found_to_revoke(desk, key_id) for key_id in dict.fromkeys(command.key_ids)}
     for one in found.values():
         if isinstance(one, Key):
@@ -416,13 +416,13 @@ def delete_key(desk: Desk, command: DeleteKey) -> Key:
 
 
 def revoke_self(desk: Desk, command: RevokeSelf) -> Key:
-    """Whoever holds a secret may kill its key."""
+    """Revoke the key of a secret, for a caller that shows nothing but this secret."""
     secret = desk.draft.secrets.find(command.fingerprint)
-    # A secret that was rotated away may have been seen by many since: it does nothing any more.
+    # Others may have seen a secret since it was rotated: it has no effect any more.
     if secret is None or (secret.ends_at is not None and secret.ends_at <= desk.now):
         raise NotFoundError("key", "with this secret")
     key = desk.draft.keys.find(secret.key_id)
-    assert key is not None, "a secret's key is for ever"
+    assert key is not None, "keys are never removed"
     if is_root(key):
         raise NotFoundError("key", "with this secret")
     _revoke(desk, key, command.reason)
@@ -430,7 +430,7 @@ def revoke_self(desk: Desk, command: RevokeSelf) -> Key:
 
 
 def report_leak(desk: Desk, command: ReportLeak) -> Key:
-    """A secret was found in the open: the key dies, with all its generations."""
+    """Record a leaked secret, and revoke its key with all generations."""
     require(desk, "keys:write")
     secret = desk.draft.secrets.find(command.fingerprint)
     if secret is None:
@@ -438,7 +438,7 @@ def report_leak(desk: Desk, command: ReportLeak) -> Key:
     try:
         key = find_key(desk, secret.key_id, deleted=True)
     except NotFoundError:
-        # The id of somebody else's key is none of the caller's business.
+        # The caller must not learn the id of a key that belongs to others.
         raise NotFoundError("key", "with this secret") from None
     may_act_on(desk, key)
     desk.record(

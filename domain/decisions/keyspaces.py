@@ -82,7 +82,7 @@ def _fields_of(command: DefineKeyspace) -> dict[str, Any]:
 
 
 def change_keyspace(desk: Desk, command: ChangeKeyspace) -> Keyspace:
-    """Set fields of a keyspace; its prefix and format are for ever."""
+    """Set fields of a keyspace; its prefix and format never change."""
     require(desk, "keyspaces:write")
     platform_only(desk, "Changing a keyspace")
     keyspace = _changeable(desk, command.keyspace_id, command.expected_version)
@@ -106,7 +106,7 @@ def change_keyspace(desk: Desk, command: ChangeKeyspace) -> Keyspace:
 
 
 def archive_keyspace(desk: Desk, command: ArchiveKeyspace) -> Keyspace:
-    """Give up a keyspace that never had a key; doing it twice is harmless."""
+    """Archive a keyspace that never had a key; doing it twice is harmless."""
     require(desk, "keyspaces:write")
     platform_only(desk, "Archiving a keyspace")
     keyspace = _changeable(desk, command.keyspace_id, command.expected_version)
@@ -135,7 +135,7 @@ def _changeable(desk: Desk, keyspace_id: str, expected_version: int | None) -> K
 
 
 def _changes(command: Any, subject: Any, skip: tuple[str, ...]) -> dict[str, Any]:
-    """The fields that a command sets, and that differ from what the subject has."""
+    """The fields that a command sets to other values than the subject has."""
     given = {name: getattr(command, name) for name in command.__struct_fields__}
     return {
         name: value
@@ -243,7 +243,7 @@ def define_plan(desk: Desk, command: DefinePlan) -> Plan:
 
 
 def change_plan(desk: Desk, command: ChangePlan) -> Plan:
-    """Set fields of a plan; charges from here on are priced by it."""
+    """Set fields of a plan; from here on charges are priced by the new values."""
     require(desk, "plans:write")
     platform_only(desk, "Changing a plan")
     plan = find_plan(desk, command.plan_id)

@@ -23,7 +23,7 @@ _MAX_ENTRY_LENGTH = 200
 
 
 def check_quotas(quotas: tuple[Quota, ...]) -> None:
-    """Refuse limits that mean nothing, and two for the same unit and window."""
+    """Refuse meaningless limits, and two for the same unit and window."""
     seen: set[tuple[str, str]] = set()
     for index, quota in enumerate(quotas):
         if not 0 <= quota.limit <= MAX_MICROS:
@@ -39,13 +39,13 @@ def check_quotas(quotas: tuple[Quota, ...]) -> None:
 
 
 def lifts(before: tuple[Quota, ...], after: tuple[Quota, ...]) -> bool:
-    """Would some use be allowed that was not before?"""
+    """Whether some use would be allowed that was not before."""
     new = {(quota.unit, quota.window): quota.limit for quota in after}
     return any(new.get((quota.unit, quota.window), MAX_MICROS + 1) > quota.limit for quota in before)
 
 
 def check_rate_limits(limits: tuple[RateLimit, ...]) -> None:
-    """Refuse limits that mean nothing, and two of one name."""
+    """Refuse meaningless limits, and two with the same name."""
     names: set[str] = set()
     for index, limit in enumerate(limits):
         if not 1 <= limit.limit <= _MAX_RATE:
@@ -53,18 +53,18 @@ def check_rate_limits(limits: tuple[RateLimit, ...]) -> None:
         if not 1 <= limit.window_seconds <= _MAX_RATE_SECONDS:
             raise InvalidError(f"rate_limits[{index}].window_seconds", f"from 1 to {_MAX_RATE_SECONDS}")
         if not limit.name or limit.name in names:
-            raise InvalidError(f"rate_limits[{index}].name", "a name of its own")
+            raise InvalidError(f"rate_limits[{index}].name", "a name that no other rate limit has")
         names.add(limit.name)
 
 
 def check_metadata(metadata: dict[str, Any]) -> None:
-    """Metadata is kept with an event, whose numbers have 64 bits, and is read with it for ever."""
+    """Metadata are stored with an event, whose numbers have 64 bits, and are read with it for ever."""
     if is_deeper(metadata):
         raise InvalidError("metadata", f"nested at most {MAX_METADATA_DEPTH} deep")
     try:
         msgspec.msgpack.encode(metadata)
     except (OverflowError, TypeError, UnicodeEncodeError):
-        raise InvalidError("metadata", "holds what cannot be kept, such as a number beyond 64 bits") from None
+        raise InvalidError("metadata", "has a value that cannot be stored, such as a 65-bit number") from None
 
 
 def check_addresses(networks: tuple[str, ...]) -> None:
@@ -79,7 +79,7 @@ def check_addresses(networks: tuple[str, ...]) -> None:
 
 
 def scopes_at_creation(given: NewScopes) -> Scopes:
-    """A dimension left out means everything; so does an empty `models`, as in gateways of old."""
+    """A dimension left out means everything; so does an empty `models`, as in older gateways."""
     chosen: dict[str, Allowed] = {}
     for dimension in SCOPE_DIMENSIONS:
         value = getattr(given, dimension)

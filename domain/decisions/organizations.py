@@ -30,9 +30,9 @@ from keyledger_language import events as e
 
 
 def open_organization(desk: Desk, command: OpenOrganization) -> Organization:
-    """Take in a customer, with an empty wallet."""
+    """Create an organization, with an empty wallet."""
     require(desk, "organizations:write")
-    platform_only(desk, "Taking in an organization")
+    platform_only(desk, "Creating an organization")
     check_quotas(command.quotas)
     check_metadata(command.metadata)
     organization_id = desk.new_id("org")
@@ -52,7 +52,7 @@ def open_organization(desk: Desk, command: OpenOrganization) -> Organization:
 
 
 def change_organization(desk: Desk, command: ChangeOrganization) -> Organization:
-    """Set fields of an organization; lifting its quotas is the platform's."""
+    """Set fields of an organization; only the platform may lift its quotas."""
     require(desk, "organizations:write")
     organization = find_organization(desk, command.organization_id)
     expect_version(f"Organization {organization.id}", organization.version, command.expected_version)
@@ -95,7 +95,7 @@ def _change_details(desk: Desk, organization: Organization, command: ChangeOrgan
 
 
 def suspend_organization(desk: Desk, command: SuspendOrganization) -> Organization:
-    """Stop all its keys; doing it twice is harmless."""
+    """Stop all keys of an organization; doing it twice is harmless."""
     require(desk, "organizations:write")
     platform_only(desk, "Suspending an organization")
     organization = find_organization(desk, command.organization_id)
@@ -114,7 +114,7 @@ def suspend_organization(desk: Desk, command: SuspendOrganization) -> Organizati
 
 
 def resume_organization(desk: Desk, command: ResumeOrganization) -> Organization:
-    """Let its keys work again; doing it twice is harmless."""
+    """Let the keys of an organization work again; doing it twice is harmless."""
     require(desk, "organizations:write")
     platform_only(desk, "Resuming an organization")
     organization = find_organization(desk, command.organization_id)
@@ -184,7 +184,7 @@ def change_project(desk: Desk, command: ChangeProject) -> Project:
 
 
 def archive_project(desk: Desk, command: ArchiveProject) -> Project:
-    """Refuse all uses that name it; doing it twice is harmless."""
+    """Refuse all uses that name a project; doing it twice is harmless."""
     require(desk, "organizations:write")
     project = find_project(desk, command.organization_id, command.project_id)
     expect_version(f"Project {project.id}", project.version, command.expected_version)

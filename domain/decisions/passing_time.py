@@ -1,4 +1,4 @@
-"""What time brings about by itself is recorded before a decision that rests on it."""
+"""What happens through the passing of time alone is recorded before a decision that depends on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from keyledger_language import events as e
 
 
 def is_open(books: Books, due: Due) -> bool:
-    """Is an entry of the agenda still to be recorded, once its time has come?"""
+    """Whether an entry of the agenda is still to be recorded when its time has come."""
     _, kind, subject, generation = due
     if kind == "reservation_expires":
         reservation = books.reservations.find(subject)
@@ -23,9 +23,9 @@ def is_open(books: Books, due: Due) -> bool:
 
 
 def record_due(desk: Desk, due: Due) -> None:
-    """Record an expiry, if it is still one: what was postponed or settled meanwhile is not."""
+    """Record an expiry, unless it was postponed or settled in the meantime."""
     when, kind, subject, generation = due
-    # It was taken off the agenda when its time had come: a clock that stepped back since undoes nothing.
+    # It was taken off the agenda because its time had come, even if the clock has stepped back since.
     desk.now = max(desk.now, when)
     if kind == "key_expires":
         _key_expires(desk, subject)

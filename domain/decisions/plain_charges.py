@@ -1,8 +1,8 @@
-"""Charges that nothing but the wallet limits, decided in one step: nearly all of them are such.
+"""Charges that only the wallet limits, decided in one step: nearly all charges are like this.
 
-What `charging.meter` does in thirty calls stands here in one, for the case that has to be fast: no
-quota, no rate limit to count, no alert, not asked for before, and allowed. All else goes the long way.
-Both must come to the same, which tests/properties/test_plain_charges.py compares.
+What `charging.meter` does in thirty calls is one function here, for the case that has to be fast: no
+quota, no rate limit to count, no alert, no earlier request with this id, and allowed. All others take
+the long path. Both must give the same result: tests/properties/test_plain_charges.py compares them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from keyledger_language.instants import DAY
 
 
 class _Purse(NamedTuple):
-    """What an organization pays with, in this draft; changed in place."""
+    """An organization's wallet and counters in this draft; changed in place."""
 
     wallet: Wallet
     counters: Counters
@@ -38,7 +38,7 @@ class _Purse(NamedTuple):
 class PlainCharges:
     """Decides plain charges of one group.
 
-    `was_taken`: was this name taken before the group?
+    `was_taken`: returns whether a name was taken before the group.
     """
 
     def __init__(self, desk: Desk, was_taken: Callable[[bytes], bool]) -> None:
@@ -48,8 +48,8 @@ class PlainCharges:
         self._starts = window_starts(self._day)
         self._purses: dict[str, _Purse] = {}
 
-    def decide(self, ask: ChargeUsage) -> UseOutcome | None:  # a reason each
-        """The charge, recorded; None when it is not plain, or not allowed: then nothing was done."""
+    def decide(self, ask: ChargeUsage) -> UseOutcome | None:  # one return per reason
+        """The charge, recorded; None if it is not plain, or not allowed: then nothing was done."""
         desk, use, base = self._desk, ask.use, ask.base_micros
         draft, asking = desk.draft, desk.asking
         if draft.settings_changed or ask.metadata or use.project_id is not None or not 0 < base <= MAX_MICROS:
@@ -79,7 +79,7 @@ class PlainCharges:
         ):
             return None
 
-        # Not earlier: rows that are taken into the draft are turned to this day.
+        # Not earlier: rows that are copied into the draft are advanced to this day.
         wallet, org_counters = purse or self._open(organization_id)
         tenant, now = use.tenant, desk.now
         position = draft.head + 1
@@ -137,7 +137,7 @@ class PlainCharges:
         return True
 
     def _unlimited(self, organization_id: str) -> Wallet | None:
-        """The organization's wallet; None when it has quotas as well."""
+        """The organization's wallet; None if the organization has quotas."""
         draft = self._desk.draft
         organization = draft.organizations.find(organization_id)
         if organization is None or organization.quotas:
@@ -154,5 +154,5 @@ class PlainCharges:
 
     def _multiplier(self, plan_id: str) -> str:
         plan = self._desk.draft.plans.find(plan_id)
-        assert plan is not None, "a plan is for ever"
+        assert plan is not None, "plans are never removed"
         return plan.price_multiplier

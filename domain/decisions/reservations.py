@@ -1,4 +1,4 @@
-"""Decisions about money that is held: capture, release, expiry."""
+"""Decisions about held money: capture, release, expiry."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from keyledger_language.instants import DAY, Instant
 
 
 class CaptureOutcome(msgspec.Struct, kw_only=True):
-    """What became of a capture."""
+    """The outcome of a capture."""
 
     code: str = VALID
     key: Key
@@ -51,7 +51,7 @@ class CaptureOutcome(msgspec.Struct, kw_only=True):
 
 
 class ReleaseOutcome(msgspec.Struct, kw_only=True):
-    """What became of a release."""
+    """The outcome of a release."""
 
     reservation: Reservation
     released_micros: int
@@ -73,7 +73,7 @@ def find_reservation(desk: Desk, reservation_id: str) -> Reservation:
 
 def _key_of(desk: Desk, reservation: Reservation) -> Key:
     key = desk.draft.keys.find(reservation.key_id)
-    assert key is not None, "a reservation's key is for ever"
+    assert key is not None, "keys are never removed"
     return key
 
 
@@ -84,7 +84,7 @@ def _wallet_of(desk: Desk, reservation: Reservation) -> Wallet:
 
 
 def capture_claim(desk: Desk, command: CaptureReservation) -> bytes | None:
-    """The claim that a capture's request id makes."""
+    """The claim of a capture's request id."""
     try:
         reservation = find_reservation(desk, command.reservation_id)
     except NotFoundError:
@@ -93,10 +93,10 @@ def capture_claim(desk: Desk, command: CaptureReservation) -> bytes | None:
 
 
 def capture(desk: Desk, command: CaptureReservation) -> CaptureOutcome:
-    """Turn what is held, or part of it, into a charge.
+    """Turn a reservation, or part of it, into a charge.
 
-    What is held is covered whatever became of the key. Beyond it as far as limits allow;
-    the rest is recorded as uncovered. After expiry nothing is held: it is decided anew.
+    The held amount is covered, whatever happened to the key. More is taken as far as limits allow;
+    the rest is recorded as uncovered. After expiry nothing is held: the use is decided again.
     """
     caller_of(desk)
     if not 0 <= command.base_micros <= MAX_MICROS:
@@ -123,12 +123,12 @@ def capture(desk: Desk, command: CaptureReservation) -> CaptureOutcome:
 
 
 def _has_expired(desk: Desk, reservation: Reservation) -> bool:
-    """Is its time over? Expiries are recorded many at a time, so this one's may be yet to come."""
+    """Whether it has expired. Expiries are recorded in bulk, so this one's event may still be missing."""
     return reservation.status == "expired" or reservation.expires_at <= desk.now
 
 
 def _check_range(command: CaptureReservation, reservation: Reservation, amount: int) -> None:
-    """What many captures add up to must stay within 64 bits too."""
+    """The sum of many captures must stay within 64 bits, too."""
     asked = reservation.captured_base_micros + command.base_micros
     uncovered = reservation.uncovered_micros + amount
     if max(amount, asked, uncovered) > MAX_MICROS:
@@ -136,7 +136,7 @@ def _check_range(command: CaptureReservation, reservation: Reservation, amount: 
 
 
 def _allowed_beyond(desk: Desk, reservation: Reservation, asked: int) -> int:
-    """How much more than what is held the limits allow."""
+    """How much more than the held amount the limits allow."""
     if asked == 0:
         return 0
     key = _key_of(desk, reservation)
@@ -153,7 +153,7 @@ def _allowed_beyond(desk: Desk, reservation: Reservation, asked: int) -> int:
 
 
 def _judged_again(desk: Desk, key: Key, reservation: Reservation) -> str:
-    """May the key still be used so? Address and permission were asked for when it was reserved."""
+    """The verdict on the same use now. Address and permission were checked when it was reserved."""
     facts = desk.facts_of(key, None)
     dimensions = tuple(one for one in facts.required_dimensions if one != "permission")
     facts = replace(facts, allowed_ips=(), required_dimensions=dimensions)
@@ -175,9 +175,9 @@ def _use_of(reservation: Reservation) -> Use:
 def _capture_late(
     desk: Desk, command: CaptureReservation, reservation: Reservation, amount: int
 ) -> CaptureOutcome:
-    """Nothing is held any more: all limits are asked as of now, and all or nothing is taken.
+    """Capture when nothing is held any more: all limits are checked as of now, and all or nothing is taken.
 
-    It belongs to the windows of now: those of the reservation went when it expired.
+    The charge belongs to the current windows: those of the reservation were dropped when it expired.
     """
     held = reservation.held_micros if reservation.status == "open" else 0
     if amount > _wallet_of(desk, reservation).headroom + held:
@@ -273,7 +273,7 @@ def _captured(
 
 
 def replay_capture(desk: Desk, command: CaptureReservation, event: e.Event, position: int) -> CaptureOutcome:
-    """The first outcome of this request id, if it asked for the same."""
+    """The first outcome of this request id, if its request was the same."""
     caller_of(desk)
     same = (
         isinstance(event, e.ReservationCaptured)
@@ -288,7 +288,7 @@ def replay_capture(desk: Desk, command: CaptureReservation, event: e.Event, posi
 
 
 def release(desk: Desk, command: ReleaseReservation) -> ReleaseOutcome:
-    """Give back what is still held; a released reservation answers the same again."""
+    """Release what is still held; for a released reservation the answer is repeated."""
     caller_of(desk)
     reservation = find_reservation(desk, command.reservation_id)
     if reservation.status == "captured":
@@ -316,7 +316,7 @@ def _released(
 
 
 def expire_reservation(desk: Desk, reservation: Reservation) -> None:
-    """Its time ran out: what is still held goes back."""
+    """Record that the reservation has expired: what is still held is released."""
     desk.record(_let_go(desk, reservation, e.ReservationExpired, None))
 
 

@@ -1,4 +1,4 @@
-"""Alerts: a quota's percent, a wallet's line. Each once per window, since each is an event."""
+"""Alerts: a quota's percentage, a wallet's line. Each once per window, since each is an event."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from keyledger_language.instants import DAY, Instant
 def alerts_ahead(
     desk: Desk, organization_id: str | None, levels: Levels, window_at: Instant, *, micros: int, requests: int
 ) -> list[e.ThresholdReached]:
-    """Each percent of a quota that such a use is going to reach, and that was not told in its window.
+    """An event for each alert percentage that such a use will reach, if its window has none yet.
 
-    Asked before the use is recorded, since a past window goes with the last that is held in it.
+    Call this before the use is recorded: a past window is dropped with the last reservation in it.
     """
     starts = window_starts(window_at // DAY)
     ahead: list[e.ThresholdReached] = []
@@ -56,7 +56,7 @@ def _reached(quota: Quota, tally: Tally, spent: int) -> Iterator[int]:
 
 
 def wallet_alert(desk: Desk, organization_id: str | None) -> None:
-    """Tell that the wallet fell below its line; again only after it was filled above it."""
+    """Record that the wallet fell below its alert line; again only after it was back above it."""
     wallet = desk.draft.wallets.find(organization_id or "")
     if wallet is None or wallet.alert_below is None or wallet.alerted:
         return

@@ -25,7 +25,7 @@ Chargelike = e.UsageCharged | e.ReservationCaptured
 
 
 class DepositOutcome(msgspec.Struct, kw_only=True):
-    """What became of a top-up."""
+    """The outcome of a top-up."""
 
     event: Deposit
     position: int
@@ -34,7 +34,7 @@ class DepositOutcome(msgspec.Struct, kw_only=True):
 
 
 class RefundOutcome(msgspec.Struct, kw_only=True):
-    """What became of a refund."""
+    """The outcome of a refund."""
 
     event: e.UsageRefunded
     charge: Chargelike
@@ -52,12 +52,12 @@ def wallet_of(desk: Desk, organization_id: str) -> Wallet:
 
 
 def deposit_claim(_desk: Desk, command: DepositCredits) -> bytes | None:
-    """The claim that a top-up's reference makes."""
+    """The claim of a top-up's reference."""
     return reference_claim(command.organization_id, command.reference)
 
 
 def deposit(desk: Desk, command: DepositCredits) -> DepositOutcome:
-    """Top a wallet up, or adjust it (a negative amount)."""
+    """Top up a wallet, or adjust it (a negative amount)."""
     require(desk, "wallets:write")
     platform_only(desk, "Minting credit")
     wallet = wallet_of(desk, command.organization_id)
@@ -88,7 +88,7 @@ def deposit(desk: Desk, command: DepositCredits) -> DepositOutcome:
 
 
 def replay_deposit(desk: Desk, command: DepositCredits, event: e.Event, position: int) -> DepositOutcome:
-    """The first outcome of this reference, if it asked for the same."""
+    """The first outcome of this reference, if its request was the same."""
     require(desk, "wallets:write")
     platform_only(desk, "Minting credit")
     wallet = wallet_of(desk, command.organization_id)
@@ -99,7 +99,7 @@ def replay_deposit(desk: Desk, command: DepositCredits, event: e.Event, position
 
 
 def set_terms(desk: Desk, command: SetWalletTerms) -> Wallet:
-    """Set credit limit (the platform's) and alert line."""
+    """Set credit limit and alert line; only the platform may."""
     require(desk, "wallets:write")
     platform_only(desk, "Setting a wallet's terms")
     wallet = wallet_of(desk, command.organization_id)
@@ -127,7 +127,7 @@ def set_terms(desk: Desk, command: SetWalletTerms) -> Wallet:
 
 
 def refund_claim(_desk: Desk, command: RefundCharge, charge: e.Event | None) -> bytes | None:
-    """The claim that a refund's request id makes."""
+    """The claim of a refund's request id."""
     if charge is None:
         return None
     return request_claim(charge.organization_id or "", command.request_id)
@@ -143,7 +143,7 @@ def refund(desk: Desk, command: RefundCharge, charge: e.Event | None) -> RefundO
     if amount < 1 and left > 0:
         raise InvalidError("amount_micros", "at least 1")
     if amount > left or left == 0:
-        msg = f"Charge {taken.charge_id} took {taken.amount_micros} micros; {left} are left."
+        msg = f"Charge {taken.charge_id} took {taken.amount_micros} micros; {left} can still be refunded."
         raise RefundExceedsChargeError(msg, field="amount_micros")
     event = _refunded(desk, command, taken, amount=amount, total=so_far + amount)
     position = desk.record(event)
@@ -176,7 +176,7 @@ def _refunded(
 
 
 def _charge(desk: Desk, command: RefundCharge, charge: e.Event | None) -> Chargelike:
-    """The charge under its id, if the caller may know of it."""
+    """The charge with this id, if the caller may know of it."""
     bound, keyspace = desk.asking.organization_id, desk.asking.keyspace_id
     if not isinstance(charge, Chargelike) or charge.charge_id != command.charge_id:
         raise NotFoundError("charge", command.charge_id)
@@ -206,10 +206,10 @@ def _wallet_of(desk: Desk, charge: Chargelike) -> Wallet:
 def replay_refund(
     desk: Desk, command: RefundCharge, charge: e.Event | None, event: e.Event, position: int
 ) -> RefundOutcome:
-    """The first outcome of this request id, if it asked for the same."""
+    """The first outcome of this request id, if its request was the same."""
     caller_of(desk)
     taken = _charge(desk, command, charge)
-    # Without an amount the first refund gave back whatever was left then.
+    # Without an amount, the first refund gave back all that was left at that time.
     same = (
         isinstance(event, e.UsageRefunded)
         and event.charge_id == command.charge_id

@@ -1,4 +1,4 @@
-"""PostgreSQL and NATS from their wheels, under our supervision."""
+"""PostgreSQL and NATS from their wheels, supervised by the ledger."""
 
 from infra.embedded.errors import DataFolderBusyError, DataFolderError, EmbeddedError, ServerFailedError
 from infra.embedded.folder import DataFolder

@@ -1,7 +1,7 @@
-"""What can keep an embedded server from running, each in one sentence.
+"""The reasons why an embedded server cannot run, each with a one-sentence message.
 
 EmbeddedError
-├── DataFolderBusyError   another keyledger has the folder
+├── DataFolderBusyError   another keyledger uses the folder
 ├── DataFolderError       the folder cannot be used
 └── ServerFailedError     a server did not start, or ended
 """
@@ -14,7 +14,7 @@ class EmbeddedError(Exception):
 
 
 class DataFolderBusyError(EmbeddedError):
-    """Another keyledger holds this data folder."""
+    """Another keyledger uses this data folder."""
 
     def __init__(self, path: Path, pid: int | None) -> None:
         holder = f"pid {pid}" if pid is not None else "pid unknown"
@@ -25,8 +25,8 @@ class DataFolderBusyError(EmbeddedError):
 
 
 class DataFolderError(EmbeddedError):
-    """The data folder cannot be made, read or written."""
+    """The data folder cannot be created, read or written."""
 
 
 class ServerFailedError(EmbeddedError):
-    """A server did not start, or ended; the message carries its own last words."""
+    """A server did not start, or ended; the message has the last line of its log."""

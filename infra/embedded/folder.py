@@ -1,4 +1,4 @@
-"""The data folder: who may use it, and the files that we keep in it."""
+"""The data folder: its lock, and the ledger's files in it."""
 
 import fcntl
 import hashlib
@@ -22,7 +22,7 @@ SOCKET_NAME = ".s.PGSQL.5432.lock"
 
 
 class DataFolder:
-    """A folder that one keyledger uses at a time, from `with` to the end of it or of the process."""
+    """A folder that one keyledger uses at a time, until the end of the `with` block or of the process."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
@@ -40,13 +40,13 @@ class DataFolder:
 
     @property
     def identity(self) -> Identity:
-        """Whom the servers run as; remembered, for they own their files."""
+        """The user that the servers run as; stored, because it owns their files."""
         if self._identity is None:
             self._identity = Identity.choose(owned=[self.path / "postgres", self.path / "nats"])
         return self._identity
 
     def open(self) -> None:
-        """Make the folder if need be, and keep every other keyledger out of it."""
+        """Create the folder if it is missing, and lock it against every other keyledger."""
         if self._lock is not None:
             return
         try:
@@ -60,32 +60,32 @@ class DataFolder:
         self._take(lock)
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Release the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def make(self, name: str) -> Path:
-        """A private folder inside, owned by whoever the servers run as."""
+        """A private folder inside, owned by the user that the servers run as."""
         try:
             return self.own(self.path / name)
         except OSError as error:
-            message = f"The data folder {self.path} cannot hold {name}: {error.strerror}."
+            message = f"{name} cannot be created in the data folder {self.path}: {error.strerror}."
             raise DataFolderError(message) from error
 
     def own(self, folder: Path) -> Path:
-        """Make this folder private to whoever the servers run as."""
+        """Make this folder private to the user that the servers run as."""
         folder.mkdir(mode=PRIVATE, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {os.geteuid(), self.identity.uid}:
-            raise DataFolderError(f"{folder} belongs to somebody else: remove it.")
+            raise DataFolderError(f"{folder} belongs to another user: remove it.")
         if found.st_uid != self.identity.uid:
             os.chown(folder, self.identity.uid, self.identity.gid)
         folder.chmod(PRIVATE)
         return folder
 
     def recall(self, name: str) -> str | None:
-        """What an earlier run wrote under this name."""
+        """The text that an earlier run stored under this name."""
         try:
             return (self.path / name).read_text(encoding="utf-8").strip() or None
         except FileNotFoundError:
@@ -95,7 +95,7 @@ class DataFolder:
             raise DataFolderError(message) from error
 
     def remember(self, name: str, text: str, *, readable_by_servers: bool = False) -> Path:
-        """Keep this text, whole or not at all, readable by its owner only."""
+        """Store this text, whole or not at all, readable by its owner only."""
         target = self.path / name
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -113,7 +113,7 @@ class DataFolder:
         return target
 
     def socket_folder(self) -> Path:
-        """Where the database's socket is: inside if the path is short enough, else a short private folder."""
+        """The folder of the database's socket: inside if that path is short enough, else a short one."""
         inside = self.path / "run"
         if _fits(inside):
             return self.make("run")
@@ -133,8 +133,8 @@ class DataFolder:
                 except OSError:
                     continue
         raise DataFolderError(
-            f"No short folder for the database's socket: {self.path} is too long a path, and neither "
-            "XDG_RUNTIME_DIR nor /tmp can be written."
+            f"There is no short folder for the database's socket: the path {self.path} is too long, and "
+            "neither XDG_RUNTIME_DIR nor /tmp can be written."
         )
 
     def _mode(self) -> int:
@@ -150,7 +150,7 @@ class DataFolder:
         except OSError as error:
             os.close(lock)
             raise DataFolderError(f"{self.path} cannot be locked: {error.strerror}.") from error
-        # A full disk is told here, before a server meets it.
+        # This reports a full disk before a server runs into it.
         try:
             os.pwrite(lock, f"{os.getpid():<19}\n".encode(), 0)
         except OSError as error:
@@ -161,5 +161,5 @@ class DataFolder:
 
 def _fits(folder: Path) -> bool:
     path = os.fsencode(folder / SOCKET_NAME)
-    # libpq reads a comma in a host as two hosts.
+    # libpq takes a comma in a host as a separator between two hosts.
     return len(path) <= SOCKET_PATH_LIMIT and b"," not in path

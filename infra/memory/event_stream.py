@@ -1,4 +1,4 @@
-"""The public stream in memory: an honest fake, held to the same contract tests as JetStream."""
+"""The public stream in memory: a fake that passes the same contract tests as JetStream."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from domain.publishing import (
 
 
 class MemoryStreamStorage:
-    """What several connections share, as several processes share a NATS server."""
+    """The storage that several connections share, as several processes share a NATS server."""
 
     def __init__(self, *, most_bytes: int = 1 << 20, most_age_seconds: float = 0.0) -> None:
         self.messages: dict[int, Message] = {}
-        """By sequence; the oldest may be gone."""
+        """By sequence; the oldest may be dropped already."""
         self.last_sequence = 0
         self.stored_at: float | None = None
         self.most_bytes = most_bytes
         self.most_age_seconds = most_age_seconds
         self.up = True
         self.dies_after: int | None = None
-        """Goes down once it has stored so many more messages."""
+        """The storage goes down once it has stored this many more messages."""
 
     def empty(self) -> None:
-        """All messages are dropped; the sequence goes on."""
+        """Drop all messages; the sequence continues."""
         self.messages.clear()
 
     def store(self, message: Message, behind: int) -> bool:
-        """Keep the message if the stream ends there and is up."""
+        """Store the message if the stream ends at `behind` and is up."""
         if self.dies_after == 0:
             self.up, self.dies_after = False, None
         if not self.up or behind != self.last_sequence:
@@ -51,7 +51,7 @@ class MemoryStreamStorage:
 
 
 class MemoryPublicStream:
-    """One connection to a storage; what it sends is stored by the time `settle` is asked."""
+    """One connection to a storage; messages are stored by the time `settle` is called."""
 
     def __init__(self, storage: MemoryStreamStorage) -> None:
         self.most_bytes = storage.most_bytes
@@ -68,7 +68,7 @@ class MemoryPublicStream:
         return stream
 
     async def end(self) -> StreamEnd:
-        """Where the stream ends now."""
+        """The current end of the stream."""
         self.check()
         last = self._storage.messages.get(self._storage.last_sequence)
         return StreamEnd(
@@ -78,7 +78,7 @@ class MemoryPublicStream:
         )
 
     async def send(self, messages: Sequence[Message], *, behind: int) -> None:
-        """Store them, up to the first that does not fit; that is only told later, as by a real one."""
+        """Store messages up to the first that does not fit; the error comes later, as from a real stream."""
         self.check()
         for sequence, message in enumerate(messages, start=behind + 1):
             if self._failure is None and not self._storage.store(message, sequence - 1):
@@ -87,18 +87,18 @@ class MemoryPublicStream:
                 self.acknowledged = sequence
 
     async def settle(self) -> None:
-        """Everything is stored, or it never will be."""
+        """Return if everything sent is stored; raise if it never will be."""
         self.check()
 
     def check(self) -> None:
-        """Raise what went wrong."""
+        """Raise the failure, if there was one."""
         if self._failure is None and not self._storage.up:
             self._failure = StreamUnavailableError("the stream is down")
         if self._failure is not None:
             raise self._failure
 
     async def close(self) -> None:
-        """Let go."""
+        """Do nothing: there is nothing to close."""
 
     def _reason(self) -> Exception:
         if not self._storage.up:

@@ -1,4 +1,4 @@
-"""The log in memory: an honest fake, held to the same contract tests as PostgreSQL."""
+"""The log in memory: a fake that passes the same contract tests as PostgreSQL."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from keyledger_language.history import HistoryPoint, RecordedEvent, mark_of
 from keyledger_language.instants import Instant
 
 MOST_EVENTS = 10_000
-"""What one group may hold; a bus stays far below."""
+"""The most events of one group; a command queue makes far smaller ones."""
 
 
 class MemoryStorage:
-    """What several logs share, as several processes share a database."""
+    """The storage that several logs share, as several processes share a database."""
 
     def __init__(self) -> None:
         self.events: list[RecordedEvent] = []
@@ -46,25 +46,25 @@ class MemoryStorage:
         self._standby_there.set()
 
     def lose_standby(self) -> None:
-        """From here on commits wait: the standby that must have them is away."""
+        """Disconnect the standby that must have all commits: from here on commits wait."""
         self._standby_there.clear()
 
     def return_standby(self) -> None:
-        """The standby has all that was committed, and commits go on."""
+        """Connect the standby again: it has all that was committed, and commits continue."""
         self._standby_there.set()
 
     @property
     def standby_away(self) -> bool:
-        """Do commits wait?"""
+        """Whether commits wait."""
         return not self._standby_there.is_set()
 
     async def reach_standby(self) -> None:
-        """Wait until the standby has all that is here."""
+        """Wait until the standby has everything that is stored here."""
         await self._standby_there.wait()
 
     @property
     def end(self) -> HistoryPoint:
-        """Where the log ends."""
+        """The end of the log."""
         mark = self.events[-1].mark if self.events else 0
         return HistoryPoint(len(self.events), mark, self.identity.epoch)
 
@@ -79,7 +79,7 @@ class MemoryStorage:
         return made
 
     def restore(self, backup: MemoryStorage) -> None:
-        """Become what the backup was; whoever held the lock is cut off."""
+        """Return to the state of the backup; the holder of the lock is cut off."""
         self.events, self.versions = list(backup.events), set(backup.versions)
         self.claims, self.groups = dict(backup.claims), set(backup.groups)
         self.data_keys, self.identity = dict(backup.data_keys), backup.identity
@@ -87,7 +87,7 @@ class MemoryStorage:
 
 
 class MemoryLog:
-    """One session on a storage. Tests may cut it off, and lose its acknowledgements."""
+    """One session on a storage. Tests may cut it off, and drop its acknowledgements."""
 
     def __init__(
         self, storage: MemoryStorage | None = None, *, partition: int = 0, clock: Clock | None = None
@@ -97,33 +97,33 @@ class MemoryLog:
         self._clock = SystemClock() if clock is None else clock
         self._next_acknowledgement: Literal["arrives", "lost_after_commit", "lost_before_commit"] = "arrives"
         self._waiting: asyncio.Future[Literal["terminated", "cancelled"]] | None = None
-        """An append that waits for the standby; its result is how the wait is broken off."""
+        """An append that waits for the standby; its result is the way in which the wait is broken off."""
         self._confirmations_waiting = 0
         self._proven: RecordedEvent | None = None
 
     def lose_next_acknowledgement(self, *, committed: bool) -> None:
-        """The connection breaks while the next group is being committed."""
+        """Break the connection while the next group is being committed."""
         self._next_acknowledgement = "lost_after_commit" if committed else "lost_before_commit"
 
     def cut_off(self) -> None:
-        """The session ends without a word, and its lock with it."""
+        """End the session and its lock without notice."""
         if self.storage.owner is self:
             self.storage.owner = None
 
     def break_off(self, how: Literal["terminated", "cancelled"]) -> None:
-        """The append waits no longer for the standby, which does not have it."""
+        """End the append's wait for the standby, which does not have the append."""
         assert self._waiting is not None, "no append waits"
         self._waiting.set_result(how)
 
     async def acquire(self) -> bool:
-        """Become the owner, if nobody else is."""
+        """Become the owner, if no other session is."""
         self._reach()
         if self.storage.owner is None:
             self.storage.owner = self
         return self.storage.owner is self
 
     async def confirm(self) -> bool:
-        """Was this session the owner at the moment of the call?"""
+        """Whether this session was the owner at the time of the call."""
         if self.storage.owner is not self:
             return False
         self._reach()
@@ -131,7 +131,7 @@ class MemoryLog:
         return True
 
     async def waits_for_standby(self) -> bool:
-        """Does a commit wait for the standby?"""
+        """Whether a commit waits for the standby."""
         self._reach()
         return self._waiting is not None or self._confirmations_waiting > 0
 
@@ -147,17 +147,17 @@ class MemoryLog:
         self.cut_off()
 
     async def announce(self, address: str, incarnation: str) -> None:
-        """Say where the owner answers; only the owner can."""
+        """Announce the owner's address; only the owner can."""
         if self.storage.owner is not self:
             raise NotOwnerError
         self.storage.announced = Owner(address, incarnation, os.getpid())
 
     async def owner(self) -> Owner | None:
-        """Who announced itself last; it may be gone since."""
+        """The owner that announced itself last; it may have ended since."""
         return self.storage.announced
 
     async def identity(self) -> LogIdentity:
-        """Which log this is, and its epoch."""
+        """The log's id and its epoch."""
         return self.storage.identity
 
     async def close(self) -> None:
@@ -170,7 +170,7 @@ class MemoryLog:
         return len(self.storage.events)
 
     async def end(self) -> HistoryPoint:
-        """Where the log ends."""
+        """The end of the log."""
         self._reach()
         return self.storage.end
 
@@ -193,7 +193,7 @@ class MemoryLog:
         return len(self.storage.events)
 
     async def _commit(self, group: Group) -> None:
-        """What waits for the standby is seen by nobody, until the wait ends or is broken off."""
+        """Write the group. While it waits for the standby it is not visible, until the wait ends."""
         if not self.storage.standby_away:
             self._write(group)
             return
@@ -214,7 +214,7 @@ class MemoryLog:
             await self._reach_standby()
 
     async def committed(self, group: Group) -> bool | None:
-        """Was this group written, durably?"""
+        """Whether this group was written durably."""
         self._reach()
         written = group.group_id in self.storage.groups
         never = self.storage.owner is self or len(self.storage.events) > group.behind.position
@@ -222,22 +222,22 @@ class MemoryLog:
         return written or (False if never else None)
 
     async def claims(self, digests: Sequence[bytes]) -> dict[bytes, TakenClaim]:
-        """Those that are taken and not expired."""
+        """The claims that are taken and not expired."""
         self._reach()
         return {digest: self.storage.claims[digest][0] for digest in digests if self._is_taken(digest)}
 
     async def read(self, after: int, limit: int) -> list[RecordedEvent]:
-        """Events behind a position."""
+        """Events after a position."""
         self._reach()
         return self.storage.events[after : after + limit]
 
     async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
-        """Events behind a position, once the standby has them."""
+        """Events after a position, once the standby has them."""
         found = await self.read(after, limit)
         if found and found[-1] != self._proven and self.storage.standby_away:
             await self._reach_standby()
             if await self.read_at([found[-1].position]) != [found[-1]]:
-                raise LogUnavailableError("what was read is not in the log any more")
+                raise LogUnavailableError("the events read are no longer in the log")
         self._proven = found[-1] if found else None
         return found
 

@@ -44,6 +44,6 @@ class MemoryStateRows:
         return [self._rows[subject] for subject in subjects if subject in self._rows]
 
     async def clear(self) -> None:
-        """Forget everything."""
+        """Delete everything."""
         self._rows.clear()
         self._through = BEGINNING

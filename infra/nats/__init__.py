@@ -1,1 +1,1 @@
-"""The relay to JetStream and the messages to the edges."""
+"""The relay to JetStream, and the messages to the edges."""

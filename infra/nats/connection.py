@@ -1,4 +1,4 @@
-"""How we connect to NATS: a dead or frozen server is noticed within a second."""
+"""Connections to NATS: a dead or frozen server is noticed within a second."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class NatsUnreachableError(Exception):
 
 
 async def connect_once(url: str, name: str, *, most_pending_bytes: int) -> Client:
-    """A connection that never comes back by itself: once lost, it stays lost.
+    """A connection that never reconnects by itself: once lost, it stays lost.
 
-    For whoever must know exactly what was sent: nats-py's own reconnecting sends what it had
-    buffered, and hangs for 10 s and more when the server is frozen.
+    For callers that must know exactly what was sent: nats-py's own reconnecting sends what it had
+    buffered, and hangs for 10 s and more if the server is frozen.
     """
     errors: list[Exception] = []
 
     async def remember(error: Exception) -> None:
-        """Errors reach us as exceptions and missing answers as well; nats-py would log them."""
+        """Do not log, as nats-py would: errors also show as exceptions and as missing answers."""
         errors[:] = [error]
 
     client = Client()
-    # (nats-py declares whole seconds here, and takes any.)
+    # (nats-py declares whole seconds here, but accepts fractions.)
     pauses: dict[str, Any] = {
         "reconnect_time_wait": _SECONDS_BETWEEN_TRIES,
         "ping_interval": _PING_SECONDS,
@@ -45,7 +45,7 @@ async def connect_once(url: str, name: str, *, most_pending_bytes: int) -> Clien
             _servers(url),
             name=name,
             allow_reconnect=False,
-            max_reconnect_attempts=1,  # also rules how often the first connection is tried
+            max_reconnect_attempts=1,  # also limits the attempts of the first connection
             connect_timeout=_CONNECT_SECONDS,
             max_outstanding_pings=_MOST_PINGS_OUT,
             pending_size=most_pending_bytes,
@@ -53,7 +53,7 @@ async def connect_once(url: str, name: str, *, most_pending_bytes: int) -> Clien
             **pauses,
         )
     except BaseException as error:
-        await abandon(client)  # who is not let in, or gives up half-way, still has a socket
+        await abandon(client)  # a refused or cancelled connect may have opened a socket
         if isinstance(error, (OSError, Error)):
             raise NatsUnreachableError(reason(errors[0] if errors else error)) from error
         raise
@@ -61,7 +61,7 @@ async def connect_once(url: str, name: str, *, most_pending_bytes: int) -> Clien
 
 
 def reason(error: Exception) -> str:
-    """What NATS said, for a sentence to an operator; some of its errors say nothing."""
+    """NATS's error, for a message to the operator; some of its errors have no text."""
     return f"NATS: {str(error) or type(error).__name__}"
 
 

@@ -1,8 +1,8 @@
-"""The ledger's end of the bus to the edges: requests in, grants and changes out.
+"""The ledger's side of the bus to the edges: requests in, grants and changes out.
 
-Everything that travels here may be lost or arrive twice; the fence's rules live with that. What
-must not happen is that an old message waits in a buffer and leaves late, so a lost connection
-drops what was unsent and starts anew.
+Every message here may be lost or arrive twice; the fence's rules allow for that. But an old message
+must not wait in a buffer and be sent late, so a lost connection drops its unsent messages, and a new
+one is opened.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _MOST_PENDING_BYTES: Final = 4 * 1024 * 1024
 _MOST_QUEUED: Final = 10_000
 
 Handle = Callable[[bytes], tuple[str, bytes] | None]
-"""Takes what an edge says; answers with `<root key id>.<edge id>` and the grant, if it gets one."""
+"""Takes an edge's message; returns `<root key id>.<edge id>` and the grant, if the edge gets one."""
 
 
 class EdgeBus:
-    """Connected whenever NATS is there. `handle` is asked for every message of an edge."""
+    """Connected whenever NATS is reachable. `handle` is called for every message of an edge."""
 
     def __init__(self, url: str, *, ping_ms: int = 250) -> None:
         self._url = url
@@ -45,23 +45,23 @@ class EdgeBus:
         self._woken = asyncio.Event()
         self.handle: Handle = lambda _data: None
         self.speakers: Callable[[], Mapping[str, int]] = dict[str, int]
-        """The root keys whose edges are listened to, with how many each has."""
+        """The root keys whose edges' messages are received, with the number of edges of each."""
         self.overflows = 0
-        """How often the edges of a root key said more than is heard of them."""
+        """How often the edges of a root key sent more messages than the ledger receives from them."""
         self._looks = False
         self._changes = 0
         self.logins: EdgeLogins | None = None
-        """Who lets edges in; None where NATS knows them itself."""
+        """Decides the logins of edges; None if NATS knows them itself."""
         self.connected = False
 
     def publish_change(self, data: bytes) -> None:
-        """Tell all edges of a change. May be lost: a hole stops an edge until a grant fills it."""
+        """Send a change to all edges. It may be lost: a gap stops an edge until a grant fills it."""
         if self.connected:
             self._changes += 1
             self._put(CHANGES_SUBJECT, data)
 
     def look(self) -> None:
-        """Somebody else may speak now, or speak more: ask `speakers` at once."""
+        """Call `speakers` at once: another root key's edges may send now, or some may send more."""
         self._looks = True
         self._woken.set()
 
@@ -70,7 +70,7 @@ class EdgeBus:
         self._woken.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until told to stop, through any number of lost connections."""
+        """Serve until `stop`, across any number of lost connections."""
         stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():

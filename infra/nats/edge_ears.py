@@ -1,8 +1,8 @@
-"""How much is heard of edges: of those of each root key only so much, and NATS drops the rest.
+"""How many messages of edges are received: a bounded number for each root key; NATS drops the rest.
 
-Each root key's edges speak on a subject of their own. We listen there for a number of messages
-that NATS counts (its automatic unsubscribe), and listen anew while the root key's allowance
-lasts. So a flood ends at the server, and costs nobody but the edges of that root key.
+Each root key's edges publish on a subject of their own. The ledger subscribes there for a number of
+messages that NATS counts (its automatic unsubscribe), and again while the root key's allowance
+lasts. So a flood ends at the server, and affects only the edges of that root key.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from keyledger_language import LEASE_SUBJECT
 log = structlog.get_logger()
 
 _PER_SECOND: Final = 200
-"""For the edges of one root key, beside what their pings and their acknowledgements take."""
+"""For the edges of one root key, in addition to their pings and acknowledgements."""
 _AT_ONCE: Final = 100
 _SPARE: Final = 2
-"""An edge may ask that much more often than once a ping: out of turn, after a hole."""
+"""An edge may send this many times as many requests as pings: extra ones follow a gap."""
 _MOST_BYTES: Final = 4_096
-"""In one message: what an edge says takes a few hundred. A longer one counts as many."""
+"""For one message: an edge's messages take a few hundred bytes. A longer one counts as several."""
 _LOG_SECONDS: Final = 10.0
 
 
 class Allowance:
-    """How many messages of one root key's edges are heard: a bucket that fills with time.
+    """How many messages of one root key's edges are received: a bucket that fills with time.
 
-    It also fills with each change that edges were told of, which every one of them acknowledges.
+    It also fills with each change sent to edges, since every edge acknowledges it.
     """
 
     def __init__(self, pings_per_second: float, now: float, edges: int) -> None:
@@ -44,16 +44,16 @@ class Allowance:
 
     @property
     def at_once(self) -> int:
-        """For how many NATS is told to listen."""
+        """The number of messages for one subscription at NATS."""
         return _AT_ONCE + self._edges
 
     @property
     def most(self) -> int:
-        """What the bucket holds."""
+        """The size of the bucket."""
         return 2 * self.at_once
 
     def fill(self, now: float, edges: int, changes: int) -> None:
-        """Time has passed, there are so many edges, and they were told of so many changes since."""
+        """Fill the bucket for the time passed, for this many edges, and for the changes sent since."""
         self._edges = edges
         per_second = _PER_SECOND + _SPARE * edges * self._pings_per_second
         gained = (now - self._at) * per_second + edges * changes
@@ -61,17 +61,17 @@ class Allowance:
         self.left = min(self.most, self.left + gained)
 
     def take(self) -> int:
-        """Out of the bucket: what NATS may now let through."""
+        """Take from the bucket the number of messages that NATS may let through now."""
         taken = min(self.at_once, int(self.left))
         self.left -= taken
         return taken
 
     def owe(self, messages: int) -> None:
-        """More was heard than was taken: that must fill again first."""
+        """Subtract messages that were received but not taken; the bucket has to refill first."""
         self.left -= messages
 
     def give_back(self, unused: int) -> None:
-        """NATS was told of more than was said."""
+        """Return the messages that were taken but not sent by edges."""
         self.left = min(self.most, self.left + unused)
 
 
@@ -88,13 +88,13 @@ class _Subscribed:
 
 
 class _Ear:
-    """What listens to the edges of one root key."""
+    """The subscriptions for the edges of one root key."""
 
     def __init__(self, allowance: Allowance) -> None:
         self.allowance = allowance
         self.now: _Subscribed | None = None
         self.before: _Subscribed | None = None
-        """Ended at NATS; what it had sent by then is still heard."""
+        """Ended at NATS; messages that NATS had sent by then are still received."""
         self.called = False
         self.deaf = False
         self.logged_at = -_LOG_SECONDS
@@ -115,9 +115,9 @@ class _Ear:
 
 
 class Ears:
-    """Listens on one connection to the edges of those root keys that have any.
+    """Subscribes, on one connection, to the edges of all root keys that have any.
 
-    `hear` takes what they say, `call` asks for `tend` soon, `overflowed` counts.
+    `hear` receives their messages, `call` requests an early `tend`, `overflowed` counts overflows.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class Ears:
         self._ears: dict[str, _Ear] = {}
 
     async def tend(self, speakers: Mapping[str, int], changes: int) -> None:
-        """Listen to these root keys, which have so many edges, and to no others.
+        """Subscribe to the edges of these root keys (with their numbers of edges), and to no others.
 
-        `changes`: how many edges were told of since the last time.
+        `changes`: how many were sent to edges since the last call.
         """
         for root_key_id in self._ears.keys() - speakers.keys():
             await self._end(self._ears.pop(root_key_id))
@@ -161,7 +161,7 @@ class Ears:
             ear.now = None
             await self._end_at_nats(ear, former)
         elif ear.may_renew:
-            # The new one first: what is heard twice is taken once.
+            # The new one first: a message that is received twice is applied once.
             ear.now, ear.deaf = await self._subscribe(root_key_id, ear), False
             await self._end_at_nats(ear, former)
         if not ear.unused and not ear.deaf:
@@ -186,11 +186,11 @@ class Ears:
                 if ear.allowance.left < 0:
                     self._call()
                 return
-            if heard <= limit:  # what is beyond came in before NATS knew of the limit
+            if heard <= limit:  # NATS sent any further ones before it knew of the limit
                 await self._hear(message)
 
         subscription = await self._client.subscribe(f"{LEASE_SUBJECT}.{root_key_id}", cb=hear)
-        # Not its `unsubscribe(limit)`: that one drops what is still unread when the last one comes.
+        # Not its `unsubscribe(limit)`: that drops unread messages when the last one arrives.
         await self._client._send_unsubscribe(subscription._id, limit)  # noqa: SLF001
         return _Subscribed(subscription, limit)
 

@@ -1,8 +1,8 @@
-"""Lets edges in at NATS, those of each root key as a user of their own.
+"""Logins of edges at NATS: one NATS user for each root key.
 
-NATS asks us about whoever it does not know itself (its auth callout), and we answer with what that
-user may hear and say, signed by the account key that NATS was configured with. So root keys that
-are made later need no new configuration, and one that died lets nobody in any more.
+NATS asks the ledger about every user that it does not know itself (its auth callout). The answer is that
+user's permissions, signed with the account key that NATS was configured with. So root keys that are made
+later need no new configuration, and with a root key that no longer works no edge can log in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from keyledger_language import CHANGES_SUBJECT, GRANT_SUBJECT, LEASE_SUBJECT
 LOGIN_SUBJECT: Final = "$SYS.REQ.USER.AUTH"
 GLOBAL_ACCOUNT: Final = "$G"
 LOGIN_SECONDS: Final = 3_600
-"""Then NATS asks again, so a root key that died is out for good; its edges lost their leases at once."""
+"""Then NATS asks again, and refuses a root key that stopped working; its edges lost their leases at once."""
 
 _HEADER: Final = {"typ": "JWT", "alg": "ed25519-nkey"}
 _PURPOSE: Final = b"nats user\0"
@@ -49,11 +49,11 @@ class _Question(msgspec.Struct):
 
 
 class IssuerSeedError(Exception):
-    """The text is no seed of an account key."""
+    """The text is not the seed of an account key."""
 
 
 class EdgeLogins:
-    """Who may log in at NATS as an edge; the passwords are derived, and kept nowhere."""
+    """Decides who may log in at NATS as an edge; passwords are derived, and stored nowhere."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class EdgeLogins:
         may_connect: Callable[[str], bool],
         decides: Callable[[], bool],
     ) -> None:
-        """`secret` is the ledger's, once known; `decides` says if a refusal of ours is the last word."""
+        """`secret` returns the ledger's, once known; `decides` whether a refusal by this process is final."""
         self._key = _account_key(seed)
         self._issuer = issuer_of(seed)
         self._account = account
@@ -73,14 +73,14 @@ class EdgeLogins:
         self._decides = decides
 
     def password_of(self, root_key_id: str) -> str | None:
-        """What this root key's edges log in with; None while the ledger's own secret is not known."""
+        """The password of this root key's edges; None while the ledger's own secret is not known."""
         secret = self._secret()
         if secret is None:
             return None
         return _text(hmac.digest(secret, _PURPOSE + root_key_id.encode(), "sha256"))
 
     def answer(self, question: bytes) -> bytes | None:
-        """The answer to a question of NATS; None where another process may know better."""
+        """The answer to a login question of NATS; None if another process may know more."""
         asked = _read(question)
         if asked is None:
             return None
@@ -91,7 +91,7 @@ class EdgeLogins:
         knows = hmac.compare_digest(asked.connect_opts.password.encode(), password.encode())
         if knows and self._may_connect(root_key_id):
             return self._response(asked, {"jwt": self._user(asked.user_nkey, root_key_id)})
-        return self._response(asked, {"error": "No edge logs in so."}) if self._decides() else None
+        return self._response(asked, {"error": "This is no login of an edge."}) if self._decides() else None
 
     def _user(self, user_nkey: str, root_key_id: str) -> str:
         return self._signed(
@@ -105,7 +105,7 @@ class EdgeLogins:
                     "version": _VERSION,
                     "pub": {"allow": [f"{LEASE_SUBJECT}.{root_key_id}"]},
                     "sub": {"allow": [CHANGES_SUBJECT, f"{GRANT_SUBJECT}.{root_key_id}.>"]},
-                    # nats-server bounds nothing by these where it asks about a user: see edge_ears.py.
+                    # nats-server does not enforce these for users from an auth callout: see edge_ears.py.
                     "subs": -1,
                     "data": -1,
                     "payload": -1,
@@ -134,7 +134,7 @@ def new_issuer_seed() -> str:
 
 
 def issuer_of(seed: str) -> str:
-    """The public half, which NATS is configured with; IssuerSeedError when there is none."""
+    """The public half, which NATS is configured with; IssuerSeedError if the seed has none."""
     return bytes(_account_key(seed).public_key).decode()
 
 
@@ -145,7 +145,7 @@ def _account_key(seed: str) -> nkeys.KeyPair:
         key = None
     if key is None or not bytes(key.public_key).startswith(b"A"):
         # Without the cause: it may show the seed.
-        raise IssuerSeedError("This is no seed of an account key, which begins with SA.") from None
+        raise IssuerSeedError("This is not the seed of an account key: such a seed begins with SA.") from None
     return key
 
 

@@ -1,4 +1,4 @@
-"""A connection to the public stream in JetStream: many messages under way, none out of order."""
+"""A connection to the public stream in JetStream: many messages in flight, none out of order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from infra.nats.streams import StreamLimits, ensure_stream, stream_name
 from keyledger_edge._nats import abandon
 
 STALL_SECONDS: Final = 5.0
-"""A server that owes an answer for so long is taken for frozen."""
+"""A server that has not answered for this long is considered frozen."""
 MOST_UNDER_WAY: Final = 4096
 MOST_BYTES_UNDER_WAY: Final = 8 * 1024 * 1024
 _ASK_EVERY: Final = 64
@@ -44,16 +44,16 @@ _ROOM_FOR_HEADERS: Final = 1024
 class _Asked(NamedTuple):
     sequence: int
     sent_bytes: int
-    """All that was sent up to there."""
+    """The total size of all messages sent up to there."""
     at: float
 
 
 class JetStreamPublicStream:
-    """Publishes with the sequence and the message that each must follow: the stream takes it, or stops.
+    """Publishes each message with the sequence and the message that it must follow, or else it is refused.
 
-    The sequence alone would not do: if somebody else's message takes the place of one of ours, that
-    one is refused, and the next would fit. An acknowledgement is asked for with each 64th message
-    only: a message is stored only if the one before it was, so one answer speaks for all.
+    The sequence alone would not be enough: if another program's message takes the place of one of ours,
+    ours is refused, but the next would fit. Only every 64th message asks for an acknowledgement: a message
+    is stored only if the one before it was, so one answer covers all before it.
     """
 
     def __init__(self, client: Client, partition: int, *, most_age_seconds: float) -> None:
@@ -76,7 +76,7 @@ class JetStreamPublicStream:
     async def open(
         cls, url: str, partition: int, *, limits: StreamLimits | None = None
     ) -> JetStreamPublicStream:
-        """Connect, and make the stream if it is not there."""
+        """Connect, and make the stream if it does not exist."""
         try:
             client = await connect_once(url, "keyledger relay", most_pending_bytes=MOST_BYTES_UNDER_WAY)
         except NatsUnreachableError as error:
@@ -93,14 +93,14 @@ class JetStreamPublicStream:
         return stream
 
     async def end(self) -> StreamEnd:
-        """Where the stream ends now."""
+        """The current end of the stream."""
         try:
             return await read_end(self._jetstream, self._name)
         except (Error, OSError) as error:
             raise StreamUnavailableError(reason(error)) from error
 
     async def send(self, messages: Sequence[Message], *, behind: int) -> None:
-        """Have them stored right behind `behind`; returns once few enough are under way."""
+        """Send messages, to be stored right after `behind`; returns once few enough are in flight."""
         last = behind + len(messages)
         try:
             async with asyncio.timeout(2 * STALL_SECONDS):
@@ -117,13 +117,13 @@ class JetStreamPublicStream:
             await self._wait_for_progress()
 
     async def settle(self) -> None:
-        """Wait until everything sent is stored."""
+        """Wait until every message sent is stored."""
         while self.acknowledged < self._sent:
             await self._wait_for_progress()
         self.check()
 
     def check(self) -> None:
-        """Raise what went wrong since."""
+        """Raise the connection's failure, if there was one."""
         if self._failure is None and self._client.is_closed:
             self._failure = StreamUnavailableError("NATS: the connection was lost")
         if self._failure is None and self._asked and time.monotonic() - self._asked[0].at > STALL_SECONDS:
@@ -132,7 +132,7 @@ class JetStreamPublicStream:
             raise self._failure
 
     async def close(self) -> None:
-        """Drop the connection, and what it still had to send."""
+        """Drop the connection and its unsent messages."""
         await abandon(self._client)
 
     async def _publish(self, message: Message, sequence: int, *, ask: bool) -> None:
@@ -162,7 +162,7 @@ class JetStreamPublicStream:
         self.check()
         self._progress.clear()
         with contextlib.suppress(TimeoutError):
-            # Shorter than a stall, to notice a connection that was lost meanwhile.
+            # Shorter than a stall, to notice a connection that was lost in the meantime.
             await asyncio.wait_for(self._progress.wait(), STALL_SECONDS / 10)
         self.check()
 
@@ -179,7 +179,7 @@ class JetStreamPublicStream:
 
 
 async def peek(url: str, partition: int) -> StreamEnd:
-    """Where the stream ends, without making it: sequence 0 when it is not there."""
+    """The end of the stream, without making it: sequence 0 if it does not exist."""
     try:
         client = await connect_once(url, "keyledger doctor", most_pending_bytes=MOST_BYTES_UNDER_WAY)
     except NatsUnreachableError as error:
@@ -195,7 +195,7 @@ async def peek(url: str, partition: int) -> StreamEnd:
 
 
 async def read_end(jetstream: JetStreamContext, name: str) -> StreamEnd:
-    """The stream's last sequence, and the headers of the last message that is still there."""
+    """The stream's last sequence, and the headers of the last message that is still stored."""
     state = (await jetstream.stream_info(name)).state
     if state.messages == 0:
         return StreamEnd(state.last_seq, None)
@@ -212,7 +212,7 @@ def _jetstream(client: Client) -> JetStreamContext:
 
 def _failure_in(answer: Msg, expected: int) -> Exception | None:
     if not answer.data:
-        return StreamUnavailableError("NATS: the stream is gone, or JetStream is")
+        return StreamUnavailableError("NATS: the stream was deleted, or JetStream is not available")
     said: dict[str, Any] = json.loads(answer.data)
     error = said.get("error")
     if error is not None and error.get("err_code") in _CONFLICTS:

@@ -1,8 +1,8 @@
-"""The way out: what is in the log is published, each event once, in its order.
+"""The relay: publishes the log, each event once, in its order.
 
-The log is the outbox, and the stream's own last message is the checkpoint: there is nothing else
-to keep, so nothing that could contradict it. Each message names the sequence it must follow.
-Whatever is killed, the next relay reads where the stream ends and goes on from there.
+The log is the outbox, and the stream's own last message is the checkpoint: nothing else is stored that
+could contradict it. Each message names the sequence that it must follow. Whichever process is killed, the
+next relay reads the end of the stream and continues from there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from keyledger_language.events import Event
 from keyledger_language.history import HistoryPoint, RecordedEvent
 
 BATCH: Final = 1_000
-"""How many events are read at once; with what may be under way, all that a relay holds in memory."""
+"""How many events are read at once; with the messages in flight, all that a relay has in memory."""
 _IDLE_SECONDS: Final = 0.5
 _SHORTEST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
@@ -45,32 +45,32 @@ _CONFLICT_SECONDS: Final = 5.0
 _FAREWELL_SECONDS: Final = 2.0
 _EPOCH_SECONDS: Final = 1.0
 _WAITS_FOR_STANDBY: Final = (
-    "PostgreSQL waits for its standby: what is not on it is not published. Bring the standby back."
+    "PostgreSQL waits for its standby: events that are not on it are not published. Bring the standby back."
 )
 _WHAT_TO_DO: Final = (
-    ". Nothing is published meanwhile. Once it is sure that this is the log to go on with, run"
-    " `keyledger new-epoch`: all of it is then published anew under the next epoch."
+    ". Nothing is published for now. Once you are sure that this is the log to continue with, run"
+    " `keyledger new-epoch`: then all of it is published again under the next epoch."
 )
 
 Decode = Callable[[RecordedEvent], Event]
-"""A mapper without data keys: what it cannot read cannot be published."""
+"""A mapper without data keys: it cannot read encrypted fields, so they cannot be published."""
 Open = Callable[[], Awaitable[PublicStream]]
 RelayState = Literal["starting", "publishing", "standing_by", "disconnected", "refused", "stopped"]
 
 
 class _EpochRaisedError(Exception):
-    """Everything is to be published anew."""
+    """The log's epoch was raised: everything has to be published again."""
 
 
 class LogReader(Protocol):
-    """What the relay needs of the log."""
+    """What the relay needs from the log."""
 
     async def end(self) -> HistoryPoint:
-        """Where the log ends, and its epoch."""
+        """The end of the log, and its epoch."""
         ...
 
     async def read(self, after: int, limit: int) -> list[RecordedEvent]:
-        """Committed events behind a position, in order."""
+        """Committed events after a position, in order."""
         ...
 
     async def read_durable(self, after: int, limit: int) -> list[RecordedEvent]:
@@ -78,28 +78,28 @@ class LogReader(Protocol):
         ...
 
     async def waits_for_standby(self) -> bool:
-        """Does a commit wait for a standby that is away?"""
+        """Whether a commit waits for a disconnected standby."""
         ...
 
 
 @dataclass(slots=True)
 class RelayStatus:
-    """Where the relay stands, for readiness, metrics and the doctor."""
+    """The state of the relay, for readiness, metrics and the doctor."""
 
     state: RelayState = "starting"
     position: int = 0
-    """The last event that the stream is known to hold."""
+    """The last event that is known to be in the stream."""
     head: int = 0
     """The last event of the log that the relay knows of."""
     published: int = 0
     """Events that this relay has published."""
     reconnects: int = 0
     problem: str | None = None
-    """What keeps it from publishing, in a sentence."""
+    """Why it cannot publish, as a sentence."""
 
     @property
     def connected(self) -> bool:
-        """Does it have a stream to publish to?"""
+        """Whether it is connected to a stream."""
         return self.state in {"publishing", "standing_by"}
 
     @property
@@ -109,10 +109,10 @@ class RelayStatus:
 
 
 class Relay:
-    """Publishes one partition of one log, over and over, until it is stopped.
+    """Publishes one partition of one log continuously, until it is stopped.
 
-    `republish_after`: the position behind which a stream is filled that is new, or was emptied,
-    or holds another epoch of this log.
+    `republish_after`: the position after which a stream is filled if it is new, was emptied,
+    or has another epoch of this log.
     """
 
     def __init__(
@@ -140,13 +140,13 @@ class Relay:
         self._status = status
         self._pause = _SHORTEST_PAUSE
         self._heard = 0
-        """The head of the log as the wakeups told it last, before the last reading began."""
+        """The head of the log as last notified, before the last reading began."""
         self._conflict_at = float("-inf")
         self._rival: str | None = None
         self._waits_for: str | None = None
 
     async def run(self) -> None:
-        """Publish until stopped; whatever fails is tried again."""
+        """Publish until stopped; after any failure try again."""
         while self._goes_on():
             try:
                 await self._stand_by()
@@ -160,7 +160,7 @@ class Relay:
             except (StreamUnavailableError, LogUnavailableError) as error:
                 self._status.reconnects += 1
                 await self._rest("disconnected", str(error), self._next_pause())
-            except Exception as error:  # noqa: BLE001 - an event it cannot read, say: the log waits for a fix
+            except Exception as error:  # noqa: BLE001 - such as an event it cannot read: the log waits for a fix
                 await self._rest("refused", f"{type(error).__name__}: {error}", _REFUSED_PAUSE)
         self._status.state = "stopped"
 
@@ -180,14 +180,14 @@ class Relay:
             await stream.close()
 
     async def _resume(self, stream_end: StreamEnd) -> Place:
-        """From where to go on: behind what the stream ends with, if that is in this log."""
+        """The place to continue from: after the last event of the stream, if that is in this log."""
         found, end = place_in(stream_end.headers), await self._reader.end()
         self._status.head = max(self._status.head, end.position)
         if found is None:
             return await self._origin(end)
         if found.log_id != self._log_id or found.partition != self._partition:
             raise StreamRefusedError(
-                f"The stream holds events of another log ({found.log_id}): give this ledger a NATS account of"
+                f"The stream has events of another log ({found.log_id}): give this ledger a NATS account of"
                 " its own, or delete the stream."
             )
         if found.epoch < end.epoch:
@@ -197,11 +197,11 @@ class Relay:
         return found
 
     async def _origin(self, end: HistoryPoint) -> Place:
-        """Where a stream begins that holds nothing of this log's epoch."""
+        """The place where a stream begins that has no events of this log's epoch."""
         after = self._republish_after
         if after > end.position:
             raise StreamRefusedError(
-                f"KEYLEDGER_NATS_REPUBLISH_AFTER is {after}, and the log ends with {end.position}."
+                f"KEYLEDGER_NATS_REPUBLISH_AFTER is {after}, but the log ends with {end.position}."
             )
         mark = (await self._mark_at(after) or 0) if after else 0
         return Place(self._log_id, end.epoch, self._partition, after, mark)
@@ -231,12 +231,12 @@ class Relay:
                     continue
                 if visit.is_under_way():
                     await visit.stream.settle()
-                # What was heard of and is not there was lost, or never was: only more than that counts.
+                # A position that was notified but is not in the log was lost, or never was: wait for more.
                 known = visit.place.number if batch else max(visit.place.number, self._heard)
                 await self._idle(visit, known)
 
     async def _why_not(self) -> str | None:
-        """Why the log keeps back what follows, if it says so. The lag is to be seen meanwhile."""
+        """Why the log returns no further events, if it is known; also updates the lag."""
         self._status.head = max(self._status.head, await self._wakeups.wait_beyond(-1, 0))
         return _WAITS_FOR_STANDBY if await self._reader.waits_for_standby() else None
 
@@ -251,7 +251,7 @@ class Relay:
         )
 
     async def _idle(self, visit: _Visit, behind: int) -> None:
-        """Wait until the log is said to go on behind this position, for a moment at most."""
+        """Wait for a notification that the log has grown past this position, for a moment at most."""
         self._report(visit)
         if visit.is_getting_old():
             await visit.repeat_place()
@@ -283,17 +283,17 @@ class Relay:
         self._status.state, self._status.problem = state, problem
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
-        # The lag is to be seen while nothing can be published, too.
+        # The lag must also be visible while nothing can be published.
         self._status.head = max(self._status.head, await self._wakeups.wait_beyond(-1, 0))
 
     def _note_rival(self, problem: str) -> None:
         previous, self._conflict_at = self._conflict_at, time.monotonic()
-        # A single conflict is the last words of a relay that is gone, most likely.
+        # A single conflict is most likely the last message of a relay that has ended.
         if self._conflict_at - previous < _CONFLICT_SECONDS:
             self._rival = problem
 
     async def _stand_by(self) -> None:
-        """Leave it to whoever else publishes, until the stream no longer moves though the log does."""
+        """Leave publishing to the other relay, until the stream stops growing while the log does not."""
         seen = -1
         while self._rival is not None and self._goes_on():
             await self._rest("standing_by", self._rival, _STANDBY_SECONDS * (0.5 + random.random()))  # noqa: S311
@@ -314,51 +314,51 @@ class Relay:
 
 def _other_history(found: Place, end: HistoryPoint) -> str:
     return (
-        f"The stream ends with {found.epoch}.{found.partition}.{found.number}, which is not in the log; that"
-        f" ends with {end.epoch}.{found.partition}.{end.position}: the log has lost events{_WHAT_TO_DO}"
+        f"The stream ends with {found.epoch}.{found.partition}.{found.number}, which is not in the log; the"
+        f" log ends with {end.epoch}.{found.partition}.{end.position}: it has lost events{_WHAT_TO_DO}"
     )
 
 
 def _refuse_holes(batch: list[RecordedEvent], after: int) -> None:
     if (batch[0].position, batch[-1].position) != (after + 1, after + len(batch)):
-        raise StreamRefusedError(f"The log misses positions behind {after}: restore it, and start again.")
+        raise StreamRefusedError(f"The log misses positions after {after}: restore it, and start again.")
 
 
 class _Visit:
-    """One connection's time at the stream: what was sent, and how much of it is stored."""
+    """One connection to the stream: what was sent on it, and how much of that is stored."""
 
     def __init__(self, stream: PublicStream, end: StreamEnd, *, place: Place) -> None:
         self.stream = stream
         self.place = place
-        """Of the last event sent."""
+        """The place of the last event sent."""
         self.reported = place.number
         self._sequence = self._first = end.sequence
         self._stored_at = time.time() if end.stored_at is None else end.stored_at
         self._empty = end.headers is None
 
     async def send(self, messages: Sequence[Message], mark: int) -> None:
-        """Send one message for each next event, the last of which has this mark."""
+        """Send one message for each of the next events; the last event has this mark."""
         await self.stream.send(messages, behind=self._sequence)
         self._sequence += len(messages)
         self.place = self.place._replace(number=self.place.number + len(messages), mark=mark)
         self._stored_at, self._empty = time.time(), False
 
     def confirmed(self) -> int:
-        """The last event that the stream is known to hold."""
+        """The last event that is known to be in the stream."""
         under_way = self._sequence - max(self._first, self.stream.acknowledged)
         return self.place.number - under_way
 
     def is_under_way(self) -> bool:
-        """Is anything sent that is not known to be stored?"""
+        """Whether a message was sent that is not known to be stored."""
         return self.confirmed() < self.place.number
 
     def is_getting_old(self) -> bool:
-        """Is the message that says where to go on about to be dropped for its age?"""
+        """Whether the message that has the checkpoint may soon be dropped for its age."""
         most = self.stream.most_age_seconds
         return not self._empty and 0 < most / 2 < time.time() - self._stored_at
 
     async def repeat_place(self) -> None:
-        """Repeat the place, and nothing else."""
+        """Send a message that only repeats the place."""
         await self.stream.send([place_message(self.place, self._sequence)], behind=self._sequence)
         self._sequence += 1
         await self.stream.settle()
@@ -367,7 +367,7 @@ class _Visit:
 
 
 class _Ahead:
-    """Reads the next batch while the one before is being published, if more is likely to be there.
+    """Reads the next batch while the previous one is being published, if more events are likely.
 
     Each reading begins with the last event that was read, and compares its mark.
     """
@@ -388,11 +388,11 @@ class _Ahead:
 
     @property
     def is_reading(self) -> bool:
-        """Is the next batch asked for already?"""
+        """Whether the next batch is already being read."""
         return self._reading is not None
 
     async def next(self, seconds: float) -> list[RecordedEvent] | None:
-        """The next batch; empty when there is nothing more, None when the log keeps it back for so long."""
+        """The next batch; empty if there are no more events, None if the log held it back for so long."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
         await asyncio.wait({self._reading}, timeout=seconds)
@@ -401,10 +401,10 @@ class _Ahead:
         batch, self._reading = self._reading.result(), None
         if batch:
             self._after, self._mark = batch[-1].position, batch[-1].mark
-        # Behind a smaller one there is nothing yet, most likely, and a wake-up costs less than a look.
+        # After a smaller one there is most likely nothing yet, and a wake-up costs less than a query.
         if len(batch) == BATCH:
             self._reading = asyncio.create_task(self._read())
-            await asyncio.sleep(0)  # so that it begins, and a log in memory keeps nobody from running
+            await asyncio.sleep(0)  # so that it starts, and a log in memory does not block other tasks
         return batch
 
     async def _read(self) -> list[RecordedEvent]:
@@ -413,7 +413,7 @@ class _Ahead:
         found = await self._reader.read_durable(self._after - 1, BATCH + 1)
         if not found or (found[0].position, found[0].mark) != (self._after, self._mark):
             raise StreamRefusedError(
-                f"Event {self._after}, which was published, is not in the log any more, or another one is in"
+                f"Event {self._after}, which was published, is no longer in the log, or another one is in"
                 f" its place{_WHAT_TO_DO}"
             )
         return found[1:]
@@ -432,7 +432,7 @@ async def run_relay(
     limits: StreamLimits | None = None,
     republish_after: int = 0,
 ) -> None:
-    """Relay a partition's log to JetStream until `stop`; `status` says how it goes."""
+    """Relay a partition's log to JetStream until `stop`; `status` is kept up to date."""
 
     async def open_stream() -> PublicStream:
         return await JetStreamPublicStream.open(nats_url, partition, limits=limits)
@@ -452,5 +452,5 @@ async def run_relay(
 
 
 async def published_place(nats_url: str, partition: int) -> Place | None:
-    """Up to where the stream holds the log, as it says itself: for a doctor in another process."""
+    """Up to where the stream has been filled, by its last message: for a doctor in another process."""
     return place_in((await peek(nats_url, partition)).headers)

@@ -1,4 +1,4 @@
-"""The JetStream stream of a partition: how it is made, and what may be set."""
+"""The JetStream stream of a partition: its creation and its limits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from nats.js.errors import NotFoundError
 
 from domain.publishing import StreamRefusedError, subjects_of
 
-# The server remembers message ids this long, in memory. The sequence that each message names is what
-# keeps it single, so this need not be JetStream's 2 minutes: at 20,000 events/s 2.4 million ids.
+# The server keeps message ids in memory this long. The sequence that each message names already prevents
+# duplicates, so this need not be JetStream's 2 minutes: at 20,000 events/s that is 2.4 million ids.
 _DUPLICATES_SECONDS: Final = 2.0
 
 
 class StreamLimits(NamedTuple):
-    """What the stream keeps; the oldest messages go first."""
+    """The limits of the stream; the oldest messages are dropped first."""
 
     max_bytes: int = 1 << 30
     """About a million events."""
@@ -32,7 +32,7 @@ def stream_name(partition: int) -> str:
 
 
 async def ensure_stream(jetstream: JetStreamContext, partition: int, limits: StreamLimits) -> StreamConfig:
-    """Make the stream, or bring its limits up to date; what else an operator set is left alone."""
+    """Make the stream, or update its limits; the operator's other settings are left alone."""
     try:
         found = (await jetstream.stream_info(stream_name(partition))).config
     except NotFoundError:
@@ -74,6 +74,6 @@ def _limits_of(config: StreamConfig) -> tuple[object, ...]:
 def _refuse_unfit(config: StreamConfig, partition: int) -> None:
     if config.retention != RetentionPolicy.LIMITS or config.discard != DiscardPolicy.OLD:
         raise StreamRefusedError(
-            f"The JetStream stream {stream_name(partition)} does not keep its messages by limits, dropping"
-            " the oldest: delete it, and it is made anew."
+            f"The JetStream stream {stream_name(partition)} does not retain messages by limits, dropping"
+            " the oldest: delete it, and the relay creates it again."
         )

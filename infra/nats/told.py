@@ -1,4 +1,4 @@
-"""What NATS was told that is not in the log: events that a restore or a lossy fail-over took."""
+"""Events that were published to NATS but are not in the log: a restore or a lossy fail-over lost them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Marks = Callable[[list[int]], dict[int, int]]
 
 
 class ToldEvent(NamedTuple):
-    """An event as NATS holds it."""
+    """An event as it is stored in NATS."""
 
     position: int
     type: str
@@ -33,12 +33,12 @@ class ToldEvent(NamedTuple):
 
 
 class StreamComparison(NamedTuple):
-    """Up to where the stream holds the log, and what of that the log does not have."""
+    """Up to where the stream has been filled, and which of its events the log does not have."""
 
     place: Place | None
-    """Of the last message; None: nothing is published."""
+    """The place of the last message; None: nothing is published."""
     lost: list[ToldEvent]
-    """Oldest first; at most so many."""
+    """Oldest first; at most MOST_LISTED."""
     lost_count: int
 
 
@@ -75,7 +75,7 @@ async def _compare(stream: JetStreamContext, partition: int, log_id: str, marks:
 
     if await is_told_rightly(state.last_seq):
         return StreamComparison(last, [], 0)
-    # What is told rightly comes first, and all that comes behind is not.
+    # The events that match the log come first; all after them do not match.
     low, high = state.first_seq - 1, state.last_seq
     while high - low > 1:
         middle = (low + high) // 2

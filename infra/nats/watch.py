@@ -1,4 +1,4 @@
-"""How far the stream is, seen from beside the relay: the ledger process shows it as a metric."""
+"""How far the stream has been filled, observed outside the relay: the ledger shows it as a metric."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_PENDING_BYTES: Final = 1 << 16
 
 
 class PublishedWatch:
-    """Looks each second where the stream of a partition ends."""
+    """Reads the end of a partition's stream every second."""
 
     def __init__(self, url: str, partition: int, *, log_id: str, epoch: Callable[[], int]) -> None:
         self._url = url
@@ -31,12 +31,12 @@ class PublishedWatch:
         self._log_id = log_id
         self._epoch = epoch
         self.reachable = False
-        """Did JetStream answer when it was last asked?"""
+        """Whether JetStream answered the last time."""
         self.position: int | None = None
-        """The last event that is published, as far as is known."""
+        """The last event that is known to be published."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look until told to stop; a server that is gone is looked for again."""
+        """Read until `stop`; after a lost connection, connect again."""
         while not stop.is_set():
             with contextlib.suppress(NatsUnreachableError, Error, OSError):
                 await self._look_on_a_connection(stop)

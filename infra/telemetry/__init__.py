@@ -1,1 +1,1 @@
-"""Logs, metrics and the redaction of secrets in them."""
+"""Logs, metrics, and the redaction of secrets in them."""

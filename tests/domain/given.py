@@ -41,7 +41,7 @@ E = TypeVar("E", bound=e.Event)
 
 
 def fingerprint_of(secret: str) -> bytes:
-    """The traces of a secret, without its text having to be one."""
+    """Fingerprint and hint of a secret, without the text having to be a real one."""
     return sha256(secret.encode()).digest()
 
 
@@ -49,7 +49,7 @@ BOOTSTRAP = c.BootstrapRootKey(name="root", fingerprint=fingerprint_of(ROOT_SECR
 
 
 class World:
-    """A ledger with a root key; what else there is, a test makes."""
+    """A ledger with a root key; a test makes everything else."""
 
     def __init__(self, now: Instant = FRIDAY_NOON) -> None:
         self.now = now
@@ -60,7 +60,7 @@ class World:
         """Everything that happened; the event at position n is `placed[n - 1]`."""
         self.claims: dict[bytes, KnownClaim] = {}
         self.asked: list[tuple[Instant, Command, Asking]] = []
-        """Everything that was asked for, and when."""
+        """Every command so far, and its time."""
         self._entropy = count(1)
         self._names = count(1)
         self._tools = Tools(self.facts, self.limiter, lambda: next(self._entropy), 0, IDEMPOTENCY_SECONDS)
@@ -90,7 +90,7 @@ class World:
     def decide(
         self, *asked: tuple[Command, Asking] | Command, above: DecidedGroup | None = None
     ) -> DecidedGroup:
-        """Decide a group, and leave it there: its draft is nobody's yet. `above`: behind that one."""
+        """Decide a group without committing it. `above`: the draft that it is decided on."""
         return self.decide_with(self._pop_due(), *asked, above=above)
 
     def decide_with(
@@ -105,7 +105,7 @@ class World:
         return group
 
     def commit(self, group: DecidedGroup) -> None:
-        """What a bus does once the log has the group."""
+        """What the command queue does once the group is in the log."""
         for claimed in group.desk.claims:
             event = None if claimed.expires_at is not None else group.desk.placed[claimed.index].event
             assert claimed.digest not in self.claims, "a name is taken once"
@@ -115,7 +115,7 @@ class World:
             group.merge()
 
     def _job(self, command: Command, asking: Asking) -> Job:
-        job = Job(command, asking, None)  # type: ignore[arg-type]  # nobody waits here
+        job = Job(command, asking, None)  # type: ignore[arg-type]  # nothing waits here
         if isinstance(command, c.RefundCharge):
             place = place_of(command.charge_id)[1]
             job.charge = self.placed[place - 1].event if 0 < place <= len(self.placed) else None
@@ -131,7 +131,7 @@ class World:
     # -- time
 
     def wait(self, seconds: float) -> Self:
-        """Let time pass; what it brings about is recorded by the next command."""
+        """Let time pass; its effects are recorded by the next command."""
         self.now += round(seconds * SECOND)
         return self
 
@@ -141,21 +141,21 @@ class World:
         return self
 
     def tick(self) -> Self:
-        """Record what time has brought about."""
+        """Record the effects of time."""
         self.ask(c.Tick(), by=SYSTEM_ASKING)
         return self
 
-    # -- what there is
+    # -- making things
 
     def keyspace(self, **fields: Any) -> Keyspace:
-        """A keyspace of its own prefix."""
+        """A keyspace with its own prefix."""
         number = next(self._names)
         fields = {"name": f"gateway {number}", "prefix": f"k{number}x_"} | fields
         result: Keyspace = self.ask(c.DefineKeyspace(**fields))
         return result
 
     def organization(self, *, balance: int = 0, **fields: Any) -> Organization:
-        """A customer, with that much in its wallet."""
+        """An organization, with this much in its wallet."""
         fields = {"name": "Acme"} | fields
         opened: Organization = self.ask(c.OpenOrganization(**fields))
         if balance:
@@ -163,7 +163,7 @@ class World:
         return opened
 
     def project(self, organization_id: str, **fields: Any) -> Project:
-        """A project of that customer."""
+        """A project of that organization."""
         fields = {"organization_id": organization_id, "name": "search"} | fields
         command = c.OpenProject(**fields)
         result: Project = self.ask(command)
@@ -176,7 +176,7 @@ class World:
         return result
 
     def key(self, keyspace_id: str, organization_id: str | None, *, secret: str = "", **fields: Any) -> Key:
-        """A key; without a secret's text it gets one that nobody knows."""
+        """A key; without a secret's text it gets a random one."""
         traces = fingerprint_of(secret or f"secret {next(self._names)}")
         fields = {"name": "ada's key", "fingerprint": traces, "hint": "k...abcd"} | fields
         command = c.CreateKey(keyspace_id=keyspace_id, organization_id=organization_id, **fields)
@@ -209,7 +209,7 @@ class World:
         return self.state.wallets[organization_id]
 
     def quota(self, key_id: str, number: int = 0, project_id: str | None = None) -> QuotaState:
-        """Where a quota stands now."""
+        """The current state of a quota."""
         now = max(self.now, self.state.at)
         return quota_states(self.state, self.state.keys[key_id], now, project_id)[number]
 
@@ -234,7 +234,7 @@ def _with_asking(asked: tuple[Command, Asking] | Command, world: World) -> tuple
 
 
 class Shop(World):
-    """One gateway, one customer with money, one key: what most money tests begin with."""
+    """One gateway, one organization with money, one key: the start of most money tests."""
 
     def __init__(
         self,
@@ -258,7 +258,7 @@ class Shop(World):
 
     @property
     def purse(self) -> Wallet:
-        """The customer's wallet, as committed."""
+        """The organization's wallet, as committed."""
         return self.wallet(self.customer.id)
 
     def charging(self, amount: int, request_id: str | None = None, **fields: Any) -> c.ChargeUsage:
@@ -294,7 +294,7 @@ class Shop(World):
     def capture(
         self, reservation_id: str, amount: int, request_id: str | None = None, *, final: bool = True
     ) -> CaptureOutcome:
-        """Take what is held, or part of it."""
+        """Capture the reservation, or part of it."""
         command = c.CaptureReservation(
             reservation_id=reservation_id,
             request_id=request_id or next(self._requests),
@@ -305,7 +305,7 @@ class Shop(World):
         return result
 
     def release(self, reservation_id: str) -> Any:
-        """Give back what is held."""
+        """Release the reservation."""
         return self.ask(c.ReleaseReservation(reservation_id=reservation_id))
 
     def refund(self, charge_id: str, amount: int | None = None, request_id: str | None = None) -> Any:
@@ -328,7 +328,7 @@ def charge_id_of(outcome: UseOutcome | CaptureOutcome) -> str:
 
 
 def refusal_of(world: World, command: Command, *, by: Asking | None = None) -> str:
-    """The code with which a command is refused; `accepted` when it is not."""
+    """The code with which a command is refused; `accepted` if it is not."""
     try:
         world.ask(command, by=by)
     except LedgerError as error:

@@ -1,4 +1,4 @@
-"""What takes something away waits for the fence; what only grants never does."""
+"""A change that takes something away waits for the fence; one that only grants never does."""
 
 import pytest
 

@@ -273,7 +273,7 @@ def test_a_wallet_never_leaves_the_range_of_64_bits() -> None:
 
 
 def test_what_is_spent_in_all_never_leaves_the_range_of_64_bits() -> None:
-    # Counters and statements add up what wallets only pass through.
+    # Counters and statements add up amounts that only pass through wallets.
     shop = Shop(balance=MAX_MICROS)
     shop.charge(MAX_MICROS)
 

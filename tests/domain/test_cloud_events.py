@@ -1,4 +1,4 @@
-"""Events as the outside sees them: CloudEvents 1.0, with or without personal fields."""
+"""Events in their public form: CloudEvents 1.0, with or without personal fields."""
 
 import json
 from typing import Any, get_args

@@ -406,7 +406,7 @@ def test_a_revocation_kills_all_generations() -> None:
     assert [works(shop, one) for one in ("open sesame", "second")] == ["revoked", "revoked"]
 
 
-# -- whoever holds a secret
+# -- holders of a secret
 
 
 def test_whoever_holds_a_secret_may_kill_its_key() -> None:
@@ -420,7 +420,7 @@ def test_whoever_holds_a_secret_may_kill_its_key() -> None:
 
 
 def test_a_secret_that_was_rotated_away_kills_nothing() -> None:
-    # It may have been seen by many since: the holder of the present one would pay for it.
+    # Others may have seen it since: the holder of the current one would suffer from it.
     shop = Shop()
     rotate(shop, "second")
 

@@ -1,4 +1,4 @@
-"""Keyspaces and plans: shapes that hold 128 bits, prefixes of their own."""
+"""Keyspaces and plans: shapes of at least 128 bits, prefixes that do not overlap."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def test_a_changed_keyspace_has_the_shape_that_it_was_given() -> None:
     assert after.shape.recognises("old_" + 40 * "a")
 
 
-# there, new: taken?
+# existing, new: taken or free?
 PREFIXES = """
     acme_    acme_      taken
     acme_    acme_live_ taken
@@ -83,7 +83,7 @@ def test_two_of_one_prefix_in_groups_behind_each_other_make_one_keyspace() -> No
     assert isinstance(second, PrefixOverlapError)
 
 
-# what befell it: may it be archived?
+# what happened to it: may it be archived?
 ARCHIVED = """
     nothing                 yes
     a key                   keyspace_in_use

@@ -1,4 +1,4 @@
-"""What a fresh interpreter loads that imports the domain or the language: nothing that reaches the world."""
+"""What an interpreter loads that imports the domain or the language: nothing that does I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REACHES_THE_WORLD = {
     "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "urllib",
 }  # fmt: skip
 OTHERS = {"msgspec", "typing_extensions"}
-"""msgspec takes typing_extensions where it finds it."""
+"""msgspec imports typing_extensions if it is installed."""
 PROGRAM = """
 import importlib, sys
 before = set(sys.modules)
@@ -32,7 +32,7 @@ def modules_of(package: str) -> list[str]:
 
 
 def loaded_by(*modules: str, cwd: Path = ROOT) -> set[str]:
-    """The packages that an interpreter has, after these imports, and had not when it started."""
+    """The packages that an interpreter has after these imports, but did not have when it started."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *modules], cwd=cwd, capture_output=True, text=True, check=False
     )
@@ -41,7 +41,7 @@ def loaded_by(*modules: str, cwd: Path = ROOT) -> set[str]:
 
 
 def too_much(loaded: set[str], own: set[str]) -> set[str]:
-    """What nothing pure loads: what reaches the world, and what others made."""
+    """What no pure module loads: modules that do I/O, and third-party packages."""
     return loaded & REACHES_THE_WORLD | loaded - set(sys.stdlib_module_names) - OTHERS - own
 
 

@@ -1,4 +1,4 @@
-"""Quotas of key, project and organization: all are asked, in this order, and alerts are told once."""
+"""Quotas of key, project and organization: all are checked, in this order; alerts are recorded once."""
 
 import pytest
 
@@ -107,7 +107,7 @@ def test_key_then_project_then_organization_then_wallet_the_first_that_is_short_
     tight: str, code: str
 ) -> None:
     order = ["key", "project", "organization", "wallet"]
-    # All behind the tight one are short too, so that only the order decides.
+    # All quotas after the tight one are used up, too, so that only the order decides.
     limit = {level: 5 if order.index(level) >= order.index(tight) else 100 for level in order}
     shop = Shop(
         balance=limit["wallet"],

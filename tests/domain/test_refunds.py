@@ -1,4 +1,4 @@
-"""A refund is a compensating entry: in part or whole, never beyond, in the window of the use."""
+"""A refund is a compensating entry: in part or whole, never more, in the window of the use."""
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_a_capture_is_a_charge_that_can_be_given_back() -> None:
     charge = charge_id_of(shop.capture(held, 150))
     shop.refund(charge)
 
-    # What was uncovered was never taken.
+    # The uncovered amount was never taken.
     assert shop.purse.balance == 100
 
 

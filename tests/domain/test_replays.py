@@ -1,4 +1,4 @@
-"""A request id is that request for ever: asked again, it gets the first answer."""
+"""A request id names one request for ever: a repeated request gets the first answer."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Money is held, then captured or released, or it expires. What is held is covered, whatever happens."""
+"""Reservations are captured, released, or expire. The held amount is covered, whatever happens."""
 
 import pytest
 
@@ -203,7 +203,7 @@ def test_an_expiry_is_recorded_before_the_charge_that_needs_its_money() -> None:
 
 
 def test_an_expiry_that_nobody_recorded_yet_counts_all_the_same() -> None:
-    # A group records at most so many expiries: a decision must not rest on the agenda alone.
+    # A group records a bounded number of expiries: a decision must not depend on the agenda alone.
     shop = Shop(balance=100)
     held = shop.hold(60, seconds=10)
     shop.wait(10)

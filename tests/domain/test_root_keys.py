@@ -115,7 +115,7 @@ def test_acting_on_a_root_key_needs_root_write_and_powers_that_the_caller_holds_
 
 
 def test_a_root_key_without_root_write_does_not_lift_its_own_limits_either() -> None:
-    # Whoever stole it would lift its address list first.
+    # A thief of the key would remove its address list first.
     world = World()
     weak = world.root_key("keys:write", "verify")
 
@@ -153,7 +153,7 @@ def test_everybody_elses_things_are_not_there_for_a_caller_of_an_organization() 
     ]
 
     assert [refusal_of(shop, command, by=caller) for command in foreign] == ["not_found"] * len(foreign)
-    # Its own are: and a project of somebody else is none of its key's.
+    # Its own organization's keys exist for it, but they cannot name another organization's project.
     own = shop.key(shop.gateway.id, mine.id)
     edit = c.EditScopes(key_id=own.id, scopes=c.NewScopes(projects=(project.id,)))
     assert refusal_of(shop, edit, by=caller) == "invalid_request"
@@ -202,7 +202,7 @@ def test_lifting_an_organizations_quota_is_the_platforms_lowering_it_is_not(row:
 
     world = World()
     organization = world.organization(quotas=quotas(before))
-    # No root key of an organization holds organizations:write today; the rule must not depend on that.
+    # No root key of an organization has organizations:write today; the rule must not depend on that.
     bound = Asking(actor=world.root.id, organization_id=organization.id)
     command = c.ChangeOrganization(organization_id=organization.id, quotas=quotas(after))
 
@@ -227,7 +227,7 @@ def test_a_caller_that_does_not_work_any_more_does_nothing_more(ended: str) -> N
 
 
 def moving_money(shop: Shop) -> dict[str, Command]:
-    """Everything that moves money, and the same a second time: of a shop where it would be carried out."""
+    """All commands that move money, and repetitions of them, for a shop that would carry them out."""
     charged, given_back = shop.charge(10, "charge-1"), shop.charge(10)
     shop.refund(charge_id_of(given_back), request_id="refund-1")
     held = shop.hold(10)
@@ -260,7 +260,7 @@ def moving_money(shop: Shop) -> dict[str, Command]:
     ],
 )  # fmt: skip
 def test_a_caller_that_died_since_it_was_let_in_moves_no_money(what: str) -> None:
-    """Between the door and the decision its root key may be revoked, by the request just before."""
+    """A root key may be revoked between authentication and decision, by the request just before."""
     shop = Shop()
     command = moving_money(shop)[what]
     caller = shop.root_key("charges:write")

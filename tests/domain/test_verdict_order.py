@@ -1,4 +1,4 @@
-"""Of all that speaks against a use, the first in the contract's order is the answer."""
+"""Of all reasons against a use, the first in the contract's order is the answer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ ORDER = (
 
 
 class Trouble(Shop):
-    """A key against which everything may speak at once."""
+    """A key that may have every reason to be refused at once."""
 
     def __init__(self) -> None:
         super().__init__(balance=0)
@@ -39,7 +39,7 @@ class Trouble(Shop):
         self.ip = "10.0.0.1"
         self.permission = self.model = self.tenant = "fine"
         self.secret = fingerprint_of("open sesame")
-        # Nothing speaks against a use until a trouble is caused.
+        # There is no reason to refuse a use until a test adds one.
         self.ask(c.SetWalletTerms(organization_id=self.customer.id, credit_limit_micros=None))
         self.ask(
             c.EditScopes(

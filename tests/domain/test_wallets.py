@@ -68,7 +68,7 @@ def test_minting_credit_and_setting_terms_are_the_platforms() -> None:
             shop.ask(deposit, by=caller)
         with pytest.raises(PermissionDeniedError):
             shop.ask(c.SetWalletTerms(organization_id=shop.customer.id, alert_below_micros=1), by=caller)
-    # A caller bound to an organization mints nothing, whatever it holds.
+    # A caller bound to an organization mints no credit, whatever its permissions.
     platform = c.Asking(actor=shop.root.id, organization_id=shop.customer.id)
     with pytest.raises(PlatformOnlyError):
         shop.ask(deposit, by=platform)

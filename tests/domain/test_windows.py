@@ -1,4 +1,4 @@
-"""Windows are UTC calendar days, ISO weeks and months; a use belongs to that in which it was asked for."""
+"""Windows are UTC calendar days, ISO weeks and months; a use belongs to the window of its request."""
 
 import pytest
 
@@ -142,7 +142,7 @@ def test_yesterdays_tally_is_kept_while_something_is_held_in_it_and_no_longer() 
 
 
 def test_a_capture_after_expiry_is_decided_anew_in_the_window_in_which_it_is_asked_for() -> None:
-    # Yesterday's tally went with the reservation: to ask it would be to ask nothing.
+    # Yesterday's tally was dropped with the reservation: there is nothing to check against.
     shop = Shop(quotas=(Quota(unit="micros", window="day", limit=10),)).at("2026-10-16T23:59:00Z")
     shop.charge(6)
     held = shop.hold(4, seconds=30)

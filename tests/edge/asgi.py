@@ -1,4 +1,4 @@
-"""A small ASGI caller: one request in, one answer out, nothing between."""
+"""A small ASGI caller: one request in, one answer out, nothing in between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Answered(NamedTuple):
 
 
 class AtOnce:
-    """An application that is asked as the sidecar's own server asks it: at once, where it hears that."""
+    """An application, called as the sidecar's own server calls it: by `at_once` if it `hears` the request."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

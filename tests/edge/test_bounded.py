@@ -1,10 +1,10 @@
-"""What is remembered takes bounded memory; each dict says which entries it forgets."""
+"""Dicts of bounded size: which entries each of them drops."""
 
 from __future__ import annotations
 
 from keyledger_language.bounded_dicts import BoundedCache, NewestDict, TwoGenerations
 
-# -- what can be made again
+# -- entries that can be computed again
 
 
 def test_a_cache_is_full_with_its_last_entry_and_empty_before_one_more() -> None:

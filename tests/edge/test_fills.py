@@ -1,4 +1,4 @@
-"""Fills: an edge asks for a few secrets at once, so that the ledger has time for the grants of all edges."""
+"""Fills: an edge asks for only a few secrets at a time, so that the ledger has time for all edges' grants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keyledger_language.messages import VerifyBatchRequest, VerifyRequest
 
 
 class CountingHttp(HttpClient):
-    """Answers when told to, and knows how many waited at once."""
+    """Answers when a test says so, and counts how many requests waited at the same time."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:9", "kl_root_x")
@@ -59,7 +59,7 @@ async def test_who_waits_too_long_for_a_turn_is_told_so(monkeypatch: pytest.Monk
 
 
 class SmallHttp(HttpClient):
-    """Takes bodies of a thousand bytes at most, as a ledger takes them of a mebibyte."""
+    """Accepts bodies of at most a thousand bytes, as a ledger accepts at most a mebibyte."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:9", "kl_root_x")

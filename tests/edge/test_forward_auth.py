@@ -1,4 +1,4 @@
-"""A proxied request read as a use of a key, and a verdict said to the proxy."""
+"""A proxied request is read as a use of a key, and a verdict is answered to the proxy."""
 
 from __future__ import annotations
 

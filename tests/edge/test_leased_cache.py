@@ -40,7 +40,7 @@ class Clock:
 
 
 class Edge:
-    """A cache with a ledger that says what the test wants."""
+    """A cache with a ledger that sends what the test wants."""
 
     def __init__(self, **options: int) -> None:
         self.clock = Clock()
@@ -136,7 +136,7 @@ def test_a_fill_of_another_ledger_process_than_the_one_that_grants_is_not_rememb
 
 
 def test_what_was_filled_beyond_the_last_grant_goes_when_another_process_grants() -> None:
-    """It may have come from a log that was restored since, under a number that means something else now."""
+    """It may be from a log that was restored since, under a position that names another event now."""
     edge = Edge().leased(10)
     other = b"o" * 32
     edge.fill(10)
@@ -303,7 +303,7 @@ def test_a_forged_message_costs_misses_and_never_keeps_an_entry_alive() -> None:
     edge.fill(10)
     edge.hear(10, 1_000_000, Change(1_000_000, "organization", "org_9"))
 
-    assert edge.knows()  # checked again, and vouched for up to 10 only
+    assert edge.knows()  # checked again, and confirmed up to 10 only
 
     edge.grant(edge.ask(), 20, Change(15, "organization", "org_1"), confirmed=False)
 
@@ -313,7 +313,7 @@ def test_a_forged_message_costs_misses_and_never_keeps_an_entry_alive() -> None:
 
 
 def test_a_forged_tombstone_does_not_take_a_true_one_along() -> None:
-    # Found by the simulation (seed 79): the forged one stood in the true one's place.
+    # Found by the simulation (seed 79): the forged one had replaced the true one.
     edge = Edge().leased()
     edge.grant(edge.ask(), 15, Change(15, "plan", "plan_1"))
     edge.hear(15, 16, Change(1_000, "plan", "plan_1"))
@@ -441,7 +441,7 @@ def test_a_head_that_moves_without_its_chain_makes_the_edge_forget_everything(
 def test_a_change_that_a_grant_kept_silent_about_makes_the_edge_forget_everything() -> None:
     edge = Edge().leased()
     edge.fill(10)
-    edge.leased(1 << 50)  # somebody who has its key says that nothing will change for long
+    edge.leased(1 << 50)  # an attacker with the edge's key claims that nothing will change for long
 
     assert edge.knows()
 

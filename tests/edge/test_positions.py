@@ -1,4 +1,4 @@
-"""The position of a verdict says the epoch of the log that its facts are of."""
+"""The position of a verdict has the epoch of the log that its facts are from."""
 
 from __future__ import annotations
 

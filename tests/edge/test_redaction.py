@@ -1,4 +1,4 @@
-"""Secrets are found in text whatever stands around them, and taken out whole."""
+"""Secrets are found in text, whatever surrounds them, and removed completely."""
 
 from __future__ import annotations
 

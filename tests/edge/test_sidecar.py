@@ -1,4 +1,4 @@
-"""The sidecar, as proxies and programs beside it see it."""
+"""The sidecar, as seen by proxies and programs on the same machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ledger() -> FakeLedger:
 
 @pytest.fixture(params=["as usual", "at once"])
 def sidecar(ledger: FakeLedger, request: pytest.FixtureRequest) -> Any:
-    """Asked in both ways that its server has: the answers are the same."""
+    """Called in both ways that its server has: the answers are the same."""
     sidecar = Sidecar(ledger.verifier())
     return AtOnce(sidecar) if request.param == "at once" else sidecar
 

@@ -1,4 +1,4 @@
-"""The verifier: what it says, what it asks, and which look-ups it shares."""
+"""The verifier: its verdicts, its requests, and which look-ups it shares."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_a_keyspace_must_be_named_where_there_are_several(ledger: FakeLedger) ->
 
 
 class SlowLedger(FakeLedger):
-    """Answers when it is told to, with what was true when it was asked."""
+    """Answers when a test says so, with what was true at the time of the request."""
 
     def __init__(self) -> None:
         super().__init__()

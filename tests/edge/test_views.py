@@ -1,4 +1,4 @@
-"""What an edge knows of its keyspaces is believed as facts are: a change that was heard makes it void."""
+"""What an edge knows of its keyspaces is trusted like facts: a change that it receives makes it void."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CHANGED = Change(11, "keyspace", "ks_1", ())
 
 
 class World:
-    """A leased edge, and a ledger that tells views and facts as the test wants."""
+    """A leased edge, and a ledger that answers the views and facts that a test wants."""
 
     def __init__(self, *keyspaces: KeyspaceView) -> None:
         self.edge = Edge().leased()
@@ -103,7 +103,7 @@ class World:
         assert [self.code(), self.code()] == ["valid", "valid"]
 
     def narrow(self, view: KeyspaceView = NARROW) -> None:
-        """The ledger commits the change, and the edge hears of it."""
+        """The ledger commits the change, and the edge receives it."""
         self.keyspaces, self.head = [view, *self.keyspaces[1:]], 11
         self.edge.hear(10, 11, CHANGED)
 

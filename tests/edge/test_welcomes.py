@@ -1,4 +1,4 @@
-"""The short way through a check: who was found good is welcome, until something it rests on changes."""
+"""The short path through a check: a valid key takes it until something that it depends on changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NARROW = replace(WIDE, shape=OWN)
 
 
 class Gateway:
-    """A leased edge with a verifier, and secrets that it knows."""
+    """A leased edge with a verifier, and known secrets."""
 
     def __init__(self, *keyspaces: KeyspaceView) -> None:
         self.edge = Edge().leased()

@@ -1,4 +1,4 @@
-"""Every reason to refuse a key is said once, in its order, and all that ask for less agree with it."""
+"""Every reason to refuse a key is written once, in its order, and the narrower checks agree with it."""
 
 from __future__ import annotations
 

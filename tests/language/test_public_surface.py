@@ -1,4 +1,4 @@
-"""What everybody who shares the language can rely on: its names, its types, its size."""
+"""What all users of the shared language can rely on: its names, its types, its size."""
 
 from __future__ import annotations
 

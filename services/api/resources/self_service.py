@@ -229,7 +229,7 @@ def _shown(call: Call[Any, Any]) -> _Shown:
         elif not isinstance(found.get(secret), _Shown):
             found[secret] = NOT_FOUND if facts.code == NOT_FOUND else found.get(secret, MALFORMED)
     if len(found) > 1:
-        raise ProblemError("ambiguous_credentials", "The request shows two different secrets; show one.")
+        raise ProblemError("ambiguous_credentials", "The request has two different secrets; send one.")
     only_one = next(iter(found.values()), MALFORMED if something else MISSING)
     if isinstance(only_one, _Shown):
         return only_one

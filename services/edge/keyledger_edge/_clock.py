@@ -1,4 +1,4 @@
-"""The clock that leases are measured with."""
+"""The clock that measures leases."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Final
 
 _BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 
-# CLOCK_BOOTTIME goes on while the machine sleeps; Linux's CLOCK_MONOTONIC does not, and a lease
-# would outlive a suspended laptop. macOS has no BOOTTIME, and there MONOTONIC goes on.
+# CLOCK_BOOTTIME continues while the machine sleeps; Linux's CLOCK_MONOTONIC does not, so a lease
+# would last through a laptop's sleep. macOS has no BOOTTIME, but its MONOTONIC continues.
 boottime_ns: Callable[[], int] = (
     time.monotonic_ns if _BOOTTIME is None else partial(time.clock_gettime_ns, _BOOTTIME)
 )
-"""Nanoseconds since some fixed point in this machine's past; never steps, never sleeps."""
+"""Nanoseconds since a fixed point in this machine's past; never steps, and continues during sleep."""

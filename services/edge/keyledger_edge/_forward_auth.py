@@ -1,4 +1,4 @@
-"""Forward-auth: read a proxied request as a use of a key, and say the verdict in HTTP.
+"""Forward-auth: reads a proxied request as a use of a key, and answers the verdict in HTTP.
 
 Pure functions over headers and URLs, the same for the ledger and for the sidecar.
 """
@@ -24,7 +24,7 @@ from keyledger_language.uses import NO_USE, Tenant, Use
 from keyledger_language.verdicts import Verdict
 
 Headers = Iterable[tuple[bytes, bytes]]
-"""As ASGI has them: names in lower case."""
+"""As in ASGI: names in lower case."""
 
 AnswerHeaders = list[tuple[bytes, bytes]]
 
@@ -38,10 +38,10 @@ _NGINX_UNDERSTANDS: Final = frozenset({200, 401, 403})
 
 
 class ForwardedUse(msgspec.Struct, frozen=True, gc=False):
-    """What a proxied request asks: may this secret do this, and at what cost?"""
+    """A proxied request, read: a secret, the use to check it for, and what the use costs."""
 
     secret: str | None
-    """None: no secret was shown."""
+    """None: the request has no secret."""
     use: Use
     cost_micros: int | None
     request_id: str | None
@@ -56,9 +56,9 @@ class HttpAnswer(NamedTuple):
 
 
 def refuse_fragment(scope: Mapping[str, Any]) -> None:
-    """Refuse a target with a `#`, behind which ASGI hides the rest; our server says that it was there."""
+    """Refuse a path with a `#`: ASGI hides what follows it. The server reports it (`keyledger.fragment`)."""
     if scope.get("extensions", _NOTHING).get("keyledger.fragment"):
-        raise BadRequestError("The path that the proxy appended holds a #.", field="path")
+        raise BadRequestError("The path that the proxy appended contains a #.", field="path")
 
 
 def read_headers(headers: Headers) -> dict[str, list[str]]:
@@ -80,10 +80,10 @@ def read_use(
 ) -> ForwardedUse:
     """Read a forwarded request. `query` is the query string of the forward-auth request itself.
 
-    `path` is what stands behind `/v1/forward-auth/` (it may be empty), None without that slash: Envoy
-    puts the original path and query there, so the headers that other proxies name the original URI in
-    are not believed then.
-    Raises BadRequestError (400) for what cannot be read, AmbiguousCredentialsError among them.
+    `path` is what follows `/v1/forward-auth/` (it may be empty), None without that slash: Envoy
+    puts the original path and query there, so the headers in which other proxies send the original URI
+    are ignored then.
+    Raises BadRequestError (400) if the request cannot be read, such as AmbiguousCredentialsError.
     """
     wanted = _wanted(keyspace, believed=bool(trusted_proxies))
     telling = [pair for pair in headers if pair[0] in wanted.headers]
@@ -106,13 +106,14 @@ def read_use(
 
 
 class _Wanted(NamedTuple):
-    """The parts of a request that say something to a keyspace; most of a request's headers say nothing."""
+    """The parts of a request that matter to a keyspace; most of a request's headers do not."""
 
     keyspace: KeyspaceView
     headers: frozenset[bytes]
     query: bool
     alone: dict[bytes, bytes]
-    """Headers that hold a secret in one manner only (its scheme, or none): alone, they say everything."""
+    """Headers that carry a secret in only one way (a scheme, or none). If a request has one of them
+    and no other header that matters, nothing else has to be read."""
 
 
 _USE_HEADERS: Final = frozenset(
@@ -126,7 +127,7 @@ _known_wanted: Final = BoundedCache[tuple[int, bool], _Wanted](_MOST_REMEMBERED)
 
 
 def _wanted(keyspace: KeyspaceView, *, believed: bool) -> _Wanted:
-    """What to read; `believed`: there are proxies that may say where a request came from."""
+    """What to read; `believed`: there are trusted proxies, whose headers name the client's address."""
     known = _known_wanted.get((id(keyspace), believed))
     if known is not None and known.keyspace is keyspace:
         return known
@@ -167,7 +168,7 @@ def _secret_alone(pair: tuple[bytes, bytes], wanted: _Wanted) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _from(peer: str | None) -> Use:
-    """A use that says nothing but where it comes from."""
+    """A use that names only the client's address."""
     return NO_USE if peer is None else Use(ip=peer)
 
 
@@ -179,9 +180,9 @@ def read_direct_use(
     peer: str | None = None,
     trusted_proxies: tuple[str, ...] = (),
 ) -> ForwardedUse:
-    """Read a request that came to us itself: nothing that its client says of its use or cost counts.
+    """Read a request that came directly from its client: its headers about its use and cost are ignored.
 
-    What stays the client's to say is its secret, its tenant and its request id.
+    A client itself may name only its secret, its tenant and its request id.
     """
     named = read_headers(headers)
     parameters = _parameters(query)
@@ -200,10 +201,10 @@ def find_secret(
     parameters: Mapping[str, Sequence[str]],
     keyspace: KeyspaceView,
 ) -> str | None:
-    """The one secret that the request shows where the keyspace allows it, or None.
+    """The one secret in the places where the keyspace allows it, or None.
 
-    Values that have the keyspace's shape win over those that have not (a JWT beside a key
-    is no candidate); two different ones are refused.
+    Values of the keyspace's shape take precedence over others (a JWT beside a key is not a
+    candidate); two different values of that shape are refused.
     """
     shown = [
         value
@@ -238,15 +239,15 @@ def _without_scheme(value: str, scheme: str) -> str:
 
 
 def _original_uri(said: Sequence[bytes]) -> str | None:
-    """As nginx says it (`X-Original-URI`) or Traefik (`X-Forwarded-Uri`); whoever says two may lie.
+    """The URI that nginx (`X-Original-URI`) or Traefik (`X-Forwarded-Uri`) sends; refused if two differ.
 
-    What readers of URIs disagree about is refused: the upstream might read another query than we do.
+    URIs that programs read differently are refused, too: the upstream might read another query than this.
     """
     if any(value != said[0] for value in said):
         raise BadRequestError("The request names two different original URIs.", field="X-Original-URI")
     uri = str(said[0], "latin-1")
     if "#" in uri or _CONTROL.search(uri):
-        raise BadRequestError("The original URI holds a # or a control character.", field="X-Original-URI")
+        raise BadRequestError("The original URI contains a # or a control character.", field="X-Original-URI")
     return uri or None
 
 
@@ -269,25 +270,25 @@ def _first(headers: Mapping[str, Sequence[str]], name: str) -> str | None:
 
 
 def _said(headers: Mapping[str, Sequence[str]], name: str) -> str | None:
-    """What one of our own headers says; a proxy says it once, so the second would be the client's."""
+    """The value of one of Keyledger's own headers; a proxy sends it once, so a second is the client's."""
     values = headers.get(name)
     if not values:
         return None
     value = values[0]
     if len(values) > 1 and any(other != value for other in values):
-        raise BadRequestError(f"The request says {_title(name)} twice, differently.", field=_title(name))
+        raise BadRequestError(f"The request has two different {_title(name)} headers.", field=_title(name))
     value = _from_utf8(value, _title(name))
     if _CONTROL.search(value):
-        raise BadRequestError(f"{_title(name)} holds a control character.", field=_title(name))
+        raise BadRequestError(f"{_title(name)} contains a control character.", field=_title(name))
     return value or None
 
 
 def _from_utf8(value: str, field: str) -> str:
-    """Text is UTF-8, in a header as in a body; bytes that are none would change on their way to the owner."""
+    """Text is UTF-8, in headers as in bodies; other bytes would change when forwarded to the owner."""
     if value.isascii():
         return value
     text = value.encode("latin-1").decode(errors="replace")
-    # Another process may have put the sign for it in the place of what is none.
+    # Another process may have replaced invalid bytes by the replacement character already.
     if "\N{REPLACEMENT CHARACTER}" in text:
         raise BadRequestError(f"{field} is not UTF-8.", field=field)
     return text
@@ -344,7 +345,7 @@ def _one_value(part: str, values: list[str]) -> str | None:
 def _cost(text: str | None) -> int | None:
     if text is None:
         return None
-    # So many digits at most: reading more of them takes longer and longer.
+    # The number of digits is bounded: the time to parse them grows faster than their number.
     if not (text.isascii() and text.isdigit()) or len(text) > _MOST_DIGITS or int(text) > _MAX_COST:
         raise BadRequestError("The cost is not a whole number of micros.", field="X-Keyledger-Cost-Micros")
     return int(text)
@@ -353,7 +354,7 @@ def _cost(text: str | None) -> int | None:
 def _client_ip(
     headers: Mapping[str, Sequence[str]], peer: str | None, trusted: tuple[str, ...]
 ) -> str | None:
-    """The nearest address that is not one of our proxies; forwarded ones count only from those."""
+    """The nearest address that is not a trusted proxy; only trusted proxies' forwarded addresses count."""
     if not _is_trusted(peer, trusted):
         return peer
     hops = [hop.strip() for hop in ",".join(headers.get("x-forwarded-for", ())).split(",") if hop.strip()]
@@ -389,7 +390,7 @@ def _address(hop: str) -> IPv4Address | IPv6Address | None:
 
 
 def status_of(code: str, keyspace: KeyspaceView | None) -> int:
-    """A code's status, as the keyspace's clients know it. An unknown code means no."""
+    """A code's status, as the keyspace's clients expect it. An unknown code is a refusal."""
     own = keyspace.denial_status.get(code) if keyspace is not None and code != codes.VALID else None
     return own or codes.STATUS_OF_CODE.get(code, 403)
 
@@ -401,7 +402,7 @@ def answer_verdict(
     proxy: str | None = None,
     request_id: str | None = None,
 ) -> HttpAnswer:
-    """Say a verdict to a proxy."""
+    """The answer to a proxy for a verdict."""
     status = status_of(verdict.code, keyspace)
     headers = [*_identity_headers(verdict), *rate_limit_headers(verdict.rate_limits)]
     if verdict.valid:
@@ -419,7 +420,7 @@ def answer_verdict(
 def answer_error(
     error: BadRequestError, *, proxy: str | None = None, request_id: str | None = None
 ) -> HttpAnswer:
-    """Say that a request could not be read."""
+    """The answer to a request that could not be read."""
     errors = [{"field": error.field, "message": str(error)}] if error.field else None
     return _for_proxy(_problem(400, error.code, str(error), [], request_id=request_id, errors=errors), proxy)
 
@@ -434,19 +435,19 @@ def answer_problem(
     errors: list[dict[str, str]] | None = None,
     title: str | None = None,
 ) -> HttpAnswer:
-    """Any other refusal, such as `proxy_unauthenticated`; `title`: of a code that is the ledger's alone."""
+    """Any other refusal, such as `proxy_unauthenticated`; `title`: for a code that only the ledger has."""
     headers = [(b"www-authenticate", b'Bearer realm="keyledger"')] if status == _UNAUTHORIZED else []
     told = _problem(status, code, detail, headers, request_id=request_id, errors=errors, title=title)
     return _for_proxy(told, proxy)
 
 
 def retry_after(states: Sequence[RateState]) -> int:
-    """Seconds until a use is worth another try."""
+    """Seconds until another try makes sense."""
     return max((one.reset_seconds for one in states if one.remaining <= 0), default=1) or 1
 
 
 def rate_limit_headers(states: Sequence[RateState]) -> AnswerHeaders:
-    """`RateLimit-Policy` and `RateLimit`, as the IETF draft writes them."""
+    """`RateLimit-Policy` and `RateLimit`, as the IETF draft specifies them."""
     if not states:
         return []
     policies = ", ".join(f"{_quoted(one.name)};q={one.limit};w={one.window_seconds}" for one in states)
@@ -461,9 +462,9 @@ def _quoted(name: str) -> str:
 
 
 def _identity_headers(verdict: Verdict) -> AnswerHeaders:
-    """Whose key it is.
+    """The headers that identify the key and its owner.
 
-    Of a good one all of them, also those that are empty: Envoy would leave a client's own in their place.
+    A valid key gets all of them, also empty ones: Envoy would keep the client's own if one were missing.
     """
     headers = [
         (b"x-keyledger-code", verdict.code.encode()),
@@ -481,7 +482,7 @@ def _challenge(code: str) -> bytes:
 
 
 def _for_proxy(answer: HttpAnswer, proxy: str | None) -> HttpAnswer:
-    """For nginx, which turns any status but 2xx, 401 and 403 into a 500: 403, and the real one beside."""
+    """For nginx, which turns all but 2xx, 401 and 403 into a 500: 403, with the real status in a header."""
     if proxy != "nginx":
         return answer
     headers = [*answer.headers, (b"x-keyledger-status", b"%d" % answer.status)]
@@ -520,9 +521,9 @@ def _problem(
 
 
 _DETAILS: Final[dict[str, str]] = {
-    codes.LEDGER_UNREACHABLE: "The ledger cannot be reached, so nobody can tell whether the key is good.",
-    codes.MISSING: "No key was shown.",
-    codes.MALFORMED: "This is not a key of this service: it was cut off or mistyped.",
+    codes.LEDGER_UNREACHABLE: "The ledger cannot be reached, so the key cannot be verified.",
+    codes.MISSING: "The request has no key.",
+    codes.MALFORMED: "This is not a key of this service: it is truncated or mistyped.",
     codes.NOT_FOUND: "There is no such key.",
     codes.REVOKED: "The key was revoked.",
     codes.EXPIRED: "The key has expired.",

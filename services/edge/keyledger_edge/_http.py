@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client: keeps connections alive, knows nothing but POST, needs nothing but asyncio."""
+"""A small HTTP/1.1 client: keeps connections alive, supports only POST, needs only asyncio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HttpReply(NamedTuple):
 
 
 class _BrokenError(Exception):
-    """The connection failed; `early` when not a byte of an answer had come."""
+    """The connection failed; `early` if it did before the first byte of an answer."""
 
     def __init__(self, *, early: bool) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Connection:
             line = await self._reader.readline()
         except OSError:
             raise _BrokenError(early=True) from None
-        except ValueError:  # A line without an end: whoever answers does not speak HTTP.
+        except ValueError:  # A line without an end: the server does not speak HTTP.
             raise _BrokenError(early=False) from None
         if not line:
             raise _BrokenError(early=True)
@@ -90,7 +90,7 @@ class _Connection:
         return bytes(body)
 
     def close(self) -> None:
-        """Drop it; whatever was unsent is lost."""
+        """Drop the connection; unsent data is lost."""
         with contextlib.suppress(Exception):
             self._writer.transport.abort()
 
@@ -123,9 +123,9 @@ class HttpClient:
         self._generation = 0
 
     async def post(self, path: str, body: bytes, *, seconds: float) -> HttpReply:
-        """The answer, whatever its status; LedgerUnreachableError when there is none in time.
+        """The answer, whatever its status; LedgerUnreachableError if none comes in time.
 
-        A request may be sent twice, so only what may safely be repeated belongs here.
+        A request may be sent twice, so use this only for requests that may safely be repeated.
         """
         if self._free is None:
             self._free = asyncio.Semaphore(self._max_connections)
@@ -142,7 +142,7 @@ class HttpClient:
 
     async def _try(self, request: bytes) -> HttpReply:
         while self._idle:
-            # An idle connection may have been closed by the other side: that is no failure yet.
+            # An idle connection may have been closed by the other side: that is not a failure yet.
             try:
                 return await self._on(self._idle.pop(), request)
             except _BrokenError as broken:
@@ -177,7 +177,7 @@ class HttpClient:
             self._idle.pop().close()
 
     def forget(self) -> None:
-        """After a fork: what is open belongs to the parent, and must not be touched."""
+        """After a fork: open connections belong to the parent, and must not be touched."""
         self._generation += 1
         self._idle = []
         self._free = None

@@ -1,7 +1,7 @@
-"""An edge's memory and its lease: everything about the fence that happens on the edge's side.
+"""An edge's memory and its lease: the edge's side of the fence.
 
-No I/O here: bytes come in and go out, and the clock is given, so that a simulation can run it.
-The rules by number are those of docs/fence.md.
+No I/O here: bytes come in and go out, and the clock is a parameter, so that a simulation can run it.
+The rules are those of docs/fence.md, by number.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _HURRY_NS: Final = 20_000_000
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """The memory cannot tell: ask the ledger."""
+    """The memory has no answer: ask the ledger."""
 
 
 UNKNOWN: Final = Unknown()
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
-    """Who this edge is to the ledger, in this incarnation."""
+    """The identity and terms of this edge, in this incarnation."""
 
     who: EdgeIdentity
     key: bytes
     """Seals this incarnation's requests and grants."""
     longest_lease_ns: int
-    """By the terms it was told: no grant runs for longer, whatever it says (rule 14)."""
+    """By the terms that it received: it accepts no longer lease, whatever a grant says (rule 14)."""
     partition: int = 0
     serve_stale_ms: int = 0
     version: str = ""
@@ -67,7 +67,7 @@ class _Asked(NamedTuple):
 
 
 class CacheCounters:
-    """How the memory is doing, since the start."""
+    """The memory's counters since the start."""
 
     __slots__ = (
         "changes", "fills", "grants", "grants_refused", "holes", "lapsed", "misses", "resets", "stale_fills",
@@ -86,9 +86,9 @@ class CacheCounters:
 
 
 class Lease:
-    """Until when memory may be relied on, and the verdicts that then need no second look.
+    """Until when memory may be relied on, and the verdicts that need no further check until then.
 
-    A verifier reads these fields itself: a call costs as much as a tenth of a whole check.
+    A verifier reads these fields directly: a call costs as much as a tenth of a whole check.
     """
 
     __slots__ = ("clock", "ends", "hits", "keyspace_changes", "prefix", "welcomes")
@@ -97,16 +97,16 @@ class Lease:
         self.clock = clock_ns
         self.ends = 0
         self.welcomes = welcomes
-        """On uses that name nothing: valid whatever the time is, until a change or the lease's end."""
+        """Verdicts on uses that name nothing: valid at any time until a change or the lease's end."""
         self.hits = 0
         self.prefix = position_prefix(0, 1)
-        """What positions begin with, in the epoch of the facts."""
+        """The prefix of positions in the epoch of the facts."""
         self.keyspace_changes = 0
-        """Grows when what is known of keyspaces may be out of date."""
+        """Grows when the known keyspaces may be out of date."""
 
 
 class LeasedCache:
-    """Answers from memory while its lease runs, and knows what it may still believe."""
+    """Answers from memory while its lease runs, and checks whether an entry can still be trusted."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class LeasedCache:
         self._lineage = b""
         self._vouched = self._mark = 0
         self._unvouched = OrderedDict[bytes, int]()
-        """Fills as of positions that no grant has reached yet."""
+        """Fills whose positions no grant has reached yet."""
         self._position = 0
         self._chain = _NO_CHAIN
         self._last_message = self._granted_message = 0
@@ -140,7 +140,7 @@ class LeasedCache:
         self._hits = 0
         self.counters = CacheCounters()
 
-    # -- asked on every verification ------------------------------------------------------
+    # -- called on every verification -----------------------------------------------------
 
     def facts_of(self, digest: bytes) -> KeyFacts | Unknown | None:
         """What is known of a secret: its facts, None for no such secret, or UNKNOWN."""
@@ -170,41 +170,41 @@ class LeasedCache:
         return self._checked(digest, entry)
 
     def _checked(self, digest: bytes, entry: Entry) -> KeyFacts | Unknown:
-        """An entry from before the last wide change: did that touch it?"""
+        """The facts of an entry from before the last wide change, unless a change outdates them."""
         facts = self._memory.unpack(digest, entry)
         if self._tombstones.outdates(facts, entry.as_of):
             self._memory.drop(digest)
             self.counters.misses += 1
             return UNKNOWN
-        # Nothing it rests on changed up to where the ledger itself vouches that we know all.
-        # (Not up to what we only heard: a forged message would then keep an entry alive.)
+        # Nothing it depends on changed up to the position to which a grant confirms that we know all.
+        # (Not up to unconfirmed messages: a forged one would then keep an entry alive.)
         entry.as_of = max(entry.as_of, self._vouched)
         self._hits += 1
         return facts
 
     @property
     def has_lease(self) -> bool:
-        """May the memory be relied on now?"""
+        """Whether the memory may be relied on now."""
         return self._clock() < self.lease.ends
 
     @property
     def lease_left_ns(self) -> int:
-        """How long the lease still runs; negative since it ended."""
+        """How long the lease still runs; negative after its end."""
         return self.lease.ends - self._clock()
 
     @property
     def hits(self) -> int:
-        """How often memory knew the answer."""
+        """How often memory had the answer."""
         return self._hits + self.lease.hits
 
     @property
     def is_stale(self) -> bool:
-        """Does it answer only because its owner chose `serve_stale`?"""
+        """Whether it answers only because of `serve_stale`."""
         return self._stale_from <= self._clock() < self.lease.ends
 
     @property
     def position(self) -> int:
-        """Up to where the edge believes to know all changes."""
+        """The position up to which the edge believes to know all changes."""
         return self._position
 
     @property
@@ -214,12 +214,12 @@ class LeasedCache:
 
     @property
     def incarnation(self) -> bytes | None:
-        """This process's life, as the ledger knows it."""
+        """The incarnation under which the ledger knows this process."""
         return self._member.who.incarnation if self._member else None
 
     @property
     def keyspace_changes(self) -> int:
-        """Grows when what is known of keyspaces may be out of date."""
+        """Grows when the known keyspaces may be out of date."""
         return self.lease.keyspace_changes
 
     def now_utc(self) -> int:
@@ -232,18 +232,18 @@ class LeasedCache:
     # -- life ------------------------------------------------------------------------------
 
     def join(self, member: Membership) -> None:
-        """Begin a new incarnation: no lease, nothing remembered, nothing asked."""
+        """Begin a new incarnation: no lease, an empty memory, no open requests."""
         self.leave()
         self._member = member
         self._name_positions()
 
     def retold(self, longest_lease_ns: int) -> None:
-        """The same incarnation was told the terms again."""
+        """Apply the terms that the same incarnation has received again."""
         if self._member is not None:
             self._member = msgspec.structs.replace(self._member, longest_lease_ns=longest_lease_ns)
 
     def leave(self) -> None:
-        """Give everything up: after a fork, a restore of the machine, or at the end."""
+        """Drop lease and memory: after a fork, a restore of the machine, or at the end."""
         self._member = None
         self.lease.ends = self._stale_from = 0
         self._number = 0
@@ -269,7 +269,7 @@ class LeasedCache:
     # -- the lease ------------------------------------------------------------------------
 
     def request(self) -> bytes | None:
-        """Ask for a lease, now. Send it at once: the lease counts from here (rule 1)."""
+        """A request for a lease. Send it at once: the lease counts from this call (rule 1)."""
         if self._member is None:
             return None
         self._number += 1
@@ -277,12 +277,12 @@ class LeasedCache:
         return self._sealed(self._number)
 
     def acknowledgement(self) -> bytes | None:
-        """Say what was applied, asking for nothing."""
+        """An acknowledgement of what was applied, without a request."""
         return self._sealed(0) if self._member is not None else None
 
     def _sealed(self, number: int) -> bytes:
         member = self._member
-        assert member is not None, "only a member speaks to the ledger"
+        assert member is not None, "only a member sends to the ledger"
         return seal_request(
             LeaseRequest(
                 member.who,
@@ -300,7 +300,7 @@ class LeasedCache:
         )
 
     def granted(self, data: bytes) -> bool:
-        """Take a grant; False when it is forged, late, not an answer to us, or does not follow."""
+        """Apply a grant; False if it is forged, late, for another edge, or does not follow the last one."""
         member = self._member
         grant = open_grant(data, member.key) if member is not None else None
         if (
@@ -312,7 +312,7 @@ class LeasedCache:
         ):
             self.counters.grants_refused += 1
             return False
-        # Grants count in the order they were asked for: an older one knows less.
+        # Grants are applied only in the order of their requests: an older one knows less.
         for number in [one for one in self._sent if one < grant.number]:
             del self._sent[number]
         if not self._goes_on(grant, asked):
@@ -325,15 +325,15 @@ class LeasedCache:
         return True
 
     def _goes_on(self, grant: Grant, asked: _Asked) -> bool:
-        """Rule 14: does the head move with its chain, and the chain with what explains it?"""
+        """Rule 14: whether the head moves with its chain, and the chain with changes that explain it."""
         if grant.last_message > grant.head:
             return False
         if grant.reset or grant.epoch != self._epoch:
             return True
         if grant.head < self._vouched or (grant.head == self._vouched and grant.mark != self._mark):
-            return False  # Rule 15: the log went back, or is another one.
+            return False  # Rule 15: the log lost events, or is another one.
         if grant.lineage != self._lineage:
-            return True  # Another ledger process, which answers for all since `vouched` by what it carries.
+            return True  # Another ledger process: its grant carries all changes since `vouched`.
         if grant.confirmed and grant.chain == asked.chain:
             return grant.last_message == asked.last_message
         known = asked.last_message if grant.confirmed else self._granted_message
@@ -342,7 +342,7 @@ class LeasedCache:
         )
 
     def _disown(self) -> None:
-        """What we were told cannot all be true: remember nothing, and begin anew with the next grant."""
+        """The messages received cannot all be true: clear the memory, and start over with the next grant."""
         self.counters.resets += 1
         self.lease.ends = 0
         self._forget(0, -1)
@@ -358,7 +358,7 @@ class LeasedCache:
             self._memory.cool()
         if grant.lineage != self._lineage:
             self.lease.keyspace_changes += 1
-            self._memory.cool()  # who is welcome is so by a view that the process before told
+            self._memory.cool()  # the welcomes depend on a view from the previous process
             self._forget_unvouched()
         for change in grant.changes:
             self._apply(change)
@@ -372,7 +372,7 @@ class LeasedCache:
         self._lineage = grant.lineage
 
     def _extend(self, grant: Grant, sent: int) -> None:
-        """Rule 1: the lease counts from when we asked, not from when we were answered."""
+        """Rule 1: the lease counts from the sending of the request, not from its answer."""
         member = self._member
         assert member is not None, "granted to a member"
         lease_ns = min(grant.lease_ns, member.longest_lease_ns)
@@ -381,36 +381,36 @@ class LeasedCache:
             self.lease.ends = ends
             self._stale_from = ends - min(lease_ns, member.serve_stale_ms * 1_000_000)
         # Rule 11. The ledger read its time after `sent`, so ours is never behind; and it never
-        # goes back behind a time that something was judged with.
+        # goes back before a time by which something was judged.
         self._utc_offset = max(grant.utc - sent // 1000, self.at - self._clock() // 1000)
 
     # -- changes --------------------------------------------------------------------------
 
     def changed(self, data: bytes) -> bytes | None:
-        """Take a change message; what to send in answer (an acknowledgement, or a request)."""
+        """Apply a change message; returns the reply to send (an acknowledgement, or a request)."""
         message = read_changes(data)
         member = self._member
         if message is None or member is None or message.partition != member.partition:
             return None
         if message.epoch == self._epoch and message.position <= self._position:
             if message.lineage == self._lineage and message.position > self._last_message:
-                # Rule 14: a grant said that nothing changed up to here, and something did.
+                # Rule 14: according to a grant nothing changed up to here, but something did.
                 self._disown()
                 return self._hurried_request()
             return None
         if not self._follows(message):
-            # Rule 4: a hole, another ledger process or another epoch; only a grant can help.
+            # Rule 4: a gap, another ledger process or another epoch; only a grant can help.
             self.counters.holes += 1
             return self._hurried_request()
         for change in message.changes:
             self._apply(change)
         self._position = self._last_message = message.position
         self._chain = next_chain(self._chain, data)
-        # Rule 5: only now.
+        # Rule 5: only after they are applied.
         return self.acknowledgement()
 
     def _hurried_request(self) -> bytes | None:
-        """A request out of turn, but no flood of them."""
+        """An extra request, unless the last one was sent just now."""
         last = self._sent.get(self._number)
         if last is not None and self._clock() - last.at < _HURRY_NS:
             return None
@@ -424,7 +424,7 @@ class LeasedCache:
         )
 
     def _apply(self, change: Change) -> None:
-        """Take away what the change may have touched. Nothing that is heard can add (rule 10)."""
+        """Drop what the change may affect. A change message can only take away (rule 10)."""
         self.counters.changes += 1
         for digest in change.fingerprints:
             self._memory.drop(digest)
@@ -437,13 +437,13 @@ class LeasedCache:
     # -- fills ----------------------------------------------------------------------------
 
     def filled(self, digest: bytes, answer: FillAnswer) -> bool:
-        """Remember what the ledger said, unless it is older than what we heard since (rule 7)."""
+        """Store the ledger's answer, unless it is older than a change received since (rule 7)."""
         if not self.believes(answer):
             self.counters.stale_fills += 1
             return False
         self.counters.fills += 1
         if answer.facts is not None:
-            assert answer.facts.as_of == answer.as_of, "facts say what their answer says"
+            assert answer.facts.as_of == answer.as_of, "facts are as of the same position as their answer"
             self._memory.put(digest, answer.facts)
         else:
             self._memory.put_absent(digest)
@@ -458,28 +458,28 @@ class LeasedCache:
         self._unvouched[digest] = as_of
 
     def _forget_unvouched(self) -> None:
-        """Rule 15: another ledger process vouches for what the one before did, and for no more.
+        """Rule 15: another ledger process confirms what the previous one had granted, and nothing more.
 
-        What that one told beyond may be of a log that was restored since, under numbers that mean
-        something else now.
+        What the previous one sent beyond that may be from a log that was restored since, and its positions
+        may name other events now.
         """
         for digest in self._unvouched:
             self._memory.drop(digest)
         self._unvouched.clear()
 
     def believes(self, answer: FillAnswer) -> bool:
-        """Is the answer at least as new as everything we know to have changed?"""
+        """Whether the answer is at least as new as every change that is known."""
         member = self._member
         if member is None or answer.partition != member.partition or answer.epoch != self._epoch:
             return False
         if answer.lineage != self._lineage:
-            return False  # Rule 15: its numbers may be of another history than what we know.
+            return False  # Rule 15: its positions may belong to another history than our memory.
         if answer.facts is None:
             return answer.as_of >= max(self._tombstones.last_key, self._tombstones.floor)
         return not self._tombstones.outdates(answer.facts, answer.as_of)
 
     def believes_view(self, keyspace_id: str, told: ViewsAsOf) -> bool:
-        """Rule 7: is a keyspace that was told then at least as new as everything we know to have changed?"""
+        """Rule 7: whether a keyspace as of `told` is at least as new as every change that is known."""
         member = self._member
         return (
             member is not None

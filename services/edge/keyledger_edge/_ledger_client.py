@@ -1,4 +1,4 @@
-"""What an edge asks of the ledger over HTTP: to take part, to fill its memory, to charge."""
+"""An edge's requests to the ledger over HTTP: to take part, to fill its memory, to charge."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _PAUSE_SECONDS: Final = 0.05
 _MAX_PAUSE_SECONDS: Final = 0.5
 _BATCH: Final = 100
 _POSTERS: Final = 4
-# Edges that all lost their leases ask for every use. If a hundred of them kept the ledger busy for
-# longer than a lease, its grants would come too late, and they would go on asking for ever.
+# Edges that have lost their leases ask for every use. If a hundred of them kept the ledger busy for
+# longer than a lease, its grants would come too late, and they would never stop asking.
 _FILLS_AT_ONCE: Final = 8
 _NO_ANSWER: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding raises for bytes that are nothing of ours."""
+"""What decoding raises for bytes that are not an answer of the ledger."""
 
 
 class _Problem(msgspec.Struct):
@@ -63,7 +63,7 @@ class _Waiting:
 
 
 class LedgerClient:
-    """Asks the ledger. Uses with a cost carry a request id, so a retry never charges twice."""
+    """Sends requests to the ledger. Uses with a cost carry a request id, so a retry never charges twice."""
 
     def __init__(self, http: HttpClient, *, patience_seconds: float = 5.0) -> None:
         self._http = http
@@ -74,12 +74,12 @@ class LedgerClient:
         self._encode = msgspec.json.Encoder().encode
 
     async def connect(self, request: ConnectRequest) -> ConnectAnswer:
-        """Take part; RefusedByLedgerError when the key does not allow it."""
+        """Take part; RefusedByLedgerError if the key does not allow it."""
         reply = await self._http.post("/v1/edges/connect", self._encode(request), seconds=_CONNECT_SECONDS)
         return _answer(reply, ConnectAnswer)
 
     async def keyspaces(self, keyspace_ids: tuple[str, ...]) -> KeyspacesAnswer:
-        """What requests look like now; RefusedByLedgerError when the key does not allow it."""
+        """The current request format of keyspaces; RefusedByLedgerError if the key does not allow it."""
         body = self._encode(KeyspacesRequest(keyspace_ids=keyspace_ids))
         reply = await self._http.post("/v1/edges/keyspaces", body, seconds=_FILL_SECONDS)
         return _answer(reply, KeyspacesAnswer)
@@ -97,13 +97,13 @@ class LedgerClient:
         try:
             return _answer(reply, FillAnswer)
         except RefusedByLedgerError as refusal:
-            # A ledger that will not tell us is, for a key, as good as none.
+            # For a key, a ledger that refuses to answer is the same as an unreachable one.
             raise LedgerUnreachableError(str(refusal)) from None
 
     async def verify(self, request: VerifyRequest) -> VerifyAnswer:
         """The ledger's verdict, charged once per request id.
 
-        Tries again until it is known, for a few seconds; LedgerUnreachableError then means that
+        Tries again for a few seconds until the verdict is known; LedgerUnreachableError means that
         the use may have been charged: ask again with the same request id.
         """
         if request.request_id is None and (request.cost_micros or request.reserve_micros) is not None:
@@ -120,7 +120,7 @@ class LedgerClient:
             pause = min(_MAX_PAUSE_SECONDS, pause * 2)
 
     async def _once(self, request: VerifyRequest) -> VerifyAnswer:
-        """Alone while there is room; together with whoever waits while there is none."""
+        """Send the request alone while a poster is free; otherwise in a batch with others that wait."""
         waiting = _Waiting(request, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if len(self._posters) < _POSTERS:
@@ -151,19 +151,19 @@ class LedgerClient:
             body = self._encode(VerifyBatchRequest(items=[one.request for one in batch]))
             reply = await self._http.post("/v1/verify/batch", body, seconds=_TRY_SECONDS)
             if reply.status == _TOO_LARGE:
-                # Nobody is refused for the size of what others ask for.
+                # No request is refused because of the size of others.
                 half = len(batch) // 2
                 await self._post(batch[:half])
                 await self._post(batch[half:])
                 return
             results = _answer(reply, _BatchAnswer).results
             if len(results) != len(batch):
-                raise LedgerUnreachableError("The ledger's answer is not one.")
+                raise LedgerUnreachableError("The ledger's answer cannot be read.")
             for one, result in zip(batch, results, strict=True):
                 _settle(one, _OK, result)
 
     async def close(self) -> None:
-        """Give up what waits."""
+        """Fail the requests that wait, and close all connections."""
         for poster in list(self._posters):
             poster.cancel()
         await asyncio.gather(*self._posters, return_exceptions=True)
@@ -172,7 +172,7 @@ class LedgerClient:
         self._http.close()
 
     def forget(self) -> None:
-        """After a fork: everything under way is the parent's."""
+        """After a fork: every request under way is the parent's."""
         self._waiting.clear()
         self._posters.clear()
         self._fills = None
@@ -194,14 +194,14 @@ def _settle(waiting: _Waiting, status: int, body: bytes | msgspec.Raw) -> None:
 
 
 def _answer(reply: HttpReply, kind: type[_Kind]) -> _Kind:
-    """Decode an answer; a problem becomes the error that it is."""
+    """Decode an answer; a problem is raised as an error."""
     try:
         if reply.status == _OK:
             return msgspec.json.decode(reply.body, type=kind)
     except msgspec.ValidationError:
-        pass  # In a batch, an item's problem stands where its answer would.
+        pass  # In a batch, an item's problem is in the place of its answer.
     except _NO_ANSWER:
-        raise LedgerUnreachableError("The ledger's answer is not one.") from None
+        raise LedgerUnreachableError("The ledger's answer cannot be read.") from None
     problem = _problem(reply)
     status = problem.status or reply.status
     if status >= _SERVER_ERRORS or status in {_OK, _TOO_MANY}:

@@ -1,4 +1,4 @@
-"""An edge's link to its ledger: takes part, keeps the lease, and says how it stands."""
+"""An edge's link to its ledger: takes part, keeps the lease, and reports its state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CANCEL_AGAIN_SECONDS: Final = 2.0
 
 
 class EdgeLink:
-    """Keeps one cache leased. Everything here may fail; the lease then just runs out."""
+    """Keeps one cache leased. Everything here may fail; then the lease simply runs out."""
 
     def __init__(
         self,
@@ -54,37 +54,37 @@ class EdgeLink:
         self._terms: ConnectAnswer | None = None
         self._member: Membership | None = None
         self._ignored = False
-        """NATS took our requests, and no grant came."""
+        """NATS accepted our requests, but no grant came."""
         self._unanswered = 0
-        """How often we were ignored though the ledger answers over HTTP."""
+        """How often this happened while the ledger answered over HTTP."""
         self._tasks: list[asyncio.Task[None]] = []
         self._saying: set[asyncio.Task[None]] = set()
         self._bus: NatsConnection | None = None
         self._leased: asyncio.Event | None = None
         self._heard: asyncio.Event | None = None
-        """Something came that may have been about keyspaces."""
+        """Set when a message came that may concern keyspaces."""
         self._learnt = -1
         self.reconnects = 0
         self.refusal: str | None = None
-        """Why the ledger has not taken us yet."""
+        """Why the ledger has not accepted this edge yet."""
         _after_fork(self)
 
     @property
     def edge_id(self) -> str | None:
-        """What the ledger calls this edge."""
+        """The id that the ledger gave this edge."""
         return self._terms.edge_id if self._terms else None
 
     @property
     def bus_connected(self) -> bool:
-        """Does a connection to NATS stand?"""
+        """Whether a connection to NATS is open."""
         return self._bus is not None and self._bus.is_connected
 
     # -- life ------------------------------------------------------------------------------
 
     async def connect(self, *, wait_seconds: float) -> None:
-        """Take part; returns with a lease, or without one when there was none in time.
+        """Take part; returns with a lease, or without one if none came in time.
 
-        Raises LedgerUnreachableError and RefusedByLedgerError when the ledger does not take us.
+        Raises LedgerUnreachableError or RefusedByLedgerError if the ledger does not accept this edge.
         """
         if self._tasks:
             return
@@ -97,7 +97,7 @@ class EdgeLink:
                 await self._learn_keyspaces()
 
     def start(self) -> None:
-        """Take part as soon as the ledger takes us; until then nobody can be verified."""
+        """Take part as soon as the ledger accepts this edge; until then no key can be verified."""
         if not self._tasks:
             self._leased = asyncio.Event()
             self._tasks = [asyncio.create_task(self._join_and_take_part(), name="keyledger-edge")]
@@ -125,8 +125,8 @@ class EdgeLink:
     async def close(self) -> None:
         """Stop taking part; nothing is answered from memory afterwards."""
         self._cache.leave()
-        # A cancellation can be lost: before Python 3.12, `asyncio.wait_for` (nats-py waits by it) swallows
-        # one that arrives together with what it waits for (python/cpython#86296).
+        # A cancellation can be lost: before Python 3.12, `asyncio.wait_for` (which nats-py uses) swallows
+        # one that arrives together with the result that it waits for (python/cpython#86296).
         while under_way := [task for task in (*self._tasks, *self._saying) if not task.done()]:
             for task in under_way:
                 task.cancel()
@@ -157,7 +157,7 @@ class EdgeLink:
             )
         )
         if terms.edge_key is None:
-            raise LedgerUnreachableError("The ledger told no edge key.")
+            raise LedgerUnreachableError("The ledger sent no edge key.")
         self._ignored, self._unanswered = False, 0
         self._member = Membership(
             who=EdgeIdentity(terms.root_key_id, terms.edge_id, incarnation, bytes.fromhex(terms.nonce)),
@@ -174,10 +174,10 @@ class EdgeLink:
         return int((terms.lease_ms + stale_ms) * 1_000_000 * (1 - terms.drift))
 
     async def _introduce_again(self) -> None:
-        """The ledger may have come back with another NATS, other terms, or without knowing us.
+        """Connect again: the ledger may be back with another NATS, other terms, or without knowing this edge.
 
-        We prove who we are and keep our memory. A ledger that does not take the proof, or that
-        answers here and grants nothing, gets us as a new incarnation.
+        The edge proves its identity and keeps its memory. If the ledger does not accept the proof, or
+        answers here but grants nothing, the edge connects as a new incarnation.
         """
         member = self._member
         if member is None or self._unanswered >= _MOST_UNANSWERED:
@@ -246,7 +246,7 @@ class EdgeLink:
         while bus.is_connected:
             data = self._cache.request()
             if data is not None:
-                # A frozen server would hold us here for longer than a lease.
+                # A frozen server would block this for longer than a lease.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(lost_after):
                         await bus.say(data)
@@ -278,7 +278,7 @@ class EdgeLink:
             self._heard.set()
 
     async def _keep_keyspaces(self) -> None:
-        """Learn at once what changed, so that few uses must wait for it: what was known is not judged by."""
+        """Ask for changed keyspaces at once, so that few uses wait: the old ones are no longer used."""
         assert self._terms is not None, "joined before"
         assert self._heard is not None, "takes part"
         while True:

@@ -1,4 +1,4 @@
-"""What an edge remembers of keys: packed small, bounded, and only digests of secrets."""
+"""An edge's memory of keys: packed, bounded, and with digests of secrets only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Own = tuple[str, int, int | None, bool, bool, int | None, str | None, str | Non
 
 
 class Entry(msgspec.Struct, gc=False):
-    """One key, packed: what is its own as bytes, what it shares with others by reference."""
+    """One key, packed: its own values as bytes, values that it shares with others by reference."""
 
     own: bytes
     shared: KeyFacts
@@ -29,43 +29,43 @@ class Entry(msgspec.Struct, gc=False):
 
 
 class Memory:
-    """Facts by fingerprint, at most `capacity` of them; what nobody asks for goes first.
+    """Facts by fingerprint, at most `capacity` of them; the least recently used are dropped first.
 
     A million keys must fit in little memory and cost the garbage collector nothing, so facts
-    are kept packed, and unpacked only while they are in use (`hot`). They lie in many small
-    dicts: one large one stops the world for tens of milliseconds whenever it grows.
+    are stored packed, and unpacked only while they are in use (`hot`). They are in many small
+    dicts: a single large one stops the process for tens of milliseconds whenever it grows.
     """
 
     def __init__(self, capacity: int, negative_capacity: int) -> None:
         self.prefix = "0-"
-        """What positions begin with."""
+        """The prefix of positions."""
         self.hot: dict[bytes, KeyFacts] = {}
-        """Unpacked, and checked against every change so far. Look here first."""
+        """Unpacked facts, checked against every change so far. Look here first."""
         self.welcomes: dict[bytes, Verdict] = {}
-        """Of those, the ones that nothing but a change or the lease's end can make bad, once they were
-        shown as a secret of their keyspace's shape."""
+        """Verdicts on those of them that only a change or the lease's end can invalidate, and whose secret
+        was found to have its keyspace's shape."""
         kept = capacity // (2 * _SHARDS)
         self._shards = [TwoGenerations[bytes, Entry](kept) for _ in range(_SHARDS)]
         self._interned = BoundedCache[bytes, KeyFacts](_MAX_INTERNED)
-        """Entries keep what they refer to: when it is full, only sharing begins anew."""
+        """Entries keep their own references: when this is full and cleared, only sharing starts over."""
         self._absent = TwoGenerations[bytes, None](negative_capacity // 2)
         self.is_absent: Callable[[bytes], bool] = self._absent.__contains__
-        """Is it known that there is no such secret?"""
+        """Whether it is known that there is no such secret."""
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_Own).decode
 
     def put(self, digest: bytes, facts: KeyFacts) -> None:
-        """Remember the facts."""
+        """Store the facts."""
         self._absent.drop(digest)
         self._shards[digest[0]].put(digest, self._packed(facts))
         self._warm(digest, facts)
 
     def entry(self, digest: bytes) -> Entry | None:
-        """The packed facts, if they are remembered."""
+        """The packed facts, if they are in memory."""
         return self._shards[digest[0]].renew(digest)
 
     def unpack(self, digest: bytes, entry: Entry) -> KeyFacts:
-        """The facts of an entry, kept at hand for the next time."""
+        """The facts of an entry; they stay unpacked for the next time."""
         key_id, generation, ends_at, revoked, disabled, expires_at, name, owner_id, metadata = self._decode(
             entry.own
         )
@@ -86,15 +86,15 @@ class Memory:
         return facts
 
     def welcome(self, digest: bytes, facts: KeyFacts) -> None:
-        """What was just looked up is good until it is dropped or cooled."""
+        """Let a key that was just found valid take the short path until it is dropped or cooled."""
         self.welcomes[digest] = Verdict(codes.VALID, facts, (), None, self.prefix)
 
     def put_absent(self, digest: bytes) -> None:
-        """Remember that there is no such secret, apart from the good ones: garbage cannot push those out."""
+        """Store that there is no such secret, apart from existing ones: garbage cannot displace those."""
         self._absent.put(digest, None)
 
     def drop(self, digest: bytes) -> None:
-        """Forget one fingerprint, present or absent."""
+        """Remove one fingerprint, present or absent."""
         self.hot.pop(digest, None)
         self.welcomes.pop(digest, None)
         if digest:
@@ -102,12 +102,12 @@ class Memory:
         self._absent.drop(digest)
 
     def cool(self) -> None:
-        """Unpack everything anew: some of it may have changed."""
+        """Drop all unpacked facts: some of them may have changed."""
         self.hot.clear()
         self.welcomes.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         self.cool()
         for shard in self._shards:
             shard.clear()
@@ -143,7 +143,7 @@ class Memory:
         return Entry(own, self._shared(facts), facts.as_of)
 
     def _shared(self, facts: KeyFacts) -> KeyFacts:
-        """One object for all keys that differ only in what is their own."""
+        """One object for all keys that differ only in their own values."""
         template = replace(
             facts,
             key_id="",

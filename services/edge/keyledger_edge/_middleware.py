@@ -1,4 +1,4 @@
-"""ASGI middleware: a request goes on with its verdict, or is answered here."""
+"""ASGI middleware: a request is passed on with its verdict, or is refused here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keyledger_language.messages import KeyspaceView
 from keyledger_language.uses import Use
 from keyledger_language.verdicts import MISSING, UNREACHABLE, Verdict
 
-# Every framework spells ASGI's types in its own way; only this fits all of them.
+# Every framework declares ASGI's types in its own way; only this fits all of them.
 Scope = Any
 Receive = Any
 Send = Any
@@ -29,14 +29,14 @@ _POLICY_VIOLATION = 1008
 
 
 class KeyledgerMiddleware:
-    """Lets requests through whose key is good, with the verdict in `scope["state"]["keyledger"]`.
+    """Lets requests with a valid key through, with the verdict in `scope["state"]["keyledger"]`.
 
     Works with FastAPI, Starlette, Litestar and any other ASGI application. It connects the
     verifier when the application starts, and closes it at the end.
 
-    `use`: what a request wants to do, given its ASGI scope (a model, a project ...).
-    `cost_micros`: what it costs, given its scope; charged once per `X-Keyledger-Request-Id`.
-    `exempt`: paths that need no key, such as `/healthz`; with a final `*`, all that begin so.
+    `use`: returns what a request wants to do (a model, a project ...), given its ASGI scope.
+    `cost_micros`: returns what it costs, given its scope; charged once per `X-Keyledger-Request-Id`.
+    `exempt`: paths that need no key, such as `/healthz`; with a final `*`, all paths that begin like this.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class KeyledgerMiddleware:
         self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection, as ASGI has it."""
+        """Handle one ASGI connection."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
         elif scope["type"] not in {"http", "websocket"} or self._is_exempt(scope["path"]):
@@ -98,7 +98,7 @@ class KeyledgerMiddleware:
                 raise
             keyspace = None
         if keyspace is None:
-            return UNREACHABLE, None  # Nobody knows what a key looks like now, or where it stands.
+            return UNREACHABLE, None  # The current shape of a key, and its place in a request, are unknown.
         asked = self._read(scope, keyspace)
         if asked.secret is None:
             return MISSING, keyspace
@@ -129,7 +129,7 @@ def _as_headers(headers: Any) -> Headers:
 
 async def _refuse(scope: Scope, send: Send, answer: HttpAnswer) -> None:
     if scope["type"] == "websocket":
-        # Before it is accepted, servers say this as HTTP 403.
+        # Before the connection is accepted, servers turn this into HTTP 403.
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": "key refused"})
         return
     length = (b"content-length", b"%d" % len(answer.body))

@@ -1,4 +1,4 @@
-"""The edge's end of NATS: its requests out, its grants and all changes in. Only this uses nats-py."""
+"""The edge's side of NATS: requests out, grants and changes in. Only this module uses nats-py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BusUnreachableError(Exception):
 
 
 class NatsConnection:
-    """One connection to NATS. Once lost it stays lost: a new one hides nothing that was missed."""
+    """One connection to NATS. A lost one never reconnects, so a missed message cannot go unnoticed."""
 
     def __init__(self, client: Client, root_key_id: str) -> None:
         self._client = client
@@ -33,10 +33,10 @@ class NatsConnection:
     async def connect(
         cls, terms: ConnectAnswer, on_grant: Callable[[bytes], None], on_changes: Callable[[bytes], None]
     ) -> NatsConnection:
-        """Connect and listen; BusUnreachableError when nobody answers."""
+        """Connect and subscribe; BusUnreachableError if no server answers."""
 
         async def ignore(_error: Exception) -> None:
-            """Errors reach us as exceptions and as missing grants; nats-py would log them."""
+            """Do not log, as nats-py would: errors show as exceptions and as missing grants."""
 
         async def hear_grant(message: Msg) -> None:
             on_grant(message.data)
@@ -47,7 +47,7 @@ class NatsConnection:
         client = Client()
         bus = cls(client, terms.root_key_id)
         try:
-            # nats-py's own reconnecting sends late what it had buffered, and hangs on a frozen server.
+            # nats-py's own reconnecting sends buffered messages late, and hangs if a server is frozen.
             await client.connect(
                 terms.nats_urls,
                 name=terms.edge_id,
@@ -63,7 +63,7 @@ class NatsConnection:
             await client.subscribe(CHANGES_SUBJECT, cb=hear_changes)
             await client.flush(_CONNECT_SECONDS)
         except BaseException as error:
-            await bus.close()  # who is not let in, or gives up half-way, still has a socket
+            await bus.close()  # a refused or cancelled connect may have opened a socket
             if isinstance(error, (TimeoutError, OSError, Error)):
                 raise BusUnreachableError(type(error).__name__) from None
             raise
@@ -71,7 +71,7 @@ class NatsConnection:
 
     @property
     def is_connected(self) -> bool:
-        """Does the connection still stand, as far as anybody knows?"""
+        """Whether the connection is open, as far as is known."""
         return bool(self._client.is_connected)
 
     async def say(self, data: bytes) -> None:
@@ -80,17 +80,17 @@ class NatsConnection:
             await self._client.publish(self._lease_subject, data)
 
     async def close(self) -> None:
-        """Close it; a server that hangs is given half a second."""
+        """Close the connection; a hanging server gets half a second."""
         await abandon(self._client, seconds=_CLOSE_SECONDS)
 
 
 async def abandon(client: Client, *, seconds: float = 1.0) -> None:
-    """Close it; a server that hangs is given so many seconds, then the socket is dropped."""
-    # nats-py can neither drop unsent data nor end its tasks when closing fails half-way, so this reaches
-    # into it; everything is taken before `close`, which forgets some of it.
+    """Close the connection; a hanging server gets that many seconds, then the socket is dropped."""
+    # nats-py can neither drop unsent data nor end its tasks when closing fails half-way, so this uses its
+    # private attributes; they are read before `close`, which clears some of them.
     transport, tasks = client._transport, _tasks_of(client)  # noqa: SLF001
     closing = asyncio.ensure_future(client.close())
-    # Not wait_for, which waits on when a cancellation is swallowed, as nats-py does with some.
+    # Not wait_for, which keeps waiting if a cancellation is swallowed, as nats-py does with some.
     await asyncio.wait({closing}, timeout=seconds)
     writer = getattr(transport, "_io_writer", None)
     if writer is not None:
@@ -100,7 +100,7 @@ async def abandon(client: Client, *, seconds: float = 1.0) -> None:
     await asyncio.wait({closing, *tasks}, timeout=seconds)
     for task in (closing, *tasks):
         if task.done() and not task.cancelled():
-            task.exception()  # seen: asyncio would log it
+            task.exception()  # retrieved, so that asyncio does not log it
 
 
 def _tasks_of(client: Client) -> list[asyncio.Task[Any]]:
@@ -114,7 +114,7 @@ def _tasks_of(client: Client) -> list[asyncio.Task[Any]]:
 
 
 def _options(terms: ConnectAnswer) -> dict[str, Any]:
-    # (nats-py declares whole seconds here, and takes any.)
+    # (nats-py declares whole seconds here, but accepts fractions.)
     return {"ping_interval": terms.ping_ms / 1000, **_credentials(terms)}
 
 
@@ -128,7 +128,7 @@ def _credentials(terms: ConnectAnswer) -> dict[str, Any]:
 
 
 def _signed(nonce: str, seed: str) -> bytes:
-    import base64  # noqa: PLC0415 - only where NATS checks signatures
+    import base64  # noqa: PLC0415 - only if NATS checks signatures
 
     import nkeys  # noqa: PLC0415 - the same
 

@@ -1,7 +1,7 @@
 """The sidecar: verify and forward-auth for any language, on loopback or a unix socket, from memory.
 
-An ASGI application; `keyledger edge` runs it. It asks its callers for no key of their own, so it
-must listen only where nobody else can reach it.
+An ASGI application; `keyledger edge` runs it. Its callers need no key of their own, so it
+must listen only where no other program can reach it.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ _MAX_BATCH: Final = 1_000
 _MAX_REMEMBERED: Final = 1_024
 _MAX_ANSWERS: Final = 8_192
 _HEARD: Final = {b"/v1/verify": b"POST", _FORWARD_AUTH.encode(): b"GET"}
-# A secret of any keyspace, also of one that is not known here, has 22 letters and digits in a row.
+# A secret of any keyspace, even of one that is not known here, has 22 letters and digits in a row.
 _KEYSPACE_OR_LONG_RUN: Final = re.compile(r"(ks_[0-9A-Z]{26})(?![0-9A-Za-z])|[0-9A-Za-z]{22,}")
 _JSON: Final = (b"content-type", b"application/json")
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
 
 class Sidecar:
-    """Answers proxies and programs beside it out of a verifier's memory.
+    """Answers proxies and programs on the same machine from a verifier's memory.
 
-    `server_metrics` are what the HTTP server that it runs in counts, as Prometheus text.
+    `server_metrics` returns the metrics of the HTTP server that it runs in, as Prometheus text.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Sidecar:
         """How often each code was answered."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection, as ASGI has it."""
+        """Handle one ASGI connection."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
@@ -115,16 +115,16 @@ class Sidecar:
             return self._readiness()
         if path == "/metrics":
             return HttpAnswer(200, [_TEXT], self._metrics())
-        return answer_problem(404, "not_found", "There is no such path here.")
+        return answer_problem(404, "not_found", "There is no such path.")
 
     # -- at once ----------------------------------------------------------------------------
 
     def hears(self, method: bytes, path: bytes) -> bool:
-        """For a server that can take an answer at once: may a request be asked of `at_once`?"""
+        """Whether a request may be passed to `at_once`; for a server that can use an answer at once."""
         return _HEARD.get(path) == method
 
     def at_once(self, scope: Scope, body: bytes) -> HttpAnswer | asyncio.Future[HttpAnswer] | None:
-        """The whole answer out of memory, or a future of the ledger's; None: ask by ASGI. Never raises."""
+        """The whole answer from memory, or a future of the ledger's; None: use ASGI. Never raises."""
         if scope["path"] == _FORWARD_AUTH:
             return self._forward_auth_at_once(scope)
         try:
@@ -171,7 +171,7 @@ class Sidecar:
         return self._counted(verdict.code, self._let_in(verdict, facts, proxy))
 
     def _let_in(self, verdict: Verdict, facts: KeyFacts, proxy: str | None) -> HttpAnswer:
-        """The answer to a good use: it says who the key is, the same until its facts change."""
+        """The answer to a granted use: it identifies the key, and stays the same until its facts change."""
         known = self._welcome_of(id(facts))
         if known is not None and known[0] is facts and known[1] == proxy:
             return known[2]
@@ -185,7 +185,7 @@ class Sidecar:
         return _whole(await self._tell(asking, keyspace, proxy))
 
     def _said(self, verdict: Verdict) -> HttpAnswer:
-        """A verdict as JSON, counted; the same until the key's facts change, so it is kept."""
+        """A verdict as JSON, counted. It stays the same until the key's facts change, so it is cached."""
         code, facts = verdict.code, verdict.facts
         self.answers[code] = self.answers.get(code, 0) + 1
         if facts is not None and code == codes.VALID and not verdict.rate_limits:
@@ -245,20 +245,20 @@ class Sidecar:
         return self._counted(verdict.code, answer_verdict(verdict, keyspace, proxy=proxy))
 
     def _asked_by(self, query: bytes) -> tuple[str | None, str | None]:
-        """The proxy's own parameters; the same few queries come again and again."""
+        """The proxy's own parameters, cached: the same few queries are repeated all the time."""
         asked = self._asked.get(query)
         if asked is None:
             said: dict[str, str] = {}
             for name, value in parse_qsl(query.decode("latin-1")):
-                said.setdefault(name, value)  # as the ledger reads them: none behind it can replace it
+                said.setdefault(name, value)  # as the ledger reads them: a later one cannot replace it
             asked = said.get("keyspace_id"), said.get("proxy")
             if len(self._asked) < _MAX_REMEMBERED:
                 self._asked[query] = asked
         return asked
 
     def _named(self, scope: Scope, path: str | None) -> tuple[str | None, str | None]:
-        """The keyspace and the proxy's manner."""
-        # Envoy puts its client's query here, and what the client says must not choose the keyspace.
+        """The keyspace and the kind of proxy."""
+        # Envoy puts its client's query here, and the client must not choose the keyspace.
         if path is not None:
             return self._keyspace_id, None
         keyspace_id, proxy = self._asked_by(scope.get("query_string", b""))
@@ -267,7 +267,7 @@ class Sidecar:
     def _forwarded(
         self, scope: Scope, path: str | None, keyspace: KeyspaceView, proxy: str | None
     ) -> tuple[ForwardedUse, KeyspaceView, str | None] | HttpAnswer:
-        """What a proxy asks: the use, the keyspace and the proxy's manner; or what is wrong with it."""
+        """What a proxy asks: the use, the keyspace and the kind of proxy; or the refusal of its request."""
         client = scope.get("client")
         try:
             asked = read_use(
@@ -287,7 +287,7 @@ class Sidecar:
         return asked, keyspace, proxy
 
     async def _keyspace(self, keyspace_id: str | None, *, patient: bool) -> KeyspaceView | None:
-        """The keyspace as it is now; None when nobody can tell."""
+        """The keyspace as it is now; None if that is unknown."""
         if not self._verifier.keyspaces:
             return None  # The ledger was never reached.
         return await self._verifier.current_keyspace(keyspace_id, patient=patient)
@@ -307,7 +307,7 @@ class Sidecar:
                 return await self._say(self._one(body))
             return await self._say_all(self._batch(body).items)
         except RecursionError:
-            return answer_problem(400, "malformed_body", "The body is nested too deep.")
+            return answer_problem(400, "malformed_body", "The body is nested too deeply.")
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return answer_problem(400, "invalid_request", _shown(error))
         except _REFUSALS as error:
@@ -319,12 +319,12 @@ class Sidecar:
 
     async def _say_all(self, requests: list[VerifyRequest]) -> HttpAnswer:
         if len(requests) > _MAX_BATCH:
-            return answer_problem(400, "invalid_request", f"A batch may have {_MAX_BATCH} items.")
+            return answer_problem(400, "invalid_request", f"A batch may have at most {_MAX_BATCH} items.")
         results = [await self._result(one) for one in requests]
         return HttpAnswer(200, [_JSON], self._encode({"results": results}))
 
     async def _result(self, request: VerifyRequest) -> VerifyAnswer | msgspec.Raw:
-        """Each on its own: what one is refused for does not hide that others were charged."""
+        """One item's result: the refusal of one item must not hide that others were charged."""
         try:
             return await self._verdict(request)
         except _REFUSALS as error:
@@ -346,7 +346,7 @@ class Sidecar:
         )
         return verdict.as_answer()
 
-    # -- how it is --------------------------------------------------------------------------
+    # -- readiness and metrics --------------------------------------------------------------
 
     def _readiness(self) -> HttpAnswer:
         if self._verifier.ready:
@@ -382,8 +382,8 @@ def _refused(error: BadRequestError | UnknownKeyspaceError | RefusedByLedgerErro
 
 
 def _no_request_id(field: str) -> BadRequestError:
-    """Who tries again would pay again."""
-    return BadRequestError(f"{field} is required where money moves.", field=field)
+    """Without a request id, a second try would be charged again."""
+    return BadRequestError(f"{field} is required for a use that costs money.", field=field)
 
 
 def _whole(answer: HttpAnswer) -> HttpAnswer:
@@ -393,7 +393,7 @@ def _whole(answer: HttpAnswer) -> HttpAnswer:
 
 
 def _shown(error: Exception) -> str:
-    """What may be told of an error. It may repeat what was sent in the wrong field: a secret, say."""
+    """An error's text, redacted: it may repeat what was sent in the wrong field, such as a secret."""
     return _KEYSPACE_OR_LONG_RUN.sub(lambda found: found[1] or "[redacted]", str(error))
 
 

@@ -1,4 +1,4 @@
-"""What changed lately, so that a look-up that was under way meanwhile is recognised as stale."""
+"""Recent changes, by which a look-up that was under way at the time is recognised as stale."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from keyledger_language.messages import Change
 
 
 class Tombstones:
-    """The last change of each key, organization, project, plan and keyspace that changed lately.
+    """The last change of each key, organization, project, plan and keyspace that changed recently.
 
-    Bounded: below `floor` the changes may be forgotten, so nothing that old can be believed.
+    Bounded: below `floor`, changes may have been dropped, so nothing that old is trusted.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -17,12 +17,12 @@ class Tombstones:
         self._positions: dict[str, int] = {}
         self.floor = 0
         self.last_wide = 0
-        """The last change that was not found by fingerprint: what is older must be checked again."""
+        """The last change that does not list fingerprints: older entries must be checked again."""
         self.last_key = 0
-        """The last change of a key: it may have been created or rotated."""
+        """The last change of a key: the key may have been created or rotated."""
 
     def add(self, change: Change) -> None:
-        """Remember the change. Ids are unique across kinds."""
+        """Store the change. Ids are unique across kinds."""
         positions = self._positions
         position = max(change.position, positions.pop(change.id, 0))
         if len(positions) >= self._capacity:
@@ -34,7 +34,7 @@ class Tombstones:
             self.last_wide = max(self.last_wide, change.position)
 
     def outdates(self, facts: KeyFacts, as_of: int) -> bool:
-        """Did anything that these facts rest on change after they were true?"""
+        """Whether anything that these facts depend on changed after `as_of`."""
         return (
             as_of < self.floor
             or self._changed(facts.key_id, as_of)
@@ -45,21 +45,21 @@ class Tombstones:
         )
 
     def outdates_keyspace(self, keyspace_id: str, as_of: int) -> bool:
-        """Did the keyspace itself change after it was told?"""
+        """Whether the keyspace itself changed after `as_of`."""
         return as_of < self.floor or self._changed(keyspace_id, as_of)
 
     def _changed(self, subject: str | None, as_of: int) -> bool:
         return subject is not None and self._positions.get(subject, 0) > as_of
 
     def start_from(self, position: int) -> None:
-        """Forget all; what is older than `position` cannot be believed."""
+        """Remove all; nothing older than `position` is trusted."""
         self._positions.clear()
         self.floor = self.last_wide = self.last_key = position
 
     def disbelieve_after(self, position: int, *, wide: int) -> None:
-        """Give up what was heard but never vouched for; everything is checked again up to `wide`.
+        """Discard changes that no grant has confirmed; everything is checked again up to `wide`.
 
-        Such a tombstone may stand where a true, older one stood, so it is moved back, not dropped.
+        Such a tombstone may have replaced a true, older one, so it is moved back, not dropped.
         """
         self._positions = {subject: min(at, position) for subject, at in self._positions.items()}
         self.floor = min(self.floor, position)

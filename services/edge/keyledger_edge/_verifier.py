@@ -1,4 +1,4 @@
-"""The verifier: is this secret good for this use? From memory where it may, else from the ledger."""
+"""The verifier: whether a secret is valid for a use, from memory under a lease, otherwise from the ledger."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from keyledger_language.verdicts import MALFORMED, MISSING, NOT_FOUND, UNREACHAB
 _FLIGHTS_PER_USE = 3
 _PAUSE_SECONDS = 0.1
 _LONGEST = 512
-"""A longer secret is not hashed before its shape was looked at."""
+"""A longer secret is not hashed before its shape is checked."""
 _VALID = codes.VALID
 
 
@@ -39,16 +39,16 @@ class FactsSource(Protocol):
     """The time of day that belongs to the last answer, microseconds."""
 
     def facts_of(self, digest: bytes, /) -> KeyFacts | Unknown | None:
-        """Facts, None for no such secret, or UNKNOWN when it cannot be told from here."""
+        """Facts, None for no such secret, or UNKNOWN if this source does not know."""
         ...
 
 
 class FillableSource(FactsSource, Protocol):
-    """A source that learns from what the ledger answered."""
+    """A source that learns from the ledger's answers."""
 
     @property
     def has_lease(self) -> bool:
-        """May what it says be relied on now?"""
+        """Whether its facts may be relied on now."""
         ...
 
     def now_utc(self) -> int:
@@ -56,23 +56,23 @@ class FillableSource(FactsSource, Protocol):
         ...
 
     def believes(self, answer: FillAnswer, /) -> bool:
-        """Is the answer at least as new as all that is known to have changed?"""
+        """Whether the answer is at least as new as every change that is known."""
         ...
 
     def filled(self, digest: bytes, answer: FillAnswer, /) -> bool:
-        """Remember the answer, if it is believed."""
+        """Store the answer if `believes` accepts it; whether it did."""
         ...
 
 
 class Ledger(Protocol):
-    """What a verifier asks of the ledger."""
+    """The requests of a verifier to the ledger."""
 
     async def fill(self, digest: bytes, keyspace_id: str) -> FillAnswer:
-        """The owner's committed state; LedgerUnreachableError when it does not answer."""
+        """The owner's committed state; LedgerUnreachableError if it does not answer."""
         ...
 
     async def verify(self, request: VerifyRequest) -> VerifyAnswer:
-        """The ledger's own verdict; LedgerUnreachableError when it does not answer."""
+        """The ledger's own verdict; LedgerUnreachableError if it does not answer."""
         ...
 
 
@@ -87,22 +87,22 @@ class _Flight:
 
 
 class _Gate:
-    """What every use passes first, ready at hand."""
+    """What every use is checked against first, kept at hand."""
 
     __slots__ = ("fullmatch", "keyspace", "keyspace_changes", "keyspace_id")
 
     def __init__(self, keyspace: KeyspaceView, keyspace_changes: int) -> None:
         self.keyspace_changes = keyspace_changes
-        """How many there had been when the keyspace was known to be current."""
+        """The lease's `keyspace_changes` when the keyspace was known to be current."""
         self.keyspace = keyspace
         self.keyspace_id = keyspace.keyspace_id
         self.fullmatch = keyspace.shape.regex.fullmatch
 
 
 class Verifier:
-    """Answers whether a secret is good for a use.
+    """Answers whether a secret is valid for a use.
 
-    An edge is made with `Verifier.at(url, key)` and used between `connect` and `close`, or as an
+    Make an edge with `Verifier.at(url, key)`, and use it between `connect` and `close`, or as an
     async context manager. It belongs to one event loop; other threads use `verify_blocking`.
     """
 
@@ -116,11 +116,11 @@ class Verifier:
         memory: FillableSource | None = None,
         views: KeyspaceViews | None = None,
     ) -> None:
-        """`views` keeps `keyspaces`; without it, whoever gives those keeps them current."""
+        """`views` keeps `keyspaces` current; without it, the caller has to."""
         self._views = views
         self._facts_of: Callable[[bytes], KeyFacts | Unknown | None] = source.facts_of
         self._cache = source if isinstance(source, LeasedCache) else None
-        # A source without a lease has no short cut: it ended at the beginning of time.
+        # A source without a lease has no short cut: this lease ended at time zero.
         self._lease = self._cache.lease if self._cache is not None else Lease(boottime_ns, {})
         self._source = source
         self._keyspaces = keyspaces
@@ -155,7 +155,7 @@ class Verifier:
     ) -> Verifier:
         """An edge of the ledger at `url`, not connected yet; `key` is a root key with `edges:connect`.
 
-        `serve_stale_ms`: go on answering from memory for so long after the lease ended. A revoked
+        `serve_stale_ms`: continue to answer from memory for this long after the lease ended. A revoked
         key may be accepted for that much longer; every fence waits for it.
         """
         cache = LeasedCache(boottime_ns, capacity=capacity)
@@ -172,9 +172,9 @@ class Verifier:
         return verifier
 
     async def connect(self, *, wait_seconds: float = 5.0) -> Self:
-        """Take part, and wait for the first lease for a while.
+        """Take part, and wait for the first lease, for `wait_seconds` at most.
 
-        Without a lease it works, too: every use then asks the ledger.
+        The verifier also works without a lease: then every use asks the ledger.
         """
         if self._link is not None:
             self._loop = asyncio.get_running_loop()
@@ -205,12 +205,12 @@ class Verifier:
 
     @property
     def ready(self) -> bool:
-        """Does it answer from memory now, so that it need not ask the ledger for every use?"""
+        """Whether it answers from memory now, without asking the ledger for every use."""
         return self._cache is None or self._cache.has_lease
 
     @property
     def problem(self) -> str | None:
-        """Why it does not take part yet, in a sentence; None when it does."""
+        """Why it does not take part yet, as a sentence; None if it does."""
         return self._link.refusal if self._link is not None else None
 
     @property
@@ -219,7 +219,7 @@ class Verifier:
         return self._keyspaces
 
     def metrics(self) -> dict[str, float]:
-        """How it is doing: gauges and counters by name."""
+        """Gauges and counters, by name."""
         cache, link = self._cache, self._link
         if cache is None or link is None:
             return {}
@@ -249,17 +249,17 @@ class Verifier:
     # -- verifying --------------------------------------------------------------------------
 
     def verify_cached(self, secret: str, use: Use = NO_USE, keyspace_id: str | None = None) -> Verdict | None:
-        """The verdict, if it can be told at once from memory; None when the ledger must be asked."""
+        """The verdict, if memory has the answer; None if the ledger must be asked."""
         lease = self._lease
         try:
             digest = sha256(secret.encode()).digest() if len(secret) <= _LONGEST else b""
         except UnicodeEncodeError:
             return MALFORMED
         welcome = lease.welcomes.get(digest)
-        # The clock is read after the use arrived, and memory is believed only if the lease still runs.
+        # The clock is read after the use arrived; memory is used only while the lease runs.
         if welcome is not None and lease.clock() < lease.ends:
-            facts: KeyFacts = welcome.facts  # type: ignore[assignment]  # a welcome is somebody's
-            # Whoever is welcome is so at any time: only what the use names is left to judge.
+            facts: KeyFacts = welcome.facts  # type: ignore[assignment]  # these verdicts always have facts
+            # Such a key is valid at any time: only what the use names remains to be judged.
             if facts.keyspace_id == (keyspace_id or self._only_keyspace_id) and (
                 use is NO_USE or judge_use(facts, use) is _VALID
             ):
@@ -280,7 +280,7 @@ class Verifier:
         if gate.fullmatch(secret) is None:
             return MALFORMED if secret else MISSING
         digest = digest or sha256(secret.encode()).digest()
-        # The checksum costs more than hash and look-up, so it waits for a miss.
+        # The checksum costs more than hash and look-up, so it is only compared after a miss.
         found = self._looked_up(digest, secret, gate.keyspace)
         if not isinstance(found, KeyFacts):
             return found
@@ -290,19 +290,19 @@ class Verifier:
         return verdict
 
     def find(self, secret: str, keyspace: KeyspaceView, digest: bytes = b"") -> KeyFacts | Verdict | None:
-        """The first half of a check: the secret's facts, the verdict without any, or None (ask the ledger).
+        """The first half of a check: the secret's facts, a verdict without any, or None (ask the ledger).
 
-        For who knows more than a verifier, and has a say before `judge`: the ledger itself. It may
-        have made the secret's `digest` already.
+        For the ledger itself, which knows more than a verifier and has checks of its own before `judge`.
+        It passes the secret's `digest` if it has computed it already.
         """
         if keyspace.shape.regex.fullmatch(secret) is None:
             return MALFORMED if secret else MISSING
         return self._looked_up(digest or sha256(secret.encode()).digest(), secret, keyspace)
 
     def judge(self, facts: KeyFacts, use: Use, *, counts: bool = True) -> Verdict | None:
-        """The second half: may the key just found do this? None when only the ledger can tell.
+        """The second half: the verdict on a use of the key just found; None if only the ledger can decide.
 
-        A use that does not count (it did before) is held against no rate limit.
+        A use that does not count (it was counted before) is not counted against any rate limit.
         """
         return self._judged(facts, use, self._source.at, counts=counts)
 
@@ -311,18 +311,18 @@ class Verifier:
         if isinstance(found, KeyFacts):
             return found if found.keyspace_id == keyspace.keyspace_id else NOT_FOUND
         if found is None and self._cache is not None:
-            return NOT_FOUND  # The ledger was asked about it once, so its checksum was right.
+            return NOT_FOUND  # The ledger was asked about this secret before, so its checksum is right.
         if not keyspace.shape.checksum_is_right(secret):
             return MALFORMED
         return NOT_FOUND if found is None else None
 
     @property
     def _never_connected(self) -> bool:
-        """Nobody has told us yet what a key looks like."""
+        """Whether no ledger has sent any keyspace yet."""
         return self._link is not None and not self._keyspaces
 
     def _gate(self, keyspace_id: str | None) -> _Gate | None:
-        """None: the keyspace may have changed, or be new, and must be told anew."""
+        """None: the keyspace may have changed, or be new, and the ledger must be asked for it."""
         views = self._views
         if views is not None:
             known = self._keyspaces.get(keyspace_id) if keyspace_id else self._only_keyspace()
@@ -338,16 +338,16 @@ class Verifier:
         return gate
 
     def forget_keyspaces(self) -> None:
-        """What is known of keyspaces has changed."""
+        """Drop what was derived from the keyspaces: they have changed."""
         self._gates.clear()
         self._only_gate = self._only_keyspace_id = None
-        # What was welcome had the shape of its keyspace as that was.
+        # The welcomed secrets were matched against the former shape of their keyspace.
         self._lease.welcomes.clear()
 
     def _judged(
         self, facts: KeyFacts, use: Use, at: int, *, counts: bool = True, prefix: str | None = None
     ) -> Verdict | None:
-        """`prefix`: of the facts' position, where they are not from memory."""
+        """`prefix`: of the facts' position, if they are not from memory."""
         code = judge(facts, use, at)
         prefix = prefix or self._lease.prefix
         if code is not _VALID:
@@ -377,13 +377,13 @@ class Verifier:
     ) -> Verdict:
         """The verdict. A use with a cost is charged by the ledger, once per `request_id`.
 
-        `metadata` is kept with the charge or reservation. `view`: what `current_keyspace` told for this
-        very use.
+        `metadata` is stored with the charge or reservation. `view`: what `current_keyspace` returned for
+        this very use.
         """
         if cost_micros is None and reserve_micros is None:
             verdict = self.verify_cached(secret, use, keyspace_id)
             return verdict if verdict is not None else await self.ask(secret, use, keyspace_id, view=view)
-        # The ledger judges it: what was told before the lease ended will do to refuse garbage.
+        # The ledger judges the use: a keyspace from before the lease ended is enough to refuse garbage.
         keyspace = view or await self.current_keyspace(keyspace_id, leased=False, patient=True)
         if keyspace is None:
             return UNREACHABLE
@@ -404,7 +404,7 @@ class Verifier:
         request_id: str | None = None,
         timeout: float = 10.0,
     ) -> Verdict:
-        """The same for another thread than that of the event loop that `connect` ran in."""
+        """The same as `verify`, for threads other than that of the event loop that `connect` ran in."""
         if self._loop is None:
             raise NotConnectedError("Connect the verifier first, in an event loop.")
         asking = self.verify(
@@ -418,11 +418,11 @@ class Verifier:
     async def current_keyspace(
         self, keyspace_id: str | None = None, *, leased: bool = True, patient: bool = False
     ) -> KeyspaceView | None:
-        """The keyspace as it is now; None when the ledger does not tell.
+        """The keyspace as it is now; None if the ledger does not answer.
 
-        The only one there is, if none is named. Who reads a secret out of a request asks this first.
-        `leased=False`: changes that nobody without a lease can hear of may be missing. `patient`: ask
-        again for as long as a use with a cost would be.
+        If none is named, the only existing one. Call this before you read a secret from a request.
+        `leased=False`: changes that an edge without a lease cannot receive may be missing. `patient`: ask
+        again for as long as for a use with a cost.
         """
         view = self.current_keyspace_cached(keyspace_id, leased=leased)
         if view is not None or self._views is None or self._never_connected:
@@ -438,7 +438,7 @@ class Verifier:
     def current_keyspace_cached(
         self, keyspace_id: str | None = None, *, leased: bool = True
     ) -> KeyspaceView | None:
-        """The keyspace, if it is known at once that it is current; None when the ledger must be asked."""
+        """The keyspace, if it is known to be current; None if the ledger must be asked."""
         views, lease = self._views, self._lease
         if views is None:
             return self.keyspace(keyspace_id)
@@ -456,7 +456,7 @@ class Verifier:
         return self.keyspace(name) if current else None
 
     def keyspace(self, keyspace_id: str | None = None) -> KeyspaceView:
-        """What was told of a keyspace last, and may have changed; the only one there is, if none is named."""
+        """The keyspace as last received, which may have changed; if none is named, the only existing one."""
         keyspace = self._keyspaces.get(keyspace_id) if keyspace_id else self._only_keyspace()
         if keyspace is None:
             raise UnknownKeyspaceError(keyspace_id)
@@ -479,7 +479,7 @@ class Verifier:
         *,
         view: KeyspaceView | None = None,
     ) -> Verdict:
-        """The verdict where `verify_cached` could not tell. `view`: as for `verify`."""
+        """The verdict when `verify_cached` returned None. `view`: as for `verify`."""
         if self._ledger is None or self._memory is None:
             return UNREACHABLE
         keyspace = view or await self.current_keyspace(keyspace_id)
@@ -495,7 +495,7 @@ class Verifier:
             return UNREACHABLE
         if answer.facts is None or answer.facts.keyspace_id != keyspace.keyspace_id:
             return NOT_FOUND
-        # The answer says its own epoch: memory may have none, or be of the one before.
+        # The answer has its own epoch: memory may have none, or the previous one.
         prefix = position_prefix(answer.partition, answer.epoch)
         verdict = self._judged(answer.facts, use, self._time_for(answer), prefix=prefix)
         if verdict is None:
@@ -507,7 +507,7 @@ class Verifier:
         return max(answer.utc, memory.now_utc()) if memory is not None and memory.has_lease else answer.utc
 
     async def _look_up(self, digest: bytes, keyspace_id: str) -> FillAnswer | None:
-        """One look-up for many, but never one that began before this use arrived and may be stale."""
+        """A look-up that many uses share, but none that began before this use arrived and may be stale."""
         self._arrivals += 1
         arrived = self._arrivals
         for _ in range(_FLIGHTS_PER_USE):
@@ -518,7 +518,7 @@ class Verifier:
         return None
 
     def _may_share(self, flight: _Flight, arrived: int, answer: FillAnswer | None) -> bool:
-        """Rule 8: the look-up began after the use arrived, or the lease and rule 7 vouch for it."""
+        """Rule 8: whether the look-up began after the use arrived, or the lease and rule 7 confirm it."""
         if flight.began >= arrived:
             return True
         memory = self._memory

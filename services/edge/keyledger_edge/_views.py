@@ -1,6 +1,6 @@
-"""What an edge knows of its keyspaces, as of when, and how it learns it anew.
+"""What an edge knows of its keyspaces, as of when, and how it asks for them again.
 
-A view (shape and places of secrets) is believed as facts are: rule 7 of docs/fence.md.
+A view (shape and places of secrets) is trusted under the same rule as facts: rule 7 of docs/fence.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FLIGHTS_PER_USE: Final = 3
 
 
 class ViewsAsOf(NamedTuple):
-    """When views were told: at a position, by a ledger process, in an epoch."""
+    """The point that views are true as of: a position, by a ledger process, in an epoch."""
 
     partition: int
     epoch: int
@@ -25,46 +25,46 @@ class ViewsAsOf(NamedTuple):
 
 
 class ViewMemory(Protocol):
-    """Who knows what has changed."""
+    """A memory of what has changed."""
 
     @property
     def has_lease(self) -> bool:
-        """Is every change that was fenced known?"""
+        """Whether every change that was fenced is known."""
         ...
 
     def believes_view(self, keyspace_id: str, told: ViewsAsOf, /) -> bool:
-        """Is a view that was told then at least as new as all that is known to have changed?"""
+        """Whether a view as of `told` is at least as new as every change that is known."""
         ...
 
 
 class _Flight(NamedTuple):
-    """One question for the views that is under way."""
+    """One request for the views that is under way."""
 
     number: int
     answer: asyncio.Task[bool]
 
 
 class KeyspaceViews:
-    """The views of the keyspaces that an edge serves, all told at once."""
+    """The views of the keyspaces that an edge serves, all received at once."""
 
     def __init__(self, memory: ViewMemory, ask: Callable[[], Awaitable[KeyspacesAnswer]]) -> None:
         self.known: dict[str, KeyspaceView] = {}
-        """By id. Verifiers hold on to this dict."""
+        """By id. Verifiers keep a reference to this dict."""
         self.on_told: Callable[[], None] = lambda: None
         self._memory = memory
         self._ask = ask
         self._told: ViewsAsOf | None = None
         self._number = self._told_by = 0
-        """Questions, in the order in which they were sent; and which of them told what is known."""
+        """The number of the last request sent, and of the request whose answer is known."""
         self._flight: _Flight | None = None
 
     def begin(self) -> int:
-        """A question for the views is about to be sent; its number."""
+        """The number of a request for the views that is about to be sent."""
         self._number += 1
         return self._number
 
     def told(self, number: int, keyspaces: Sequence[KeyspaceView], told: ViewsAsOf) -> None:
-        """The answer to a question; that to an earlier one may come late, and changes nothing."""
+        """Apply the answer to a request; a late answer to an earlier request changes nothing."""
         if number < self._told_by:
             return
         self._told_by, self._told = number, told
@@ -75,18 +75,17 @@ class KeyspaceViews:
         self.on_told()
 
     def are_current(self, keyspace_id: str) -> bool:
-        """Was nothing heard that may have changed the keyspace since it was told?"""
+        """Whether no change was received that may concern the keyspace since its view."""
         return self._told is not None and self._memory.believes_view(keyspace_id, self._told)
 
     def may_be_used(self, keyspace_id: str) -> bool:
-        """May it be used for a request that arrives now, without asking?"""
+        """Whether its view may be used for a request that arrives now, without asking the ledger."""
         return self._memory.has_lease and self.are_current(keyspace_id)
 
     async def learn(self, keyspace_id: str | None = None) -> bool:
-        """Ask, unless somebody asks already; False when there was no answer.
+        """Ask the ledger, or share a request that is under way; False if there was no answer.
 
-        Afterwards they are those of a moment after the call, or the lease and rule 7 vouch for them
-        (rule 8).
+        Afterwards the views are from after the call, or the lease and rule 7 confirm them (rule 8).
         """
         arrived = self._number
         for _ in range(_FLIGHTS_PER_USE):
@@ -118,5 +117,5 @@ class KeyspaceViews:
         return True
 
     def forget(self) -> None:
-        """After a fork: what is under way is the parent's."""
+        """After a fork: the request that is under way is the parent's."""
         self._flight = None

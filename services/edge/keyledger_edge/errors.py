@@ -1,9 +1,9 @@
-"""What can go wrong at an edge. A refused key is none of these: it is a verdict.
+"""The errors of an edge. A refused key is not an error: it is a verdict.
 
 EdgeError
-├── RefusedByLedgerError              the ledger answered, and said no to this edge
+├── RefusedByLedgerError              the ledger answered, and refused this edge's request
 ├── LedgerUnreachableError            the ledger did not answer in time
-├── NotConnectedError                 the verifier was not connected, or is closed
+├── NotConnectedError                 the verifier is not connected yet, or is closed
 ├── UnknownKeyspaceError              this edge does not serve that keyspace
 └── BadRequestError                   a forwarded request cannot be read as a use
     └── AmbiguousCredentialsError     it shows two different secrets
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 
 class EdgeError(Exception):
-    """Base of all that this library raises."""
+    """Base of all errors that this library raises."""
 
     code = "edge_error"
 
 
 class RefusedByLedgerError(EdgeError):
-    """The ledger answered, and said no to this edge."""
+    """The ledger answered, and refused this edge's request."""
 
     code = "refused_by_ledger"
 
@@ -30,13 +30,13 @@ class RefusedByLedgerError(EdgeError):
 
 
 class LedgerUnreachableError(EdgeError):
-    """The ledger did not answer in time; what was asked for may have happened."""
+    """The ledger did not answer in time; the request may have been carried out."""
 
     code = "ledger_unreachable"
 
 
 class NotConnectedError(EdgeError):
-    """The verifier was not connected, or is closed."""
+    """The verifier is not connected yet, or is closed."""
 
     code = "not_connected"
 
@@ -63,9 +63,9 @@ class BadRequestError(EdgeError):
 
 
 class AmbiguousCredentialsError(BadRequestError):
-    """The request shows two different secrets, so nobody can say which one it means."""
+    """The request has two different secrets, so it is ambiguous which one it means."""
 
     code = "ambiguous_credentials"
 
     def __init__(self) -> None:
-        super().__init__("The request shows two different secrets; show one.")
+        super().__init__("The request has two different secrets; send one.")

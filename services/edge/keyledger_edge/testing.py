@@ -37,16 +37,16 @@ class FakeLedger:
         shape = SecretShape(prefix="kl_test_", format=SecretFormat(checksum="crc32"))
         self.keyspace = keyspace or KeyspaceView(keyspace_id="ks_test", name="test", shape=shape)
         self.reachable = True
-        """Set it to False, and nobody can tell whether a key is good."""
+        """If you set it to False, every use is `ledger_unreachable`."""
         self.charges: dict[str, int] = {}
-        """What was charged, in micros, by request id."""
+        """The charges, in micros, by request id."""
         self.at = 0
         self._now = now
         self._facts: dict[bytes, KeyFacts] = {}
         self._numbers = count(1)
 
     def verifier(self) -> Verifier:
-        """A real verifier in front of this ledger. It needs no connecting."""
+        """A real verifier in front of this ledger. It need not be connected."""
         return Verifier(
             self,
             {self.keyspace.keyspace_id: self.keyspace},
@@ -58,7 +58,7 @@ class FakeLedger:
     # -- filling it -------------------------------------------------------------------------
 
     def add_key(self, secret: str | None = None, **facts: Any) -> str:
-        """A key with these facts (see `KeyFacts`); its secret."""
+        """Add a key with these facts (see `KeyFacts`); returns its secret."""
         secret = secret or self.keyspace.shape.generate()
         known: dict[str, Any] = {
             "key_id": f"key_{next(self._numbers)}",
@@ -72,19 +72,19 @@ class FakeLedger:
         return secret
 
     def change(self, secret: str, **facts: Any) -> None:
-        """Change what is known of a key, such as `disabled=True`."""
+        """Change facts of a key, such as `disabled=True`."""
         digest = fingerprint(secret)
         self._facts[digest] = replace(self._facts[digest], **facts)
 
     def revoke(self, secret: str) -> None:
-        """The key stops working, at once and everywhere."""
+        """Revoke the key, at once and everywhere."""
         self.change(secret, revoked=True)
 
     # -- what a verifier asks ---------------------------------------------------------------
 
     @property
     def has_lease(self) -> bool:
-        """Is it reachable?"""
+        """Whether the ledger is reachable."""
         return self.reachable
 
     def now_utc(self) -> int:
@@ -92,20 +92,20 @@ class FakeLedger:
         return int(self._now() * 1_000_000)
 
     def facts_of(self, digest: bytes, /) -> KeyFacts | Unknown | None:
-        """What was filled in."""
+        """The facts that were added."""
         self.at = self.now_utc()
         return self._facts.get(digest) if self.reachable else UNKNOWN
 
     def believes(self, _answer: FillAnswer, /) -> bool:
-        """It knows no better."""
+        """Always true: this ledger has no newer facts."""
         return True
 
     def filled(self, _digest: bytes, _answer: FillAnswer, /) -> bool:
-        """It remembers everything already."""
+        """Always true: this ledger has everything in memory already."""
         return True
 
     async def fill(self, digest: bytes, keyspace_id: str) -> FillAnswer:  # noqa: ARG002 - there is only one
-        """The same over the wire."""
+        """The facts, as the ledger answers them."""
         self._must_be_reachable()
         return FillAnswer(
             facts=self._facts.get(digest), as_of=0, partition=0, epoch=0, utc=self.now_utc(), lineage=b""

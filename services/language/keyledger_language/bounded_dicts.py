@@ -1,4 +1,4 @@
-"""Dicts of bounded size, by what is forgotten: all that can be made again, the older half, the oldest."""
+"""Dicts of bounded size; a full one drops everything, the older half, or the oldest entry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """At most `most` entries, each of which can be made again: when one more comes, all are forgotten."""
+    """At most `most` entries, each of which can be computed again: one more clears the cache first."""
 
     __slots__ = ("_entries", "_most", "get")
 
@@ -19,28 +19,28 @@ class BoundedCache(Generic[K, V]):
         self._most = most
         self._entries: dict[K, V] = {}
         self.get: Callable[[K], V | None] = self._entries.get
-        """The entry, or None. The dict's own method, for whoever asks at each request."""
+        """The entry, or None. The dict's own method, for callers that look up at each request."""
 
     def put(self, key: K, value: V) -> None:
-        """Keep it."""
+        """Store the entry."""
         entries = self._entries
         if len(entries) >= self._most and key not in entries:
             entries.clear()
         entries[key] = value
 
     def drop(self, key: K) -> None:
-        """Forget one."""
+        """Remove one entry."""
         self._entries.pop(key, None)
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Remove all entries."""
         self._entries.clear()
 
 
 class TwoGenerations(Generic[K, V]):
-    """At least the newest `kept` entries, and at most twice as many: the older half is dropped whole.
+    """At least the newest `kept` entries, and at most twice as many: the older half is dropped at once.
 
-    What is written again, or renewed, is among the newest.
+    An entry that is written again, or renewed, is among the newest.
     """
 
     __slots__ = ("_kept", "_newer", "_older")
@@ -66,7 +66,7 @@ class TwoGenerations(Generic[K, V]):
         return self._older.get(key) if value is None else value
 
     def renew(self, key: K) -> V | None:
-        """The entry, which is among the newest from now on; or None."""
+        """The entry, which from now on is among the newest; or None."""
         value = self._newer.get(key)
         if value is None and key in self._older:
             value = self._older[key]
@@ -74,7 +74,7 @@ class TwoGenerations(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V) -> None:
-        """Keep it."""
+        """Store the entry."""
         if len(self._newer) >= self._kept and key not in self._newer:
             self.turn()
         self._older.pop(key, None)
@@ -82,28 +82,28 @@ class TwoGenerations(Generic[K, V]):
 
     @property
     def full(self) -> bool:
-        """Does the older half go when one more comes?"""
+        """Whether one more entry drops the older half."""
         return len(self._newer) >= self._kept
 
     def turn(self) -> None:
-        """Drop the older half; what is kept now is the older one."""
+        """Drop the older half; the newer half becomes the older one."""
         self._older, self._newer = self._newer, {}
 
     def drop(self, key: K) -> None:
-        """Forget one."""
+        """Remove one entry."""
         self._newer.pop(key, None)
         self._older.pop(key, None)
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Remove all entries."""
         self._newer, self._older = {}, {}
 
 
 class NewestDict(OrderedDict[K, V]):
-    """A dict of at most `most` entries: when one more comes, the one that was written first goes.
+    """A dict of at most `most` entries: one more drops the entry that was written first.
 
-    A plain dict looks for its first entry behind all that were deleted: of 100,000 entries that took 50
-    microseconds for each one that came, and takes one here.
+    A plain dict searches for its first entry past all deleted ones: with 100,000 entries that took 50
+    microseconds for each new entry; here it takes one.
     """
 
     def __init__(self, most: int) -> None:

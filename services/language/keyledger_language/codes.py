@@ -26,10 +26,10 @@ BILLING_SHORTFALL: Final = "billing_shortfall"
 VALID: Final = "valid"
 
 UNUSABLE: Final = frozenset({REVOKED, EXPIRED, ROTATED, DISABLED, ORGANIZATION_SUSPENDED})
-"""Of a key that cannot be used at all, whatever for and from wherever."""
+"""Codes of a key that cannot be used at all, for any use and from any address."""
 
 UNUSABLE_FROM_THERE: Final = UNUSABLE | {IP_DENIED}
-"""Of a key that cannot be used from an address, whatever for."""
+"""Codes of a key that cannot be used from an address, for any use."""
 
 STATUS_OF_CODE: Final[dict[str, int]] = {
     LEDGER_UNREACHABLE: 503,
@@ -56,16 +56,16 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
 """Each code's HTTP status in forward-auth, first match first; a keyspace's `denial_status` overrides it."""
 
 TITLE_OF_CODE: Final[dict[str, str]] = {
-    "invalid_request": "The request cannot be taken as it is",
+    "invalid_request": "The request is not valid",
     "malformed_body": "The body is not JSON",
     "ambiguous_credentials": "Two different secrets in one request",
-    "method_not_allowed": "This path does not take this method",
+    "method_not_allowed": "This path does not support this method",
     "body_too_large": "The body is too large",
     "proxy_unauthenticated": "The proxy's own root key is missing or does not work",
     LEDGER_UNREACHABLE: "The ledger cannot be reached",
     MISSING: "No secret was given",
-    MALFORMED: "This is no secret of the keyspace",
-    NOT_FOUND: "There is no such thing",
+    MALFORMED: "This is not a secret of the keyspace",
+    NOT_FOUND: "Not found",
     REVOKED: "The key is revoked",
     EXPIRED: "The key is expired",
     ROTATED: "The secret was replaced by a newer one",
@@ -82,4 +82,4 @@ TITLE_OF_CODE: Final[dict[str, str]] = {
     ORGANIZATION_QUOTA_EXCEEDED: "A quota of the organization is used up",
     BILLING_SHORTFALL: "The wallet does not cover this",
 }
-"""What each code that an edge answers says to people: the same words as the ledger's."""
+"""The title, for people, of each code that an edge answers; the ledger uses the same titles."""

@@ -1,8 +1,8 @@
-"""What can have happened. An event is a fact: small, complete, without a secret, never edited.
+"""The events of the log. An event is a fact: small, complete, without a secret, never edited.
 
-Each has a name on disk (its tag) that does not depend on where the class lives. Personal fields
-(names, owners, metadata, addresses) sit in `private`, which is encrypted wherever it is kept. Times
-are instants, money is micros.
+The name of its type on disk (the tag) does not depend on where the class lives. Personal fields
+(names, owners, metadata, addresses) are in `private`, which is encrypted wherever it is stored. Times
+are instants, money is in micros.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SYSTEM = "system"
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """From where a change was asked for."""
+    """Where the request for a change came from."""
 
     ip: str | None = None
     user_agent: str | None = None
@@ -51,11 +51,11 @@ class Private(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, gc=False):
-    """What every event carries. Nothing in it points back, so garbage collection need not look."""
+    """What every event carries. Events never form reference cycles, so the garbage collector skips them."""
 
     at: Instant
     actor: str = SYSTEM
-    """The id of the root key that asked, an ordinary key's id for `self`, or `system`."""
+    """The id of the root key that made the request; of an ordinary key, for `self`; or `system`."""
     organization_id: str | None = None
     private: Private | None = None
 
@@ -64,7 +64,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_de
 
 
 class KeyspaceDefined(Event, frozen=True, kw_only=True, tag="keyspace.defined"):
-    """A gateway's keys got their shape and their manners."""
+    """A gateway's keyspace was defined: the shape of its secrets and its conventions."""
 
     keyspace_id: str
     name: str
@@ -89,13 +89,13 @@ class KeyspaceChanged(Event, frozen=True, kw_only=True, tag="keyspace.changed"):
 
 
 class KeyspaceArchived(Event, frozen=True, kw_only=True, tag="keyspace.archived"):
-    """A keyspace that never had a key was given up: its prefix is free again. Private: reason."""
+    """A keyspace that never had a key was archived: its prefix is free for another one. Private: reason."""
 
     keyspace_id: str
 
 
 class PlanDefined(Event, frozen=True, kw_only=True, tag="plan.defined"):
-    """A plan came to be: models and a price multiplier."""
+    """A plan was made: the models it allows, and its price multiplier."""
 
     plan_id: str
     name: str
@@ -115,14 +115,17 @@ class PlanChanged(Event, frozen=True, kw_only=True, tag="plan.changed"):
 
 
 class OrganizationOpened(Event, frozen=True, kw_only=True, tag="organization.opened"):
-    """A customer came. Private: name, external_id, metadata."""
+    """An organization was created. Private: name, external_id, metadata."""
 
     quotas: tuple[Quota, ...] = ()
     currency: str = "USD"
 
 
 class OrganizationChanged(Event, frozen=True, kw_only=True, tag="organization.changed"):
-    """Private `after` holds the fields that were set, `before` what they were."""
+    """An organization's name, external id or metadata was set.
+
+    Private: `after` (the fields that were set), `before` (what they were).
+    """
 
 
 class OrganizationQuotasSet(Event, frozen=True, kw_only=True, tag="organization.quotas_set"):
@@ -133,22 +136,22 @@ class OrganizationQuotasSet(Event, frozen=True, kw_only=True, tag="organization.
 
 
 class OrganizationSuspended(Event, frozen=True, kw_only=True, tag="organization.suspended"):
-    """None of its keys works from here on."""
+    """None of the organization's keys works from here on."""
 
 
 class OrganizationResumed(Event, frozen=True, kw_only=True, tag="organization.resumed"):
-    """Its keys work again."""
+    """The organization's keys work again."""
 
 
 class ProjectOpened(Event, frozen=True, kw_only=True, tag="project.opened"):
-    """A project came to be. Private: name."""
+    """A project was made. Private: name."""
 
     project_id: str
     quotas: tuple[Quota, ...] = ()
 
 
 class ProjectRenamed(Event, frozen=True, kw_only=True, tag="project.renamed"):
-    """Private: name, before."""
+    """A project got another name. Private: name, before."""
 
     project_id: str
 
@@ -162,7 +165,7 @@ class ProjectQuotasSet(Event, frozen=True, kw_only=True, tag="project.quotas_set
 
 
 class ProjectArchived(Event, frozen=True, kw_only=True, tag="project.archived"):
-    """Uses that name it are refused from here on."""
+    """Uses that name the project are refused from here on."""
 
     project_id: str
 
@@ -177,7 +180,7 @@ class KeyEvent(Event, frozen=True, kw_only=True):
 
 
 class KeyCreated(KeyEvent, frozen=True, kw_only=True, tag="key.created"):
-    """A key and its first secret. Private: name, owner_id, metadata, tags, allowed_ips."""
+    """A key and its first secret were made. Private: name, owner_id, metadata, tags, allowed_ips."""
 
     keyspace_id: str
     kind: Literal["solo", "client", "platform"]
@@ -193,7 +196,7 @@ class KeyCreated(KeyEvent, frozen=True, kw_only=True, tag="key.created"):
 
 
 class KeyImported(KeyCreated, frozen=True, kw_only=True, tag="key.imported"):
-    """A key that exists elsewhere was adopted by its secret's SHA-256."""
+    """A key that exists elsewhere was imported by its secret's SHA-256."""
 
 
 class KeyRotated(KeyEvent, frozen=True, kw_only=True, tag="key.rotated"):
@@ -206,13 +209,13 @@ class KeyRotated(KeyEvent, frozen=True, kw_only=True, tag="key.rotated"):
 
 
 class SecretRetired(KeyEvent, frozen=True, kw_only=True, tag="key.secret_retired"):
-    """An older secret's overlap is over."""
+    """The overlap of an older secret has ended."""
 
     generation: int
 
 
 class KeyDisabled(KeyEvent, frozen=True, kw_only=True, tag="key.disabled"):
-    """The key rests until it is enabled. Private: reason."""
+    """The key is disabled until it is enabled again. Private: reason."""
 
 
 class KeyEnabled(KeyEvent, frozen=True, kw_only=True, tag="key.enabled"):
@@ -224,31 +227,31 @@ class KeyRevoked(KeyEvent, frozen=True, kw_only=True, tag="key.revoked"):
 
 
 class KeyDeleted(KeyEvent, frozen=True, kw_only=True, tag="key.deleted"):
-    """The key is hidden (and revoked, if it was not)."""
+    """The key is hidden, and revoked if it was not."""
 
 
 class KeyExpired(KeyEvent, frozen=True, kw_only=True, tag="key.expired"):
-    """The key's time ran out; recorded once, status is computed from time."""
+    """The key expired. Recorded once; the key's status does not depend on it, but on the time."""
 
 
 class KeyRenamed(KeyEvent, frozen=True, kw_only=True, tag="key.renamed"):
-    """Private: name, before {name}."""
+    """The key got another name. Private: name, before {name}."""
 
 
 class OwnerAssigned(KeyEvent, frozen=True, kw_only=True, tag="key.owner_assigned"):
-    """Private: owner_id, before {owner_id}."""
+    """The key got another owner, or none. Private: owner_id, before {owner_id}."""
 
 
 class MetadataSet(KeyEvent, frozen=True, kw_only=True, tag="key.metadata_set"):
-    """Private: metadata, before {metadata}."""
+    """The key's metadata were replaced. Private: metadata, before {metadata}."""
 
 
 class TagsSet(KeyEvent, frozen=True, kw_only=True, tag="key.tags_set"):
-    """Private: tags, before {tags}."""
+    """The key's tags were replaced. Private: tags, before {tags}."""
 
 
 class AllowedIpsSet(KeyEvent, frozen=True, kw_only=True, tag="key.allowed_ips_set"):
-    """Private: allowed_ips, before {allowed_ips}."""
+    """The addresses that may use the key were replaced. Private: allowed_ips, before {allowed_ips}."""
 
 
 class EnvironmentSet(KeyEvent, frozen=True, kw_only=True, tag="key.environment_set"):
@@ -294,7 +297,7 @@ class ExpirySet(KeyEvent, frozen=True, kw_only=True, tag="key.expiry_set"):
 
 
 class LeakReported(KeyEvent, frozen=True, kw_only=True, tag="key.leak_reported"):
-    """Somebody found a secret of this key where it should not be. Private: reason (where)."""
+    """A secret of this key was reported as leaked. Private: reason (where it was found)."""
 
     generation: int
     source: str
@@ -304,7 +307,7 @@ class LeakReported(KeyEvent, frozen=True, kw_only=True, tag="key.leak_reported")
 
 
 class WalletEvent(Event, frozen=True, kw_only=True):
-    """What every event that moves money carries: the wallet as it stands after it."""
+    """What every event that moves money carries: the wallet after the event."""
 
     balance_micros: int
     reserved_micros: int
@@ -325,7 +328,7 @@ class CreditsAdjusted(WalletEvent, frozen=True, kw_only=True, tag="credits.adjus
 
 
 class WalletTermsSet(Event, frozen=True, kw_only=True, tag="wallet.terms_set"):
-    """Credit limit (None: postpaid without end) and alert threshold (None: none)."""
+    """The wallet's credit limit (None: postpaid without end) or its alert line (None: none) was set."""
 
     credit_limit_micros: int | None
     alert_below_micros: int | None
@@ -333,7 +336,7 @@ class WalletTermsSet(Event, frozen=True, kw_only=True, tag="wallet.terms_set"):
 
 
 class Metered(WalletEvent, frozen=True, kw_only=True):
-    """What a use that costs money records of itself."""
+    """What is recorded of a use that costs money."""
 
     key_id: str
     request_id: str
@@ -354,14 +357,14 @@ class UsageCharged(Metered, frozen=True, kw_only=True, tag="usage.charged"):
 
 
 class UsageRefunded(WalletEvent, frozen=True, kw_only=True, tag="usage.refunded"):
-    """A compensating entry for a charge, or part of it. `window_at` is when the use was."""
+    """A charge was given back, in part or whole. `window_at` is the time of the use."""
 
     key_id: str
     charge_id: str
     request_id: str
     amount_micros: int
     refunded_micros: int
-    """All refunds of that charge together, this one included."""
+    """The total refunded of that charge so far, this refund included."""
     window_at: Instant
     project_id: str | None = None
     model: str | None = None
@@ -378,10 +381,11 @@ class CreditsReserved(Metered, frozen=True, kw_only=True, tag="credits.reserved"
 
 
 class ReservationCaptured(WalletEvent, frozen=True, kw_only=True, tag="reservation.captured"):
-    """Part or all of what was held became a charge.
+    """Part or all of a reservation became a charge.
 
-    `amount_micros` is what was taken (price applied), of it `held_micros` out of what was held;
-    `uncovered_micros` is what limits did not allow; `released_micros` went back (a final capture).
+    `amount_micros` was taken (price multiplier applied), `held_micros` of it from the held money;
+    `uncovered_micros` is the part that limits did not allow; `released_micros` was released (with the
+    `final` capture).
     """
 
     key_id: str
@@ -396,7 +400,7 @@ class ReservationCaptured(WalletEvent, frozen=True, kw_only=True, tag="reservati
     released_micros: int
     final: bool
     window_at: Instant
-    """When it was reserved: the use belongs to that window."""
+    """The time of the reservation: the use belongs to that window."""
     project_id: str | None = None
     model: str | None = None
     provider: str | None = None
@@ -405,7 +409,7 @@ class ReservationCaptured(WalletEvent, frozen=True, kw_only=True, tag="reservati
 
 
 class ReservationReleased(WalletEvent, frozen=True, kw_only=True, tag="reservation.released"):
-    """What was still held went back."""
+    """The rest of a reservation was released."""
 
     key_id: str
     reservation_id: str
@@ -414,11 +418,11 @@ class ReservationReleased(WalletEvent, frozen=True, kw_only=True, tag="reservati
 
 
 class ReservationExpired(ReservationReleased, frozen=True, kw_only=True, tag="reservation.expired"):
-    """What was still held went back, because its time ran out."""
+    """The rest of a reservation was released, because the reservation expired."""
 
 
 class ThresholdReached(Event, frozen=True, kw_only=True, tag="threshold.reached"):
-    """A quota's alert percent, or a wallet's alert line, was crossed: once per window."""
+    """A quota's alert percentage, or a wallet's alert line, was crossed: once per window."""
 
     level: Literal["key", "project", "organization", "wallet"]
     subject_id: str
@@ -431,17 +435,17 @@ class ThresholdReached(Event, frozen=True, kw_only=True, tag="threshold.reached"
     """What is spent of the quota, or what is available in the wallet."""
 
 
-# -- what was seen, not decided -----------------------------------------------------------------
+# -- what was observed, not decided -------------------------------------------------------------
 
 
 class Denial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """One refused use that named a request id, and what it asked for where it would have cost money."""
+    """One refused use that named a request id; if it would have cost money, also what it asked for."""
 
     request_id: str
     code: str
     at: Instant
     amount_micros: int | None = None
-    """The price applied; in events without a base, what was asked for."""
+    """The price multiplier applied; in events without `base_micros`, the amount asked for."""
     base_micros: int | None = None
     price_multiplier: str | None = None
     model: str | None = None
@@ -452,9 +456,9 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
 
 
 class UsageDenied(KeyEvent, frozen=True, kw_only=True, tag="usage.denied"):
-    """Uses of a known key were refused: counts by code, and some request ids. Binds nothing.
+    """Uses of a known key were refused: counts by code, and some request ids. No decision depends on it.
 
-    Private: metadata, of each request that has some, by its place in `requests`.
+    Private: metadata, of each request that has any, by its index in `requests`.
     """
 
     counts: dict[str, int]
@@ -468,10 +472,10 @@ class KeysSeen(Event, frozen=True, kw_only=True, tag="keys.seen"):
 
 
 class RevocationFenced(Event, frozen=True, kw_only=True, tag="revocation.fenced"):
-    """The receipt: from `fenced_at` on no edge could accept what one commit took away."""
+    """The receipt of a fence: from `fenced_at` on no edge could accept what one commit took away."""
 
     fenced: tuple[int, ...]
-    """The positions, in this event's partition, of what was taken away."""
+    """The positions, in this event's partition, of the events that took it away."""
     committed_at: Instant
     fenced_at: Instant
     edges_acknowledged: int
@@ -529,7 +533,7 @@ LedgerEvent = (
     | KeysSeen
     | RevocationFenced
 )
-"""Every event there is; the log's registry is made from it."""
+"""All events; the log's registry is made from this union."""
 
 
 def stream_of(event: Event) -> str:
@@ -546,5 +550,5 @@ def stream_of(event: Event) -> str:
 
 
 def public_name(event: Event) -> str:
-    """The event's name outside, such as `KeyRevoked`."""
+    """The event's public name, such as `KeyRevoked`."""
     return type(event).__name__

@@ -1,4 +1,4 @@
-"""What a log is to whoever reads it: numbered events, and points that tell one history from another."""
+"""The log as its readers see it: numbered events, and points that distinguish one history from another."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ class RecordedEvent(NamedTuple):
     """One event as the log holds it."""
 
     position: int
-    """The event's number in its partition: 1, 2, 3 ... without holes."""
+    """The event's number in its partition: 1, 2, 3 ... without gaps."""
     stream: str
     version: int
     type: str
     data: bytes
     mark: int = 0
-    """The mark of the group that wrote it; 0: written before there were marks."""
+    """The mark of the group that wrote it; 0: written before marks were introduced."""
 
 
 def mark_of(group_id: bytes) -> int:
@@ -26,17 +26,17 @@ def mark_of(group_id: bytes) -> int:
 class HistoryPoint(NamedTuple):
     """A place in one history of a log.
 
-    Where two logs have the same mark at a position, all before it is the same, too: a group is
-    appended only behind the mark that it names. A number alone does not tell a log from what
-    became of its backup.
+    If two logs have the same mark at a position, everything before it is the same, too: a group is
+    appended only after the mark that it names. A number alone does not distinguish a log from one that
+    was restored from its backup and then written to.
     """
 
     position: int
-    """Of the last event that counts; 0: none does."""
+    """The position of the last event of this history; 0: it has none."""
     mark: int
-    """The mark of that event; 0 where there is none."""
+    """The mark of that event; 0 if it has none."""
     epoch: int
-    """The log's epoch: raised by hand when the log lost events that others have seen."""
+    """The log's epoch: raised by the operator when the log lost events that others have seen."""
 
 
 BEGINNING: Final = HistoryPoint(0, 0, 0)

@@ -19,7 +19,7 @@ def to_datetime(at: Instant) -> datetime:
 
 
 def from_datetime(moment: datetime) -> Instant:
-    """The instant of an aware datetime; a naive one is a programmer's mistake."""
+    """The instant of an aware datetime; a naive one is a programming error."""
     assert moment.tzinfo is not None, "an instant needs a time zone"
     return (moment - _EPOCH) // timedelta(microseconds=1)
 

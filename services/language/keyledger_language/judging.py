@@ -1,4 +1,4 @@
-"""May this key do this now? Pure: facts, a use and a time in, a code out."""
+"""Whether a key may be used in a certain way now. Pure: facts, a use and a time in, a code out."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from keyledger_language.uses import NO_USE, Tenant, Use
 
 
 def judge(facts: KeyFacts, use: Use, now: int) -> str:  # noqa: PLR0911 - one line per reason
-    """Say whether the key may be used so at `now` (microseconds, UTC). First reason wins.
+    """Whether the key may be used like this at `now` (microseconds, UTC). The first reason wins.
 
-    Rate limits, quotas and the wallet come after this; they have state of their own.
+    Rate limits, quotas and the wallet are checked after this; they have state of their own.
     """
     if facts.revoked:
         return REVOKED
@@ -46,7 +46,7 @@ def judge(facts: KeyFacts, use: Use, now: int) -> str:  # noqa: PLR0911 - one li
 
 
 def judge_use(facts: KeyFacts, use: Use) -> str:
-    """Of a key that works: may it do this? No clock has a say in it."""
+    """Whether a key that works allows this use. It does not depend on the time."""
     required = facts.required_dimensions
     if use is NO_USE and not required and facts.kind == "solo":
         return VALID
@@ -78,24 +78,24 @@ def judge_use(facts: KeyFacts, use: Use) -> str:
     return VALID
 
 
-# The reasons that concern a use come last. So what `judge` says first is why the key cannot be used at
-# all, where it cannot, and no reason has to be written twice.
+# The reasons that concern a use come last. So if the key cannot be used at all, the first reason that
+# `judge` finds is why, and no reason has to be written twice.
 
 
 def judge_key(facts: KeyFacts, ip: str | None, now: int) -> str:
-    """May the key be used at all at `now` from this address, whatever for?"""
+    """Whether the key can be used at all at `now` from this address, for any use."""
     code = judge(facts, Use(ip=ip) if facts.allowed_ips else NO_USE, now)
     return code if code in UNUSABLE_FROM_THERE else VALID
 
 
 def state_of(facts: KeyFacts, now: int) -> str | None:
-    """Why the key cannot be used at all at `now`, whatever for and from wherever; None when it can."""
+    """Why the key cannot be used at all at `now`, for any use and from any address; None if it can."""
     code = judge(facts, NO_USE, now)
     return code if code in UNUSABLE else None
 
 
 def is_easy(facts: KeyFacts) -> bool:
-    """Is a use that names nothing valid, whenever it comes?"""
+    """Whether a use that names nothing is valid at any time."""
     return (
         not facts.rate_limits
         and facts.expires_at is None
@@ -138,7 +138,7 @@ def _tenant_listed(allowed: Allowed, org_id: str | None, user_id: str | None) ->
 
 
 def ip_allowed(networks: tuple[str, ...], ip: str | None) -> bool:
-    """Is the address inside one of the networks? No address, or none that parses, is not."""
+    """Whether the address is in one of the networks. A missing or malformed address is in none."""
     if ip is None:
         return False
     try:

@@ -1,6 +1,6 @@
-"""What edge and ledger say to each other: bodies over HTTP, sealed bytes over NATS.
+"""The messages between edge and ledger: bodies over HTTP, sealed bytes over NATS.
 
-Over NATS travel positions, ids and fingerprints; no name, owner, address or metadata ever does.
+Over NATS go positions, ids and fingerprints, never a name, owner, address or metadata.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from keyledger_language.secrets import SecretShape
 from keyledger_language.uses import Tenant
 
 LEASE_SUBJECT: Final = "keyledger.edge.lease"
-"""Followed by `.<root key id>`: what the edges of one root key say is heard apart from all others."""
+"""Followed by `.<root key id>`: the messages of each root key's edges are received separately."""
 CHANGES_SUBJECT: Final = "keyledger.edge.changes"
 GRANT_SUBJECT: Final = "keyledger.edge.grant"
-"""Followed by `.<root key id>.<edge id>`: an edge hears the grants of its own root key only."""
+"""Followed by `.<root key id>.<edge id>`: an edge receives only the grants of its own root key."""
 
 SEAL_LENGTH: Final = 16
 INCARNATION_LENGTH: Final = 16
@@ -36,28 +36,28 @@ _EdgeKey = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
 
 
 class KeyspaceView(msgspec.Struct, frozen=True, kw_only=True):
-    """What an edge must know of a keyspace to read requests and to answer them."""
+    """What an edge has to know of a keyspace to read and answer requests."""
 
     keyspace_id: str
     """The keyspace's id."""
     name: str = ""
-    """What people call the keyspace."""
+    """The keyspace's name, for people."""
     shape: SecretShape
-    """What its secrets look like."""
+    """The shape of its secrets."""
     credential_locations: tuple[str, ...] = ("header:Authorization:Bearer", "header:X-API-Key")
-    """Where a secret may stand in a request, such as `header:X-API-Key`."""
+    """Where a request may carry a secret, such as `header:X-API-Key`."""
     tenant_locations: dict[str, str] = {}
-    """Where a use's tenant stands, such as `{"user_id": "query:user_id"}`."""
+    """Where a request carries a use's tenant, such as `{"user_id": "query:user_id"}`."""
     denial_status: dict[str, int] = {}
-    """Statuses that the keyspace's clients know, by verdict code."""
+    """The statuses that the keyspace's clients expect, by verdict code."""
     require_balance: bool = False
-    """Is a use without a cost refused, too, where wallet or quota are at zero?"""
+    """Whether a use without a cost is also refused when a quota or the wallet is at zero."""
     required_dimensions: tuple[str, ...] = ()
     """What every use of a key must name."""
 
 
 class VerifyRequest(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/verify`: is this secret good for this use?"""
+    """The body of `POST /v1/verify`: a secret, and the use to check it for."""
 
     secret: str
     keyspace_id: str | None = None
@@ -83,65 +83,65 @@ class ConnectRequest(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     """The body of `POST /v1/edges/connect`."""
 
     edge_id: str | None = None
-    """The one it had before, if any; the ledger gives a new one otherwise."""
+    """The edge's earlier id, if it had one; otherwise the ledger gives a new one."""
     incarnation: str
     """32 hex digits, new for every start and fork of a process."""
     version: _Version = ""
     """The edge's version, for people."""
     keyspace_ids: tuple[str, ...] = ()
-    """The keyspaces it serves; none means all that its root key may see."""
+    """The keyspaces that the edge serves; an empty list means all that its root key may see."""
     nonce: Annotated[str, msgspec.Meta(max_length=64)] | None = None
-    """Of an earlier answer: the same incarnation asks for the terms again, and proves who it is."""
+    """The nonce of an earlier answer, if the same incarnation asks for the terms again; see `proof`."""
     proof: Annotated[str, msgspec.Meta(max_length=64)] | None = None
-    """32 hex digits that only the holder of the edge key can make (`prove_identity`)."""
+    """32 hex digits that only the holder of the edge key can compute (`prove_identity`)."""
 
 
 class ConnectAnswer(msgspec.Struct, kw_only=True):
     """Everything an edge needs to take part."""
 
     edge_id: _Name
-    """The edge's id: its own, or a new one."""
+    """The edge's id: its earlier one, or a new one."""
     root_key_id: _Name
     """The root key that the edge takes part with."""
     nonce: _Nonce
-    """48 hex digits, drawn by the ledger: part of who this incarnation is, and of its key."""
+    """48 hex digits, drawn by the ledger: part of this incarnation's identity, and of its key."""
     edge_key: _EdgeKey | None
-    """64 hex digits: seals this incarnation's messages and grants. Told once, never to who asks again."""
+    """64 hex digits: seals this incarnation's messages and grants. Sent once; null in a repeated answer."""
     keyspaces: list[KeyspaceView]
-    """The keyspaces that it serves."""
+    """The keyspaces that the edge serves."""
     lease_ms: _Milliseconds
     """How long a lease lasts, in milliseconds."""
     ping_ms: _Milliseconds
-    """How often to ask for a new one, in milliseconds."""
+    """How often to ask for a new lease, in milliseconds."""
     drift: Annotated[float, msgspec.Meta(ge=0, lt=1)]
-    """What clocks may be apart, as a part of the time that passed."""
+    """How far clocks may drift apart, as a fraction of the time that passed."""
     max_serve_stale_ms: _Small
-    """The longest `serve_stale` that is granted, whatever is asked for."""
+    """The longest `serve_stale` that is granted, whatever the edge asks for."""
     partition: _Small
-    """The part of the log that this is of."""
+    """The partition of the log."""
     epoch: _Small
-    """Raised by the operator after a restore: positions of another epoch are void."""
+    """The log's epoch, raised by the operator after a restore: positions of another epoch are void."""
     lineage: bytes
     """The ledger process that answers."""
     as_of: _Number
-    """The log's head, as of which it told the keyspaces."""
+    """The log's head as of which `keyspaces` is true."""
     nats_urls: list[str] = []
-    """Where NATS is."""
+    """The addresses of NATS."""
     nats_user: str | None = None
-    """Whom to log in as; null: no user."""
+    """The NATS user; null: none."""
     nats_password: str | None = None
-    """The password; null: none."""
+    """The NATS user's password; null: none."""
     nats_jwt: str | None = None
-    """The user as a JWT; null: not by JWT."""
+    """The NATS user as a JWT; null: no JWT is used."""
     nats_seed: str | None = None
-    """What signs with that JWT; null: not by JWT."""
+    """The seed that signs for that JWT; null: no JWT is used."""
 
 
 class KeyspacesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/edges/keyspaces`: what do requests look like now?"""
+    """The body of `POST /v1/edges/keyspaces`: asks for the current request format of keyspaces."""
 
     keyspace_ids: tuple[str, ...] = ()
-    """None means all that the root key may see."""
+    """The keyspaces; an empty list means all that the root key may see."""
 
 
 class KeyspacesAnswer(msgspec.Struct, kw_only=True):
@@ -150,71 +150,71 @@ class KeyspacesAnswer(msgspec.Struct, kw_only=True):
     keyspaces: list[KeyspaceView]
     """The keyspaces as they are now."""
     as_of: int
-    """The log's number up to which it is true."""
+    """The log's head as of which the answer is true."""
     partition: int
-    """The part of the log that this is of."""
+    """The partition of the log."""
     epoch: int
-    """Raised by the operator after a restore: positions of another epoch are void."""
+    """The log's epoch, raised by the operator after a restore: positions of another epoch are void."""
     lineage: bytes
     """The ledger process that answers."""
 
 
 class FillRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/edges/fill`: what is known of this fingerprint?"""
+    """The body of `POST /v1/edges/fill`: asks for the facts of one fingerprint."""
 
     fingerprint: str
     """64 hex digits; the secret itself never leaves the edge."""
     keyspace_id: str
-    """The keyspace that the secret is of."""
+    """The keyspace of the secret."""
 
 
 class FillAnswer(msgspec.Struct, kw_only=True):
     """The owner's committed state of one secret, as of a position."""
 
     facts: KeyFacts | None
-    """All that verdicts rest on; null: there is no such secret."""
+    """Everything that verdicts depend on; null: there is no such secret."""
     as_of: int
-    """The facts' own `as_of` says the same."""
+    """The log's head as of which the answer is true; the `as_of` of the facts is the same."""
     partition: int
-    """The part of the log that this is of."""
+    """The partition of the log."""
     epoch: int
-    """Raised by the operator after a restore: positions of another epoch are void."""
+    """The log's epoch, raised by the operator after a restore: positions of another epoch are void."""
     utc: int
     """The ledger's time of day, microseconds."""
     lineage: bytes
-    """The ledger process that answers: numbers of another one may be of another history."""
+    """The ledger process that answers: positions of another one may belong to another history."""
 
 
 ChangeKind = Literal["key", "organization", "project", "plan", "keyspace"]
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Something that edges may remember has changed: what they know of it is void."""
+    """A change of something that edges may have in memory: what they know of it is void."""
 
     position: int
     kind: ChangeKind
     id: str
     fingerprints: tuple[bytes, ...] = ()
-    """Of a key: those of all its live secrets, old and new."""
+    """For a key: the fingerprints of all its live secrets, old and new."""
     narrowing: bool = True
-    """False: it only grants, so nobody waits for it."""
+    """False: the change only grants, so no fence waits for it."""
 
 
 class ChangeMessage(msgspec.Struct, frozen=True, array_like=True):
-    """What one commit changed, broadcast to all edges. It can only take away."""
+    """The changes of one commit, broadcast to all edges. It can only take away."""
 
     partition: int
     epoch: int
     lineage: bytes
-    """The ledger process that speaks: its messages form one chain."""
+    """The ledger process that sends: its messages form one chain."""
     prev: int
-    """The position of the message before."""
+    """The position of the previous message."""
     position: int
     changes: tuple[Change, ...]
 
 
 class EdgeIdentity(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Who an edge is: no part of it alone, and nobody else has all of them."""
+    """An edge's identity: only all parts together identify it, and no other edge has them all."""
 
     root_key_id: _Name
     edge_id: _Name
@@ -224,7 +224,7 @@ class EdgeIdentity(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class LeaseRequest(msgspec.Struct, frozen=True, array_like=True):
-    """An edge asks for a lease, or only acknowledges (`number` 0)."""
+    """A request for a lease, or only an acknowledgement (`number` 0)."""
 
     who: EdgeIdentity
     number: _Number
@@ -232,13 +232,13 @@ class LeaseRequest(msgspec.Struct, frozen=True, array_like=True):
     partition: int
     epoch: int
     vouched: _Number
-    """The head of the last grant: up to there the edge knows everything."""
+    """The head of the last grant: up to there the edge knows all changes."""
     mark: int
-    """The mark of that head, as the grant had it: which history it is the head of."""
+    """The mark of that head, as in the grant: it identifies the history that the head belongs to."""
     chain: _Chain
-    """Stands for the change messages applied since: proves which, to who sent them."""
+    """A digest of the change messages applied since: it proves to their sender which ones they were."""
     position: int
-    """Where the edge believes to be; for people."""
+    """Up to where the edge believes to know all changes; for people."""
     serve_stale_ms: int
     version: _Version
 
@@ -253,17 +253,17 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
     lineage: bytes
     head: int
     mark: int
-    """The mark of the log's history up to `head`: the same number of another history has another."""
+    """The mark of the log's history up to `head`: the same position in another history has another mark."""
     last_message: int
     """The position of the last change message up to `head`: the one that `chain` ends with."""
     chain: _Chain
     confirmed: bool
-    """The request's chain was known: all that the edge heard since `vouched` was true."""
+    """Whether the request's chain is known: then all that the edge received since `vouched` is true."""
     reset: bool
-    """The changes cannot be had any more: forget everything."""
+    """True: the changes are no longer available, so the edge must clear its memory."""
     changes: tuple[Change, ...]
     lease_ns: int
-    """From the sending of the request, on the edge's clock."""
+    """Counts from the sending of the request, on the edge's clock."""
     utc: int
     """The ledger's time of day, microseconds."""
 
@@ -275,7 +275,7 @@ _change_messages = msgspec.msgpack.Decoder(ChangeMessage)
 
 
 def next_chain(chain: bytes, message: bytes) -> bytes:
-    """The chain after one more change message; nobody finds another message with the same one."""
+    """The chain after one more change message; finding another message with the same chain is infeasible."""
     return blake2b(message, digest_size=16, key=chain).digest()
 
 
@@ -289,7 +289,7 @@ def _unsealed(data: bytes, key: bytes) -> bytes | None:
 
 
 def prove_identity(who: EdgeIdentity, key: bytes) -> bytes:
-    """What shows the ledger, over HTTP, that the incarnation itself asks again."""
+    """Proves to the ledger, over HTTP, that the same incarnation asks again."""
     return blake2b(_encoder.encode(who), digest_size=SEAL_LENGTH, key=key, person=b"keyledger proof").digest()
 
 
@@ -300,17 +300,17 @@ def seal_request(request: LeaseRequest, key: bytes) -> bytes:
 
 
 def read_request(data: bytes) -> LeaseRequest | None:
-    """The request inside; its seal is still to be checked, with the key of its incarnation."""
+    """The request inside, or None if it is malformed. Its seal is not checked yet (`request_is_sealed`)."""
     try:
         request = _lease_requests.decode(data[SEAL_LENGTH:])
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    # Its version is shown to people.
+    # The version is shown to people.
     return request if request.version.isprintable() else None
 
 
 def request_is_sealed(data: bytes, key: bytes) -> bool:
-    """Did the holder of this key write the request?"""
+    """Whether the holder of this key sealed the request."""
     return _unsealed(data, key) is not None
 
 
@@ -321,7 +321,7 @@ def seal_grant(grant: Grant, key: bytes) -> bytes:
 
 
 def open_grant(data: bytes, key: bytes) -> Grant | None:
-    """The grant inside, or None when it is not the ledger's or not for this incarnation."""
+    """The grant inside, or None if it is not from the ledger or not for this incarnation."""
     payload = _unsealed(data, key)
     if payload is None:
         return None
@@ -332,12 +332,12 @@ def open_grant(data: bytes, key: bytes) -> Grant | None:
 
 
 def write_changes(message: ChangeMessage) -> bytes:
-    """The message as it travels."""
+    """The message as bytes."""
     return _encoder.encode(message)
 
 
 def read_changes(data: bytes) -> ChangeMessage | None:
-    """The message inside, or None when it is none."""
+    """The message inside, or None if it is malformed."""
     try:
         return _change_messages.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):

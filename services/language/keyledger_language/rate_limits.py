@@ -1,4 +1,4 @@
-"""Requests per seconds, counted in this process: exact here, each process for itself."""
+"""Rate limits, counted in this process: exact within it; each process counts for itself."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ _SWEEP_AT = 65_536
 
 
 class RateLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Requests per seconds; with a provider, only uses that name it are counted."""
+    """Requests per number of seconds; with a provider, only uses that name it are counted."""
 
     name: str
-    """The customer's own name of it."""
+    """The limit's name; you choose it."""
     limit: int
     """The most requests in a window."""
     window_seconds: int
     """How long a window is."""
     provider: str | None = None
-    """Only uses that name this provider count; null: all."""
+    """Only uses that name this provider are counted; null: all."""
 
 
 class RateState(NamedTuple):
-    """Where one limit stands after the check."""
+    """The state of one limit after the check."""
 
     name: str
     limit: int
     window_seconds: int
     remaining: int
     reset_seconds: int
-    """Until the window ends, rounded up."""
+    """Seconds until the window ends, rounded up."""
 
 
 class _Window:
@@ -56,7 +56,7 @@ class RateLimiter:
     def take(
         self, key_id: str, limits: tuple[RateLimit, ...], provider: str | None
     ) -> tuple[bool, list[RateState]]:
-        """Count one use: (allowed, where each limit that applies stands now)."""
+        """Count one use: (allowed, the state of each limit that applies)."""
         now = self._clock()
         applying = [one for one in limits if one.provider is None or one.provider == provider]
         windows = [self._window(key_id, one, now) for one in applying]
@@ -68,7 +68,7 @@ class RateLimiter:
         return allowed, [_state(limit, window, now) for limit, window in pairs]
 
     def peek(self, key_id: str, limits: tuple[RateLimit, ...], provider: str | None) -> list[RateState]:
-        """Where the limits stand, counting nothing."""
+        """The state of each limit that applies; nothing is counted."""
         now = self._clock()
         applying = [one for one in limits if one.provider is None or one.provider == provider]
         return [_state(one, self._window(key_id, one, now), now) for one in applying]

@@ -1,4 +1,4 @@
-"""What a scope is: what a key may be used for."""
+"""Scopes: what a key may be used for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of a secret: one description that generates, recognises, redacts and documents it."""
+"""The shape of a secret: one description to generate, recognise, redact and document secrets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MINIMUM_BITS: Final = 128
 
 _PAIRS: Final = [first + second for first in BASE62 for second in BASE62]
 _PAIR_COUNT: Final = len(_PAIRS)
-"""Two digits at a time: a flood of garbage is paid for here."""
+"""Two digits at a time: under a flood of garbage the checksum is the main cost."""
 
 _CLASSES: Final = {"base62": "[0-9A-Za-z]", "hex": "[0-9a-f]"}
 
 
 def fingerprint(secret: str) -> bytes:
-    """The SHA-256 that stands for a secret everywhere inside: 32 bytes."""
+    """The SHA-256 that replaces a secret everywhere inside: 32 bytes."""
     return sha256(secret.encode()).digest()
 
 
@@ -43,14 +43,14 @@ def checksum(payload: str) -> str:
 
 
 class SecretFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the part of a secret behind its prefix is made."""
+    """The format of a secret after its prefix."""
 
     alphabet: Literal["base62", "hex"] = "base62"
-    """The characters behind the prefix."""
+    """The characters after the prefix."""
     length: int = 30
-    """Random characters, the checksum not counted."""
+    """The number of random characters, without the checksum."""
     checksum: Literal["crc32"] | None = None
-    """What stands at the end to tell a mistyped secret; null: nothing."""
+    """The checksum at the end, by which a mistyped secret is recognised; null: none."""
 
     @property
     def bits(self) -> float:
@@ -59,16 +59,16 @@ class SecretFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class AcceptedFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A shape that imported secrets of a keyspace may have beside its own."""
+    """A shape that imported secrets of a keyspace may have, besides its own."""
 
     prefix: str = ""
     """What such secrets begin with."""
     alphabet: Literal["base62", "hex"] = "base62"
-    """The characters behind the prefix."""
+    """The characters after the prefix."""
     min_length: int = 22
-    """The fewest characters behind the prefix."""
+    """The fewest characters after the prefix."""
     max_length: int = 256
-    """The most characters behind the prefix."""
+    """The most characters after the prefix."""
 
     @property
     def pattern(self) -> str:
@@ -77,14 +77,14 @@ class AcceptedFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class SecretShape(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """A keyspace's secrets: prefix, format, and the formats of what was imported."""
+    """A keyspace's secrets: prefix, format, and the formats of imported secrets."""
 
     prefix: str
     """What secrets begin with."""
     format: SecretFormat
-    """What stands behind the prefix."""
+    """The format after the prefix."""
     accepted: tuple[AcceptedFormat, ...] = ()
-    """Shapes that imported keys may have beside it."""
+    """Further shapes that the secrets of imported keys may have."""
 
     def generate(self) -> str:
         """Make a new secret from the operating system's randomness."""
@@ -109,13 +109,13 @@ class SecretShape(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return re.compile("|".join(patterns), re.ASCII)
 
     def looks_right(self, secret: str) -> bool:
-        """Prefix, alphabet and length fit; the checksum is not looked at (that costs more)."""
+        """Whether prefix, alphabet and length match; the checksum is not compared (that costs more)."""
         return self.regex.fullmatch(secret) is not None
 
     def checksum_is_right(self, secret: str) -> bool:
-        """For a secret that looks right: was it typed whole and without a mistake?
+        """Whether a secret that looks right is complete and without a typing mistake.
 
-        A shape that was imported has no checksum of ours, so it always is.
+        A secret of an accepted format has no checksum of this keyspace, so the answer is always yes.
         """
         if self.format.checksum is None:
             return True
@@ -128,15 +128,15 @@ class SecretShape(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return checksum(body) == secret[-CHECKSUM_LENGTH:]
 
     def recognises(self, secret: str) -> bool:
-        """Could this be a secret of the keyspace? Decided without any look-up."""
+        """Whether this could be a secret of the keyspace. Decided without any look-up."""
         return self.looks_right(secret) and self.checksum_is_right(secret)
 
     @cached_property
     def anywhere(self) -> re.Pattern[str]:
-        """Finds such secrets in text, whatever stands around them.
+        """Finds such secrets in text, whatever surrounds them.
 
-        A checksum can be computed, so a secret without it is one; letters that follow may belong
-        to a longer one that was imported.
+        Anyone can compute the checksum, so a secret without it counts as one, too; letters and digits that
+        follow may belong to a longer, imported secret.
         """
         own = f"{re.escape(self.prefix)}{_CLASSES[self.format.alphabet]}{{{self.format.length}}}"
         patterns = [own, *(one.pattern for one in self.accepted)]

@@ -1,4 +1,4 @@
-"""What somebody wants to do with a key, and on whose behalf."""
+"""What a key is to be used for, and on whose behalf."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose work the use is, inside the customer's own product."""
+    """The one whose work the use is, inside the customer's own product."""
 
     org_id: str | None = None
     """The customer's own customer."""
@@ -15,7 +15,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Use(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What somebody wants to do with a key."""
+    """What a key is to be used for."""
 
     permissions: tuple[str, ...] = ()
     project_id: str | None = None

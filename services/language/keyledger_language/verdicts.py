@@ -1,4 +1,4 @@
-"""What a check answers: the verdict, and how it reads as JSON."""
+"""The result of a check: the verdict, and its form as JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class VerifyAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
     position: str | None = None
 
     def rate_states(self) -> tuple[RateState, ...]:
-        """Where the rate limits stand."""
+        """The states of the rate limits."""
         return tuple(
             RateState(one.name, one.limit, one.window_seconds, one.remaining, one.reset_seconds)
             for one in self.rate_limits or ()
@@ -48,10 +48,10 @@ class VerifyAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class RateLimitAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one rate limit stands after the check."""
+    """The state of one rate limit after the check."""
 
     name: str
-    """Which one."""
+    """The limit's name."""
     limit: int
     """The most requests in a window."""
     window_seconds: int
@@ -59,41 +59,41 @@ class RateLimitAnswer(msgspec.Struct, frozen=True, kw_only=True):
     remaining: int
     """How many requests are left now."""
     reset_seconds: int
-    """In how many seconds more are left."""
+    """Seconds until the window ends, rounded up."""
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """Whether a secret is good for a use, and if not, why not."""
+    """Whether a secret is valid for a use, and if not, why not."""
 
     code: str
     facts: KeyFacts | None = None
-    """What is known of the key; None when it was not looked up or does not exist."""
+    """What is known of the key; None if it was not looked up or does not exist."""
     rate_limits: tuple[RateState, ...] = ()
     answer: VerifyAnswer | None = None
-    """The ledger's own answer, where the ledger was asked (uses with a cost)."""
+    """The ledger's own answer, if the ledger was asked (uses with a cost)."""
     prefix: str = "0-"
-    """What positions of the log begin with, in the epoch that the facts are of."""
+    """The prefix of the log's positions in the epoch that the facts are from."""
 
     @property
     def valid(self) -> bool:
-        """May the use go ahead?"""
+        """Whether the use is granted."""
         return self.code == codes.VALID
 
     @property
     def key_id(self) -> str | None:
-        """The key, if the secret is known."""
+        """The key's id, if the secret is known."""
         return self.facts.key_id if self.facts else self.answer.key_id if self.answer else None
 
     @property
     def organization_id(self) -> str | None:
-        """Whose key it is."""
+        """The id of the organization that owns the key."""
         if self.facts:
             return self.facts.organization_id
         return self.answer.organization_id if self.answer else None
 
     @property
     def plan_id(self) -> str | None:
-        """The key's plan."""
+        """The id of the key's plan."""
         return self.facts.plan_id if self.facts else self.answer.plan_id if self.answer else None
 
     @property
@@ -104,7 +104,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
         return self.answer.position if self.answer else None
 
     def as_answer(self) -> VerifyAnswer:
-        """The verdict as JSON shows it."""
+        """The verdict in its form as JSON."""
         return self.answer or _answer(self)
 
 
