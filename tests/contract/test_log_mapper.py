@@ -220,6 +220,21 @@ def test_an_event_with_personal_fields_is_upcast_too() -> None:
     assert reader.decode(old) == msgspec.structs.replace(private, amount_micros=5_000)
 
 
+@pytest.mark.parametrize("event", [CHARGE, RENAME], ids=["charge", "with personal fields"])
+def test_an_event_of_a_later_version_than_the_programs_is_refused(event: Sample) -> None:
+    writer = mapper(
+        upcasters={("sample.charged", 1): in_credits, ("sample.renamed", 1): lambda fields: fields}
+    )
+    older = mapper()
+    written = recorded(writer, event)
+
+    for read in (older.decode, older.decode_fully):
+        with pytest.raises(UnknownEventError, match=r"sample\.\w+ of version 2"):
+            read(written)
+    with pytest.raises(msgspec.ValidationError):
+        older.decode_public([written.data])
+
+
 def test_a_type_may_be_renamed() -> None:
     reader: EventMapper[Sample] = EventMapper([Renamed], upcasters={("sample.charged", 1): renamed})
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -24,7 +26,7 @@ from eventsourcing.projection import Projection, ProjectionRunner
 from eventsourcing.sqlite import SQLiteTrackingRecorder
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from keyledger_language.events import KeyCreated, KeyDisabled, KeyRevoked
+from keyledger_language.events import KeyCreated, KeyDisabled, KeyExpired, KeyRevoked
 from keyledger_reading import (
     DifferentPastError,
     KeyledgerLog,
@@ -84,6 +86,16 @@ class Counted(Projection[Any]):
 class CountedRevocations(Counted):
     name = "counted"
     topics = topics_of(KeyRevoked)
+
+
+class CountedChanges(Counted):
+    name = "counted"
+    topics = topics_of(KeyRevoked, KeyDisabled)
+
+
+class CountedEnds(Counted):
+    name = "counted"
+    topics = topics_of(KeyRevoked, KeyExpired)
 
 
 class Place:
@@ -189,10 +201,86 @@ async def test_the_second_of_two_that_keep_one_view_ends_and_counts_nothing(plac
             held.set()
             second.wait(22, timeout=PATIENCE)
 
-    with pytest.raises(IntegrityError, match="Event 21 was counted already"):
+    with pytest.raises(
+        IntegrityError, match="Event 21 cannot be counted: the tracking table is not at event 20"
+    ):
         await keep_it_twice()
 
     assert place.run_to(21) == [*range(1, 22)]
+
+
+def test_an_error_that_is_caught_inside_counting_ends_it_and_loses_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a projection that swallows the error of a statement, after which a database only rolls back."""
+    in_sqlite = place.view_class is InSQLite
+    bad = "INSERT OR ROLLBACK INTO once VALUES (1)" if in_sqlite else "SELECT 1 / 0"
+
+    def swallow(self: Any, tracking: Tracking, **_: Any) -> None:
+        with self.counting(tracking) as cursor:
+            cursor.execute("CREATE TABLE IF NOT EXISTS once (one integer PRIMARY KEY)")
+            if in_sqlite:
+                cursor.execute("INSERT OR IGNORE INTO once VALUES (1)")
+            with suppress(Exception):
+                cursor.execute(bad)
+
+    with monkeypatch.context() as swallowing:
+        swallowing.setattr(place.view_class, "add", swallow)
+        with (
+            pytest.raises(PersistenceError, match="A statement inside `counting` failed"),
+            place.run() as one,
+        ):
+            one.wait(20, timeout=PATIENCE)
+
+    assert place.run_to(20) == [*range(1, 21)]
+
+
+async def test_tables_that_are_emptied_while_it_runs_end_it(place: Place) -> None:
+    async def empty_them() -> None:
+        with place.run() as runner:
+            runner.wait(20, timeout=PATIENCE)
+            tracking = "tracking" if place.view_class is InSQLite else "counted_tracking"
+            with runner.view.datastore.transaction(commit=True) as cursor:
+                cursor.execute(f"DELETE FROM {tracking} WHERE application_name = 'keyledger'")
+                cursor.execute("DELETE FROM counted")
+            await place.log.write(disabled(1))
+            runner.wait(21, timeout=PATIENCE)
+
+    with pytest.raises(IntegrityError, match="its tables were emptied or restored"):
+        await empty_them()
+    assert place.run_to(21) == [*range(1, 22)]
+
+
+def test_another_view_in_the_same_tables_is_refused(place: Place) -> None:
+    place.run_to(20)
+    renamed = type("Renamed", (place.view_class,), {})
+    other = Place(place.log, renamed, place.env)
+
+    with pytest.raises(PersistenceError, match=r"is the one of In\w+, not of Renamed"), other.run():
+        pass
+
+
+class Keyledger(Counted):
+    name = "keyledger"
+
+
+def test_a_projection_may_have_the_name_of_the_log(place: Place) -> None:
+    env = {name.replace("COUNTED_", "KEYLEDGER_"): value for name, value in place.env.items()}
+
+    assert place.run_to(20, Keyledger, **env) == [*range(1, 21)]
+
+
+async def test_types_that_are_wanted_later_are_refused_where_earlier_events_were_passed_over(
+    place: Place,
+) -> None:
+    await place.log.write([KeyRevoked(at=NOON, key_id="key_1")])
+    assert place.run_to(21, CountedRevocations) == [21]
+
+    for wider in (Counted, CountedChanges):
+        with pytest.raises(PersistenceError, match=r"built without events of the type key\.disabled"):
+            place.run_to(21, wider)
+    assert place.run_to(21, CountedRevocations) == [21]
+    assert place.run_to(21, CountedEnds) == [21], "nothing was missed: there is none of the other type"
 
 
 async def test_only_events_of_its_topics_are_read_and_the_others_are_passed_over(
@@ -280,7 +368,7 @@ async def test_a_past_that_changed_among_the_events_that_were_passed_over_stops_
             )
             runner.wait(10**6, timeout=PATIENCE)
 
-    with pytest.raises(DifferentPastError, match="Event 30 is no longer in the log.* 21, is still in it: start again"):
+    with pytest.raises(DifferentPastError, match=r"Event 30 is no longer .* 21, is still in it: start"):
         follow()
 
 
@@ -314,6 +402,36 @@ def test_a_view_of_the_librarys_own_is_refused_since_it_keeps_a_number_only(plac
     run()
     with pytest.raises(DifferentPastError, match="PostgresView or SQLiteView"):
         run()
+
+
+def test_a_log_that_was_restored_under_a_session_that_lives_on_stops_it(place: Place) -> None:
+    """Given a reader that stands still meanwhile, and as many events that come after the restore."""
+
+    def follow() -> None:
+        with place.run() as runner:
+            runner.wait(20, timeout=PATIENCE)
+            place.change(
+                OPEN,
+                "UPDATE ledger.events_p0 SET mark = mark + 1 WHERE notification_id = 20",
+                "INSERT INTO ledger.events_p0 SELECT 21, 21, originator_id, topic, state, mark + 1"
+                " FROM ledger.events_p0 WHERE notification_id = 20",
+            )
+            runner.wait(21, timeout=PATIENCE)
+
+    with pytest.raises(DifferentPastError, match="Event 20, up to which the log was followed"):
+        follow()
+
+
+def test_it_ends_though_a_statement_does_not_return(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given an administrator who locks the events' table."""
+    monkeypatch.setattr(subscription_module, "_STATEMENT_SECONDS", 0.2)
+    with psycopg.connect(place.log.database) as administrator:
+        with place.run() as runner:
+            runner.wait(20, timeout=PATIENCE)
+            administrator.execute("LOCK TABLE ledger.events_p0 IN ACCESS EXCLUSIVE MODE")
+            time.sleep(1.5)  # it polls once a second
+            started = time.monotonic()
+        assert time.monotonic() - started < PATIENCE / 2
 
 
 # -- what a reader may ----------------------------------------------------------------------------
@@ -411,7 +529,8 @@ def test_a_setting_that_is_missing_or_wrong_is_named(
 
 
 def test_a_position_is_a_number_that_knows_its_history() -> None:
-    position = LogPosition(7, log_id="log", epoch=2, mark=-5)
+    position = LogPosition(7, log_id="log", epoch=2, mark=-5, topics="key.revoked")
 
     assert (position, position + 1, f"{position}") == (7, 8, "7")
-    assert (position.log_id, position.epoch, position.mark) == ("log", 2, -5)
+    for one in (position, copy.deepcopy(position), pickle.loads(pickle.dumps(position))):
+        assert (one, one.log_id, one.epoch, one.mark, one.topics) == (7, "log", 2, -5, "key.revoked")

@@ -92,7 +92,7 @@ ROUTES: Final[tuple[Operation, ...]] = tuple(route for resource in _RESOURCES fo
 _PROBLEM_OF_STATUS: Final = {
     400: ("invalid_request", "The request cannot be read."),
     404: ("not_found", "This path does not exist."),
-    405: ("method_not_allowed", "This path does not take this method."),
+    405: ("method_not_allowed", "This path does not support this method."),
 }
 
 

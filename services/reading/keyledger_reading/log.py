@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from eventsourcing.application import Application
+from eventsourcing.persistence import InfrastructureFactory
 from eventsourcing.utils import Environment
 
 from keyledger_language.events import Event
@@ -19,7 +22,7 @@ class KeyledgerLog(Application[str]):
 
     name = "keyledger"
 
-    def construct_factory(self, env: Environment) -> ReadingFactory:
+    def construct_factory(self, env: Environment) -> InfrastructureFactory[Any]:
         """The one that reads the log, whatever PERSISTENCE_MODULE names for the views."""
         return ReadingFactory(env)
 
