@@ -52,6 +52,8 @@ class TrackedView(TrackingRecorder):
 
     _counted: LogPosition | None = None
     """The last event that was counted, as far as this process knows; None if none was."""
+    _has_looked: bool = False
+    """Whether `_counted` was read: once, before events are counted; then this process knows it best."""
 
     @abstractmethod
     def counting(self, tracking: Tracking) -> AbstractContextManager[Any]:
@@ -73,6 +75,7 @@ class TrackedView(TrackingRecorder):
 
     def _read(self, row: Mapping[str, Any] | None) -> int | None:
         """The position of a tracking row. Raises PersistenceError for the row of another view."""
+        first, self._has_looked = not self._has_looked, True
         if row is None:
             return None
         position: int = row["notification_id"]
@@ -86,7 +89,7 @@ class TrackedView(TrackingRecorder):
                 " the column `view`."
             )
         found = LogPosition(position, **{column: row[column] for column in _COLUMNS[1:5]})
-        if self._counted is None:
+        if first:
             self._counted = found
         return found
 
