@@ -146,7 +146,8 @@ class PostgresView(TrackedView, PostgresTrackingRecorder):
         if application_name == self.table_migration_identifier:
             migrated: int | None = super().max_tracking_id(application_name)
             return migrated
-        return self._tracked(application_name)
+        tracked: int | None = self._tracked(application_name)
+        return tracked
 
     @retry((InterfaceError, OperationalError), max_attempts=3, wait=0.2)
     def _tracked(self, application_name: str) -> int | None:
