@@ -50,7 +50,7 @@ def test_it_has_the_version_of_all_and_pins_the_others_to_it(name: str) -> None:
     assert project(name)["license"] == "Apache-2.0"
 
 
-@pytest.mark.parametrize("name", OURS["keyledger"])
+@pytest.mark.parametrize("name", sorted(OURS["keyledger"]))
 def test_who_installs_it_gets_its_types(name: str) -> None:
     assert (FOLDERS[name] / name.replace("-", "_") / "py.typed").exists()
 
