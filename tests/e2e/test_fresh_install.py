@@ -1,4 +1,4 @@
-"""Fresh virtual environments with our wheels: the language's, the edge's, and that of who reads the log."""
+"""Fresh virtual environments: the language's wheel alone; the edge's and it, with a FastAPI application."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import json
 import os
 import re
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +26,14 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SMALLEST = {"keyledger-language", "msgspec", "pip", "setuptools"}
 SMALL = SMALLEST | {"keyledger-edge", "nats-py"}
-READING = SMALLEST | {
-    "eventsourcing", "keyledger-reading", "psycopg", "psycopg-binary", "psycopg-pool", "typing_extensions",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def language_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment with the language's wheel, and nothing else."""
     folder = tmp_path_factory.mktemp("language")
-    python = _made(folder)
-    _install(python, str(_wheel("services/language", folder)))
+    python = made(folder)
+    install(python, str(wheel("services/language", folder)))
     return python
 
 
@@ -46,33 +41,24 @@ def language_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment with the edge's wheel and the language's, and first with nothing else."""
     folder = tmp_path_factory.mktemp("fresh")
-    python = _made(folder)
-    _install(python, *(str(_wheel(source, folder)) for source in ("services/language", "services/edge")))
+    python = made(folder)
+    install(python, *(str(wheel(source, folder)) for source in ("services/language", "services/edge")))
     return python
 
 
-@pytest.fixture(scope="module")
-def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel of who reads the log and the language's."""
-    folder = tmp_path_factory.mktemp("reading")
-    python = _made(folder)
-    _install(python, *(str(_wheel(source, folder)) for source in ("services/language", "services/reading")))
-    return python
-
-
-def _made(folder: Path) -> Path:
+def made(folder: Path) -> Path:
     _run(sys.executable, "-m", "venv", str(folder / "venv"))
     return folder / "venv" / "bin" / "python"
 
 
-def _wheel(source: str, folder: Path) -> Path:
+def wheel(source: str, folder: Path) -> Path:
     built = folder / source
     _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(built), ".", cwd=ROOT / source)
     [wheel] = built.glob("*.whl")
     return wheel
 
 
-def _install(python: Path, *packages: str) -> None:
+def install(python: Path, *packages: str) -> None:
     """From a file or from the package registry; skips where that cannot be reached, but not in CI."""
     command = [str(python), "-m", "pip", "install", "-q", "--no-compile", "--retries", "1", *packages]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -88,7 +74,7 @@ def _run(*command: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def _installed(python: Path) -> set[str]:
+def installed(python: Path) -> set[str]:
     return {one["name"] for one in json.loads(_run(str(python), "-m", "pip", "list", "--format", "json"))}
 
 
@@ -102,68 +88,14 @@ facts = KeyFacts(
 )
 print(judge(facts, NO_USE, 0), sorted({"asyncio", "logging", "socket", "ssl"} & set(sys.modules)))
 """
-    names = _installed(language_alone)
+    names = installed(language_alone)
 
     assert {"keyledger-language", "msgspec"} <= names <= SMALLEST
     assert _run(str(language_alone), "-I", "-c", script).strip() == "revoked []"
 
 
-def test_the_documented_projection_runs_with_nothing_of_the_server(
-    reading: Path, ledger: Running, tmp_path: Path
-) -> None:
-    page = (ROOT / "docs/projections.md").read_text("utf-8")
-    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    [settings] = re.findall(r"```bash\n(export .*?)```", page, re.DOTALL)
-    (tmp_path / "spend.py").write_text(program, "utf-8")
-    (tmp_path / ".keyledger").symlink_to(ledger.folder / "data")
-    _charged(ledger, 1_250_000)
-
-    path = f"{reading.parent}:{os.environ['PATH']}"
-    process = subprocess.Popen(
-        ["bash", "-euc", settings.replace("python ", "exec python ")], cwd=tmp_path, env={"PATH": path}
-    )
-    try:
-        spent = _until_spent(tmp_path / "spend.db")
-    finally:
-        process.terminate()
-        process.wait(30)
-
-    assert spent >= 1_250_000
-    assert {"keyledger-reading", "eventsourcing"} <= _installed(reading) <= READING
-    assert list(reading.parents[1].glob("lib/*/site-packages/keyledger_reading/py.typed"))
-
-
-def _charged(ledger: Running, micros: int) -> None:
-    """Some key has just spent so much."""
-    shop = {"name": "spender", "preset": "default", "prefix": f"s{time.time_ns()}_"}
-    keyspace = _ask(f"{ledger.url}/v1/keyspaces", ledger.root_key, shop)[1]
-    organization = _ask(f"{ledger.url}/v1/organizations", ledger.root_key, {"name": "spender"})[1]
-    wallet = f"{ledger.url}/v1/organizations/{organization['id']}/wallet/credits"
-    _ask(wallet, ledger.root_key, {"amount_micros": micros, "reference": "first"})
-    names = {"keyspace_id": keyspace["id"], "organization_id": organization["id"], "name": "k"}
-    key_id = _ask(f"{ledger.url}/v1/keys", ledger.root_key, names)[1]["key"]["id"]
-    charge = {"key_id": key_id, "request_id": "one", "amount_micros": micros, "model": "gpt-large"}
-    status, _ = _ask(f"{ledger.url}/v1/charges", ledger.root_key, charge)
-    assert status == 201
-
-
-def _until_spent(file: Path) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        time.sleep(0.1)
-        if file.exists():
-            with closing(sqlite3.connect(file)) as connection:
-                try:
-                    rows = connection.execute("SELECT micros FROM spend WHERE model = 'gpt-large'").fetchall()
-                except sqlite3.OperationalError:
-                    continue
-            if rows:
-                return sum(micros for (micros,) in rows)
-    raise AssertionError("the projection counted nothing")
-
-
 def test_what_is_installed_is_small(environment: Path) -> None:
-    names = _installed(environment)
+    names = installed(environment)
     size = sum(
         one.stat().st_size
         for package in ("keyledger_edge", "keyledger_language", "msgspec", "nats")
@@ -179,7 +111,7 @@ def test_what_is_installed_is_small(environment: Path) -> None:
 @pytest.fixture
 def gateway(environment: Path, ledger: Running, tmp_path: Path) -> Iterator[str]:
     """The application of docs/edge.md, on a real uvicorn."""
-    _install(environment, "fastapi", "uvicorn")
+    install(environment, "fastapi", "uvicorn")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/edge.md").read_text("utf-8"), re.DOTALL)
     [block] = [one for one in blocks if "from fastapi" in one]
     (tmp_path / "app.py").write_text(block.replace("http://127.0.0.1:8700", ledger.url), "utf-8")
@@ -200,21 +132,21 @@ def gateway(environment: Path, ledger: Running, tmp_path: Path) -> Iterator[str]
 
 def test_install_run_revoke_refused(gateway: str, ledger: Running) -> None:
     shop = {"name": "fresh", "preset": "default", "prefix": f"f{time.time_ns()}_"}
-    keyspace = _ask(f"{ledger.url}/v1/keyspaces", ledger.root_key, shop)[1]
-    organization = _ask(f"{ledger.url}/v1/organizations", ledger.root_key, {"name": "fresh"})[1]
-    made = _ask(
+    keyspace = ask(f"{ledger.url}/v1/keyspaces", ledger.root_key, shop)[1]
+    organization = ask(f"{ledger.url}/v1/organizations", ledger.root_key, {"name": "fresh"})[1]
+    made = ask(
         f"{ledger.url}/v1/keys",
         ledger.root_key,
         {"keyspace_id": keyspace["id"], "organization_id": organization["id"], "name": "k"},
     )[1]
 
     _wait_until_it_answers(gateway, made["secret"])
-    assert _ask(f"{gateway}/whoami", made["secret"])[1]["key"] == made["key"]["id"]
+    assert ask(f"{gateway}/whoami", made["secret"])[1]["key"] == made["key"]["id"]
 
-    revoked = _ask(f"{ledger.url}/v1/keys/{made['key']['id']}/revoke", ledger.root_key, {})[1]
+    revoked = ask(f"{ledger.url}/v1/keys/{made['key']['id']}/revoke", ledger.root_key, {})[1]
 
     assert revoked["fence"]["held"]
-    status, problem = _ask(f"{gateway}/whoami", made["secret"])
+    status, problem = ask(f"{gateway}/whoami", made["secret"])
     assert (status, problem["code"]) == (401, "revoked")
 
 
@@ -223,7 +155,7 @@ def _wait_until_it_answers(gateway: str, secret: str) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            if _ask(f"{gateway}/whoami", secret)[0] == 200:
+            if ask(f"{gateway}/whoami", secret)[0] == 200:
                 return
         except OSError:
             pass
@@ -231,7 +163,7 @@ def _wait_until_it_answers(gateway: str, secret: str) -> None:
     raise AssertionError("the application never let a good key through")
 
 
-def _ask(url: str, key: str, body: Any = None) -> tuple[int, Any]:
+def ask(url: str, key: str, body: Any = None) -> tuple[int, Any]:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     try:
