@@ -137,6 +137,9 @@ class GoodCaller:
         self._body = json.dumps({"secret": key.secret, "keyspace_id": running.main}).encode()
         self._connection = http.client.HTTPConnection(*self._place, timeout=MOST_SECONDS)
 
+    def close(self) -> None:
+        self._connection.close()
+
     def verify(self) -> bool:
         try:
             self._connection.request("POST", "/v1/verify", self._body, self._headers)
@@ -204,19 +207,25 @@ def fill(running: Running, key: Made) -> None:
         running.root.post("/v1/charges/batch", {"items": items})
 
 
+def close_all(running: Running) -> None:
+    for caller in running.callers:
+        caller.close()
+
+
 def figures(attacks: Sequence[str] = ("nobody", *ATTACKS)) -> list[Suffered]:
     """Each attack on a ledger of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found: list[Suffered] = []
     for attack in attacks:
-        with place() as here:
+        with place() as here, contextlib.ExitStack() as ending:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
             here.start()
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             running = Running(here)
             customer = running.organization(10**12)
             key, bound = running.key(customer), running.root_made("events:read", organization_id=customer)
-            good = GoodCaller(running, key)
+            good = ending.enter_context(contextlib.closing(GoodCaller(running, key)))
+            ending.callback(close_all, running)
             until = time.monotonic() + QUIET_SECONDS
             good.suffer("warm", lambda until=until: time.monotonic() < until - 4)  # type: ignore[misc]  # a default binds it
             if attack == "nobody":
@@ -231,8 +240,6 @@ def figures(attacks: Sequence[str] = ("nobody", *ATTACKS)) -> list[Suffered]:
                     stack.enter_context(charging(running, other))
                 goes_on = stack.enter_context(attacked(running, attack, *more))
                 found.append(good.suffer(attack, goes_on))
-            for caller in running.callers:
-                caller.close()
     print(f"{'attack':<10}{'seconds':>9}{'verified':>10}{'failed':>8}{'p99 ms':>9}{'worst ms':>10}")
     for one in found:
         print(

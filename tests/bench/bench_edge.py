@@ -253,6 +253,7 @@ async def _measure_fences(url: str, edges: int, rounds: int) -> Fence:
 
     await raw.subscribe("raw.acknowledge", cb=heard)
     keeper._quiet_until = 0  # there was no owner before
+    keeper.resume({})
     for _ in range(400):
         keeper.confirmed(boottime_ns())
         if sum(one.lease_left_ms > 0 for one in keeper.edges()) == edges:
